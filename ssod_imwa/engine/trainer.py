@@ -1,0 +1,215 @@
+"""The training loop of every task, with detectron2's trainer and hook contract."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import nn
+
+from ssod_imwa.averaging.episodes import EpisodeSchedule, Position
+from ssod_imwa.engine import comm
+from ssod_imwa.engine.algorithm import Algorithm
+from ssod_imwa.engine.events import EventStorage
+from ssod_imwa.engine.seeding import seed_everything
+
+
+class HookBase:
+    """Something the trainer calls at fixed points of the loop, detectron2's contract::
+
+        hook.before_train()
+        for trainer.iter in range(trainer.start_iter, trainer.max_iter):
+            hook.before_step()
+            trainer.run_step()          # calls hook.after_backward() before the optimizer's step
+            hook.after_step()
+        hook.after_train()              # also when the loop ends by an exception
+
+    Attributes:
+        name: key of the hook's state in checkpoints; two hooks of a trainer never share it.
+        trainer: the trainer, set at registration.
+    """
+
+    trainer: Any = None
+
+    @property
+    def name(self) -> str:
+        return type(self).__name__
+
+    def before_train(self) -> None: ...
+
+    def after_train(self) -> None: ...
+
+    def before_step(self) -> None: ...
+
+    def after_backward(self) -> None: ...
+
+    def after_step(self) -> None: ...
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+class NonFiniteError(FloatingPointError):
+    """A loss or a gradient became NaN or infinite; the weights are those of the step before."""
+
+
+class Trainer:
+    """Trains an algorithm over an episode schedule.
+
+    Two clocks run: the algorithm sees `position.t`, the member's own iteration; hooks, logs and
+    checkpoints see `iter`, the global step 0..M*T-1.
+
+    Args:
+        algorithm: the method and its models, on their device.
+        schedule: which member trains at which global step.
+        batches: given a global step, the batches from that step on, each with a method `to(device)`
+            and, for accumulation, `split(parts)`.
+        optimizer: holds the student's parameters.
+        seed: run seed; the global generators are re-seeded from (seed, member, t) at every step.
+        first_member: number of the schedule's member 0 (for members trained as separate runs).
+        accumulation: micro-batches whose gradients add up to one optimizer step.
+        amp_dtype: float16 or bfloat16 for automatic mixed precision, None for none.
+        clip: called with the student's parameters before the optimizer's step.
+    """
+
+    def __init__(
+        self,
+        algorithm: Algorithm,
+        schedule: EpisodeSchedule,
+        batches: Callable[[int], Iterable[Any]],
+        optimizer: torch.optim.Optimizer,
+        *,
+        seed: int,
+        first_member: int = 0,
+        accumulation: int = 1,
+        amp_dtype: torch.dtype | None = None,
+        clip: Callable[[list[nn.Parameter]], object] | None = None,
+    ) -> None:
+        self.algorithm = algorithm
+        self.schedule = schedule
+        self.optimizer = optimizer
+        self.seed = seed
+        self.first_member = first_member
+        self.accumulation = accumulation
+        self.amp_dtype = amp_dtype
+        self.clip = clip
+        self.parameters = [p for p in algorithm.student.parameters() if p.requires_grad]
+        self.device = self.parameters[0].device
+        # Only float16 needs its small gradients scaled up.
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=amp_dtype is torch.float16)
+        self.hooks: list[HookBase] = []
+        self.iter = self.start_iter = 0
+        self.max_iter = len(schedule)
+        self.storage = EventStorage()
+        self.stop_requested = False
+        self._batches = batches
+        self._stream: Iterator[Any] = iter(())
+
+    @property
+    def position(self) -> Position:
+        """Episode, member and own iteration of the current global step."""
+        return self.schedule.position(self.iter)
+
+    def register_hooks(self, hooks: Sequence[HookBase]) -> None:
+        """Append hooks; at each point they are called in this order."""
+        for hook in hooks:
+            if any(hook.name == other.name for other in self.hooks):
+                raise ValueError(f"hook name {hook.name!r} is taken (names key the saved state)")
+            hook.trainer = self
+            self.hooks.append(hook)
+
+    def train(self) -> None:
+        """Run from `start_iter` to `max_iter`, or to the step in which a hook asked to stop."""
+        self.iter = self.start_iter
+        self._stream = iter(self._batches(self.start_iter))
+        with self.storage:
+            try:
+                self._call("before_train")
+                while self.iter < self.max_iter and not self.stop_requested:
+                    self.storage.iter = self.iter
+                    self._call("before_step")
+                    self.run_step()
+                    self._call("after_step")
+                    self.iter += 1
+            finally:
+                self._call("after_train")
+
+    def run_step(self) -> None:
+        """One optimizer step of the current member."""
+        position = self.position
+        batch = next(self._stream).to(self.device)
+        seed_everything(self.seed, "step", self.first_member + position.member, position.t)
+        self.algorithm.student.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        parts = batch.split(self.accumulation) if self.accumulation > 1 else [batch]
+        records: dict[str, torch.Tensor] = {}
+        for number, part in enumerate(parts, start=1):
+            for name, value in self._backward(part, position.t, last=number == len(parts)).items():
+                records[name] = records.get(name, 0) + value / len(parts)
+        self._call("after_backward")
+        self.scaler.unscale_(self.optimizer)
+        self._raise_if_not_finite(records, position)
+        if self.clip is not None:
+            self.clip(self.parameters)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.algorithm.after_step(position.t)
+        self.storage.put_tensors(records)
+
+    def _backward(self, batch: Any, t: int, *, last: bool) -> dict[str, torch.Tensor]:
+        student = self.algorithm.parallel_student
+        # Under DistributedDataParallel only the last micro-batch exchanges gradients.
+        postponed = nullcontext() if last or not hasattr(student, "no_sync") else student.no_sync()
+        autocast = torch.autocast(
+            self.device.type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None
+        )
+        with postponed:
+            with autocast:
+                records = self.algorithm.losses(batch, t)
+                total = sum(value for name, value in records.items() if name.startswith("loss"))
+            self.scaler.scale(total / self.accumulation).backward()
+        return {"total_loss": total.detach(), **{k: v.detach() for k, v in records.items()}}
+
+    def _raise_if_not_finite(self, records: dict[str, torch.Tensor], position: Position) -> None:
+        finite = torch.isfinite(records["total_loss"])
+        if not self.scaler.is_enabled():  # with a scaler an overflow skips the step by design
+            gradients = [p.grad for p in self.parameters if p.grad is not None]
+            finite = finite & torch.isfinite(nn.utils.get_total_norm(gradients))
+        if comm.all_true(finite):
+            return
+        losses = {name: float(value) for name, value in records.items()}
+        raise NonFiniteError(
+            f"loss or gradient is not finite at global step {position.global_step} (episode "
+            f"{position.episode}, member {position.member}, iteration {position.t}): {losses}; "
+            "lower SOLVER.BASE_LR or clip gradients (SOLVER.CLIP_GRADIENTS.ENABLED True)"
+        )
+
+    def _call(self, point: str) -> None:
+        for hook in self.hooks:
+            getattr(hook, point)()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything to resume after the current step, hooks included; see `engine.checkpoint`."""
+        return {
+            "iteration": self.iter + 1,
+            "models": {name: model.state_dict() for name, model in self.algorithm.models().items()},
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "algorithm": self.algorithm.state_dict(),
+            "hooks": {hook.name: state for hook in self.hooks if (state := hook.state_dict())},
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where `state_dict` was taken."""
+        self.start_iter = state["iteration"]
+        for name, model in self.algorithm.models().items():
+            model.load_state_dict(state["models"][name])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.algorithm.load_state_dict(state["algorithm"])
+        for hook in self.hooks:
+            hook.load_state_dict(state["hooks"].get(hook.name, {}))

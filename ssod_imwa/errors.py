@@ -1,0 +1,20 @@
+"""Mistakes of a user, as opposed to mistakes of ours."""
+
+
+class UserError(Exception):
+    """Bad input: one line that says what is wrong, where, and what is allowed.
+
+    Command lines print it without a traceback and exit with status 2.
+    """
+
+
+class ConfigError(UserError):
+    """A configuration key or value is wrong."""
+
+
+class DataError(UserError):
+    """A data set is missing or broken."""
+
+
+class CheckpointError(UserError):
+    """A checkpoint is missing, damaged or belongs to another run."""
