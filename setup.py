@@ -1,11 +1,12 @@
 """Packaging of ssod_imwa; `pip install -e .[dev]` is what `make` does."""
 
+import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
-VERSION = "0.1.0"
+VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "ssod_imwa/__init__.py").read_text())[1]
 
 setup(
     name="ssod_imwa",

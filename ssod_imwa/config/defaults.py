@@ -98,9 +98,9 @@ _C.DATASETS = CfgNode()
 _C.DATASETS.ROOT = ""
 # Names of the catalogue (docs/datasets.md), or "coco:FILE.json:IMAGES", "voc:FOLDER:SPLIT"
 # and, for unlabelled images, "folder:FOLDER"; paths are relative to ROOT.
-_C.DATASETS.TRAIN = ()
-_C.DATASETS.TRAIN_UNLABELED = ()
-_C.DATASETS.TEST = ()
+_C.DATASETS.TRAIN = []
+_C.DATASETS.TRAIN_UNLABELED = []
+_C.DATASETS.TEST = []
 # A broken record (no image, a box without area, ...) stops the run, or is dropped and counted.
 _C.DATASETS.ON_BAD_RECORD = "error"
 _C.DATASETS.SPLIT = CfgNode()
@@ -133,7 +133,7 @@ _C.SOLVER.WEIGHT_DECAY = 1e-4
 _C.SOLVER.WEIGHT_DECAY_NORM = 0.0
 _C.SOLVER.LR_SCHEDULER_NAME = "WarmupMultiStepLR"
 # Iterations (the member's own clock) after which the rate is multiplied by GAMMA.
-_C.SOLVER.STEPS = ()
+_C.SOLVER.STEPS = []
 _C.SOLVER.GAMMA = 0.1
 _C.SOLVER.WARMUP_ITERS = 1000
 _C.SOLVER.WARMUP_FACTOR = 0.001
@@ -192,8 +192,8 @@ _C.IMWA.BN_BATCHES = 200
 # A member with NaN or Inf: "raise", or "drop" it and average the others.
 _C.IMWA.NONFINITE = "raise"
 _C.IMWA.ACCUMULATE = "float64"
-# Weight of each member in the average, summing to 1; () is 1/M each.
-_C.IMWA.COEFFICIENTS = ()
+# Weight of each member in the average, summing to 1; [] is 1/M each.
+_C.IMWA.COEFFICIENTS = []
 # Train the members side by side on the ranks of a distributed run instead of in turn.
 _C.IMWA.PARALLEL = False
 
@@ -221,3 +221,65 @@ CHOICES: dict[str, tuple[object, ...]] = {
     "IMWA.NONFINITE": ("raise", "drop"),
     "IMWA.ACCUMULATE": ("float64", "float32"),
 }
+
+INFINITY = float("inf")
+# Smallest and largest allowed value; for lists, of each element.
+RANGES: dict[str, tuple[float, float]] = {
+    "SEED": (0, 2**63 - 1),
+    "LOG_PERIOD": (1, INFINITY),
+    "MODEL.FPN.OUT_CHANNELS": (1, INFINITY),
+    "MODEL.ROI_BOX_HEAD.FC_DIM": (1, INFINITY),
+    "MODEL.ROI_BOX_HEAD.SMOOTH_L1_BETA": (0, INFINITY),
+    "MODEL.ROI_HEADS.NUM_CLASSES": (0, INFINITY),
+    "MODEL.ROI_HEADS.FOCAL_GAMMA": (0, INFINITY),
+    "MODEL.ROI_HEADS.IOU_THRESHOLDS": (0, 1),
+    "MODEL.RPN.IOU_THRESHOLDS": (0, 1),
+    "INPUT.MIN_SIZE_TRAIN": (1, INFINITY),
+    "INPUT.MAX_SIZE_TRAIN": (1, INFINITY),
+    "INPUT.MIN_SIZE_TEST": (1, INFINITY),
+    "INPUT.MAX_SIZE_TEST": (1, INFINITY),
+    "INPUT.STRONG.COLOR_JITTER": (0, 1),
+    "INPUT.STRONG.GRAYSCALE": (0, 1),
+    "INPUT.STRONG.GAUSSIAN_BLUR": (0, 1),
+    "INPUT.STRONG.ERASING": (0, 1),
+    "DATASETS.SPLIT.PERCENT": (0, 100),
+    "DATASETS.SPLIT.FOLD": (0, INFINITY),
+    "DATALOADER.NUM_WORKERS": (0, INFINITY),
+    "SOLVER.MAX_ITER": (1, INFINITY),
+    "SOLVER.IMS_PER_BATCH": (1, INFINITY),
+    "SOLVER.IMS_PER_BATCH_UNLABELED": (0, INFINITY),
+    "SOLVER.ACCUMULATION_STEPS": (1, INFINITY),
+    "SOLVER.BASE_LR": (0, INFINITY),
+    "SOLVER.WARMUP_ITERS": (0, INFINITY),
+    "SOLVER.WARMUP_FACTOR": (0, 1),
+    "SOLVER.STEPS": (0, INFINITY),
+    "SOLVER.CLIP_GRADIENTS.CLIP_VALUE": (0, INFINITY),
+    "SOLVER.CHECKPOINT_PERIOD": (0, INFINITY),
+    "SOLVER.CHECKPOINT_KEEP": (1, INFINITY),
+    "TEST.EVAL_PERIOD": (0, INFINITY),
+    "TEST.DETECTIONS_PER_IMAGE": (1, INFINITY),
+    "TEST.IMS_PER_BATCH": (1, INFINITY),
+    "SSOD.BURN_IN_ITERS": (0, INFINITY),
+    "SSOD.EMA_DECAY": (0, 1),
+    "SSOD.BBOX_THRESHOLD": (0, 1),
+    "SSOD.UNSUP_LOSS_WEIGHT": (0, INFINITY),
+    "SSOD.UNSUP_BOX_LOSS_WEIGHT": (0, INFINITY),
+    "IMWA.MEMBERS": (1, INFINITY),
+    "IMWA.EPISODES": (1, INFINITY),
+    "IMWA.FIRST_MEMBER": (0, INFINITY),
+    "IMWA.BN_BATCHES": (1, INFINITY),
+}
+
+# Type of the elements of lists that are empty by default.
+ELEMENTS: dict[str, type] = {
+    "DATASETS.TRAIN": str,
+    "DATASETS.TRAIN_UNLABELED": str,
+    "DATASETS.TEST": str,
+    "SOLVER.STEPS": int,
+    "IMWA.COEFFICIENTS": float,
+}
+
+
+def get_cfg() -> CfgNode:
+    """A copy of the default configuration."""
+    return _C.clone()
