@@ -1,0 +1,179 @@
+"""Scalars of a run, in memory: detectron2's event storage without a device sync per step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from types import TracebackType
+
+import numpy as np
+import torch
+from fvcore.common.history_buffer import HistoryBuffer
+
+# Values kept per name; writers put the whole history on disk, hooks look at recent values only.
+HISTORY_LENGTH = 10_000
+# Blocks of device scalars that may wait for a reader (a hook that never logs must not fill memory).
+_MAX_PENDING = 1_000
+
+_storages: list[EventStorage] = []
+
+
+def get_event_storage() -> EventStorage:
+    """The storage of the trainer that is running.
+
+    Raises:
+        RuntimeError: outside a `with EventStorage()` block.
+    """
+    if not _storages:
+        raise RuntimeError("get_event_storage() has to be called inside a `with EventStorage()`")
+    return _storages[-1]
+
+
+class EventStorage:
+    """Keeps named scalars by global step, with detectron2's method names.
+
+    Tensors given to `put_tensors` stay on their device until somebody reads: a GPU is synchronised
+    once per reading, not once per step.
+
+    Attributes:
+        iter: the global step that values put now belong to.
+
+    Example:
+        >>> with EventStorage(start_iter=5) as storage:
+        ...     storage.put_scalar("lr", 0.1)
+        ...     storage.put_tensors({"loss": torch.tensor(2.0)})
+        ...     get_event_storage().latest()
+        {'lr': (0.1, 5), 'loss': (2.0, 5)}
+    """
+
+    def __init__(self, start_iter: int = 0) -> None:
+        self.iter = start_iter
+        self._histories: dict[str, HistoryBuffer] = {}
+        self._smoothing: dict[str, bool] = {}
+        self._pending: list[tuple[int, list[str], torch.Tensor | list[float]]] = []
+        self._prefix = ""
+
+    def put_scalar(
+        self, name: str, value: float, smoothing_hint: bool = True, cur_iter: int | None = None
+    ) -> None:
+        """Record a number; `smoothing_hint` False asks writers for the value itself."""
+        self._put([name], [float(value)], smoothing_hint, cur_iter)
+
+    def put_scalars(
+        self, *, smoothing_hint: bool = True, cur_iter: int | None = None, **scalars: float
+    ) -> None:
+        """Record several numbers given as keywords."""
+        values = [float(value) for value in scalars.values()]
+        self._put(list(scalars), values, smoothing_hint, cur_iter)
+
+    def put_tensors(self, scalars: Mapping[str, torch.Tensor]) -> None:
+        """Record one-element tensors without waiting for the device to compute them."""
+        by_device: dict[torch.device, list[str]] = {}
+        for name, value in scalars.items():
+            by_device.setdefault(value.device, []).append(name)
+        for names in by_device.values():
+            # stack copies, so what the caller does to its tensors later is not seen here.
+            block = torch.stack([scalars[name].detach().reshape(()) for name in names])
+            self._put(names, block, True, None)
+
+    def _put(
+        self,
+        names: list[str],
+        values: torch.Tensor | list[float],
+        smoothing_hint: bool,
+        cur_iter: int | None,
+    ) -> None:
+        names = [self._prefix + name for name in names]
+        for name in names:
+            if self._smoothing.setdefault(name, smoothing_hint) != smoothing_hint:
+                raise ValueError(f"scalar {name!r} was put with a different smoothing_hint before")
+        self._pending.append((self.iter if cur_iter is None else cur_iter, names, values))
+        if len(self._pending) >= _MAX_PENDING:
+            self._settle()
+
+    def _settle(self) -> None:
+        """Move what is pending to the histories, in the order in which it was put."""
+        pending, self._pending = self._pending, []
+        by_device: dict[torch.device, list[torch.Tensor]] = {}
+        for _, _, values in pending:
+            if isinstance(values, torch.Tensor):
+                by_device.setdefault(values.device, []).append(values)
+        # One transfer per device; torch.cat promotes mixed precisions.
+        read = {device: iter(torch.cat(parts).tolist()) for device, parts in by_device.items()}
+        for iteration, names, values in pending:
+            source = read[values.device] if isinstance(values, torch.Tensor) else iter(values)
+            for name, value in zip(names, source, strict=False):  # the source goes on
+                if name not in self._histories:
+                    self._histories[name] = HistoryBuffer(HISTORY_LENGTH)
+                self._histories[name].update(value, iteration)
+
+    def histories(self) -> dict[str, HistoryBuffer]:
+        """All values, by name."""
+        self._settle()
+        return self._histories
+
+    def history(self, name: str) -> HistoryBuffer:
+        """The values of one name.
+
+        Raises:
+            KeyError: nothing was put under this name.
+        """
+        histories = self.histories()
+        if name not in histories:
+            raise KeyError(f"no history of {name!r} (known: {sorted(histories)})")
+        return histories[name]
+
+    def latest(self) -> dict[str, tuple[float, int]]:
+        """The last value of each name and its global step."""
+        return {name: history.values()[-1] for name, history in self.histories().items()}
+
+    def latest_with_smoothing_hint(self, window_size: int = 20) -> dict[str, tuple[float, int]]:
+        """As `latest`, with the median of the last global steps for names that want smoothing.
+
+        Args:
+            window_size: global steps, counted back from a name's last value.
+        """
+        result = {}
+        for name, (value, iteration) in self.latest().items():
+            if self._smoothing[name]:
+                value = float(np.median([v for v, _ in self.recent(name, window_size)]))
+            result[name] = (value, iteration)
+        return result
+
+    def recent(self, name: str, window_size: int) -> list[tuple[float, int]]:
+        """(value, global step) of a name's last `window_size` global steps."""
+        values = self.history(name).values()
+        first = len(values)
+        while first > 0 and values[first - 1][1] > values[-1][1] - window_size:
+            first -= 1
+        return values[first:]
+
+    def smoothing_hints(self) -> dict[str, bool]:
+        """Whether a name's values are to be smoothed by writers."""
+        return self._smoothing
+
+    def step(self) -> None:
+        """Go to the next global step."""
+        self.iter += 1
+
+    @contextmanager
+    def name_scope(self, name: str) -> Iterator[None]:
+        """Prefix the names of values put inside with `name/`."""
+        before = self._prefix
+        self._prefix = name.rstrip("/") + "/"
+        try:
+            yield
+        finally:
+            self._prefix = before
+
+    def __enter__(self) -> EventStorage:
+        _storages.append(self)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        _storages.remove(self)
