@@ -11,7 +11,7 @@ VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "ssod_imwa/__init__.py").re
 setup(
     name="ssod_imwa",
     version=VERSION,
-    description="Iterative Model Weight Averaging for semi-supervised detection and imbalanced data",
+    description="Semi-supervised detection under iterative model weight averaging (IMWA)",
     long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",

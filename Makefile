@@ -1,0 +1,42 @@
+# make demo     train Unbiased Teacher + IMWA on digit scenes, with table, curves and pictures
+# make compare  the same beside supervised, plain Unbiased Teacher and twice the iterations
+# make test     lint, types and the fast tests;  make test-all  the slow ones, too
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+DEMO := output/digits_unbiased_teacher_imwa
+COMPARED := digits_supervised digits_unbiased_teacher digits_unbiased_teacher_2x
+
+.PHONY: demo compare test test-all lint clean
+
+$(INSTALLED): setup.py pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable .[dev]
+	touch $@
+
+demo: $(INSTALLED)
+	$(BIN)/python tools/train_net.py --config-file configs/digits/unbiased_teacher_imwa.yaml --resume
+	$(BIN)/python tools/plot_results.py $(DEMO)
+	$(BIN)/python tools/visualize.py $(DEMO)
+
+compare: demo
+	for run in $(COMPARED); do \
+	  $(BIN)/python tools/train_net.py --config-file configs/digits/$${run#digits_}.yaml --resume || exit; \
+	done
+	$(BIN)/python tools/compare_runs.py $(COMPARED:%=output/%) $(DEMO)
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow"
+
+test-all: lint
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache
