@@ -1,0 +1,60 @@
+"""Whether a checkpoint can be continued exactly by the run that wants to."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+from ssod_imwa import __version__
+
+NOT_COMPARED = ("config",)
+"""Entries of a run's identity that are kept for the reader and may differ (file names, periods)."""
+
+_ABSENT = "(absent)"
+
+
+class Change(NamedTuple):
+    """An entry of the run's identity that differs; a missing one reads "(absent)"."""
+
+    key: str
+    saved: Any
+    current: Any
+
+
+def identity(run: Mapping[str, Any]) -> dict[str, Any]:
+    """A run's entries and the library's major version: what has to be equal for an exact resume."""
+    return {**run, "library major version": int(__version__.split(".")[0])}
+
+
+def changes(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[Change]:
+    """The entries in which two identities differ, sorted by name.
+
+    Example:
+        >>> changes({"T": 10, "seed": 1}, {"T": 20, "seed": 1})
+        [Change(key='T', saved=10, current=20)]
+    """
+    return [
+        Change(key, saved.get(key, _ABSENT), current.get(key, _ABSENT))
+        for key in sorted(saved.keys() | current.keys())
+        if key not in NOT_COMPARED and saved.get(key, _ABSENT) != current.get(key, _ABSENT)
+    ]
+
+
+def table(found: Iterable[Change]) -> str:
+    """Changes as aligned lines of key, saved, current."""
+    rows = [("key", "saved", "current"), *((c.key, str(c.saved), str(c.current)) for c in found)]
+    widths = [max(len(row[i]) for row in rows) for i in range(2)]
+    return "\n".join(f"  {row[0]:{widths[0]}}  {row[1]:{widths[1]}}  {row[2]}" for row in rows)
+
+
+def fingerprint(identifiers: Iterable[int | str]) -> str:
+    """Number and hash of a data set's image ids, in order: equal only for the same list.
+
+    Example:
+        >>> fingerprint([1, 2, 3])
+        '3 images, ad23a1425659'
+    """
+    texts = [f"{type(identifier).__name__}:{identifier}" for identifier in identifiers]
+    digest = hashlib.sha256("\n".join(texts).encode()).hexdigest()
+    return f"{len(texts)} images, {digest[:12]}"
