@@ -143,8 +143,13 @@ class EventStorage:
     def recent(self, name: str, window_size: int) -> list[tuple[float, int]]:
         """(value, global step) of a name's last `window_size` global steps."""
         values = self.history(name).values()
+        return self.since(name, values[-1][1] - window_size + 1)
+
+    def since(self, name: str, first_iter: int) -> list[tuple[float, int]]:
+        """(value, global step) of a name's last values, from a global step on."""
+        values = self.history(name).values()
         first = len(values)
-        while first > 0 and values[first - 1][1] > values[-1][1] - window_size:
+        while first > 0 and values[first - 1][1] >= first_iter:
             first -= 1
         return values[first:]
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from typing import Any
 
 import torch
@@ -17,7 +18,9 @@ from ssod_imwa.engine.seeding import seed_everything
 
 
 class HookBase:
-    """Something the trainer calls at fixed points of the loop, detectron2's contract::
+    """Something the trainer calls at fixed points of the loop.
+
+    The contract is detectron2's::
 
         hook.before_train()
         for trainer.iter in range(trainer.start_iter, trainer.max_iter):
@@ -74,6 +77,8 @@ class Trainer:
         accumulation: micro-batches whose gradients add up to one optimizer step.
         amp_dtype: float16 or bfloat16 for automatic mixed precision, None for none.
         clip: called with the student's parameters before the optimizer's step.
+        rank: number of this process among those that share a member's batch; part of the step's
+            seed, so that ranks draw different dropout masks. None takes the rank of the run.
     """
 
     def __init__(
@@ -88,6 +93,7 @@ class Trainer:
         accumulation: int = 1,
         amp_dtype: torch.dtype | None = None,
         clip: Callable[[list[nn.Parameter]], object] | None = None,
+        rank: int | None = None,
     ) -> None:
         self.algorithm = algorithm
         self.schedule = schedule
@@ -97,6 +103,7 @@ class Trainer:
         self.accumulation = accumulation
         self.amp_dtype = amp_dtype
         self.clip = clip
+        self.rank = comm.rank() if rank is None else rank
         self.parameters = [p for p in algorithm.student.parameters() if p.requires_grad]
         self.device = self.parameters[0].device
         # Only float16 needs its small gradients scaled up.
@@ -124,7 +131,7 @@ class Trainer:
 
     def train(self) -> None:
         """Run from `start_iter` to `max_iter`, or to the step in which a hook asked to stop."""
-        self.iter = self.start_iter
+        self.iter = self.storage.iter = self.start_iter
         self._stream = iter(self._batches(self.start_iter))
         with self.storage:
             try:
@@ -136,13 +143,19 @@ class Trainer:
                     self._call("after_step")
                     self.iter += 1
             finally:
-                self._call("after_train")
+                # A stack, so that a hook that fails here does not keep the others from cleaning up.
+                with ExitStack() as stack:
+                    for hook in reversed(self.hooks):
+                        stack.callback(hook.after_train)
 
     def run_step(self) -> None:
         """One optimizer step of the current member."""
         position = self.position
+        start = time.perf_counter()
         batch = next(self._stream).to(self.device)
-        seed_everything(self.seed, "step", self.first_member + position.member, position.t)
+        self.storage.put_scalar("data_time", time.perf_counter() - start)
+        member = self.first_member + position.member
+        seed_everything(self.seed, "step", member, position.t, self.rank)
         self.algorithm.student.train()
         self.optimizer.zero_grad(set_to_none=True)
         parts = batch.split(self.accumulation) if self.accumulation > 1 else [batch]
@@ -159,6 +172,7 @@ class Trainer:
         self.scaler.update()
         self.algorithm.after_step(position.t)
         self.storage.put_tensors(records)
+        self.storage.put_scalar("time", time.perf_counter() - start)
 
     def _backward(self, batch: Any, t: int, *, last: bool) -> dict[str, torch.Tensor]:
         student = self.algorithm.parallel_student
@@ -170,7 +184,12 @@ class Trainer:
         with postponed:
             with autocast:
                 records = self.algorithm.losses(batch, t)
-                total = sum(value for name, value in records.items() if name.startswith("loss"))
+                losses = [value for name, value in records.items() if name.startswith("loss")]
+                if not losses:
+                    raise ValueError(
+                        f"no loss in {sorted(records)} (a name must begin with 'loss')"
+                    )
+                total = torch.stack(losses).sum()
             self.scaler.scale(total / self.accumulation).backward()
         return {"total_loss": total.detach(), **{k: v.detach() for k, v in records.items()}}
 

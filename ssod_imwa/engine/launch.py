@@ -1,0 +1,174 @@
+"""Starts a run's processes and makes an algorithm data-parallel."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from types import FrameType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import multiprocessing as mp
+from torch.nn.parallel import DistributedDataParallel
+
+from ssod_imwa.engine import comm
+from ssod_imwa.engine.algorithm import Algorithm
+from ssod_imwa.errors import UserError
+
+# How long a rank waits for the others; the evaluation of a large set on one rank takes minutes.
+TIMEOUT = timedelta(minutes=30)
+
+
+def launch(
+    main: Callable[..., Any], num_gpus: int = 1, args: tuple[Any, ...] = (), *, device: str = "auto"
+) -> Any:
+    """Run `main(*args)` in one process for each GPU, or as one rank of a torchrun job.
+
+    Under torchrun (RANK, WORLD_SIZE and LOCAL_RANK are set) this process is one rank and `num_gpus`
+    is not looked at. Otherwise more than one GPU spawns that many processes, and one calls `main`
+    here. GPUs talk over NCCL; `device` "cpu" makes `num_gpus` processes that talk over Gloo.
+
+    Args:
+        main: a function of a module, since processes import it.
+        num_gpus: processes on this machine.
+        args: arguments of `main`, picklable.
+        device: "auto" (GPUs if there are any), "cuda" or "cpu".
+
+    Returns:
+        What `main` returned, None if it ran in spawned processes.
+
+    Raises:
+        UserError: there are fewer GPUs than processes.
+        SystemExit: with the exit code of the first process that ended with one.
+    """
+    use_cuda = device != "cpu" and torch.cuda.is_available()
+    if {"RANK", "WORLD_SIZE", "LOCAL_RANK"} <= os.environ.keys():
+        rank, world_size, local_rank = (
+            int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+        )
+        if use_cuda or device == "cuda":
+            _check_gpus(local_rank + 1)
+        with _process_group(rank, world_size, local_rank, "env://", use_cuda=use_cuda):
+            return main(*args)
+    if num_gpus < 1:
+        raise UserError(f"{num_gpus} processes are not allowed (must be at least 1)")
+    if num_gpus == 1:
+        return main(*args)
+    if device != "cpu":
+        _check_gpus(num_gpus)
+    init_method = f"tcp://127.0.0.1:{_free_port()}"
+    context = mp.spawn(
+        _run_rank, (main, args, num_gpus, init_method, use_cuda), nprocs=num_gpus, join=False
+    )
+    try:
+        with _forwarded_signals(context.pids()):
+            while not context.join():
+                pass
+    except mp.ProcessExitedException as error:
+        # A process that a signal killed has a negative code; shells add 128 to the signal.
+        code = error.exit_code
+        raise SystemExit(code if code >= 0 else 128 - code) from error
+    return None
+
+
+def distribute(algorithm: Algorithm) -> None:
+    """Make `algorithm.parallel_student` exchange gradients over ranks; nothing on one rank.
+
+    All ranks get rank 0's student. Buffers are not broadcast at each step: running statistics stay
+    each rank's own until `IMWAHook` averages them.
+
+    Raises:
+        RuntimeError: ranks hold different models, for instance different teachers.
+    """
+    if comm.world_size() == 1:
+        return
+    device = next(algorithm.student.parameters()).device
+    algorithm.parallel_student = DistributedDataParallel(
+        algorithm.student,
+        device_ids=[device.index] if device.type == "cuda" else None,
+        broadcast_buffers=False,
+    )
+    comm.assert_equal_on_all_ranks(comm.checksum(algorithm.models()), "the initial models")
+
+
+def _run_rank(
+    rank: int,
+    main: Callable[..., Any],
+    args: tuple[Any, ...],
+    world_size: int,
+    init_method: str,
+    use_cuda: bool,
+) -> None:
+    with _process_group(rank, world_size, rank, init_method, use_cuda=use_cuda):
+        try:
+            main(*args)
+        except SystemExit as leaving:
+            # All ranks leave on a signal; the first to be gone would have the others terminated.
+            if isinstance(leaving.code, int) and leaving.code > 128:
+                comm.barrier()
+            raise
+
+
+@contextmanager
+def _process_group(
+    rank: int, world_size: int, local_rank: int, init_method: str, *, use_cuda: bool
+) -> Iterator[None]:
+    if use_cuda:
+        torch.cuda.set_device(local_rank)
+    dist.init_process_group(
+        "nccl" if use_cuda else "gloo",
+        init_method=init_method,
+        rank=rank,
+        world_size=world_size,
+        timeout=TIMEOUT,
+    )
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+@contextmanager
+def _forwarded_signals(pids: list[int]) -> Iterator[None]:
+    """While processes run, pass SIGTERM on to them and let SIGINT be theirs.
+
+    A terminal sends SIGINT to the whole process group, so passing it on would be a second signal,
+    which ends a run at once.
+    """
+
+    def forward(number: int, frame: FrameType | None) -> None:
+        for pid in pids:
+            try:
+                os.kill(pid, number)
+            except ProcessLookupError:
+                continue  # this one has left already
+
+    previous = {
+        signal.SIGTERM: signal.signal(signal.SIGTERM, forward),
+        signal.SIGINT: signal.signal(signal.SIGINT, lambda number, frame: None),
+    }
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _check_gpus(needed: int) -> None:
+    found = torch.cuda.device_count()
+    if needed > found:
+        raise UserError(
+            f"{needed} GPUs are asked for and {found} found; "
+            "use fewer processes, or set MODEL.DEVICE cpu"
+        )
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

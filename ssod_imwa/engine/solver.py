@@ -1,0 +1,150 @@
+"""Optimizers, learning-rate schedules and gradient clipping, from plain arguments."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import nn
+
+_NORMS = (
+    nn.modules.batchnorm._NormBase,  # batch, synchronised and instance normalisation
+    nn.GroupNorm,
+    nn.LayerNorm,
+    nn.RMSNorm,
+)
+
+
+def build_optimizer(
+    model: nn.Module,
+    *,
+    name: str,
+    lr: float,
+    momentum: float,
+    weight_decay: float,
+    weight_decay_norm: float,
+) -> torch.optim.Optimizer:
+    """An optimizer over the trainable parameters of a model, each of them once.
+
+    Every group has an `initial_lr`, which `LRHook` multiplies.
+
+    Args:
+        model: parameters with `requires_grad` False are left out.
+        name: "SGD" or "AdamW".
+        lr: learning rate after warm-up.
+        momentum: SGD's momentum; AdamW's first beta (its second is 0.999).
+        weight_decay: for all parameters but those of normalisation layers.
+        weight_decay_norm: for scale and shift of normalisation layers.
+
+    Raises:
+        ValueError: the name is unknown or the model has nothing to train.
+    """
+    norm, rest = _split_parameters(model)
+    groups = [
+        {"params": params, "weight_decay": decay, "initial_lr": lr}
+        for params, decay in ((rest, weight_decay), (norm, weight_decay_norm))
+        if params
+    ]
+    if not groups:
+        raise ValueError("the model has no parameter with requires_grad (nothing to train)")
+    if name == "SGD":
+        return torch.optim.SGD(groups, lr=lr, momentum=momentum)
+    if name == "AdamW":
+        return torch.optim.AdamW(groups, lr=lr, betas=(momentum, 0.999))
+    raise ValueError(f"optimizer {name!r} is not known (choose SGD or AdamW)")
+
+
+def _split_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """Trainable parameters of normalisation layers, and all others."""
+    norm: list[nn.Parameter] = []
+    rest: list[nn.Parameter] = []
+    seen: set[nn.Parameter] = set()
+    for module in model.modules():
+        for parameter in module.parameters(recurse=False):
+            if parameter.requires_grad and parameter not in seen:
+                seen.add(parameter)
+                (norm if isinstance(module, _NORMS) else rest).append(parameter)
+    return norm, rest
+
+
+def lr_multiplier(
+    name: str,
+    *,
+    max_iter: int,
+    steps: Sequence[int] = (),
+    gamma: float = 0.1,
+    warmup_iters: int = 0,
+    warmup_factor: float = 0.001,
+) -> Callable[[int], float]:
+    """The factor of the learning rate at a member's own iteration t, as detectron2 defines it.
+
+    The warm-up is a straight line from `warmup_factor` at t = 0 to the schedule's own value at
+    t = `warmup_iters`.
+
+    Args:
+        name: "WarmupMultiStepLR" or "WarmupCosineLR" (half a cosine from 1 to 0).
+        max_iter: T, iterations of one member.
+        steps: own iterations from which the rate is `gamma` times smaller, ascending.
+        gamma: factor of each step.
+        warmup_iters: length of the warm-up in iterations, 0 for none.
+        warmup_factor: factor at t = 0.
+
+    Raises:
+        ValueError: the name is unknown or the steps are not ascending.
+
+    Example:
+        >>> multiplier = lr_multiplier("WarmupMultiStepLR", max_iter=100, steps=(60,),
+        ...                            warmup_iters=10, warmup_factor=0.1)
+        >>> [round(multiplier(t), 3) for t in (0, 5, 10, 59, 60)]
+        [0.1, 0.55, 1.0, 1.0, 0.1]
+    """
+    if list(steps) != sorted(steps):
+        raise ValueError(f"steps = {tuple(steps)} is not allowed (must be ascending)")
+
+    if name == "WarmupMultiStepLR":
+
+        def schedule(t: int) -> float:
+            return gamma ** bisect_right(steps, t)
+
+    elif name == "WarmupCosineLR":
+
+        def schedule(t: int) -> float:
+            return 0.5 * (1 + math.cos(math.pi * t / max_iter))
+
+    else:
+        raise ValueError(
+            f"schedule {name!r} is not known (choose WarmupMultiStepLR or WarmupCosineLR)"
+        )
+    # A warm-up longer than the run is cut, so its line ends where the schedule does.
+    warmup = min(warmup_iters, max_iter)
+
+    def multiplier(t: int) -> float:
+        if t >= warmup:
+            return schedule(t)
+        # detectron2 scales the start, too; its schedules begin at 1 unless a step is at 0.
+        start, end = warmup_factor * schedule(0), schedule(warmup)
+        return start + (end - start) * t / warmup
+
+    return multiplier
+
+
+def gradient_clipper(clip_type: str, value: float) -> Callable[[Sequence[nn.Parameter]], object]:
+    """A function that limits the gradients of parameters in place.
+
+    Args:
+        clip_type: "norm" bounds the L2 norm of all gradients together (detectron2's key of this
+            name bounds each parameter's norm by itself); "value" bounds every element.
+        value: the bound, above 0.
+
+    Raises:
+        ValueError: an argument is not allowed.
+    """
+    if not value > 0:
+        raise ValueError(f"clip value = {value} is not allowed (must be above 0)")
+    if clip_type == "norm":
+        return lambda parameters: nn.utils.clip_grad_norm_(parameters, value)
+    if clip_type == "value":
+        return lambda parameters: nn.utils.clip_grad_value_(parameters, value)
+    raise ValueError(f"clip type {clip_type!r} is not known (choose norm or value)")

@@ -1,0 +1,354 @@
+"""Where the numbers of a run go: metrics.json, TensorBoard and the terminal."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+from collections.abc import Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, TaskID, TextColumn
+
+from ssod_imwa.averaging.episodes import EpisodeSchedule, Position
+from ssod_imwa.engine import comm
+from ssod_imwa.engine.events import EventStorage
+from ssod_imwa.engine.trainer import HookBase
+
+logger = logging.getLogger(__name__)
+
+# Where a row stands; everything else in it is a measured number.
+PLACE = ("iteration", "episode", "member", "t")
+# Global steps whose median duration estimates the time left.
+_ETA_WINDOW = 1000
+
+
+class Writer:
+    """Receives rows: dicts of `iteration` (global step), `episode`, `member`, `t` and numbers.
+
+    Attributes:
+        name: key of the writer's state.
+    """
+
+    name = "writer"
+
+    def open(self, start_iter: int) -> None:
+        """Get ready for rows from this global step on."""
+
+    def step(self, position: Position) -> None:
+        """A step has ended."""
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Take a row."""
+
+    def close(self) -> None:
+        """No more rows will come; also called when training fails, or when `open` was not."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+class JSONWriter(Writer):
+    """Writes one JSON object a line, detectron2's metrics.json; NaN and infinities become null.
+
+    Its state is the length of the file, so a resumed run continues after the rows that the
+    checkpoint knew; what a killed run wrote later, perhaps half a line, is cut off.
+
+    Args:
+        path: the file; its folder is made when training starts.
+    """
+
+    name = "json"
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self._length = 0
+        self._file: IO[bytes] | None = None
+
+    def open(self, start_iter: int) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path.touch()
+        self._file = self.path.open("r+b")
+        rows = self._file.read(self._length)
+        if len(rows) < self._length:
+            logger.warning(
+                "%s has %d of the %d bytes that the checkpoint knew; rows are missing",
+                self.path,
+                len(rows),
+                self._length,
+            )
+        self._file.seek(rows.rfind(b"\n") + 1)
+        self._file.truncate()
+
+    def write(self, row: dict[str, Any]) -> None:
+        if self._file is None:
+            raise RuntimeError(f"{self.path} is not open (rows are written while training runs)")
+        strict = {
+            key: None if isinstance(value, float) and not math.isfinite(value) else value
+            for key, value in row.items()
+        }
+        self._file.write(json.dumps(strict, allow_nan=False).encode() + b"\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._length = self._file.tell()
+            self._file.close()
+            self._file = None
+
+    def state_dict(self) -> dict[str, Any]:
+        if self._file is None:
+            return {"length": self._length}
+        # A checkpoint that survives a power failure must not know rows that do not.
+        os.fsync(self._file.fileno())
+        return {"length": self._file.tell()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._length = state.get("length", 0)
+
+
+class TensorBoardWriter(Writer):
+    """Writes the numbers of rows as TensorBoard scalars over global steps.
+
+    After a resume TensorBoard hides what the stopped run wrote from the resumed step on.
+    """
+
+    name = "tensorboard"
+
+    def __init__(self, directory: str | Path) -> None:
+        self.directory = Path(directory)
+        self._writer: Any = None
+
+    def open(self, start_iter: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter  # seconds to import
+
+        self._writer = SummaryWriter(str(self.directory), purge_step=start_iter or None)
+
+    def write(self, row: dict[str, Any]) -> None:
+        for name, value in row.items():
+            if name != "iteration" and value is not None:
+                self._writer.add_scalar(name, value, row["iteration"])
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+
+class TerminalWriter(Writer):
+    """Shows a progress bar on a terminal, and elsewhere one log line for each row.
+
+    Args:
+        schedule: tells how many episodes, members and iterations there are.
+        console: None takes rich's console on standard error, where log lines go, too.
+    """
+
+    name = "terminal"
+
+    def __init__(self, schedule: EpisodeSchedule, console: Console | None = None) -> None:
+        self._schedule = schedule
+        self._console = console or Console(stderr=True)
+        self._progress: Progress | None = None
+        self._task: TaskID | None = None
+
+    def open(self, start_iter: int) -> None:
+        if not self._console.is_terminal:
+            return
+        columns: list[ProgressColumn] = [
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.percentage:>3.0f}%"),
+            TextColumn("{task.fields[numbers]}"),
+        ]
+        self._progress = Progress(*columns, console=self._console)
+        self._task = self._progress.add_task(
+            "starting", total=len(self._schedule), completed=start_iter, numbers=""
+        )
+        self._progress.start()
+
+    def step(self, position: Position) -> None:
+        if self._progress is not None and self._task is not None:
+            self._progress.update(
+                self._task,
+                completed=position.global_step + 1,
+                description=place(self._schedule, position),
+            )
+
+    def write(self, row: dict[str, Any]) -> None:
+        position = self._schedule.position(row["iteration"])
+        if "total_loss" not in row:
+            self._say(f"{place(self._schedule, position)}  {_evaluation(row)}")
+        elif self._progress is not None and self._task is not None:
+            self._progress.update(self._task, numbers=_numbers(row))
+        else:
+            self._say(f"{place(self._schedule, position)}  {_numbers(row)}")
+
+    def close(self) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = self._task = None
+
+    def _say(self, line: str) -> None:
+        if self._progress is not None:
+            self._progress.console.print(line, highlight=False)
+        else:
+            logger.info("%s", line)
+
+
+def place(schedule: EpisodeSchedule, position: Position) -> str:
+    """Episode, member and iteration, counted from 1 for people to read.
+
+    Example:
+        >>> schedule = EpisodeSchedule(100, episodes=5, members=2)
+        >>> place(schedule, schedule.position(30))
+        'episode 1/5  member 2/2  iteration 11/20'
+    """
+    first, end = schedule.bounds(position.episode)
+    return (
+        f"episode {position.episode + 1}/{schedule.episodes}  "
+        f"member {position.member + 1}/{schedule.members}  "
+        f"iteration {position.t - first + 1}/{end - first}"
+    )
+
+
+def _numbers(row: dict[str, Any]) -> str:
+    parts = [f"loss {row['total_loss']:.4g}"]
+    if "lr" in row:
+        parts.append(f"lr {row['lr']:.3g}")
+    if "time" in row:
+        parts.append(f"{row['time']:.3g} s/it")
+    if "eta_seconds" in row:
+        parts.append(f"left {timedelta(seconds=round(row['eta_seconds']))}")
+    return "  ".join(parts)
+
+
+def _evaluation(row: dict[str, Any]) -> str:
+    """The metrics of an evaluation but for the classes, of which there may be a thousand."""
+    shown = [(k, v) for k, v in row.items() if k not in PLACE and "/AP-" not in k]
+    return "  ".join(f"{k} {v:.2f}" for k, v in shown)
+
+
+class MetricsHook(HookBase):
+    """Gives a row to every writer each period and at each member's end.
+
+    A number is the median of its values since the row before, so it never mixes two members; on
+    several ranks it is the mean over ranks, and the longest for times. The main rank writes.
+
+    Args:
+        writers: where rows go.
+        period: global steps between two rows.
+    """
+
+    def __init__(self, writers: Sequence[Writer], period: int) -> None:
+        if period < 1:
+            raise ValueError(f"period = {period} is not allowed (must be at least 1)")
+        self.writers = writers
+        self.period = period
+        self._last_row = -1
+
+    @property
+    def name(self) -> str:
+        return "metrics"
+
+    def before_train(self) -> None:
+        if comm.is_main():
+            for writer in self.writers:
+                writer.open(self.trainer.start_iter)
+
+    def after_step(self) -> None:
+        position = self.trainer.position
+        if comm.is_main():
+            for writer in self.writers:
+                writer.step(position)
+        if (position.global_step + 1) % self.period and not position.ends_member:
+            return
+        rows = comm.all_gather(self._row(position))
+        self._last_row = position.global_step
+        if comm.is_main():
+            row = _over_ranks(rows)
+            for writer in self.writers:
+                writer.write(row)
+
+    def after_train(self) -> None:
+        for writer in self.writers:
+            writer.close()
+
+    def state_dict(self) -> dict[str, Any]:
+        storage: EventStorage = self.trainer.storage
+        hints = storage.smoothing_hints()
+        recent = [(name, hints[name], values) for name, values in self._recent().items()]
+        return {
+            "last_row": self._last_row,
+            # What the next row will summarise, so that it is the same after a resume.
+            "recent": [[name, hint, [list(v) for v in values]] for name, hint, values in recent],
+            "writers": {writer.name: writer.state_dict() for writer in self.writers},
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if not state:
+            return
+        self._last_row = state["last_row"]
+        for name, hint, values in state["recent"]:
+            for value, step in values:
+                self.trainer.storage.put_scalar(name, value, hint, cur_iter=step)
+        for writer in self.writers:
+            writer.load_state_dict(state["writers"].get(writer.name, {}))
+
+    def _recent(self) -> dict[str, list[tuple[float, int]]]:
+        """Values since the last row, by name."""
+        storage: EventStorage = self.trainer.storage
+        recent = {name: storage.since(name, self._last_row + 1) for name in storage.histories()}
+        return {name: values for name, values in recent.items() if values}
+
+    def _row(self, position: Position) -> dict[str, Any]:
+        storage: EventStorage = self.trainer.storage
+        hints = storage.smoothing_hints()
+        row: dict[str, Any] = {
+            "iteration": position.global_step,
+            "episode": position.episode,
+            "member": position.member,
+            "t": position.t,
+        }
+        for name, values in self._recent().items():
+            numbers = [value for value, _ in values]
+            row[name] = float(np.median(numbers)) if hints[name] else numbers[-1]
+        row["peak_memory_mb"] = peak_memory() / 2**20
+        if "time" in row:
+            typical = float(storage.history("time").median(_ETA_WINDOW))
+            row["eta_seconds"] = typical * (self.trainer.max_iter - position.global_step - 1)
+        return row
+
+
+def _over_ranks(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """One row for all ranks; a name that only some ranks have is summarised over those."""
+    if len(rows) == 1:
+        return rows[0]
+    merged: dict[str, Any] = {}
+    for name in dict.fromkeys(name for row in rows for name in row):
+        values = [row[name] for row in rows if name in row]
+        if name in PLACE:
+            merged[name] = values[0]
+        elif name in ("time", "data_time", "eta_seconds", "peak_memory_mb"):
+            merged[name] = max(values)
+        else:
+            merged[name] = sum(values) / len(values)
+    return merged
+
+
+def peak_memory() -> int:
+    """Largest memory of this process so far in bytes: allocated on the GPU, else resident."""
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated()
+    import resource  # not on Windows
+    import sys
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
