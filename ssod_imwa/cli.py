@@ -1,0 +1,36 @@
+"""What every command line of `tools/` shares."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+from ssod_imwa.errors import UserError
+
+EXIT_USER_ERROR = 2
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+
+
+def run_main(main: Callable[[], int | None]) -> NoReturn:
+    """Run a command and leave the process with its exit status (None counts as 0).
+
+    A `UserError` becomes one line, ``error: ...``, on stderr and status 2, as argparse does for
+    wrong arguments; every other exception is a defect of ours and keeps its traceback.
+
+    Example:
+        >>> try:
+        ...     run_main(lambda: 1)
+        ... except SystemExit as stop:
+        ...     print(stop.code)
+        1
+    """
+    try:
+        status = main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(EXIT_USER_ERROR)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(EXIT_INTERRUPTED)
+    sys.exit(status or 0)
