@@ -1,0 +1,1 @@
+"""Semi-supervised object detection: detectors, training methods and evaluation."""

@@ -1,0 +1,60 @@
+"""Loss functions of detectors, without state."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+
+def multiclass_focal_loss(
+    logits: torch.Tensor, labels: torch.Tensor, *, gamma: float
+) -> torch.Tensor:
+    """Unbiased Teacher's focal loss: the mean over rows of (1 - p_y)^gamma * -log p_y.
+
+    p is the softmax over all classes, background included, and there is no class weight, unlike in
+    the sigmoid focal loss of RetinaNet. gamma = 0 is the cross-entropy.
+
+    Args:
+        logits: (R, classes) floating point.
+        labels: (R,) int64, the assigned class of each row.
+        gamma: 0, or at least 1 (between, the gradient is infinite where p_y = 1).
+
+    Returns:
+        A scalar; 0 without rows.
+
+    Raises:
+        ValueError: gamma is out of range.
+
+    Source: Unbiased Teacher (arXiv 2102.09480), section 3.3, in its public code's form.
+
+    Example:
+        >>> multiclass_focal_loss(torch.tensor([[0.0, 0.0]]), torch.tensor([1]), gamma=1.0)
+        tensor(0.3466)
+    """
+    if gamma != 0 and not 1 <= gamma < float("inf"):
+        raise ValueError(f"gamma = {gamma} is not allowed (must be 0 or at least 1)")
+    cross_entropy = F.cross_entropy(logits, labels, reduction="none")
+    # expm1 keeps the digits of 1 - p where p is near 1.
+    missing = -torch.expm1(-cross_entropy)
+    return (missing**gamma * cross_entropy).sum() / max(len(labels), 1)
+
+
+def box_loss(
+    deltas: torch.Tensor, targets: torch.Tensor, *, divisor: int, beta: float
+) -> torch.Tensor:
+    """The smooth-L1 distances of box deltas, summed over everything and divided.
+
+    Args:
+        deltas: (n, 4) predicted offsets of the positive boxes alone.
+        targets: (n, 4) offsets to learn.
+        divisor: detectron2's normaliser, the number of all sampled boxes; 0 counts as 1.
+        beta: width of the quadratic part in target units; 0 is the L1 distance.
+
+    Returns:
+        A scalar; 0, still connected to `deltas`, when n = 0.
+
+    Example:
+        >>> box_loss(torch.zeros(1, 4), torch.ones(1, 4), divisor=8, beta=0.0)
+        tensor(0.5000)
+    """
+    return F.smooth_l1_loss(deltas, targets, beta=beta, reduction="sum") / max(divisor, 1)

@@ -1,0 +1,44 @@
+"""From a teacher's detections to labels for the student."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from ssod_imwa.data.structures import Detections, Targets
+
+
+def filter_detections(detections: Detections, threshold: float) -> Detections:
+    """The detections of one image with a score above the threshold, in the same order.
+
+    Example:
+        >>> found = Detections(torch.rand(3, 4), torch.arange(3), torch.tensor([0.9, 0.7, 0.2]))
+        >>> filter_detections(found, 0.7).labels
+        tensor([0])
+    """
+    keep = detections.scores > threshold
+    return Detections(detections.boxes[keep], detections.labels[keep], detections.scores[keep])
+
+
+def as_targets(detections: Detections) -> Targets:
+    """Detections as boxes to learn, each with its class as a hard label."""
+    return Targets(detections.boxes.detach(), detections.labels)
+
+
+def summarize(detections: Sequence[Detections]) -> dict[str, torch.Tensor]:
+    """What to watch when self-training goes wrong: how many pseudo-labels, and how sure they are.
+
+    Args:
+        detections: the kept detections of each image, at least one image.
+
+    Returns:
+        `pseudo_boxes`, the mean number of boxes of an image, and `pseudo_score`, the mean score of
+        a box (0 without boxes), as float32 scalars on the detections' device.
+    """
+    scores = torch.cat([kept.scores for kept in detections]).float()
+    count = len(scores)
+    return {
+        "pseudo_boxes": scores.new_tensor(count / len(detections)),
+        "pseudo_score": scores.sum() / max(count, 1),
+    }
