@@ -34,7 +34,7 @@ IMBALANCE = 20
 CLASSES = tuple("0123456789")
 
 _OBJECTS = (2, 5)
-_EXTENT = (20, 44)  # longer side of a digit's box in pixels
+_EXTENT = (22, 44)  # longer side of a digit in pixels, before it is cut to its visible part
 _MAX_OVERLAP = 0.05  # intersection over union of two boxes
 _TEST_SHARE = 5  # every fifth image of a class is for testing
 _CONTRAST = 70  # smallest difference of a digit's luminance to the background under it, of 255
@@ -273,7 +273,7 @@ def _ink(bits: Bits, glyph: np.ndarray) -> np.ndarray:
     tall = _spline(glyph.T, np.broadcast_to(y, (columns, height))).T
     smooth = _spline(tall, x)
     # The spline blurs strokes; between these values (of 16) the edge is made steep again.
-    low, high = 6 * _SPLINE_SUM**2, 10 * _SPLINE_SUM**2
+    low, high = 5 * _SPLINE_SUM**2, 10 * _SPLINE_SUM**2
     ink = np.clip((smooth - low) * 256 // (high - low), 0, 256)
     visible_rows, visible_columns = (np.nonzero((ink > 96).any(axis))[0] for axis in (1, 0))
     return ink[visible_rows[0] : visible_rows[-1] + 1, visible_columns[0] : visible_columns[-1] + 1]

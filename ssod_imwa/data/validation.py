@@ -251,7 +251,7 @@ def _pixel_problems(record: ImageRecord, position: int) -> Iterator[Problem]:
         yield _problem(record, position, "wrong size", value, "both are the same")
     if size != stored:
         rule = "turned upright when read"
-        yield _problem(record, position, "turned by EXIF:", record.file_name, rule, level="note")
+        yield _problem(record, position, "turned by EXIF", record.file_name, rule, level="note")
     if mode != "RGB":
         yield _problem(
             record, position, "colour mode", mode, "converted to RGB when read", level="note"
