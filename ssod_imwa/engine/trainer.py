@@ -133,20 +133,17 @@ class Trainer:
         """Run from `start_iter` to `max_iter`, or to the step in which a hook asked to stop."""
         self.iter = self.storage.iter = self.start_iter
         self._stream = iter(self._batches(self.start_iter))
-        with self.storage:
-            try:
-                self._call("before_train")
-                while self.iter < self.max_iter and not self.stop_requested:
-                    self.storage.iter = self.iter
-                    self._call("before_step")
-                    self.run_step()
-                    self._call("after_step")
-                    self.iter += 1
-            finally:
-                # A stack, so that a hook that fails here does not keep the others from cleaning up.
-                with ExitStack() as stack:
-                    for hook in reversed(self.hooks):
-                        stack.callback(hook.after_train)
+        with self.storage, ExitStack() as stack:
+            # A stack, so that a hook that fails to clean up does not keep the others from it.
+            for hook in reversed(self.hooks):
+                stack.callback(hook.after_train)
+            self._call("before_train")
+            while self.iter < self.max_iter and not self.stop_requested:
+                self.storage.iter = self.iter
+                self._call("before_step")
+                self.run_step()
+                self._call("after_step")
+                self.iter += 1
 
     def run_step(self) -> None:
         """One optimizer step of the current member."""

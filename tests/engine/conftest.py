@@ -1,0 +1,142 @@
+"""A tiny semi-supervised method, its data and its trainer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from ssod_imwa.averaging.episodes import EpisodeSchedule
+from ssod_imwa.engine.algorithm import Algorithm
+from ssod_imwa.engine.seeding import counted_generator
+from ssod_imwa.engine.trainer import Trainer
+
+FEATURES, CLASSES = 4, 3
+
+
+@dataclass
+class Batch:
+    inputs: torch.Tensor
+    labels: torch.Tensor
+
+    def to(self, device):
+        return Batch(self.inputs.to(device), self.labels.to(device))
+
+    def split(self, parts):
+        return [Batch(self.inputs[i::parts], self.labels[i::parts]) for i in range(parts)]
+
+
+def build_model(*, seed=0, dropout=0.2, norm=True):
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        layers = [nn.Linear(FEATURES, 8), nn.BatchNorm1d(8) if norm else nn.Identity()]
+        return nn.Sequential(*layers, nn.ReLU(), nn.Dropout(dropout), nn.Linear(8, CLASSES))
+
+
+class TinyAlgorithm(Algorithm):
+    """Cross-entropy on the student; the teacher is a plain exponential moving average of it."""
+
+    def __init__(self, student, teacher, *, burn_in=0):
+        super().__init__(student, teacher)
+        self.burn_in = burn_in
+
+    def losses(self, batch, t):
+        scores = self.parallel_student(batch.inputs)
+        loss = nn.functional.cross_entropy(scores.float(), batch.labels)
+        right = (scores.argmax(1) == batch.labels).float().mean()
+        return {"loss_cls": loss, "accuracy": right}
+
+    @torch.no_grad()
+    def after_step(self, t):
+        follow = self.teacher.state_dict()
+        for name, value in self.student.state_dict().items():
+            if value.is_floating_point():
+                follow[name].lerp_(value, 0.1)
+            else:
+                follow[name].copy_(value)
+
+    def teacher_ready(self, t):
+        return t >= self.burn_in
+
+
+def build_algorithm(**model_options):
+    student, teacher = build_model(**model_options), build_model(**model_options)
+    return TinyAlgorithm(student, teacher)
+
+
+def build_batches(schedule, *, seed=7, first_member=0, size=8, rank=0, world_size=1):
+    """Batches that are a function of (seed, member, t), cut into one slice per rank."""
+
+    def batches(start):
+        for position in map(schedule.position, range(start, len(schedule))):
+            member = first_member + position.member
+            generator = counted_generator(seed, "data", member, position.t)
+            inputs = torch.from_numpy(generator.normal(size=(size, FEATURES))).float()
+            labels = torch.from_numpy(generator.integers(CLASSES, size=size))
+            yield Batch(inputs[rank::world_size], labels[rank::world_size])
+
+    return batches
+
+
+def build_trainer(
+    iterations=6,
+    *,
+    episodes=1,
+    members=1,
+    algorithm=None,
+    first_member=0,
+    batches=None,
+    lr=0.1,
+    seed=7,
+    **options,
+):
+    schedule = EpisodeSchedule(iterations, episodes=episodes, members=members)
+    algorithm = algorithm or build_algorithm()
+    optimizer = torch.optim.SGD(algorithm.student.parameters(), lr=lr, momentum=0.9)
+    for group in optimizer.param_groups:
+        group["initial_lr"] = lr
+    return Trainer(
+        algorithm,
+        schedule,
+        batches or build_batches(schedule, seed=seed, first_member=first_member),
+        optimizer,
+        seed=seed,
+        first_member=first_member,
+        **options,
+    )
+
+
+def copied_state(model):
+    """A snapshot; a state dict itself holds the live tensors."""
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def same_state(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
+
+
+@pytest.fixture
+def tiny():
+    """The helpers of this file; test files cannot import one another."""
+    return SimpleNamespace(
+        Batch=Batch,
+        Algorithm=TinyAlgorithm,
+        model=build_model,
+        algorithm=build_algorithm,
+        batches=build_batches,
+        trainer=build_trainer,
+        copied_state=copied_state,
+        same_state=same_state,
+    )
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """Bitwise comparisons and forked ranks want one thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

@@ -1,0 +1,81 @@
+import pytest
+import torch
+
+from ssod_imwa.engine.events import EventStorage, get_event_storage
+
+
+def test_storage_of_the_innermost_block_is_found():
+    with EventStorage() as outer:
+        with EventStorage() as inner:
+            assert get_event_storage() is inner
+        assert get_event_storage() is outer
+    with pytest.raises(RuntimeError, match="EventStorage"):
+        get_event_storage()
+
+
+def test_tensors_are_read_only_when_somebody_looks(monkeypatch):
+    reads = []
+    tolist = torch.Tensor.tolist
+    monkeypatch.setattr(torch.Tensor, "tolist", lambda x: reads.append(1) or tolist(x))
+    storage = EventStorage()
+    for storage.iter in range(5):
+        storage.put_tensors({"a": torch.tensor(float(storage.iter)), "b": torch.tensor([1.0])})
+    assert not reads
+    assert storage.history("a").values() == [(float(i), i) for i in range(5)]
+    assert storage.latest() == {"a": (4.0, 4), "b": (1.0, 4)}
+    assert len(reads) == 1  # one transfer for all steps
+
+
+def test_stored_tensors_do_not_change_with_the_callers():
+    storage = EventStorage()
+    value = torch.tensor(1.0)
+    storage.put_tensors({"a": value})
+    value.fill_(9)
+    assert storage.latest()["a"] == (1.0, 0)
+
+
+def test_numbers_and_tensors_of_mixed_precision_keep_their_order():
+    storage = EventStorage()
+    storage.put_tensors({"a": torch.tensor(1.5, dtype=torch.bfloat16, requires_grad=True)})
+    storage.put_scalar("a", 2)
+    storage.put_tensors({"a": torch.tensor(0.1, dtype=torch.float64)})
+    assert [value for value, _ in storage.history("a").values()] == [1.5, 2.0, 0.1]
+
+
+def test_nobody_reading_does_not_fill_memory():
+    storage = EventStorage()
+    for storage.iter in range(2500):
+        storage.put_tensors({"a": torch.tensor(1.0)})
+    assert len(storage._pending) < 1000
+    assert len(storage.history("a").values()) == 2500
+
+
+def test_smoothing_is_the_median_of_recent_steps():
+    storage = EventStorage()
+    for storage.iter, value in enumerate([100.0, 1.0, 5.0, 3.0]):
+        storage.put_scalar("loss", value)
+        storage.put_scalar("lr", value, smoothing_hint=False)
+    assert storage.latest_with_smoothing_hint(3) == {"loss": (3.0, 3), "lr": (3.0, 3)}
+    assert storage.latest_with_smoothing_hint(4)["loss"] == (4.0, 3)
+    assert storage.since("loss", 2) == [(5.0, 2), (3.0, 3)]
+
+
+def test_detectron2_names():
+    storage = EventStorage(start_iter=3)
+    storage.put_scalars(a=1, b=2, cur_iter=1)
+    with storage.name_scope("eval"):
+        storage.put_scalar("AP", 4)
+    storage.step()
+    assert storage.iter == 4
+    assert storage.latest() == {"a": (1.0, 1), "b": (2.0, 1), "eval/AP": (4.0, 3)}
+    assert storage.smoothing_hints()["eval/AP"] is True
+    assert set(storage.histories()) == {"a", "b", "eval/AP"}
+
+
+def test_contradicting_hint_and_unknown_name_are_errors():
+    storage = EventStorage()
+    storage.put_scalar("a", 1)
+    with pytest.raises(ValueError, match="smoothing_hint"):
+        storage.put_scalar("a", 1, smoothing_hint=False)
+    with pytest.raises(KeyError, match="no history of 'b'"):
+        storage.history("b")

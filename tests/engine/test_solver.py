@@ -1,0 +1,123 @@
+import math
+
+import pytest
+import torch
+from fvcore.common.param_scheduler import (
+    CompositeParamScheduler,
+    CosineParamScheduler,
+    LinearParamScheduler,
+    MultiStepParamScheduler,
+)
+from torch import nn
+
+from ssod_imwa.engine.solver import build_optimizer, gradient_clipper, lr_multiplier
+
+
+def build(model, name="SGD"):
+    return build_optimizer(
+        model, name=name, lr=0.1, momentum=0.8, weight_decay=1e-2, weight_decay_norm=1e-3
+    )
+
+
+def decays(optimizer):
+    return {id(p): g["weight_decay"] for g in optimizer.param_groups for p in g["params"]}
+
+
+@pytest.mark.parametrize("name", ["SGD", "AdamW"])
+def test_only_norm_layers_get_the_decay_of_norms(name):
+    norms = [nn.BatchNorm2d(4), nn.GroupNorm(2, 4), nn.LayerNorm(4), nn.SyncBatchNorm(4)]
+    others = [nn.Conv2d(4, 4, 1), nn.Linear(4, 4), nn.Embedding(3, 4)]
+    found = decays(build(nn.ModuleList([*norms, *others]), name))
+    assert all(found[id(p)] == 1e-3 for layer in norms for p in layer.parameters())
+    assert all(found[id(p)] == 1e-2 for layer in others for p in layer.parameters())
+
+
+def test_frozen_parameters_are_left_out_and_shared_ones_occur_once():
+    model = nn.ModuleList(
+        [nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False), nn.Linear(2, 2)]
+    )
+    model[1].weight = model[0].weight
+    model[2].requires_grad_(False)
+    optimizer = build(model)
+    assert [p for g in optimizer.param_groups for p in g["params"]] == [model[0].weight]
+
+
+def test_groups_remember_the_rate_before_the_schedule():
+    sgd, adamw = build(nn.Linear(2, 2)), build(nn.BatchNorm1d(2), "AdamW")
+    assert sgd.param_groups[0]["initial_lr"] == sgd.param_groups[0]["lr"] == 0.1
+    assert sgd.param_groups[0]["momentum"] == 0.8
+    assert adamw.param_groups[0]["betas"] == (0.8, 0.999)
+
+
+def test_unknown_optimizer_and_nothing_to_train_are_errors():
+    with pytest.raises(ValueError, match="'Adam' is not known"):
+        build(nn.Linear(2, 2), "Adam")
+    with pytest.raises(ValueError, match="nothing to train"):
+        build(nn.Linear(2, 2).requires_grad_(False))
+
+
+@pytest.mark.parametrize("warmup", [0, 10, 50, 100])
+@pytest.mark.parametrize("name", ["WarmupMultiStepLR", "WarmupCosineLR"])
+def test_multiplier_equals_fvcores_schedulers(name, warmup):
+    """Composed as detectron2 composes them: the warm-up ends at the schedule's own value."""
+    total, steps, factor = 100, (30, 60), 0.01
+    if name == "WarmupCosineLR":
+        schedule = CosineParamScheduler(1, 0)
+    else:
+        schedule = MultiStepParamScheduler([1, 0.1, 0.01], milestones=steps, num_updates=total)
+    reference = schedule
+    if warmup:
+        length = warmup / total
+        line = LinearParamScheduler(factor * schedule(0.0), schedule(length))
+        reference = CompositeParamScheduler(
+            [line, schedule], [length, 1 - length], ["rescaled", "fixed"]
+        )
+    multiplier = lr_multiplier(
+        name, max_iter=total, steps=steps, warmup_iters=warmup, warmup_factor=factor
+    )
+    for t in range(total):
+        assert multiplier(t) == pytest.approx(reference(t / total), rel=1e-6, abs=1e-12), t
+
+
+def test_expected_rates_written_out():
+    multiplier = lr_multiplier(
+        "WarmupMultiStepLR", max_iter=8, steps=(4, 6), warmup_iters=2, warmup_factor=0.5
+    )
+    expected = [0.5, 0.75, 1, 1, 0.1, 0.1, 0.01, 0.01]
+    assert [multiplier(t) for t in range(8)] == pytest.approx(expected)
+    cosine = lr_multiplier("WarmupCosineLR", max_iter=4)
+    expected = [1, (1 + math.sqrt(0.5)) / 2, 0.5, (1 - math.sqrt(0.5)) / 2]
+    assert [cosine(t) for t in range(4)] == pytest.approx(expected)
+
+
+def test_bad_schedules_are_errors():
+    with pytest.raises(ValueError, match="ascending"):
+        lr_multiplier("WarmupMultiStepLR", max_iter=8, steps=(6, 4))
+    with pytest.raises(ValueError, match="'Poly' is not known"):
+        lr_multiplier("Poly", max_iter=8)
+
+
+def parameters_with_gradients():
+    parameters = [nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(1))]
+    parameters[0].grad, parameters[1].grad = torch.tensor([3.0, 0.0]), torch.tensor([-4.0])
+    return parameters
+
+
+def test_norm_clipping_bounds_all_gradients_together():
+    parameters = parameters_with_gradients()
+    gradient_clipper("norm", 1.0)(parameters)
+    torch.testing.assert_close(parameters[0].grad, torch.tensor([0.6, 0.0]))
+    torch.testing.assert_close(parameters[1].grad, torch.tensor([-0.8]))
+
+
+def test_value_clipping_bounds_each_element():
+    parameters = parameters_with_gradients()
+    gradient_clipper("value", 2.0)(parameters)
+    assert parameters[0].grad.tolist() == [2.0, 0.0]
+    assert parameters[1].grad.tolist() == [-2.0]
+
+
+@pytest.mark.parametrize(("clip_type", "value"), [("norm", 0.0), ("l1", 1.0), ("value", math.nan)])
+def test_bad_clipping_is_an_error(clip_type, value):
+    with pytest.raises(ValueError, match="clip"):
+        gradient_clipper(clip_type, value)
