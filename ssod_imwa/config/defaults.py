@@ -194,8 +194,6 @@ _C.IMWA.NONFINITE = "raise"
 _C.IMWA.ACCUMULATE = "float64"
 # Weight of each member in the average, summing to 1; [] is 1/M each.
 _C.IMWA.COEFFICIENTS = []
-# Train the members side by side on the ranks of a distributed run instead of in turn.
-_C.IMWA.PARALLEL = False
 
 # Allowed values of the keys that are a choice.
 CHOICES: dict[str, tuple[object, ...]] = {

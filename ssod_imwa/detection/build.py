@@ -1,0 +1,284 @@
+"""From a configuration to the parts of a detection run."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from fvcore.common.config import CfgNode
+from fvcore.nn.precise_bn import update_bn_stats
+from torch import nn
+
+from ssod_imwa.averaging.episodes import EpisodeSchedule
+from ssod_imwa.data.catalog import load_datasets
+from ssod_imwa.data.loader import build_test_batches, build_train_batches
+from ssod_imwa.data.splits import split_dataset
+from ssod_imwa.data.structures import DetectionBatch, DetectionDataset
+from ssod_imwa.data.views import StrongView, TestView, WeakView
+from ssod_imwa.detection.algorithms.supervised import Supervised
+from ssod_imwa.detection.algorithms.unbiased_teacher import UnbiasedTeacher
+from ssod_imwa.detection.detectors.base import Detector
+from ssod_imwa.detection.detectors.pretrained import load_weights
+from ssod_imwa.detection.detectors.torchvision import build_faster_rcnn
+from ssod_imwa.detection.evaluation import evaluate_detections, predict
+from ssod_imwa.engine import comm
+from ssod_imwa.engine.algorithm import Algorithm
+from ssod_imwa.errors import ConfigError
+
+Batches = Callable[[int], Iterator[DetectionBatch]]
+
+
+@dataclass(frozen=True)
+class DetectionData:
+    """The images of a run; `unlabelled` is None for supervised training."""
+
+    labelled: DetectionDataset
+    unlabelled: DetectionDataset | None
+    tests: tuple[DetectionDataset, ...]
+
+
+def build_data(cfg: CfgNode) -> DetectionData:
+    """Read the data sets and split the labelled one.
+
+    Raises:
+        ConfigError: no training or no test set is named, or nothing is left unlabelled for a method
+            that needs it.
+        DataError: a data set is missing or broken.
+    """
+    sets = cfg.DATASETS
+    if not sets.TRAIN:
+        raise ConfigError("DATASETS.TRAIN = [] is not allowed (name at least one labelled set)")
+    whole = _load(cfg, sets.TRAIN)
+    split = sets.SPLIT
+    labelled, rest = whole, None
+    if split.PERCENT < 100:
+        labelled, rest = split_dataset(
+            whole, percent=split.PERCENT, fold=split.FOLD, file=split.FILE
+        )
+    unlabelled = None
+    if cfg.SSOD.ALGORITHM != "supervised":
+        more = _load(cfg, sets.TRAIN_UNLABELED, labelled=False) if sets.TRAIN_UNLABELED else None
+        unlabelled = _join(rest, more)
+        _check_unlabelled(cfg, unlabelled)
+    return DetectionData(labelled, unlabelled, build_tests(cfg, labelled.classes))
+
+
+def build_tests(cfg: CfgNode, classes: tuple[str, ...]) -> tuple[DetectionDataset, ...]:
+    """The test sets, whose classes have to be the detector's."""
+    if not cfg.DATASETS.TEST:
+        raise ConfigError("DATASETS.TEST = [] is not allowed (name at least one labelled set)")
+    tests = tuple(_load(cfg, [name]) for name in cfg.DATASETS.TEST)
+    for test in tests:
+        if test.classes != classes:
+            raise ConfigError(
+                f"DATASETS.TEST: {test.name} has the classes {', '.join(test.classes)} "
+                f"(must be those of DATASETS.TRAIN: {', '.join(classes)})"
+            )
+    return tests
+
+
+def build_detector(cfg: CfgNode, num_classes: int) -> Detector:
+    """The detector of MODEL with its initial weights, on the CPU."""
+    model, rpn, roi = cfg.MODEL, cfg.MODEL.RPN, cfg.MODEL.ROI_HEADS
+    if roi.NUM_CLASSES not in (0, num_classes):
+        raise ConfigError(
+            f"MODEL.ROI_HEADS.NUM_CLASSES = {roi.NUM_CLASSES} is not allowed (the labelled data "
+            f"has {num_classes} classes; 0 takes their number)"
+        )
+    try:
+        detector = build_faster_rcnn(
+            num_classes=num_classes,
+            depth=model.RESNETS.DEPTH,
+            norm=model.RESNETS.NORM,
+            freeze_at=model.BACKBONE.FREEZE_AT,
+            stride_in_1x1=model.RESNETS.STRIDE_IN_1X1,
+            fpn_channels=model.FPN.OUT_CHANNELS,
+            anchor_sizes=model.ANCHOR_GENERATOR.SIZES,
+            anchor_aspect_ratios=model.ANCHOR_GENERATOR.ASPECT_RATIOS,
+            rpn_iou_thresholds=rpn.IOU_THRESHOLDS,
+            rpn_batch_size_per_image=rpn.BATCH_SIZE_PER_IMAGE,
+            rpn_positive_fraction=rpn.POSITIVE_FRACTION,
+            rpn_pre_nms_topk_train=rpn.PRE_NMS_TOPK_TRAIN,
+            rpn_pre_nms_topk_test=rpn.PRE_NMS_TOPK_TEST,
+            rpn_post_nms_topk_train=rpn.POST_NMS_TOPK_TRAIN,
+            rpn_post_nms_topk_test=rpn.POST_NMS_TOPK_TEST,
+            rpn_nms_thresh=rpn.NMS_THRESH,
+            roi_batch_size_per_image=roi.BATCH_SIZE_PER_IMAGE,
+            roi_positive_fraction=roi.POSITIVE_FRACTION,
+            roi_iou_threshold=roi.IOU_THRESHOLDS[0],
+            roi_score_thresh_test=roi.SCORE_THRESH_TEST,
+            roi_nms_thresh_test=roi.NMS_THRESH_TEST,
+            loss=roi.LOSS,
+            focal_gamma=roi.FOCAL_GAMMA,
+            pooler_resolution=model.ROI_BOX_HEAD.POOLER_RESOLUTION,
+            fc_dim=model.ROI_BOX_HEAD.FC_DIM,
+            smooth_l1_beta=model.ROI_BOX_HEAD.SMOOTH_L1_BETA,
+            pixel_mean=model.PIXEL_MEAN,
+            pixel_std=model.PIXEL_STD,
+            image_format=cfg.INPUT.FORMAT,
+            detections_per_image=cfg.TEST.DETECTIONS_PER_IMAGE,
+        )
+    except ValueError as error:
+        raise ConfigError(f"MODEL: {error}") from error
+    load_weights(detector, model.WEIGHTS)
+    return detector
+
+
+def build_algorithm(cfg: CfgNode, detector: Detector) -> Algorithm:
+    """The method of SSOD around a detector, which becomes its student."""
+    ssod = cfg.SSOD
+    if ssod.ALGORITHM == "supervised":
+        return Supervised(detector, strong_labeled=ssod.STRONG_LABELED)
+    return UnbiasedTeacher(
+        detector,
+        burn_in=ssod.BURN_IN_ITERS,
+        ema_decay=ssod.EMA_DECAY,
+        threshold=ssod.BBOX_THRESHOLD,
+        unsup_loss_weight=ssod.UNSUP_LOSS_WEIGHT,
+        unsup_box_loss_weight=ssod.UNSUP_BOX_LOSS_WEIGHT,
+        strong_labeled=ssod.STRONG_LABELED,
+    )
+
+
+def build_views(cfg: CfgNode) -> tuple[WeakView, StrongView]:
+    """The augmentations of INPUT."""
+    inputs, strong = cfg.INPUT, cfg.INPUT.STRONG
+    try:
+        return (
+            WeakView(
+                inputs.MIN_SIZE_TRAIN,
+                inputs.MAX_SIZE_TRAIN,
+                flip=inputs.RANDOM_FLIP == "horizontal",
+            ),
+            StrongView(
+                color_jitter=strong.COLOR_JITTER,
+                grayscale=strong.GRAYSCALE,
+                blur=strong.GAUSSIAN_BLUR,
+                erasing=strong.ERASING,
+                bgr_as_rgb=strong.BGR_AS_RGB,
+            ),
+        )
+    except ValueError as error:
+        raise ConfigError(f"INPUT: {error}") from error
+
+
+def build_test_view(cfg: CfgNode) -> TestView:
+    """The resizing of INPUT for evaluation."""
+    return TestView(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
+
+
+def build_batches(cfg: CfgNode, data: DetectionData, schedule: EpisodeSchedule) -> Batches:
+    """What the trainer reads: a global step -> the batches from there on."""
+    weak, strong = build_views(cfg)
+    return build_train_batches(
+        data.labelled,
+        data.unlabelled,
+        schedule,
+        seed=cfg.SEED,
+        first_member=cfg.IMWA.FIRST_MEMBER,
+        batch_labelled=cfg.SOLVER.IMS_PER_BATCH,
+        batch_unlabelled=0 if data.unlabelled is None else cfg.SOLVER.IMS_PER_BATCH_UNLABELED,
+        weak=weak,
+        strong=strong,
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+        aspect_ratio_grouping=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
+        on_bad_record=cfg.DATASETS.ON_BAD_RECORD,
+        rank=comm.rank(),
+        world_size=comm.world_size(),
+    )
+
+
+def build_evaluator(
+    cfg: CfgNode,
+    tests: tuple[DetectionDataset, ...],
+    *,
+    poll: Callable[[], object] | None = None,
+) -> Callable[[nn.Module], dict[str, float]]:
+    """A function from a detector to its metrics in percent.
+
+    The names of the metrics are preceded by "DATASET/" if there are several test sets.
+    """
+    view = build_test_view(cfg)
+
+    def evaluate(model: nn.Module) -> dict[str, float]:
+        metrics: dict[str, float] = {}
+        for test in tests:
+            batches = build_test_batches(
+                test,
+                view=view,
+                batch_size=cfg.TEST.IMS_PER_BATCH,
+                num_workers=cfg.DATALOADER.NUM_WORKERS,
+                rank=comm.rank(),
+                world_size=comm.world_size(),
+            )
+            found = evaluate_detections(test, predict(model, batches, poll=poll), voc=True)
+            prefix = f"{test.name}/" if len(tests) > 1 else ""
+            metrics |= {prefix + name: value for name, value in found.items()}
+        return metrics
+
+    return evaluate
+
+
+def build_bn_recomputation(
+    batches: Batches, *, strong_labeled: bool, count: int
+) -> Callable[[Mapping[str, nn.Module]], None]:
+    """A function that re-estimates the batch norms of averaged detectors.
+
+    It runs the labelled views of the run's first `count` batches through each detector in training
+    mode (precise BN, fvcore) and restores the mode.
+    """
+
+    class LabelledViews(nn.Module):
+        def __init__(self, detector: nn.Module) -> None:
+            super().__init__()
+            self.detector = detector
+            self.device = next(detector.parameters()).device
+
+        def forward(self, batch: DetectionBatch) -> Any:
+            algorithm = Supervised(self.detector, strong_labeled=strong_labeled)
+            return algorithm.losses(batch.to(self.device), 0)
+
+    @torch.no_grad()
+    def recompute(models: Mapping[str, nn.Module]) -> None:
+        for model in models.values():
+            modes = [(module, module.training) for module in model.modules()]
+            model.train()
+            try:
+                update_bn_stats(LabelledViews(model), itertools.islice(batches(0), count), count)
+            finally:
+                for module, training in modes:
+                    module.training = training
+
+    return recompute
+
+
+def _load(cfg: CfgNode, names: list[str], *, labelled: bool = True) -> DetectionDataset:
+    return load_datasets(
+        names,
+        root=cfg.DATASETS.ROOT,
+        labelled=labelled,
+        on_bad_record=cfg.DATASETS.ON_BAD_RECORD,
+    )
+
+
+def _join(*parts: DetectionDataset | None) -> DetectionDataset:
+    present = [part for part in parts if part is not None]
+    records = tuple(record for part in present for record in part.records)
+    return DetectionDataset("+".join(part.name for part in present), records, ())
+
+
+def _check_unlabelled(cfg: CfgNode, unlabelled: DetectionDataset) -> None:
+    method, percent = cfg.SSOD.ALGORITHM, cfg.DATASETS.SPLIT.PERCENT
+    if not len(unlabelled):
+        raise ConfigError(
+            f"SSOD.ALGORITHM = {method!r} has no unlabelled images (name some in "
+            f"DATASETS.TRAIN_UNLABELED or lower DATASETS.SPLIT.PERCENT = {percent:g})"
+        )
+    if cfg.SOLVER.IMS_PER_BATCH_UNLABELED == 0:
+        raise ConfigError(
+            f"SOLVER.IMS_PER_BATCH_UNLABELED = 0 is not allowed with SSOD.ALGORITHM = {method!r} "
+            "(must be at least 1)"
+        )

@@ -1,0 +1,98 @@
+#!/usr/bin/env python
+"""Train or evaluate what a YAML configuration describes.
+
+Examples:
+  train                       %(prog)s --config-file configs/digits/unbiased_teacher_imwa.yaml
+  change settings             %(prog)s --config-file FILE SOLVER.MAX_ITER 1200 OUTPUT_DIR out/long
+  go on after an interruption %(prog)s --config-file FILE --resume
+  evaluate the trained model  %(prog)s --config-file FILE --eval-only
+  four GPUs                   %(prog)s --config-file FILE --num-gpus 4
+
+OUTPUT_DIR receives results.json (figures of every evaluation), metrics.json and TensorBoard events
+(curves), model_final.pth (averaged student and teacher), config.yaml, and the newest checkpoints.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+
+from rich.console import Console
+from rich.logging import RichHandler
+
+from ssod_imwa.cli import run_main
+from ssod_imwa.config import load_config
+from ssod_imwa.engine import comm
+from ssod_imwa.engine.launch import launch
+from ssod_imwa.results import read_results
+from ssod_imwa.run import evaluate, train
+from ssod_imwa.visualization.table import results_table
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config-file", required=True, metavar="FILE", help="YAML file")
+    action = parser.add_mutually_exclusive_group()
+    action.add_argument(
+        "--resume",
+        nargs="?",
+        const=True,
+        default=False,
+        metavar="CHECKPOINT",
+        help="continue OUTPUT_DIR's newest intact checkpoint (or this file); starts anew if there "
+        "is none",
+    )
+    action.add_argument(
+        "--overwrite", action="store_true", help="replace the run that OUTPUT_DIR holds"
+    )
+    action.add_argument(
+        "--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS, or the trained model"
+    )
+    parser.add_argument(
+        "--allow-inexact-resume",
+        action="store_true",
+        help="resume although settings changed; the fact is kept in later checkpoints",
+    )
+    parser.add_argument("--num-gpus", type=int, default=1, metavar="N", help="processes (1)")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="KEY VALUE", help="settings that override the file's"
+    )
+    return parser.parse_intermixed_args()
+
+
+def work(arguments: argparse.Namespace) -> int:
+    """What each process does."""
+    console = Console(stderr=True)
+    handler = RichHandler(console=console, show_path=False, log_time_format="[%H:%M:%S]")
+    level = logging.INFO if comm.is_main() else logging.ERROR
+    logging.basicConfig(level=level, format="%(message)s", handlers=[handler], force=True)
+    cfg = load_config(arguments.config_file, arguments.overrides)
+    if arguments.eval_only:
+        metrics = evaluate(cfg)
+        if comm.is_main():
+            for name, value in metrics.items():
+                print(f"{name:>16} {value:6.2f}")
+        return 0
+    status = train(
+        cfg,
+        resume_from=arguments.resume,
+        overwrite=arguments.overwrite,
+        allow_inexact=arguments.allow_inexact_resume,
+    )
+    if status == 0 and comm.is_main():
+        Console().print(results_table(read_results(cfg.OUTPUT_DIR)))
+        print(f"results, curves and models are in {cfg.OUTPUT_DIR}")
+    return status
+
+
+def main() -> int:
+    """Start the processes."""
+    arguments = parse_arguments()
+    cfg = load_config(arguments.config_file, arguments.overrides)  # mistakes show before anything
+    return launch(work, arguments.num_gpus, (arguments,), device=cfg.MODEL.DEVICE) or 0
+
+
+if __name__ == "__main__":
+    run_main(main)
