@@ -133,11 +133,16 @@ def remove_stale_temporaries(directory: Path, *, minimum_age: float = 60.0) -> N
 class _HashingFile:
     def __init__(self, file: IO[bytes]) -> None:
         self._file, self._sha256, self._bytes = file, hashlib.sha256(), 0
+        self.error: OSError | None = None
 
     def write(self, data: Any) -> int:
         self._sha256.update(data)
         self._bytes += len(data)
-        self._file.write(data)
+        try:
+            self._file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
         return len(data)
 
     def flush(self) -> None:
@@ -160,7 +165,13 @@ def _replace(
         faults.reach(f"{kind}:open")
         with temporary.open("wb") as file:
             hashing = _HashingFile(faults.tearing(file, kind))
-            write(hashing)
+            try:
+                write(hashing)
+            except RuntimeError as error:
+                # torch's archive writer hides why the file failed behind a message of its own.
+                if hashing.error is None:
+                    raise
+                raise hashing.error from error
             file.flush()
             faults.reach(f"{kind}:fsync")
             os.fsync(file.fileno())

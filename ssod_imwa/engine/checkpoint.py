@@ -109,6 +109,7 @@ class CheckpointHook(HookBase):
         self._started = time.monotonic()
         self._failures = 0
         self._written = -1
+        self._abandoned: set[int] = set()
 
     @property
     def name(self) -> str:
@@ -117,6 +118,8 @@ class CheckpointHook(HookBase):
     def before_train(self) -> None:
         self._started = time.monotonic()
         done = self.trainer.start_iter
+        # Damaged files that resuming passed over, or a future that it went back from.
+        self._abandoned = {step for step in resume_files(self.directory) if step >= done}
         if done == 0:
             self._refuse_other_run()
         elif self.trainer.schedule.position(done - 1).ends_episode:
@@ -219,11 +222,11 @@ class CheckpointHook(HookBase):
     def _retain(self, g: int) -> None:
         """Remove what `keep` does not cover; the checkpoint of step g is intact and stays."""
         files = resume_files(self.directory)
-        # Later steps: damaged files that resuming passed over, or a future that it went back from.
-        surplus = [path for step, path in files.items() if step > g]
-        surplus += [path for step, path in files.items() if step < g][self.keep :]
-        for path in surplus:
-            remove_checkpoint(path)
+        abandoned = self._abandoned - {g}
+        older = [step for step in files if step < g and step not in abandoned]
+        for step in (*sorted(abandoned & files.keys()), *older[self.keep :]):
+            remove_checkpoint(files[step])
+        self._abandoned = set()
         for digest in self.directory.glob("model_*.pth.json"):
             if not digest.with_suffix("").exists():
                 remove_checkpoint(digest.with_suffix(""))

@@ -69,6 +69,9 @@ class _TearingFile:
         self._written += len(data)
         return len(data)
 
+    def flush(self) -> None:
+        self._file.flush()
+
 
 def _act(action: str, point: str) -> None:
     if action == "kill":

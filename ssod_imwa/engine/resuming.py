@@ -36,7 +36,7 @@ def resume(
 
     Args:
         trainer: gets the state of the checkpoint.
-        source: an output directory, whose newest intact checkpoint is taken, or one checkpoint.
+        source: an output directory, whose newest intact checkpoint is taken, or one .pth file.
         run: the identity given to `CheckpointHook`.
         allow_inexact: continue although the identity changed; later checkpoints keep a record.
 
@@ -48,7 +48,7 @@ def resume(
             run or does not fit the models.
     """
     source = Path(source)
-    find = _newest_intact if source.is_dir() else _explicit
+    find = _explicit if source.suffix == ".pth" else _newest_intact
     path = on_main(lambda: find(source))
     if path is None:
         logger.info("no checkpoint in %s: training starts from its beginning", source)
@@ -66,11 +66,15 @@ def resume(
     try:
         trainer.load_state_dict(training)
     except (KeyError, RuntimeError, ValueError, TypeError) as error:
-        raise CheckpointError(f"{path} does not fit this run: {error}") from error
+        raise CheckpointError(f"{path} does not fit this run: {_one_line(error)}") from error
     weights = (trainer.start_iter, comm.checksum(trainer.algorithm.models()))
     comm.assert_equal_on_all_ranks(weights, "global step and checksum of the resumed weights")
     logger.info("resuming from %s at global step %d", path, trainer.start_iter)
     return path
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def _newest_intact(directory: Path) -> Path | None:

@@ -1,0 +1,37 @@
+import pytest
+
+from ssod_imwa.engine import compatibility
+from ssod_imwa.engine.compatibility import changes, fingerprint, identity, table
+
+
+def test_every_entry_is_compared_but_the_config_text():
+    saved = {"T": 10, "seed": 1, "batch": (2, 4), "config": "A: 1"}
+    current = {"T": 10, "seed": 2, "batch": (2, 8), "config": "A: 2"}
+    assert changes(saved, saved) == []
+    assert changes(saved, current) == [("batch", (2, 4), (2, 8)), ("seed", 1, 2)]
+
+
+def test_entries_of_one_side_only_are_changes():
+    assert changes({"a": None}, {"b": 1}) == [("a", None, "(absent)"), ("b", "(absent)", 1)]
+
+
+def test_major_version_belongs_to_the_identity(monkeypatch):
+    saved = identity({"T": 1})
+    monkeypatch.setattr(compatibility, "__version__", "0.99.7")
+    assert changes(saved, identity({"T": 1})) == []
+    monkeypatch.setattr(compatibility, "__version__", "1.0.0")
+    assert changes(saved, identity({"T": 1})) == [("library major version", 0, 1)]
+
+
+def test_table_aligns_key_saved_and_current():
+    assert table(changes({"T": 10, "batch": 2}, {"T": 2000, "batch": 16})).splitlines() == [
+        "  key    saved  current",
+        "  T      10     2000",
+        "  batch  2      16",
+    ]
+
+
+@pytest.mark.parametrize("other", [[1, 2], [1, 3, 2], ["1", 2, 3], [1, 2, 3, 4], []])
+def test_fingerprint_tells_lists_of_ids_apart(other):
+    assert fingerprint(iter([1, 2, 3])) == fingerprint([1, 2, 3]) != fingerprint(other)
+    assert fingerprint(other).startswith(f"{len(other)} images, ")
