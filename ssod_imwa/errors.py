@@ -18,3 +18,7 @@ class DataError(UserError):
 
 class CheckpointError(UserError):
     """A checkpoint is missing, damaged or belongs to another run."""
+
+
+class WeightsError(UserError):
+    """Initial weights are missing, damaged or of another model."""

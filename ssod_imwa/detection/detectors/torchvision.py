@@ -11,20 +11,21 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 import torch
-import torch.nn.functional as F
-from torch import nn
-from torchvision.models import resnet
-from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
-from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.image_list import ImageList
-from torchvision.models.detection.roi_heads import RoIHeads
-from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
-from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign
+from torchvision.ops import MultiScaleRoIAlign
 
 from ssod_imwa.data.structures import Detections, Targets
 from ssod_imwa.detection.detectors.base import Detector, evaluating
-from ssod_imwa.detection.losses import box_loss, multiclass_focal_loss
+from ssod_imwa.detection.detectors.torchvision_parts import (
+    BoxHeads,
+    ProposalHead,
+    ProposalNetwork,
+    make_anchors,
+    make_backbone,
+    make_box_head,
+    make_box_predictor,
+)
 
 DEPTHS = (18, 50, 101)
 NORMS = ("FrozenBN", "BN")
@@ -52,8 +53,8 @@ class TorchvisionFasterRCNN(Detector):
     def __init__(
         self,
         backbone: BackboneWithFPN,
-        rpn: RegionProposalNetwork,
-        roi_heads: RoIHeads,
+        rpn: ProposalNetwork,
+        roi_heads: BoxHeads,
         *,
         num_classes: int,
         pixel_mean: Sequence[float],
@@ -132,98 +133,6 @@ def _padded_size(images: Iterable[torch.Tensor]) -> tuple[int, int]:
     return tuple(-(-max(sizes) // SIZE_DIVISOR) * SIZE_DIVISOR for sizes in (heights, widths))
 
 
-class _AnchorGenerator(AnchorGenerator):
-    def forward(
-        self, image_list: ImageList, feature_maps: list[torch.Tensor]
-    ) -> list[torch.Tensor]:
-        # Anchors take the features' type, and bfloat16 cannot tell pixels above 256 apart. One
-        # channel of each level is enough: only type and size are read.
-        return super().forward(image_list, [level[:1, :1].float() for level in feature_maps])
-
-
-class _RPNHead(RPNHead):
-    def forward(self, x: list[torch.Tensor]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        # float32 under autocast, too: boxes are decoded from these.
-        logits, deltas = super().forward(x)
-        return [level.float() for level in logits], [level.float() for level in deltas]
-
-
-class _BoxPredictor(FastRCNNPredictor):
-    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        logits, deltas = super().forward(x)
-        return logits.float(), deltas.float()
-
-
-class _RegionProposalNetwork(RegionProposalNetwork):
-    """torchvision's, with detectron2's losses: sums divided by batch size per image * images."""
-
-    smooth_l1_beta: float
-    batch_size_per_image: int
-
-    def compute_loss(
-        self,
-        objectness: torch.Tensor,
-        pred_bbox_deltas: torch.Tensor,
-        labels: list[torch.Tensor],
-        regression_targets: list[torch.Tensor],
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        positive, negative = (torch.cat(masks) > 0 for masks in self.fg_bg_sampler(labels))
-        sampled = torch.where(positive | negative)[0]
-        positive = torch.where(positive)[0]
-        divisor = self.batch_size_per_image * len(labels)
-        objectness_loss = F.binary_cross_entropy_with_logits(
-            objectness.flatten()[sampled], torch.cat(labels)[sampled], reduction="sum"
-        )
-        location_loss = box_loss(
-            pred_bbox_deltas[positive],
-            torch.cat(regression_targets)[positive],
-            divisor=divisor,
-            beta=self.smooth_l1_beta,
-        )
-        return objectness_loss / divisor, location_loss
-
-
-class _RoIHeads(RoIHeads):
-    """torchvision's, with a choice of the classification loss and detectron2's box loss."""
-
-    loss: str
-    focal_gamma: float
-    smooth_l1_beta: float
-
-    def forward(
-        self,
-        features: dict[str, torch.Tensor],
-        proposals: list[torch.Tensor],
-        image_shapes: list[tuple[int, int]],
-        targets: list[dict[str, torch.Tensor]] | None = None,
-    ) -> tuple[list[dict[str, torch.Tensor]], dict[str, torch.Tensor]]:
-        if not self.training:
-            return super().forward(features, proposals, image_shapes)
-        proposals, _, labels, box_targets = self.select_training_samples(proposals, targets)
-        pooled = self.box_roi_pool(features, proposals, image_shapes)
-        logits, deltas = self.box_predictor(self.box_head(pooled))
-        return [], self.compute_loss(logits, deltas, torch.cat(labels), torch.cat(box_targets))
-
-    def compute_loss(
-        self,
-        logits: torch.Tensor,
-        deltas: torch.Tensor,
-        labels: torch.Tensor,
-        box_targets: torch.Tensor,
-    ) -> dict[str, torch.Tensor]:
-        """Losses of R sampled proposals: logits (R, C+1), deltas (R, 4(C+1)), labels (R,)."""
-        gamma = self.focal_gamma if self.loss == "FocalLoss" else 0.0
-        positive = torch.where(labels > 0)[0]
-        of_class = deltas.view(len(deltas), -1, 4)[positive, labels[positive]]
-        location_loss = box_loss(
-            of_class, box_targets[positive], divisor=len(labels), beta=self.smooth_l1_beta
-        )
-        return {
-            "loss_classifier": multiclass_focal_loss(logits, labels, gamma=gamma),
-            "loss_box_reg": location_loss,
-        }
-
-
 def build_faster_rcnn(
     *,
     num_classes: int,
@@ -277,10 +186,10 @@ def build_faster_rcnn(
     _check_choice("loss", loss, LOSSES)
     if num_classes < 1:
         raise ValueError(f"num_classes = {num_classes} is not allowed (must be at least 1)")
-    anchors = _anchor_generator(anchor_sizes, anchor_aspect_ratios)
-    rpn = _RegionProposalNetwork(
+    anchors = make_anchors(anchor_sizes, anchor_aspect_ratios)
+    rpn = ProposalNetwork(
         anchors,
-        _RPNHead(fpn_channels, anchors.num_anchors_per_location()[0]),
+        ProposalHead(fpn_channels, anchors.num_anchors_per_location()[0]),
         fg_iou_thresh=rpn_iou_thresholds[1],
         bg_iou_thresh=rpn_iou_thresholds[0],
         batch_size_per_image=rpn_batch_size_per_image,
@@ -291,10 +200,10 @@ def build_faster_rcnn(
     )
     rpn.smooth_l1_beta = smooth_l1_beta
     rpn.batch_size_per_image = rpn_batch_size_per_image
-    roi_heads = _RoIHeads(
+    roi_heads = BoxHeads(
         MultiScaleRoIAlign(["0", "1", "2", "3"], pooler_resolution, sampling_ratio=2),
-        _box_head(fpn_channels * pooler_resolution**2, fc_dim),
-        _box_predictor(fc_dim, num_classes),
+        make_box_head(fpn_channels * pooler_resolution**2, fc_dim),
+        make_box_predictor(fc_dim, num_classes),
         fg_iou_thresh=roi_iou_threshold,
         bg_iou_thresh=roi_iou_threshold,
         batch_size_per_image=roi_batch_size_per_image,
@@ -308,7 +217,13 @@ def build_faster_rcnn(
     roi_heads.focal_gamma = focal_gamma
     roi_heads.smooth_l1_beta = smooth_l1_beta
     return TorchvisionFasterRCNN(
-        _backbone(depth, norm, freeze_at, stride_in_1x1, fpn_channels),
+        make_backbone(
+            depth=depth,
+            norm=norm,
+            freeze_at=freeze_at,
+            stride_in_1x1=stride_in_1x1,
+            fpn_channels=fpn_channels,
+        ),
         rpn,
         roi_heads,
         num_classes=num_classes,
@@ -323,80 +238,3 @@ def build_faster_rcnn(
 def _check_choice(name: str, value: object, allowed: Iterable[object]) -> None:
     if value not in allowed:
         raise ValueError(f"{name} = {value!r} is not allowed (must be one of {list(allowed)})")
-
-
-def _anchor_generator(
-    sizes: Sequence[Sequence[float]], aspect_ratios: Sequence[Sequence[float]]
-) -> AnchorGenerator:
-    """Anchors of p2..p6; a single list of ratios serves all levels."""
-    ratios = list(aspect_ratios) * 5 if len(aspect_ratios) == 1 else list(aspect_ratios)
-    if len(sizes) != 5 or len(ratios) != 5:
-        raise ValueError(
-            f"{len(sizes)} lists of anchor sizes and {len(aspect_ratios)} of aspect ratios are not "
-            "allowed (must be one list per level p2..p6, or one list of ratios for all)"
-        )
-    counts = {len(size) * len(ratio) for size, ratio in zip(sizes, ratios, strict=True)}
-    if len(counts) != 1 or 0 in counts:
-        raise ValueError(
-            f"{sorted(counts)} anchors per place are not allowed (must be one positive number: "
-            "all levels share a head)"
-        )
-    return _AnchorGenerator(tuple(map(tuple, sizes)), tuple(map(tuple, ratios)))
-
-
-def _backbone(
-    depth: int, norm: str, freeze_at: int, stride_in_1x1: bool, fpn_channels: int
-) -> BackboneWithFPN:
-    norm_layer = FrozenBatchNorm2d if norm == "FrozenBN" else nn.BatchNorm2d
-    body = getattr(resnet, f"resnet{depth}")(weights=None, norm_layer=norm_layer)
-    if stride_in_1x1:
-        _move_strides(body)
-    for stage in ("conv1", "bn1", "layer1", "layer2", "layer3", "layer4")[
-        : freeze_at + 1 if freeze_at else 0
-    ]:
-        setattr(body, stage, _frozen(getattr(body, stage)))
-    channels = body.inplanes // 8
-    return BackboneWithFPN(
-        body,
-        return_layers={f"layer{k}": str(k - 1) for k in range(1, 5)},
-        in_channels_list=[channels * 2**k for k in range(4)],
-        out_channels=fpn_channels,
-    )
-
-
-def _move_strides(body: resnet.ResNet) -> None:
-    """Put each bottleneck's stride into its first convolution, where Caffe's ResNets have it."""
-    blocks = [part for part in body.modules() if isinstance(part, resnet.Bottleneck)]
-    if not blocks:
-        raise ValueError("stride_in_1x1 is not allowed at depth 18 (its blocks have no 1x1)")
-    for block in blocks:
-        block.conv1.stride, block.conv2.stride = block.conv2.stride, block.conv1.stride
-
-
-def _frozen(module: nn.Module) -> nn.Module:
-    """Stop training of the parameters and of the batch norms' statistics."""
-    module.requires_grad_(False)
-    if isinstance(module, nn.BatchNorm2d):
-        frozen = FrozenBatchNorm2d(module.num_features, eps=module.eps)
-        frozen.load_state_dict(module.state_dict())
-        return frozen
-    for name, part in module.named_children():
-        setattr(module, name, _frozen(part))
-    return module
-
-
-def _box_head(in_channels: int, fc_dim: int) -> TwoMLPHead:
-    head = TwoMLPHead(in_channels, fc_dim)
-    for layer in (head.fc6, head.fc7):
-        nn.init.kaiming_uniform_(layer.weight, a=1)
-        nn.init.zeros_(layer.bias)
-    return head
-
-
-def _box_predictor(in_channels: int, num_classes: int) -> FastRCNNPredictor:
-    """detectron2's initial weights: so small that the first guess is nearly uniform."""
-    predictor = _BoxPredictor(in_channels, num_classes + 1)
-    for layer, std in ((predictor.cls_score, 0.01), (predictor.bbox_pred, 0.001)):
-        nn.init.normal_(layer.weight, std=std)
-        nn.init.zeros_(layer.bias)
-    return predictor
