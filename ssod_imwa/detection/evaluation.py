@@ -1,0 +1,112 @@
+"""What a detector finds on a data set, and how good that is.
+
+Example::
+
+    predictions = predict(model, build_test_batches(dataset, ...))
+    metrics = evaluate_detections(dataset, predictions, voc=True)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+
+import torch
+
+from ssod_imwa.data.geometry import map_boxes
+from ssod_imwa.data.loader import TestImage
+from ssod_imwa.data.structures import DetectionDataset, Detections
+from ssod_imwa.detection.coco_ap import coco_metrics
+from ssod_imwa.detection.detectors.base import Detector
+from ssod_imwa.detection.voc_ap import voc_metrics
+from ssod_imwa.engine import comm
+from ssod_imwa.errors import DataError
+
+
+def evaluate_detections(
+    dataset: DetectionDataset,
+    predictions: Mapping[int | str, Detections],
+    *,
+    voc: bool = False,
+) -> dict[str, float]:
+    """COCO's and, if asked for, VOC's figures of a data set, in percent.
+
+    The two count differently (see `coco_ap` and `voc_ap`), and published VOC results use either,
+    so the names say which is which.
+
+    Args:
+        dataset: labelled images.
+        predictions: detections of every image by its id, boxes in pixels of the stored image.
+        voc: add VOC's figures.
+
+    Returns:
+        `AP, AP50, AP75, APs, APm, APl, AP-<class>`, and for `voc` `VOC/AP50, VOC/AP50-11pt,
+        VOC/AP`; NaN where the data set has no object to find.
+
+    Raises:
+        DataError: an image has no labels.
+        ValueError: the images of the data set and of the predictions differ.
+    """
+    for record in dataset.records:
+        if record.annotations is None:
+            raise DataError(
+                f"data set {dataset.name!r} cannot be evaluated: image {record.image_id!r} has no "
+                "labels (take a labelled data set for DATASETS.TEST)"
+            )
+    ids = [record.image_id for record in dataset.records]
+    missing, unknown = set(ids) - set(predictions), set(predictions) - set(ids)
+    if missing or unknown:
+        example = next(iter(missing or unknown))
+        raise ValueError(
+            f"predictions are of other images than data set {dataset.name!r} ({len(missing)} of "
+            f"{len(ids)} missing, {len(unknown)} unknown, such as {example!r}); an image in which "
+            "nothing was found has empty detections"
+        )
+    truths = [record.annotations for record in dataset.records]
+    found = [predictions[image_id] for image_id in ids]
+    metrics = coco_metrics(truths, found, classes=dataset.classes)
+    if voc:
+        metrics |= voc_metrics(truths, found, num_classes=len(dataset.classes))
+    return metrics
+
+
+@torch.no_grad()
+def predict(
+    model: Detector,
+    test_batches: Collection[list[TestImage]],
+    *,
+    poll: Callable[[], object] | None = None,
+) -> dict[int | str, Detections]:
+    """A detector's findings by image id, boxes in pixels of the stored images, on the CPU.
+
+    In a distributed run each rank passes its own slice of the images, and all receive the whole.
+
+    Args:
+        model: runs on the device it is on; its training mode is left as it was.
+        test_batches: images as the detector is to see them; has a length.
+        poll: called after each batch, equally often on every rank, so that it may talk to the other
+            ranks; what it raises ends the evaluation (signals, time limits).
+    """
+    # Slices differ by an image, so ranks may differ by a batch.
+    polls = max(comm.all_gather(len(test_batches))) if poll is not None else 0
+    device = next(model.parameters()).device
+    predictions: dict[int | str, Detections] = {}
+    for batch in test_batches:
+        images = [item.image.to(device, non_blocking=True) for item in batch]
+        for item, found in zip(batch, model.detect(images), strict=True):
+            predictions[item.record.image_id] = to_stored_image(found, item)
+        if poll is not None:
+            poll()
+    for _ in range(len(test_batches), polls):
+        poll()
+    return {k: v for part in comm.all_gather(predictions) for k, v in part.items()}
+
+
+def to_stored_image(found: Detections, item: TestImage) -> Detections:
+    """Detections on a view as detections on the stored image, clipped to it, on the CPU."""
+    boxes = map_boxes(
+        found.boxes.detach().cpu(),
+        torch.linalg.inv(item.matrix),
+        height=item.record.height,
+        width=item.record.width,
+    )
+    return Detections(boxes, found.labels.detach().cpu(), found.scores.detach().float().cpu())

@@ -1,0 +1,252 @@
+"""Curves of a run and histograms of a data set, as matplotlib figures.
+
+Figures are made without pyplot, so no window system is needed and none of its state is touched;
+`figure.savefig(path)` writes them.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from ssod_imwa.data.structures import DetectionDataset
+from ssod_imwa.errors import UserError
+from ssod_imwa.results import MODELS, Evaluation, Results, main_metrics
+
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+"""Okabe and Ito's palette; lines differ in marker or dash, too, for prints in grey."""
+
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+_DPI = 120
+_TITLES = {
+    "pseudo_boxes": "pseudo-labels per image",
+    "pseudo_score": "mean score of pseudo-labels",
+}
+
+
+class MetricsError(UserError):
+    """A metrics file is missing or holds no training."""
+
+
+def read_metrics(path: str | Path) -> list[dict[str, Any]]:
+    """The rows of a run's `metrics.json`, one JSON object a line; a last, torn line is left out.
+
+    Raises:
+        MetricsError: the file is missing, or another line than the last is not an object.
+    """
+    path = Path(path)
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise MetricsError(f"{path} cannot be read: {error.strerror}") from error
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            if number == len(lines):  # the run is writing it, or was killed while it did
+                break
+            raise MetricsError(f"{path}, line {number}, is not JSON: {error}") from error
+        if not isinstance(row, dict):
+            raise MetricsError(f"{path}, line {number}, is not a JSON object: {line[:60]}")
+        rows.append(row)
+    return rows
+
+
+def training_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """Losses, learning rate and pseudo-labels of a run.
+
+    The left column goes by the global step, in which members alternate; the right column by each
+    member's own iteration t, one line per member, so that members can be compared.
+
+    Args:
+        rows: of `metrics.json`: `iteration` is the global step; `member` and `t` are the member and
+            its own iteration (a row without them is of member 0, with t the global step).
+
+    Raises:
+        MetricsError: no row has a loss.
+    """
+    rows = [row for row in rows if "total_loss" in row]
+    if not rows:
+        raise MetricsError("metrics hold no row with total_loss (did the run train yet?)")
+    names = sorted({name for row in rows for name in row})
+    panels = {
+        "total loss": ["total_loss"],
+        "losses": [x for x in names if x.startswith("loss") and "pseudo" not in x],
+        "pseudo-label losses": [x for x in names if x.startswith("loss") and "pseudo" in x],
+        "learning rate": ["lr"] if "lr" in names else [],
+    }
+    for name in names:
+        if "pseudo" in name and not name.startswith("loss"):
+            panels[_TITLES.get(name, name.replace("_", " "))] = [name]
+    panels = {title: chosen for title, chosen in panels.items() if chosen}
+    figure = Figure(figsize=(12, 2.8 * len(panels)), layout="constrained", dpi=_DPI)
+    axes = figure.subplots(len(panels), 2, squeeze=False, sharex="col")
+    for (by_step, by_t), (title, chosen) in zip(axes, panels.items(), strict=True):
+        _draw_by_step(by_step, rows, chosen)
+        _draw_by_member(by_t, rows, chosen)
+        for axis in (by_step, by_t):
+            axis.set_ylabel(title)
+            axis.grid(alpha=0.3)
+            axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+            axis.legend(fontsize="small")
+    axes[-1, 0].set_xlabel("global step (optimizer steps of all members)")
+    axes[-1, 1].set_xlabel("own iteration t (optimizer steps of one member)")
+    return figure
+
+
+def episodes_figure(results: Results, *, metrics: Sequence[str] | None = None) -> Figure:
+    """Figures after each episode: members before averaging as dots, averages as lines.
+
+    Args:
+        results: of one run.
+        metrics: which figures, in percent, one panel each; None takes every AP and AP50.
+
+    Raises:
+        MetricsError: the run has no evaluation, or none with one of the figures.
+    """
+    metrics = main_metrics([results]) if metrics is None else metrics
+    known = {name for item in results.evaluations for name in item.metrics}
+    unknown = [name for name in metrics if name not in known]
+    if unknown or not metrics:
+        raise MetricsError(
+            f"results hold no figure {', '.join(unknown) or 'AP or AP50'} (choose from "
+            f"{', '.join(sorted(known)) or 'none: the run made no evaluation'})"
+        )
+    columns = min(2, len(metrics))
+    rows = -(-len(metrics) // columns)
+    figure = Figure(figsize=(6 * columns, 4.2 * rows), layout="constrained", dpi=_DPI)
+    panels = figure.subplots(rows, columns, squeeze=False).flat
+    for axis in list(panels)[len(metrics) :]:
+        axis.remove()
+    for axis, metric in zip(figure.axes, metrics, strict=True):
+        for number, model in enumerate(MODELS):
+            of_model = [x for x in results.evaluations if x.model == model]
+            _draw_episodes(axis, of_model, metric, model, _COLOURS[number])
+        axis.set_xlabel("episode (from 0)")
+        axis.set_ylabel(f"{metric} (%)")
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.grid(alpha=0.3)
+        axis.legend()
+    members, episodes = results.imwa["members"], results.imwa["episodes"]
+    figure.suptitle(
+        f"{results.method} on {results.dataset}, M = {members}, E = {episodes}, "
+        f"T = {results.iterations}, seed {results.seed}"
+    )
+    return figure
+
+
+def classes_figure(datasets: Sequence[DetectionDataset]) -> Figure:
+    """Boxes per class of one or several data sets, from the most to the least frequent class.
+
+    Crowds are left out. The axis of counts is logarithmic if the largest count is at least 10 times
+    the smallest, as long-tailed data have it.
+
+    Args:
+        datasets: with the same classes; the first decides the order.
+
+    Raises:
+        ValueError: the classes differ or there is no data set.
+    """
+    if len({dataset.classes for dataset in datasets}) != 1:
+        raise ValueError("data sets of one histogram must have the same classes (at least one set)")
+    classes = datasets[0].classes
+    counts = np.array([class_counts(dataset) for dataset in datasets]).reshape(-1, len(classes))
+    order = np.argsort(-counts[0], kind="stable")
+    figure = Figure(figsize=(max(6, 0.35 * len(classes)), 4.5), layout="constrained", dpi=_DPI)
+    axis = figure.subplots()
+    width = 0.8 / len(datasets)
+    for i, dataset in enumerate(datasets):
+        at = np.arange(len(classes)) + (i - (len(datasets) - 1) / 2) * width
+        boxes, images = counts[i].sum(), len(dataset)
+        axis.bar(
+            at,
+            counts[i][order],
+            width,
+            color=_COLOURS[i % len(_COLOURS)],
+            label=f"{dataset.name} ({boxes} boxes on {images} images)",
+        )
+    if counts.max() >= 10 * max(1, counts.min()):
+        axis.set_yscale("log")
+        axis.set_ylim(bottom=0.7)  # so that a bar of 1 is seen; a class without boxes has none
+    axis.set_xticks(np.arange(len(classes)), [classes[i] for i in order], rotation=90)
+    axis.set_xlabel("class")
+    axis.set_ylabel("boxes")
+    axis.grid(alpha=0.3, axis="y")
+    axis.legend()
+    return figure
+
+
+def class_counts(dataset: DetectionDataset) -> list[int]:
+    """Boxes of each class 0..C-1 that are not crowds; unlabelled images count as empty."""
+    counts = np.zeros(len(dataset.classes), dtype=np.int64)
+    for record in dataset.records:
+        if record.annotations is not None:
+            labels = record.annotations.labels[~record.annotations.crowd]
+            counts += np.bincount(labels, minlength=len(counts))
+    return counts.tolist()
+
+
+def _draw_by_step(axis: Axes, rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> None:
+    for number, name in enumerate(names):
+        steps, values = _column(rows, name, "iteration")
+        axis.plot(steps, values, color=_colour(number), ls=_dash(number), lw=1, label=name)
+
+
+def _draw_by_member(axis: Axes, rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> None:
+    """A dash for each member; a colour for each name or, if there is one name, for each member."""
+    members = sorted({row.get("member", 0) for row in rows})
+    for i, member in enumerate(members):
+        own = [row for row in rows if row.get("member", 0) == member]
+        for number, name in enumerate(names):
+            steps, values = _column(own, name, "t")
+            colour = _colour(i if len(names) == 1 else number)
+            axis.plot(steps, values, color=colour, ls=_dash(i), lw=1)
+    for i, member in enumerate(members):
+        colour = _colour(i) if len(names) == 1 else "black"
+        axis.plot([], [], color=colour, ls=_dash(i), lw=1, label=f"member {member}")
+
+
+def _column(
+    rows: Sequence[Mapping[str, Any]], name: str, clock: str
+) -> tuple[list[float], list[float]]:
+    found = [(row.get(clock, row.get("iteration")), row[name]) for row in rows if name in row]
+    return [step for step, _ in found], [value for _, value in found]
+
+
+def _draw_episodes(
+    axis: Axes, evaluations: Sequence[Evaluation], metric: str, model: str, colour: str
+) -> None:
+    # The final evaluation is of the last average, so one of the two may be there or both.
+    averages = {x.episode: x.metrics.get(metric, math.nan) for x in evaluations if x.member is None}
+    if averages:
+        marker = "o" if model == "teacher" else "s"
+        label = f"{model}, average" if any(x.member is not None for x in evaluations) else model
+        axis.plot(list(averages), list(averages.values()), color=colour, marker=marker, label=label)
+    members = sorted({x.member for x in evaluations if x.member is not None})
+    for number, member in enumerate(members):
+        own = [x for x in evaluations if x.member == member]
+        axis.scatter(
+            [x.episode for x in own],
+            [x.metrics.get(metric, math.nan) for x in own],
+            facecolors="none",
+            edgecolors=colour,
+            marker=_MARKERS[number % len(_MARKERS)],
+            label=f"{model}, member {member}",
+        )
+
+
+def _colour(number: int) -> str:
+    return _COLOURS[number % len(_COLOURS)]
+
+
+def _dash(number: int) -> str:
+    return ("-", "--", ":", "-.")[number % 4]

@@ -1,0 +1,153 @@
+"""Results as tables, for the terminal and for Markdown."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from rich.table import Table
+
+from ssod_imwa.results import MODELS, Evaluation, Group, Model, Results, Spread, main_metrics
+
+_MODEL_NAMES = {"student": "student", "teacher": "teacher (EMA)"}
+
+
+def results_table(results: Results, *, metrics: Sequence[str] | None = None) -> Table:
+    """One row per episode and member or average, the figures of student and teacher in columns.
+
+    Args:
+        results: of one run.
+        metrics: which figures, in percent; None takes every AP and AP50.
+    """
+    metrics = main_metrics([results]) if metrics is None else metrics
+    models = [name for name in MODELS if any(x.model == name for x in results.evaluations)]
+    table = Table(
+        title=f"{results.method} on {results.dataset}, {_imwa(results)}, seed {results.seed}"
+    )
+    table.add_column("episode\n(from 0)", justify="right")
+    table.add_column("weights")
+    for model in models:
+        for metric in metrics:
+            table.add_column(f"{_MODEL_NAMES[model]}\n{metric}", justify="right")
+    rows: dict[tuple[int, str], dict[str, Evaluation]] = {}
+    for item in results.evaluations:
+        rows.setdefault((item.episode, _weights(item)), {})[item.model] = item
+    last = None
+    for (episode, weights), found in rows.items():
+        cells = [
+            percent(found[model].metrics.get(metric, math.nan)) if model in found else ""
+            for model in models
+            for metric in metrics
+        ]
+        if last is not None and last != episode:
+            table.add_section()
+        table.add_row(
+            "" if last == episode else str(episode),
+            weights,
+            *cells,
+            style=None if weights.startswith("member") else "bold",
+        )
+        last = episode
+    return table
+
+
+def comparison_rows(
+    groups: Sequence[Group],
+    *,
+    metrics: Sequence[str] | None = None,
+    model: Model | None = None,
+    baseline: Group | None = None,
+) -> tuple[list[str], list[list[str]]]:
+    """Header and cells of a comparison: a row per group, mean ± standard deviation over its runs.
+
+    Args:
+        groups: in the order of the rows.
+        metrics: which figures, in percent; None takes every AP and AP50.
+        model: whose; None takes the teacher where there is one.
+        baseline: adds, for each figure, the mean ± standard deviation of the difference to this
+            group, run by run of equal seed.
+    """
+    if metrics is None:
+        metrics = main_metrics(run for group in groups for run in group.runs)
+    header = ["data", "method", "IMWA", "T", "model", "seeds"]
+    for metric in metrics:
+        header += [metric] if baseline is None else [metric, f"gain in {metric}"]
+    rows = []
+    for group in groups:
+        run = group.runs[0]
+        row = [run.dataset, run.method, _imwa(run, among=groups), str(run.iterations)]
+        row += [run.headline(model).model, ", ".join(map(str, group.seeds))]
+        for metric in metrics:
+            row.append(spread_text(group.spread(metric, model=model)))
+            if baseline is not None:
+                gain = group.gain(metric, baseline, model=model)
+                comparable = group is not baseline and group.dataset == baseline.dataset
+                row.append(spread_text(gain, sign=True) if comparable else "")
+        rows.append(row)
+    return header, rows
+
+
+def comparison_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    """The rows of `comparison_rows` for the terminal."""
+    table = Table()
+    for i, name in enumerate(header):
+        table.add_column(name, justify="left" if i < 3 else "right")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def comparison_markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """The rows of `comparison_rows` as a Markdown table.
+
+    Example:
+        >>> print(comparison_markdown(["data", "AP"], [["voc", "54.1"]]))
+        | data | AP |
+        |---|---|
+        | voc | 54.1 |
+    """
+    lines = [header, ["---"] * len(header), *rows]
+    text = ["| " + " | ".join(x.replace("|", "\\|") for x in line) + " |" for line in lines]
+    text[1] = "|" + "---|" * len(header)
+    return "\n".join(text)
+
+
+def percent(value: float, *, sign: bool = False) -> str:
+    """Two decimals, as papers print AP; a dash for NaN.
+
+    Example:
+        >>> percent(12.345), percent(1.5, sign=True), percent(float("nan"))
+        ('12.35', '+1.50', '–')
+    """
+    if math.isnan(value):
+        return "–"
+    return f"{value:+.2f}" if sign else f"{value:.2f}"
+
+
+def spread_text(spread: Spread, *, sign: bool = False) -> str:
+    """Mean ± standard deviation; the mean alone if there is one run.
+
+    Example:
+        >>> spread_text(Spread.of([1.0, 2.0])), spread_text(Spread.of([1.0]))
+        ('1.50 ± 0.71', '1.00')
+    """
+    mean = percent(spread.mean, sign=sign)
+    return mean if math.isnan(spread.std) else f"{mean} ± {spread.std:.2f}"
+
+
+def _weights(item: Evaluation) -> str:
+    return item.stage if item.member is None else f"member {item.member}"
+
+
+def _imwa(run: Results, *, among: Sequence[Group] = ()) -> str:
+    """The settings in short: what they do, then what differs among the runs shown."""
+    members, episodes = run.imwa["members"], run.imwa["episodes"]
+    text = "no averaging" if members == 1 else f"M = {members}, E = {episodes}"
+    if members == 1:
+        return text
+    hidden = ("members", "episodes", "first_member")
+    among = [group for group in among if group.imwa["members"] > 1]
+    for key in sorted({key for group in among for key in group.imwa} - set(hidden)):
+        if len({str(group.imwa.get(key)) for group in among}) > 1:
+            text += f", {key} = {run.imwa.get(key)}"
+    return text

@@ -1,0 +1,68 @@
+#!/usr/bin/env python
+"""Compare finished runs: mean ± standard deviation over seeds of runs with equal settings.
+
+Examples:
+  as Markdown, for a report       %(prog)s output/baseline_* output/imwa_*
+  with the gain over a baseline   %(prog)s output/* --baseline output/baseline_seed1
+  a wide table for the terminal   %(prog)s output/* --format table --metrics AP AP50 VOC/AP50
+
+Runs of equal data, method, iterations T and IMWA settings form a row; their seeds and folds may
+differ. The figures are those of the last averaged teacher or, without one, student. The gain is the
+mean of the differences between runs of equal seed and fold. Note that IMWA with M members takes
+M x T steps, so runs without averaging and M times the iterations belong beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from rich.console import Console
+
+from ssod_imwa.cli import run_main
+from ssod_imwa.results import MODELS, group_runs, read_results
+from ssod_imwa.visualization.table import comparison_markdown, comparison_rows, comparison_table
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run_dirs", nargs="+", metavar="RUN_DIR", help="OUTPUT_DIR of each run")
+    parser.add_argument(
+        "--metrics", nargs="+", metavar="NAME", help="figures (default: every AP and AP50)"
+    )
+    parser.add_argument(
+        "--model", choices=MODELS, help="whose figures (default: the teacher's if there is one)"
+    )
+    parser.add_argument(
+        "--baseline", metavar="RUN_DIR", help="one of the runs: show gains over its row"
+    )
+    parser.add_argument(
+        "--format", choices=("markdown", "table"), default="markdown", help="default: markdown"
+    )
+    arguments = parser.parse_args()
+    if arguments.baseline is not None and arguments.baseline not in arguments.run_dirs:
+        parser.error(f"--baseline {arguments.baseline} is not one of the given runs")
+    return arguments
+
+
+def main() -> None:
+    """Read, group and print."""
+    arguments = parse_arguments()
+    runs = {run_dir: read_results(run_dir) for run_dir in dict.fromkeys(arguments.run_dirs)}
+    groups = group_runs(list(runs.values()))
+    baseline = None
+    if arguments.baseline is not None:
+        chosen = runs[arguments.baseline]
+        baseline = next(g for g in groups if any(run is chosen for run in g.runs))
+    header, rows = comparison_rows(
+        groups, metrics=arguments.metrics, model=arguments.model, baseline=baseline
+    )
+    if arguments.format == "markdown":
+        print(comparison_markdown(header, rows))
+    else:
+        Console().print(comparison_table(header, rows))
+
+
+if __name__ == "__main__":
+    run_main(main)

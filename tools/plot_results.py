@@ -1,0 +1,85 @@
+#!/usr/bin/env python
+"""Plot a run's training curves and its AP after each episode, or how often classes occur.
+
+Examples:
+  a run                    %(prog)s output/digits_unbiased_teacher_imwa
+  other figures            %(prog)s RUN_DIR --metrics VOC/AP50 APs
+  classes of data sets     %(prog)s --datasets digits_train digits_test --output pictures
+
+Writes training.png and episodes.png (from metrics.json and results.json), and classes.png for
+--datasets, to RUN_DIR or --output. Also works while the run goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from ssod_imwa.cli import run_main
+from ssod_imwa.data.catalog import load_dataset
+from ssod_imwa.results import FILE_NAME, read_results
+from ssod_imwa.visualization.plots import (
+    classes_figure,
+    episodes_figure,
+    read_metrics,
+    training_figure,
+)
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run_dir", nargs="?", metavar="RUN_DIR", help="OUTPUT_DIR of a run")
+    parser.add_argument(
+        "--metrics", nargs="+", metavar="NAME", help="figures to plot (default: every AP and AP50)"
+    )
+    parser.add_argument(
+        "--datasets", nargs="+", metavar="NAME", help="plot boxes per class of these data sets"
+    )
+    parser.add_argument(
+        "--data-root", metavar="DIR", help="as DATASETS.ROOT (default: $DETECTRON2_DATASETS)"
+    )
+    parser.add_argument("--output", metavar="DIR", help="folder (default: RUN_DIR)")
+    arguments = parser.parse_args()
+    if arguments.run_dir is None and arguments.datasets is None:
+        parser.error("give RUN_DIR or --datasets")
+    if arguments.run_dir is None and arguments.output is None:
+        parser.error("give --output when there is no RUN_DIR")
+    return arguments
+
+
+def figures(arguments: argparse.Namespace) -> dict[str, Figure]:
+    """File name: figure."""
+    found = {}
+    if arguments.run_dir is not None:
+        run_dir = Path(arguments.run_dir)
+        found["training.png"] = training_figure(read_metrics(run_dir / "metrics.json"))
+        if (run_dir / FILE_NAME).exists():
+            found["episodes.png"] = episodes_figure(
+                read_results(run_dir), metrics=arguments.metrics
+            )
+        else:
+            print(f"no episodes.png: {run_dir / FILE_NAME} is not there before an evaluation")
+    if arguments.datasets is not None:
+        found["classes.png"] = classes_figure(
+            [load_dataset(name, root=arguments.data_root) for name in arguments.datasets]
+        )
+    return found
+
+
+def main() -> None:
+    """Write the figures and name the files."""
+    arguments = parse_arguments()
+    output = Path(arguments.output or arguments.run_dir)
+    plotted = figures(arguments)
+    output.mkdir(parents=True, exist_ok=True)
+    for name, figure in plotted.items():
+        figure.savefig(output / name)
+        print(output / name)
+
+
+if __name__ == "__main__":
+    run_main(main)
