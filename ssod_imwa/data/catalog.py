@@ -27,8 +27,8 @@ class Source:
     """Where a data set lies below the root.
 
     Attributes:
-        kind: "coco", "voc" or "folder".
-        path: annotation file ("coco") or folder ("voc", "folder").
+        kind: "coco", "voc", "folder", or "registered" for those of `register`.
+        path: annotation file ("coco"), folder ("voc", "folder") or name ("registered").
         part: folder of images ("coco") or name of the split ("voc").
         classes: class names in label order, None to take them from the annotations.
     """
@@ -168,10 +168,10 @@ def read_dataset(
     """
     folder = data_root(root)
     problems: list[Problem] = []
-    if name in _REGISTERED:
+    source = find_source(name)
+    if source.kind == "registered":
         dataset = _REGISTERED[name](folder)
         return (dataset if labelled else dataset.subset(range(len(dataset)), labelled=False)), []
-    source = find_source(name)
     if name.startswith("digits_"):
         ensure_digits(folder)
     _check_files(name, source, folder, labelled=labelled)
@@ -194,6 +194,8 @@ def find_source(name: str) -> Source:
     """
     if name in _SOURCES:
         return _SOURCES[name]
+    if name in _REGISTERED:
+        return Source("registered", name)
     kind, *places = name.split(":")
     forms = {"coco": "coco:FILE.json:IMAGES", "voc": "voc:FOLDER:SPLIT", "folder": "folder:FOLDER"}
     if kind in forms and places:

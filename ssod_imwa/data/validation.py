@@ -121,7 +121,7 @@ def _summary(name: str, errors: list[Problem]) -> str:
     listed = "; ".join(map(str, errors[:_SHOWN]))
     more = f"; and {len(errors) - _SHOWN} more" if len(errors) > _SHOWN else ""
     return (
-        f"data set {name} has {len(errors)} bad records: {listed}{more} (mend them, or leave them "
+        f"data set {name} has bad records ({len(errors)}): {listed}{more} (mend them, or leave them "
         f"out with DATASETS.ON_BAD_RECORD skip; tools/check_dataset.py {name} lists all)"
     )
 
@@ -252,10 +252,11 @@ def _pixel_problems(record: ImageRecord, position: int) -> Iterator[Problem]:
     if size != stored:
         rule = "turned upright when read"
         yield _problem(record, position, "turned by EXIF", record.file_name, rule, level="note")
-    if mode != "RGB":
-        yield _problem(
-            record, position, "colour mode", mode, "converted to RGB when read", level="note"
-        )
+    if mode == "F":
+        rule = "floating-point pixels have no defined range"
+        yield _problem(record, position, "no colours", mode, rule)
+    elif mode != "RGB":
+        yield _problem(record, position, "not RGB", mode, "converted when read", level="note")
 
 
 def _problem(

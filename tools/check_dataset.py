@@ -1,0 +1,97 @@
+#!/usr/bin/env python
+"""Find everything wrong in data sets before training on them, and count their classes.
+
+Exit status: 0 when clean, 1 when there are problems, 2 when a data set cannot be read at all.
+"error" stops a run unless DATASETS.ON_BAD_RECORD is skip; "warning" is logged by a run; what needs
+no action, such as greyscale images, is counted as a note.
+
+Examples:
+  %(prog)s digits_train digits_test
+  %(prog)s voc:my_cells:train coco:pallets/train.json:pallets/images --root /data
+  %(prog)s folder:photos --unlabelled --fast
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+from itertools import groupby
+
+import numpy as np
+
+from ssod_imwa.cli import run_main
+from ssod_imwa.data.catalog import available, read_dataset
+from ssod_imwa.data.structures import DetectionDataset
+from ssod_imwa.data.validation import Problem, find_problems
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog=f"Names of the catalogue: {', '.join(available())}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "names",
+        nargs="+",
+        metavar="NAME",
+        help="of the catalogue, or coco:FILE.json:IMAGES, voc:FOLDER:SPLIT, folder:FOLDER",
+    )
+    parser.add_argument("--root", help="folder of all data sets ($DETECTRON2_DATASETS, datasets)")
+    parser.add_argument("--unlabelled", action="store_true", help="check the images alone")
+    parser.add_argument("--fast", action="store_true", help="do not open the image files")
+    return parser.parse_args()
+
+
+def main() -> int:
+    """Check each data set."""
+    arguments = parse_arguments()
+    failures = 0
+    for name in arguments.names:
+        dataset, problems = read_dataset(
+            name, root=arguments.root, labelled=not arguments.unlabelled
+        )
+        problems += find_problems(dataset, read_pixels=not arguments.fast)
+        serious = [problem for problem in problems if problem.level != "note"]
+        failures += bool(serious)
+        print_problems(serious)
+        for what, count in sorted(Counter(p.what for p in problems if p.level == "note").items()):
+            rule = next(p.rule for p in problems if p.what == what)
+            print(f"note: {count} x {what} ({rule})")
+        print(f"{name}: {len(dataset)} images, {len(serious)} problems")
+        print_classes(dataset)
+    return min(failures, 1)
+
+
+def print_problems(problems: list[Problem]) -> None:
+    """Every problem under the file it is in."""
+    problems = sorted(problems, key=lambda problem: problem.file)
+    for file, group in groupby(problems, key=lambda problem: problem.file):
+        print(file)
+        for problem in group:
+            print(f"  {problem.level}: {problem}")
+
+
+def print_classes(dataset: DetectionDataset) -> None:
+    """Images and boxes of each class, and how imbalanced they are."""
+    labelled = [r.annotations for r in dataset.records if r.annotations is not None]
+    if not labelled:
+        print("  no labels")
+        return
+    width = max(map(len, dataset.classes))
+    print(f"  {'class':{width}} {'images':>7} {'boxes':>7} {'difficult':>9} {'crowds':>7}")
+    boxes = []
+    for label, name in enumerate(dataset.classes):
+        of_class = [a.labels == label for a in labelled]
+        pairs = list(zip(of_class, labelled, strict=True))
+        images = sum(bool((chosen & ~a.crowd).any()) for chosen, a in pairs)
+        crowds = sum(int((chosen & a.crowd).sum()) for chosen, a in pairs)
+        difficult = sum(int((chosen & a.difficult).sum()) for chosen, a in pairs)
+        boxes.append(int(np.sum([chosen.sum() for chosen in of_class])) - crowds)
+        print(f"  {name:{width}} {images:>7} {boxes[-1]:>7} {difficult:>9} {crowds:>7}")
+    if min(boxes) > 0:
+        print(f"  imbalance {max(boxes) / min(boxes):.1f} (most over fewest boxes of a class)")
+
+
+if __name__ == "__main__":
+    run_main(main)
