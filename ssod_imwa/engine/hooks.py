@@ -190,7 +190,7 @@ class EvaluationHook(HookBase):
         if not self.trainer.algorithm.teacher_ready(position.t):
             models.pop("teacher", None)
         try:
-            with undisturbed(models):
+            with undisturbed(models), torch.no_grad():
                 metrics = {
                     name: {key: float(value) for key, value in self._evaluate(model).items()}
                     for name, model in models.items()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass
 from types import SimpleNamespace
 
@@ -12,7 +13,7 @@ from torch import nn
 from ssod_imwa.averaging.episodes import EpisodeSchedule
 from ssod_imwa.engine.algorithm import Algorithm
 from ssod_imwa.engine.seeding import counted_generator
-from ssod_imwa.engine.trainer import Trainer
+from ssod_imwa.engine.trainer import HookBase, Trainer
 
 FEATURES, CLASSES = 4, 3
 
@@ -109,6 +110,21 @@ def build_trainer(
     )
 
 
+class SaveAt(HookBase):
+    """Stands where the checkpoint hook stands: before the evaluation of averages."""
+
+    def __init__(self, step):
+        self.step, self.file = step, io.BytesIO()
+
+    def after_step(self):
+        if self.trainer.iter == self.step:
+            torch.save(self.trainer.state_dict(), self.file)
+
+    def read(self):
+        self.file.seek(0)
+        return torch.load(self.file, weights_only=True)
+
+
 def copied_state(model):
     """A snapshot; a state dict itself holds the live tensors."""
     return {name: value.clone() for name, value in model.state_dict().items()}
@@ -130,6 +146,7 @@ def tiny():
         trainer=build_trainer,
         copied_state=copied_state,
         same_state=same_state,
+        SaveAt=SaveAt,
     )
 
 

@@ -1,0 +1,203 @@
+import os
+import random
+import signal
+import threading
+
+import numpy as np
+import pytest
+import torch
+
+from ssod_imwa.engine.hooks import (
+    EvaluationHook,
+    EvaluationInterruptedError,
+    Evaluations,
+    SignalHook,
+    undisturbed,
+)
+from ssod_imwa.engine.trainer import HookBase
+
+
+def weight_sum(model):
+    return {"AP": float(sum(p.double().sum() for p in model.parameters()))}
+
+
+def add_evaluation(trainer, evaluations=None, *, evaluate=weight_sum, stage="average", **options):
+    evaluations = Evaluations() if evaluations is None else evaluations
+    name = f"evaluate_{stage}"
+    hook = EvaluationHook(name, evaluate, evaluations, stage=stage, **options)
+    trainer.register_hooks([hook])
+    return evaluations
+
+
+@pytest.mark.parametrize(("period", "expected"), [(0, [4]), (1, [0, 1, 2, 3, 4]), (2, [1, 3, 4])])
+def test_period_counts_episodes_and_the_last_is_always_evaluated(tiny, period, expected):
+    trainer = tiny.trainer(5, episodes=5)
+    evaluations = add_evaluation(trainer, period=period)
+    trainer.train()
+    students = [r for r in evaluations.records if r["model"] == "student"]
+    assert [r["episode"] for r in students] == expected
+
+
+def test_a_teacher_that_is_not_ready_is_not_evaluated(tiny):
+    trainer = tiny.trainer(4, episodes=2)
+    trainer.algorithm.burn_in = 3
+    evaluations = add_evaluation(trainer)
+    trainer.train()
+    assert [(r["episode"], r["model"]) for r in evaluations.records] == [
+        (0, "student"),
+        (1, "student"),
+        (1, "teacher"),
+    ]
+
+
+def test_evaluation_that_fails_restores_modes_and_random_generators(tiny):
+    """Check K11."""
+    models = tiny.algorithm().models()
+    models["student"].train()
+    models["student"][1].eval()  # a frozen part
+    before = [module.training for model in models.values() for module in model.modules()]
+    states = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
+
+    def fail():
+        torch.rand(1), np.random.rand(), random.random()
+        assert not any(m.training for model in models.values() for m in model.modules())
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError), undisturbed(models):
+        fail()
+    assert before == [module.training for model in models.values() for module in model.modules()]
+    assert torch.equal(states[0], torch.get_rng_state())
+    assert np.array_equal(states[1], np.random.get_state()[1])
+    assert states[2] == random.getstate()
+
+
+def test_evaluation_does_not_change_training(tiny):
+    plain, evaluated = tiny.trainer(4, episodes=4), tiny.trainer(4, episodes=4)
+    add_evaluation(evaluated, evaluate=lambda model: {"x": torch.rand(1).item()})
+    plain.train()
+    evaluated.train()
+    states = [t.algorithm.student.state_dict() for t in (plain, evaluated)]
+    assert tiny.same_state(*states)
+
+
+@pytest.mark.parametrize("step", [2, 3, 5])
+def test_evaluation_lost_between_checkpoint_and_its_end_is_made_up_for(tiny, step):
+    """Step 2 and 5 end an episode, 5 also the run; after step 3 nothing is due."""
+
+    def build(save):
+        trainer = tiny.trainer(6, episodes=2)
+        trainer.register_hooks([save])
+        return trainer, add_evaluation(trainer)
+
+    save = tiny.SaveAt(step)
+    straight, expected = build(save)
+    straight.train()
+    resumed, evaluations = build(tiny.SaveAt(None))
+    resumed.load_state_dict(save.read())
+    assert len(evaluations.records) == (2 if step > 2 else 0)
+    resumed.train()
+    assert evaluations.records == expected.records
+
+
+def test_interrupted_evaluation_leaves_no_record_and_training_goes_on(tiny):
+    def interrupted(model):
+        raise EvaluationInterruptedError
+
+    trainer = tiny.trainer(2)
+    evaluations = add_evaluation(trainer, evaluate=interrupted)
+    trainer.train()
+    assert evaluations.records == []
+    assert trainer.iter == 2
+
+
+@pytest.mark.parametrize("options", [{"stage": "final"}, {"period": -1}])
+def test_bad_evaluation_arguments_are_errors(tiny, options):
+    with pytest.raises(ValueError, match="is not allowed"):
+        add_evaluation(tiny.trainer(), **options)
+
+
+class KillAt(HookBase):
+    def __init__(self, step, number):
+        self.step, self.number = step, number
+
+    def after_backward(self):
+        if self.trainer.iter == self.step:
+            os.kill(os.getpid(), self.number)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_signal_finishes_the_step_writes_a_checkpoint_and_tells_the_exit_code(tiny, number, code):
+    saved = []
+    trainer = tiny.trainer(6)
+    hook = SignalHook(lambda: saved.append(trainer.iter))
+    trainer.register_hooks([KillAt(2, number), hook])
+    before = signal.getsignal(number)
+    trainer.train()
+    assert (saved, trainer.iter, hook.exit_code) == ([2], 3, code)
+    assert signal.getsignal(number) is before
+
+
+def test_without_a_signal_nothing_is_written_and_the_code_is_zero(tiny):
+    saved = []
+    trainer = tiny.trainer(3)
+    hook = SignalHook(lambda: saved.append(1))
+    trainer.register_hooks([hook])
+    trainer.train()
+    assert (saved, trainer.iter, hook.exit_code, hook.received) == ([], 3, 0, None)
+
+
+def test_handlers_of_the_caller_are_put_back_and_called(tiny):
+    called = []
+    outer = signal.signal(signal.SIGTERM, lambda number, frame: called.append(number))
+    try:
+        mine = signal.getsignal(signal.SIGTERM)
+        trainer = tiny.trainer(4)
+        trainer.register_hooks([KillAt(1, signal.SIGTERM), SignalHook(lambda: None)])
+        trainer.train()
+        assert called == [signal.SIGTERM]
+        assert signal.getsignal(signal.SIGTERM) is mine
+    finally:
+        signal.signal(signal.SIGTERM, outer)
+
+
+def test_signal_leaves_a_polling_evaluation(tiny):
+    trainer = tiny.trainer(4, episodes=2)
+    hook = SignalHook(lambda: None)
+    batches = []
+
+    def evaluate(model):
+        for number in range(100):
+            batches.append(number)
+            if number == 3:
+                os.kill(os.getpid(), signal.SIGTERM)
+            hook.poll()
+
+    evaluations = add_evaluation(trainer, evaluate=evaluate)
+    trainer.register_hooks([hook])
+    trainer.train()
+    assert batches == [0, 1, 2, 3]
+    assert (trainer.iter, evaluations.records, hook.exit_code) == (2, [], 143)
+
+
+def test_training_in_a_thread_works_without_handlers(tiny, caplog):
+    trainer = tiny.trainer(2)
+    trainer.register_hooks([SignalHook(lambda: None)])
+    thread = threading.Thread(target=trainer.train)
+    thread.start()
+    thread.join()
+    assert trainer.iter == 2
+    assert "main thread" in caplog.text
+
+
+def test_second_signal_ends_the_process_at_once():
+    """In a process of its own; the trainer is a stand-in, so that torch's loop is not needed."""
+    pid = os.fork()
+    if pid == 0:
+        hook = SignalHook(lambda: None)
+        hook.before_train()
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGTERM)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 143

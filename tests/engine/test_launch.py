@@ -1,0 +1,262 @@
+import os
+import subprocess
+import sys
+import textwrap
+import traceback
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+
+import ssod_imwa
+from ssod_imwa.engine import comm, launch
+from ssod_imwa.engine.hooks import EvaluationHook, Evaluations, SignalHook
+from ssod_imwa.engine.trainer import HookBase, NonFiniteError
+from ssod_imwa.errors import UserError
+
+# Forked ranks start at once, where spawned ones import torch for seconds. A process that has
+# started CUDA's threads cannot be forked.
+needs_fork = pytest.mark.skipif(torch.cuda.is_available(), reason="forks, which CUDA does not bear")
+
+
+def on_two_ranks(function, tmp_path):
+    """Run a function in two processes and return what they returned, in rank order."""
+    children = []
+    for rank in (0, 1):
+        pid = os.fork()
+        if pid == 0:
+            _child(function, rank, tmp_path)
+        children.append(pid)
+    codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children]
+    assert codes == [0, 0]
+    return [torch.load(tmp_path / f"result{rank}.pt", weights_only=True) for rank in (0, 1)]
+
+
+def _child(function, rank, tmp_path):
+    code = 1
+    try:
+        init_method = f"file://{tmp_path}/rendezvous"
+        with launch._process_group(rank, 2, rank, init_method, use_cuda=False):
+            torch.save(function(rank), tmp_path / f"result{rank}.pt")
+        code = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(code)
+
+
+@needs_fork
+def test_two_ranks_agree(tmp_path):
+    def talk(rank):
+        flag = torch.tensor(rank == 0)
+        buffers = nn.BatchNorm1d(2)
+        buffers.running_mean.fill_(rank)
+        constant = buffers.running_var.fill_(0.1).clone()
+        comm.average_buffers_({"a": buffers, "shared": buffers})
+        try:
+            comm.assert_equal_on_all_ranks(rank, "rank")
+            message = ""
+        except RuntimeError as error:
+            message = str(error)
+        return {
+            "place": [comm.rank(), comm.world_size(), comm.is_main()],
+            "all": [comm.all_true(flag), comm.all_true(True), comm.any_true(flag)],
+            "flag is kept": bool(flag) == (rank == 0),
+            "gathered": comm.all_gather(rank * 10),
+            "mean": buffers.running_mean.tolist(),
+            "constant": torch.equal(buffers.running_var, constant),
+            "message": message,
+        }
+
+    results = on_two_ranks(talk, tmp_path)
+    assert [result.pop("place") for result in results] == [[0, 2, True], [1, 2, False]]
+    expected = {
+        "all": [False, True, True],
+        "flag is kept": True,
+        "gathered": [0, 10],
+        "mean": [0.5, 0.5],
+        "constant": True,
+        "message": "rank must be equal on all ranks, but is not (rank 0: 0, rank 1: 1)",
+    }
+    assert results == [expected, expected]
+
+
+@needs_fork
+@pytest.mark.parametrize("parts", [1, 2])
+def test_two_ranks_equal_one_rank_on_the_whole_batch(tiny, tmp_path, parts):
+    """Without dropout and batch statistics, which are each rank's own."""
+    options = {"dropout": 0.0, "norm": False}
+
+    def train(rank):
+        # A different start on rank 1: the wrapper has to take over rank 0's student.
+        algorithm = tiny.algorithm(**options)
+        if rank == 1:
+            nn.init.ones_(algorithm.student[0].weight)
+        launch.distribute(algorithm)
+        assert algorithm.parallel_student is not algorithm.student
+        schedule = tiny.trainer(5).schedule
+        batches = tiny.batches(schedule, rank=rank, world_size=2)
+        trainer = tiny.trainer(5, algorithm=algorithm, batches=batches, accumulation=parts)
+        trainer.train()
+        return {
+            name: tiny.copied_state(model) for name, model in trainer.algorithm.models().items()
+        }
+
+    ranks = on_two_ranks(train, tmp_path)
+    alone = tiny.trainer(5, algorithm=tiny.algorithm(**options))
+    alone.train()
+    for name, model in alone.algorithm.models().items():
+        assert tiny.same_state(ranks[0][name], ranks[1][name])
+        for key, value in model.state_dict().items():
+            torch.testing.assert_close(ranks[0][name][key], value, rtol=1e-5, atol=1e-6)
+
+
+@needs_fork
+def test_different_teachers_are_refused(tiny, tmp_path):
+    def differ(rank):
+        algorithm = tiny.algorithm()
+        nn.init.constant_(algorithm.teacher[0].bias, float(rank))
+        with pytest.raises(RuntimeError, match="initial models must be equal"):
+            launch.distribute(algorithm)
+
+    on_two_ranks(differ, tmp_path)
+
+
+@needs_fork
+def test_bad_loss_on_one_rank_stops_all_ranks_in_the_same_step(tiny, tmp_path):
+    """Check K10 under several ranks."""
+
+    def train(rank):
+        algorithm = tiny.algorithm()
+        good = algorithm.losses
+
+        def losses(batch, t):
+            records = good(batch, t)
+            bad = rank == 1 and t == 2
+            return {"loss_cls": records["loss_cls"] * (float("nan") if bad else 1.0)}
+
+        algorithm.losses = losses
+        # Not distributed: rank 0's own loss and gradients stay finite.
+        trainer = tiny.trainer(5, algorithm=algorithm)
+        with pytest.raises(NonFiniteError, match="global step 2"):
+            trainer.train()
+        finite = [bool(torch.isfinite(p).all()) for p in trainer.parameters]
+        return [trainer.iter, all(finite)]
+
+    assert on_two_ranks(train, tmp_path) == [[2, True], [2, True]]
+
+
+@needs_fork
+def test_signal_to_one_rank_ends_all_ranks_at_the_same_step(tiny, tmp_path):
+    class Signalled(HookBase):
+        def after_backward(self):
+            if self.trainer.iter == 1 and comm.rank() == 1:
+                os.kill(os.getpid(), 15)
+
+    def train(rank):
+        trainer, saved = tiny.trainer(5), []
+        hook = SignalHook(lambda: saved.append(trainer.iter))
+        trainer.register_hooks([Signalled(), hook])
+        trainer.train()
+        return [trainer.iter, saved, hook.exit_code]
+
+    assert on_two_ranks(train, tmp_path) == [[2, [1], 143]] * 2
+
+
+@needs_fork
+def test_polling_evaluations_of_two_ranks_leave_together(tiny, tmp_path):
+    def train(rank):
+        trainer = tiny.trainer(2)
+        hook, polls = SignalHook(lambda: None), []
+
+        def evaluate(model):
+            for number in range(50):
+                polls.append(number)
+                if number == 4 and rank == 0:
+                    os.kill(os.getpid(), 2)
+                hook.poll()
+            return {}
+
+        evaluations = Evaluations()
+        evaluation = EvaluationHook("evaluate", evaluate, evaluations, stage="average")
+        trainer.register_hooks([evaluation, hook])
+        trainer.train()
+        return [len(polls), evaluations.records, hook.exit_code]
+
+    assert on_two_ranks(train, tmp_path) == [[5, [], 130]] * 2
+
+
+def test_one_process_calls_main_here():
+    assert launch.launch(lambda a, b: a + b, 1, (1, 2)) == 3
+
+
+def test_too_many_gpus_and_no_process_are_users_errors(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(UserError, match="2 GPUs are asked for and 1 found"):
+        launch.launch(print, 2)
+    with pytest.raises(UserError, match="0 processes are not allowed"):
+        launch.launch(print, 0)
+
+
+def test_torchrun_is_recognised(monkeypatch):
+    environment = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
+    for name, value in {**environment, "MASTER_PORT": str(launch._free_port())}.items():
+        monkeypatch.setenv(name, value)
+    assert launch.launch(dist.get_backend, 8, device="cpu") == "gloo"
+    assert not dist.is_initialized()
+
+
+SCRIPT = """
+    import os, signal, sys, time
+    from ssod_imwa.engine import comm
+    from ssod_imwa.engine.launch import launch
+
+    def main(folder, how):
+        total = sum(comm.all_gather(comm.rank() + 1))
+        open(os.path.join(folder, f"{comm.rank()}"), "w").write(str(total))
+        if how == "exit" and comm.rank() == 1:
+            sys.exit(2)
+        if how == "wait":
+            stop = []
+            signal.signal(signal.SIGTERM, lambda number, frame: stop.append(number))
+            print("ready", flush=True)
+            while not stop:
+                time.sleep(0.01)
+            if comm.is_main():
+                time.sleep(0.5)
+                open(os.path.join(folder, "clean"), "w").close()
+            sys.exit(143)
+
+    if __name__ == "__main__":
+        launch(main, 2, (sys.argv[1], sys.argv[2]), device="cpu")
+"""
+
+
+def start_script(tmp_path, how):
+    script = tmp_path / "script.py"
+    script.write_text(textwrap.dedent(SCRIPT))
+    root = str(Path(ssod_imwa.__file__).parents[1])  # works without an installation, too
+    command = [sys.executable, str(script), str(tmp_path), how]
+    environment = {**os.environ, "PYTHONPATH": root}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("how", "code"), [("return", 0), ("exit", 2)])
+def test_spawned_processes_talk_and_hand_on_their_exit_code(tmp_path, how, code):
+    process = start_script(tmp_path, how)
+    process.communicate(timeout=120)
+    assert process.returncode == code
+    assert [(tmp_path / rank).read_text() for rank in "01"] == ["3", "3"]
+
+
+@pytest.mark.slow
+def test_sigterm_to_the_launcher_lets_all_ranks_finish(tmp_path):
+    process = start_script(tmp_path, "wait")
+    assert [process.stdout.readline() for _ in range(2)] == ["ready\n", "ready\n"]
+    process.terminate()
+    process.communicate(timeout=120)
+    assert process.returncode == 143
+    assert (tmp_path / "clean").exists()

@@ -1,0 +1,214 @@
+import io
+import json
+import logging
+
+import numpy as np
+import pytest
+from rich.console import Console
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from ssod_imwa.averaging.episodes import EpisodeSchedule
+from ssod_imwa.engine.hooks import EvaluationHook, Evaluations, LRHook
+from ssod_imwa.engine.trainer import HookBase
+from ssod_imwa.engine.writers import (
+    JSONWriter,
+    MetricsHook,
+    TensorBoardWriter,
+    TerminalWriter,
+    Writer,
+    _over_ranks,
+)
+
+MEASURED = ("time", "data_time", "eta_seconds", "peak_memory_mb")
+
+
+class ListWriter(Writer):
+    name = "list"
+
+    def __init__(self):
+        self.rows = []
+
+    def write(self, row):
+        self.rows.append(row)
+
+
+def read_rows(path, *, without=MEASURED):
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k not in without} for row in rows]
+
+
+def build(tiny, writers, *, iterations=10, period=4, hooks=(), **options):
+    trainer = tiny.trainer(iterations, **options)
+    trainer.register_hooks([LRHook(lambda t: 1 / (t + 1)), MetricsHook(writers, period), *hooks])
+    return trainer
+
+
+def test_rows_come_each_period_and_at_members_ends(tiny):
+    writer = ListWriter()
+    build(tiny, [writer], iterations=5, episodes=1, members=2).train()
+    places = [(r["iteration"], r["episode"], r["member"], r["t"]) for r in writer.rows]
+    assert places == [(3, 0, 0, 3), (4, 0, 0, 4), (7, 0, 1, 2), (9, 0, 1, 4)]
+
+
+def test_numbers_are_medians_since_the_last_row_and_lr_is_the_last(tiny):
+    writer = ListWriter()
+    trainer = build(tiny, [writer], iterations=5, members=2)
+    trainer.train()
+    losses = [value for value, _ in trainer.storage.history("total_loss").values()]
+    expected = [np.median(losses[a:b]) for a, b in ((0, 4), (4, 5), (5, 8), (8, 10))]
+    assert [row["total_loss"] for row in writer.rows] == expected
+    assert [row["lr"] for row in writer.rows] == [0.1 * (1 / (t + 1)) for t in (3, 4, 2, 4)]
+
+
+def test_a_name_that_was_not_put_lately_is_not_repeated(tiny):
+    class Once(HookBase):
+        def before_step(self):
+            if self.trainer.iter == 1:
+                self.trainer.storage.put_scalar("once", 1)
+
+    writer = ListWriter()
+    trainer = tiny.trainer(8)
+    trainer.register_hooks([Once(), MetricsHook([writer], 4)])
+    trainer.train()
+    assert ["once" in row for row in writer.rows] == [True, False]
+
+
+def test_metrics_json_is_detectron2s_format(tiny, tmp_path):
+    path = tmp_path / "deep" / "metrics.json"
+    build(tiny, [JSONWriter(path)]).train()
+    rows = read_rows(path, without=())
+    assert [row["iteration"] for row in rows] == [3, 7, 9]
+    assert {"episode", "member", "t", "total_loss", "lr", "time", "data_time"} <= rows[0].keys()
+    assert rows[-1]["eta_seconds"] == 0
+    assert rows[0]["peak_memory_mb"] > 10
+
+
+def test_numbers_that_json_does_not_know_become_null(tmp_path):
+    writer = JSONWriter(tmp_path / "metrics.json")
+    writer.open(0)
+    writer.write({"iteration": 0, "a": float("nan"), "b": float("-inf"), "c": 1.5})
+    writer.close()
+    assert read_rows(writer.path) == [{"iteration": 0, "a": None, "b": None, "c": 1.5}]
+
+
+@pytest.mark.parametrize("step", [0, 3, 5, 9])
+def test_resumed_metrics_equal_those_of_a_run_without_interruption(tiny, tmp_path, step):
+    """Check K16: the stopped run wrote rows after its checkpoint, and half a line."""
+    path, save = tmp_path / "metrics.json", tiny.SaveAt(step)
+    build(tiny, [JSONWriter(path)], hooks=[save]).train()
+    expected = read_rows(path)
+    with path.open("a") as file:
+        file.write('{"iteration": 10, "total')
+    resumed = build(tiny, [JSONWriter(path)], hooks=[tiny.SaveAt(None)])
+    resumed.load_state_dict(save.read())
+    resumed.train()
+    assert read_rows(path) == expected
+
+
+def test_a_new_run_starts_an_empty_file(tiny, tmp_path):
+    path = tmp_path / "metrics.json"
+    path.write_text('{"iteration": 99}\n')
+    build(tiny, [JSONWriter(path)]).train()
+    assert [row["iteration"] for row in read_rows(path)] == [3, 7, 9]
+
+
+def test_rows_that_are_missing_are_reported(tmp_path, caplog):
+    writer = JSONWriter(tmp_path / "metrics.json")
+    writer.path.write_text('{"iteration": 3}\n{"itera')
+    writer.load_state_dict({"length": 100})
+    writer.open(8)
+    writer.write({"iteration": 8})
+    writer.close()
+    assert "24 of the 100 bytes" in caplog.text
+    assert read_rows(writer.path) == [{"iteration": 3}, {"iteration": 8}]
+
+
+def test_evaluations_are_written_as_rows(tiny, tmp_path):
+    writer = JSONWriter(tmp_path / "metrics.json")
+    options = {"stage": "average", "writers": [writer]}
+    evaluation = EvaluationHook("evaluate", lambda model: {"AP": 12.5}, Evaluations(), **options)
+    build(tiny, [writer], period=10, hooks=[evaluation], iterations=4).train()
+    assert read_rows(writer.path)[1:] == [
+        {
+            "iteration": 3,
+            "episode": 0,
+            "member": None,
+            "t": 3,
+            "average/student/AP": 12.5,
+            "average/teacher/AP": 12.5,
+        }
+    ]
+
+
+def test_tensorboard_hides_what_a_stopped_run_wrote_later(tmp_path):
+    for start, rows in ((0, range(4)), (2, [2])):
+        writer = TensorBoardWriter(tmp_path)
+        writer.open(start)
+        for step in rows:
+            writer.write({"iteration": step, "member": None, "loss": 10.0 * start + step})
+        writer.close()
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    assert [(e.step, e.value) for e in events.Scalars("loss")] == [(0, 0), (1, 1), (2, 22)]
+    assert events.Tags()["scalars"] == ["loss"]
+
+
+ROW = {"iteration": 30, "total_loss": 0.5, "lr": 0.01, "time": 0.25, "eta_seconds": 3700.0}
+
+
+def test_without_a_terminal_each_row_is_a_log_line(caplog):
+    caplog.set_level(logging.INFO)
+    schedule = EpisodeSchedule(100, episodes=5, members=2)
+    writer = TerminalWriter(schedule, Console(file=io.StringIO()))
+    writer.open(0)
+    writer.write(ROW)
+    writer.write({"iteration": 39, "average/teacher/AP": 41.234, "average/teacher/AP-cat": 1.0})
+    writer.close()
+    assert [record.getMessage() for record in caplog.records] == [
+        "episode 1/5  member 2/2  iteration 11/20  loss 0.5  lr 0.01  0.25 s/it  left 1:01:40",
+        "episode 1/5  member 2/2  iteration 20/20  average/teacher/AP 41.23",
+    ]
+
+
+def test_on_a_terminal_there_is_a_progress_bar(caplog):
+    caplog.set_level(logging.INFO)
+    screen = io.StringIO()
+    schedule = EpisodeSchedule(100, episodes=5, members=2)
+    writer = TerminalWriter(schedule, Console(file=screen, force_terminal=True, width=120))
+    writer.open(10)
+    writer.write(ROW)
+    writer.step(schedule.position(49))
+    writer.write({"iteration": 39, "average/teacher/AP": 41.234})
+    writer.close()
+    assert not caplog.records
+    for text in ("episode 2/5  member 1/2  iteration 10/20", "25%", "loss 0.5", "AP 41.23"):
+        assert text in screen.getvalue()
+
+
+def test_ranks_are_averaged_and_the_slowest_counts():
+    rows = [
+        {"iteration": 4, "t": 2, "total_loss": 1.0, "time": 0.5},
+        {"iteration": 4, "t": 2, "total_loss": 2.0, "time": 0.7, "only": 3.0},
+    ]
+    assert _over_ranks(rows) == {
+        "iteration": 4,
+        "t": 2,
+        "total_loss": 1.5,
+        "time": 0.7,
+        "only": 3.0,
+    }
+
+
+def test_writers_are_closed_when_training_fails(tiny, tmp_path):
+    algorithm = tiny.algorithm()
+    algorithm.losses = lambda batch, t: {}
+    writer = JSONWriter(tmp_path / "metrics.json")
+    with pytest.raises(ValueError, match="no loss"):
+        build(tiny, [writer], algorithm=algorithm).train()
+    with pytest.raises(RuntimeError, match="is not open"):
+        writer.write({"iteration": 0})
+
+
+def test_bad_period_is_an_error():
+    with pytest.raises(ValueError, match="period = 0 is not allowed"):
+        MetricsHook([], 0)
