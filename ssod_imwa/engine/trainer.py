@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any
 
 import torch
@@ -173,8 +173,9 @@ class Trainer:
 
     def _backward(self, batch: Any, t: int, *, last: bool) -> dict[str, torch.Tensor]:
         student = self.algorithm.parallel_student
-        # Under DistributedDataParallel only the last micro-batch exchanges gradients.
-        postponed = nullcontext() if last or not hasattr(student, "no_sync") else student.no_sync()
+        postponed: AbstractContextManager[None] = nullcontext()
+        if isinstance(student, nn.parallel.DistributedDataParallel) and not last:
+            postponed = student.no_sync()  # only the last micro-batch exchanges gradients
         autocast = torch.autocast(
             self.device.type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None
         )
