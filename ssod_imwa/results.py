@@ -188,6 +188,8 @@ def _parse(values: Any) -> Results:
 
 
 def _check_keys(values: Mapping[str, Any], kind: type, where: str) -> None:
+    if not isinstance(values, dict):
+        raise TypeError(f"{where.rstrip('.')} is not an object")
     names = {item.name for item in fields(kind)}
     for key in sorted(names - _OPTIONAL - values.keys()):
         raise ValueError(f"{where}{key} is missing")

@@ -55,7 +55,8 @@ def draw_detections(
         scores: (n,) in [0, 1], shown with two decimals; None shows none (ground truth).
         notes: text after each name, such as "difficult".
         style: "solid" for what a model says, "dashed" for ground truth.
-        min_side: pixels; an image whose shorter side has fewer is enlarged by a whole factor.
+        min_side: pixels; an image whose shorter side has fewer is enlarged by a whole factor, but
+            to no more than four times as many on its longer side.
 
     Returns:
         uint8 (3, H', W'), H' = H and W' = W unless enlarged.
@@ -65,7 +66,8 @@ def draw_detections(
         ValueError: a shape or the style is wrong, or numbers of boxes and labels differ.
     """
     _check(image, boxes, labels, style)
-    scale = max(1, -(-min_side // min(image.shape[1:])))
+    short, long = sorted(image.shape[1:])
+    scale = max(1, min(-(-min_side // short), 4 * min_side // long))
     picture = Image.fromarray(image.cpu().permute(1, 2, 0).numpy())
     picture = picture.resize((picture.width * scale, picture.height * scale), Image.BICUBIC)
     drawing = ImageDraw.Draw(picture)

@@ -1,0 +1,201 @@
+import json
+import math
+
+import numpy as np
+import pytest
+
+from ssod_imwa.averaging.episodes import EpisodeSchedule
+from ssod_imwa.data.structures import Annotations, DetectionDataset, ImageRecord
+from ssod_imwa.results import Evaluation, Results
+from ssod_imwa.visualization.plots import (
+    MetricsError,
+    class_counts,
+    classes_figure,
+    episodes_figure,
+    read_metrics,
+    training_figure,
+)
+
+
+def rows(members=2):
+    """As the trainer writes them: every second step, evaluations in between."""
+    schedule = EpisodeSchedule(12, episodes=3, members=members)
+    found = []
+    for g in range(1, len(schedule), 2):
+        p = schedule.position(g)
+        row = {"iteration": g, "episode": p.episode, "member": p.member, "t": p.t}
+        row |= {"total_loss": 2.0 + p.t, "loss_cls": 1.0, "loss_box_reg": 1.0 + p.t, "lr": 0.01}
+        if p.t >= 4:
+            row |= {"loss_cls_pseudo": 0.5, "pseudo_boxes": 2.0, "pseudo_score": 0.9}
+        found.append(row)
+    evaluation = {"iteration": 7, "episode": 0, "member": None, "t": 3, "average/student/AP": 1.0}
+    return [*found, evaluation]
+
+
+def results(evaluations):
+    return Results(
+        task="detection",
+        dataset="digits",
+        method="unbiased_teacher",
+        imwa={"members": 2, "episodes": 3},
+        seed=1,
+        iterations=12,
+        wall_time=1.0,
+        peak_memory=1,
+        evaluations=tuple(evaluations),
+    )
+
+
+def line(axis, label):
+    return next(x for x in axis.get_lines() if x.get_label() == label)
+
+
+def test_rows_are_read_and_a_torn_last_line_is_left_out(tmp_path):
+    path = tmp_path / "metrics.json"
+    path.write_text('{"iteration": 1}\n{"iteration": 2}\n{"itera')
+    assert read_metrics(path) == [{"iteration": 1}, {"iteration": 2}]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [('{"a": 1}\nx\n{"a": 2}\n', "line 2, is not JSON"), ("[1]\n", "line 1")]
+)
+def test_a_damaged_metrics_file_is_a_users_error(tmp_path, text, message):
+    (tmp_path / "metrics.json").write_text(text)
+    with pytest.raises(MetricsError, match=message):
+        read_metrics(tmp_path / "metrics.json")
+    with pytest.raises(MetricsError, match="cannot be read"):
+        read_metrics(tmp_path / "none.json")
+
+
+def test_curves_go_by_global_step_and_by_each_members_own_iteration():
+    figure = training_figure(rows())
+    left, right = figure.axes[0], figure.axes[1]
+    assert left.get_xlabel() == right.get_xlabel() == ""  # shared, on the lowest panels
+    assert figure.axes[-2].get_xlabel().startswith("global step")
+    assert figure.axes[-1].get_xlabel().startswith("own iteration t")
+    written = [row for row in rows() if "total_loss" in row]
+    total = line(left, "total_loss")
+    np.testing.assert_array_equal(total.get_xdata(), [row["iteration"] for row in written])
+    np.testing.assert_array_equal(total.get_ydata(), [row["total_loss"] for row in written])
+    members = [x for x in right.get_lines() if len(x.get_xdata())]
+    for member, curve in enumerate(members):
+        own = [row for row in written if row["member"] == member]
+        np.testing.assert_array_equal(curve.get_xdata(), [row["t"] for row in own])
+        np.testing.assert_array_equal(curve.get_ydata(), [2.0 + row["t"] for row in own])
+    assert [text.get_text() for text in right.get_legend().get_texts()] == ["member 0", "member 1"]
+
+
+def test_panels_are_losses_rate_and_pseudo_labels():
+    figure = training_figure(rows())
+    assert [axis.get_ylabel() for axis in figure.axes[::2]] == [
+        "total loss",
+        "losses",
+        "pseudo-label losses",
+        "learning rate",
+        "pseudo-labels per image",
+        "mean score of pseudo-labels",
+    ]
+    losses = [x.get_label() for x in figure.axes[2].get_lines()]
+    assert losses == ["loss_box_reg", "loss_cls"]
+
+
+def test_supervised_training_has_no_empty_panels():
+    plain = [{"iteration": g, "t": g, "total_loss": 1.0, "loss_cls": 1.0} for g in range(3)]
+    assert [x.get_ylabel() for x in training_figure(plain).axes[::2]] == ["total loss", "losses"]
+
+
+def test_a_loss_that_was_not_finite_leaves_a_gap():
+    plain = [{"iteration": g, "t": g, "total_loss": None if g == 1 else 1.0} for g in range(3)]
+    values = np.asarray(line(training_figure(plain).axes[0], "total_loss").get_ydata(), float)
+    np.testing.assert_array_equal(np.isnan(values), [False, True, False])
+
+
+def test_metrics_without_training_are_a_users_error():
+    with pytest.raises(MetricsError, match="no row with total_loss"):
+        training_figure(rows()[-1:])
+
+
+def evaluations():
+    for episode in range(3):
+        for member in range(2):
+            metrics = {"AP": 10.0 * episode + member, "AP50": math.nan}
+            yield Evaluation("student", "member", episode, member, metrics)
+        metrics = {"AP": 10.0 * episode + 2, "AP50": 1.0}
+        yield Evaluation("student", "average", episode, None, metrics)
+        if episode:
+            yield Evaluation("teacher", "average", episode, None, {"AP": 10.0 * episode + 3})
+
+
+def test_episodes_show_averages_as_lines_and_members_as_dots():
+    figure = episodes_figure(results(evaluations()))
+    axis = figure.axes[0]
+    assert [x.get_ylabel() for x in figure.axes] == ["AP (%)", "AP50 (%)"]
+    assert axis.get_xlabel() == "episode (from 0)"
+    student = line(axis, "student, average")
+    assert student.get_xydata().tolist() == [[0, 2], [1, 12], [2, 22]]
+    assert line(axis, "teacher").get_xydata().tolist() == [[1, 13], [2, 23]]
+    dots = {x.get_label(): x.get_offsets().tolist() for x in axis.collections}
+    assert dots == {
+        "student, member 0": [[0, 0], [1, 10], [2, 20]],
+        "student, member 1": [[0, 1], [1, 11], [2, 21]],
+    }
+    assert "M = 2, E = 3, T = 12, seed 1" in figure.get_suptitle()
+
+
+def test_three_figures_fill_three_panels():
+    figure = episodes_figure(
+        results([Evaluation("student", "final", 0, None, {"a": 1.0, "b": 2.0, "c": 3.0})]),
+        metrics=["c", "b", "a"],
+    )
+    assert [x.get_ylabel() for x in figure.axes] == ["c (%)", "b (%)", "a (%)"]
+
+
+def test_figures_that_were_not_measured_are_a_users_error():
+    with pytest.raises(MetricsError, match=r"no figure APx \(choose from AP, AP50\)"):
+        episodes_figure(results(evaluations()), metrics=["AP", "APx"])
+    with pytest.raises(MetricsError, match="made no evaluation"):
+        episodes_figure(results([]))
+
+
+def dataset(name, labels, crowd=None):
+    n = len(labels)
+    annotations = Annotations(
+        np.zeros((n, 4), np.float32),
+        np.array(labels, dtype=np.int64),
+        np.zeros(n, bool) if crowd is None else np.array(crowd),
+        np.zeros(n, bool),
+    )
+    records = (ImageRecord("a", 1, 9, 9, annotations), ImageRecord("b", 2, 9, 9))
+    return DetectionDataset(name, records, ("cat", "dog", "owl"))
+
+
+def test_class_counts_leave_crowds_and_unlabelled_images_out():
+    assert class_counts(dataset("x", [0, 2, 2, 1], [False, False, False, True])) == [1, 0, 2]
+
+
+def test_the_histogram_goes_from_the_most_to_the_least_frequent_class_of_the_first_set():
+    train, test = dataset("train", [1] * 40 + [0] * 3 + [2]), dataset("test", [0, 1, 2, 2])
+    axis = classes_figure([train, test]).axes[0]
+    assert [x.get_text() for x in axis.get_xticklabels()] == ["dog", "cat", "owl"]
+    heights = [[bar.get_height() for bar in bars] for bars in axis.containers]
+    assert heights == [[40, 3, 1], [1, 1, 2]]
+    assert axis.get_yscale() == "log"
+    legend = [x.get_text() for x in axis.get_legend().get_texts()]
+    assert legend == ["train (44 boxes on 2 images)", "test (4 boxes on 2 images)"]
+    assert classes_figure([test]).axes[0].get_yscale() == "linear"
+
+
+def test_a_histogram_of_different_classes_is_refused():
+    other = DetectionDataset("other", (), ("cat",))
+    with pytest.raises(ValueError, match="the same classes"):
+        classes_figure([dataset("x", [0]), other])
+
+
+def test_every_figure_can_be_written(tmp_path):
+    for name, figure in {
+        "a": training_figure(json.loads(json.dumps(rows()))),
+        "b": episodes_figure(results(evaluations())),
+        "c": classes_figure([dataset("x", [0, 1])]),
+    }.items():
+        figure.savefig(tmp_path / f"{name}.png", dpi=20)
+        assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
