@@ -167,6 +167,7 @@ class Trainer:
             self.clip(self.parameters)
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        self._raise_if_scale_vanished(position)
         self.algorithm.after_step(position.t)
         self.storage.put_tensors(records)
         self.storage.put_scalar("time", time.perf_counter() - start)
@@ -204,6 +205,15 @@ class Trainer:
             f"{position.episode}, member {position.member}, iteration {position.t}): {losses}; "
             "lower SOLVER.BASE_LR or clip gradients (SOLVER.CLIP_GRADIENTS.ENABLED True)"
         )
+
+    def _raise_if_scale_vanished(self, position: Position) -> None:
+        """Every overflow halves the loss scale and skips the step; below 1 nothing is learnt."""
+        if self.scaler.is_enabled() and self.scaler.get_scale() < 1:
+            raise NonFiniteError(
+                f"gradients overflow at every loss scale at global step {position.global_step} "
+                f"(member {position.member}, iteration {position.t}); lower SOLVER.BASE_LR or use "
+                "SOLVER.AMP.DTYPE bfloat16"
+            )
 
     def _call(self, point: str) -> None:
         for hook in self.hooks:

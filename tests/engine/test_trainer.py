@@ -243,6 +243,29 @@ def test_bad_gradient_of_a_finite_loss_stops_with_weights_untouched(tiny):
     assert equal(poison.kept, snapshot(trainer))
 
 
+class PoisonAlways(HookBase):
+    def after_backward(self):
+        self.trainer.parameters[1].grad[0] = float("inf")
+
+
+def test_float16_skips_overflows_and_stops_when_nothing_else_comes(tiny):
+    trainer = tiny.trainer(30, amp_dtype=torch.float16)
+    before = snapshot(trainer)[: len(trainer.parameters)]
+    trainer.register_hooks([PoisonAlways()])
+    with pytest.raises(NonFiniteError, match="every loss scale at global step 16"):
+        trainer.train()  # from 65536 to 1/2 in 17 steps
+    assert equal(before, trainer.parameters)
+
+
+def test_float16_trains_as_float32_does(tiny):
+    half, full = tiny.trainer(10, amp_dtype=torch.float16), tiny.trainer(10)
+    half.train()
+    full.train()
+    losses = [[v for v, _ in t.storage.history("total_loss").values()] for t in (half, full)]
+    assert half.scaler.is_enabled()
+    assert losses[0] == pytest.approx(losses[1], rel=0.02)
+
+
 def test_bad_parameter_of_the_second_member_is_named(tiny):
     class Poison(HookBase):
         def before_step(self):
