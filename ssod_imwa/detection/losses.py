@@ -31,12 +31,17 @@ def multiclass_focal_loss(
         >>> multiclass_focal_loss(torch.tensor([[0.0, 0.0]]), torch.tensor([1]), gamma=1.0)
         tensor(0.3466)
     """
-    if gamma != 0 and not 1 <= gamma < float("inf"):
-        raise ValueError(f"gamma = {gamma} is not allowed (must be 0 or at least 1)")
+    check_gamma(gamma)
     cross_entropy = F.cross_entropy(logits, labels, reduction="none")
     # expm1 keeps the digits of 1 - p where p is near 1.
     missing = -torch.expm1(-cross_entropy)
     return (missing**gamma * cross_entropy).sum() / max(len(labels), 1)
+
+
+def check_gamma(gamma: float) -> None:
+    """Raise ValueError unless gamma is one that `multiclass_focal_loss` takes."""
+    if gamma != 0 and not 1 <= gamma < float("inf"):
+        raise ValueError(f"gamma = {gamma} is not allowed (must be 0 or at least 1)")
 
 
 def box_loss(

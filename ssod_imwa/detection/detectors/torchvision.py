@@ -26,6 +26,7 @@ from ssod_imwa.detection.detectors.torchvision_parts import (
     make_box_head,
     make_box_predictor,
 )
+from ssod_imwa.detection.losses import check_gamma
 
 DEPTHS = (18, 50, 101)
 NORMS = ("FrozenBN", "BN")
@@ -184,6 +185,13 @@ def build_faster_rcnn(
     _check_choice("freeze_at", freeze_at, range(6))
     _check_choice("image_format", image_format, FORMATS)
     _check_choice("loss", loss, LOSSES)
+    if loss == "FocalLoss":
+        check_gamma(focal_gamma)
+    if len(pixel_mean) != 3 or len(pixel_std) != 3 or min(pixel_std) <= 0:
+        raise ValueError(
+            f"pixel_mean = {list(pixel_mean)}, pixel_std = {list(pixel_std)} are not allowed "
+            "(must be three numbers each, the latter positive)"
+        )
     if num_classes < 1:
         raise ValueError(f"num_classes = {num_classes} is not allowed (must be at least 1)")
     anchors = make_anchors(anchor_sizes, anchor_aspect_ratios)
