@@ -10,6 +10,9 @@ from ssod_imwa.errors import DataError
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
+# PIL raises SyntaxError for broken PNG chunks and ValueError for some truncated files.
+DECODING_ERRORS = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+
 _EXIF_ORIENTATION = 0x0112
 _SIDEWAYS = (5, 6, 7, 8)  # orientations that swap width and height (EXIF 2.3, table 4)
 
@@ -33,6 +36,5 @@ def image_size(path: str | Path) -> tuple[int, int]:
             return upright_size(image)
     except FileNotFoundError:
         raise DataError(f"image {path} does not exist") from None
-    # PIL raises SyntaxError for some broken headers, ValueError for some truncated ones.
-    except (OSError, SyntaxError, ValueError) as error:
+    except DECODING_ERRORS as error:
         raise DataError(f"image {path} cannot be read: {error}") from error

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ssod_imwa.data.image_files import upright_size
+from ssod_imwa.data.image_files import DECODING_ERRORS, upright_size
 from ssod_imwa.data.structures import Annotations, DetectionDataset, ImageRecord
 from ssod_imwa.errors import DataError
 
@@ -121,8 +121,8 @@ def _summary(name: str, errors: list[Problem]) -> str:
     listed = "; ".join(map(str, errors[:_SHOWN]))
     more = f"; and {len(errors) - _SHOWN} more" if len(errors) > _SHOWN else ""
     return (
-        f"data set {name} has bad records ({len(errors)}): {listed}{more} (mend them, or leave them "
-        f"out with DATASETS.ON_BAD_RECORD skip; tools/check_dataset.py {name} lists all)"
+        f"data set {name} has bad records ({len(errors)}): {listed}{more} (mend them, or leave "
+        f"them out with DATASETS.ON_BAD_RECORD skip; tools/check_dataset.py {name} lists all)"
     )
 
 
@@ -241,8 +241,7 @@ def _pixel_problems(record: ImageRecord, position: int) -> Iterator[Problem]:
         with Image.open(record.file_name) as image:
             size, stored, mode = upright_size(image), image.size, image.mode
             image.load()
-    # PIL raises SyntaxError for broken PNG chunks, ValueError for some truncated files.
-    except (OSError, SyntaxError, ValueError) as error:
+    except DECODING_ERRORS as error:
         rule = "it can be decoded"
         yield _problem(record, position, "unreadable image", f"{record.file_name}: {error}", rule)
         return
