@@ -1,0 +1,101 @@
+import pytest
+import torch
+from torchvision.models.detection import FasterRCNN, fasterrcnn_resnet50_fpn
+
+from ssod_imwa.detection.detectors.export import exported_state, loading_code
+from ssod_imwa.detection.detectors.torchvision import build_faster_rcnn
+
+SMALL = {
+    "depth": 18,
+    "fpn_channels": 8,
+    "fc_dim": 16,
+    "pooler_resolution": 5,
+    "anchor_sizes": [[16], [24], [32], [48], [64]],
+    "anchor_aspect_ratios": [[1.0]],
+    "rpn_pre_nms_topk_test": 50,
+    "rpn_post_nms_topk_test": 20,
+    "rpn_nms_thresh": 0.6,
+    "roi_score_thresh_test": 0.01,
+    "roi_nms_thresh_test": 0.4,
+    "detections_per_image": 7,
+}
+CAFFE = {
+    "image_format": "BGR",
+    "pixel_mean": [103.53, 116.28, 123.675],
+    "pixel_std": [1.0, 1.0, 1.0],
+    "stride_in_1x1": True,
+}
+
+
+def trained_detector(**changes):
+    """A detector whose batch norms hold something, so that forgetting them would show."""
+    torch.manual_seed(0)
+    detector = build_faster_rcnn(num_classes=3, **changes)
+    for name, x in detector.state_dict().items():
+        if name.endswith(("running_mean", "running_var")):
+            x.add_(0.1 * torch.rand_like(x))
+        if name.endswith(("bn3.weight", "body.bn1.weight")):
+            # Frozen norms do not tame the activations of random weights.
+            x.mul_(0.1 if "bn3" in name else detector.pixel_std.mean() / 60)
+    torch.nn.init.normal_(detector.roi_heads.box_predictor.cls_score.weight, std=0.3)
+    return detector
+
+
+@pytest.mark.parametrize("norm", ["FrozenBN", "BN"])
+def test_plain_torchvision_loads_the_state_strictly(norm):
+    detector = trained_detector(norm=norm)
+    plain = fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=4)
+    plain.load_state_dict(exported_state(detector), strict=True)
+    assert exported_state(detector).keys() == plain.state_dict().keys()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        SMALL,
+        {**SMALL, "norm": "BN", "freeze_at": 0},
+        {**SMALL, "image_format": "BGR"},
+        pytest.param({}, marks=pytest.mark.slow),
+        pytest.param({"depth": 101}, marks=pytest.mark.slow),
+        pytest.param({**CAFFE, "fpn_channels": 16, "fc_dim": 32}, marks=pytest.mark.slow),
+        pytest.param(CAFFE, marks=pytest.mark.slow),
+    ],
+)
+def test_the_printed_lines_make_a_model_with_equal_predictions(tmp_path, changes):
+    detector = trained_detector(**changes)
+    file = tmp_path / "exported.pth"
+    torch.save(exported_state(detector), file)
+    names = {}
+    exec(loading_code(detector, str(file), min_size=96, max_size=128), names)
+    assert isinstance(names["model"], FasterRCNN)
+    assert not names["model"].training
+    generator = torch.Generator().manual_seed(1)
+    # 96 x 128 is a size that torchvision's own resizing leaves alone.
+    image = torch.randint(256, (3, 96, 128), generator=generator, dtype=torch.uint8)
+    ours = detector.detect([image])[0]
+    with torch.no_grad():
+        plain = names["model"]([image / 255])[0]
+    assert len(ours) > 0
+    assert (ours.labels + 1).tolist() == plain["labels"].tolist()
+    torch.testing.assert_close(ours.scores, plain["scores"], rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(ours.boxes, plain["boxes"], rtol=1e-3, atol=2e-2)
+
+
+def test_exported_tensors_are_copies():
+    detector = trained_detector(**SMALL)
+    state = exported_state(detector)
+    for name, x in detector.state_dict().items():
+        before = state[name].clone()
+        x.add_(1)
+        assert torch.equal(state[name], before)
+
+
+def test_a_default_r50_needs_three_lines():
+    code = loading_code(trained_detector(), "model.pth", min_size=800, max_size=1333)
+    assert code == (
+        "import torch\n"
+        "from torchvision.models.detection import fasterrcnn_resnet50_fpn\n"
+        "model = fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=4)\n"
+        "model.load_state_dict(torch.load('model.pth', weights_only=True))\n"
+        "model.eval()\n"
+    )
