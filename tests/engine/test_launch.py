@@ -11,8 +11,9 @@ import torch.distributed as dist
 from torch import nn
 
 import ssod_imwa
+from ssod_imwa.averaging.imwa import IMWA
 from ssod_imwa.engine import comm, launch
-from ssod_imwa.engine.hooks import EvaluationHook, Evaluations, SignalHook
+from ssod_imwa.engine.hooks import EvaluationHook, Evaluations, IMWAHook, SignalHook
 from ssod_imwa.engine.trainer import HookBase, NonFiniteError
 from ssod_imwa.errors import UserError
 
@@ -111,6 +112,41 @@ def test_two_ranks_equal_one_rank_on_the_whole_batch(tiny, tmp_path, parts):
         assert tiny.same_state(ranks[0][name], ranks[1][name])
         for key, value in model.state_dict().items():
             torch.testing.assert_close(ranks[0][name][key], value, rtol=1e-5, atol=1e-6)
+
+
+def add_imwa(trainer):
+    imwa = IMWA(trainer.schedule, trainer.algorithm.models(), optimizer=trainer.optimizer)
+    trainer.register_hooks([IMWAHook(imwa)])
+    return trainer
+
+
+@needs_fork
+@pytest.mark.parametrize("norm", [False, True])
+def test_averages_of_two_ranks_agree(tiny, tmp_path, norm):
+    """With batch norm, each rank's statistics are its own until an episode ends."""
+    options = {"dropout": 0.0, "norm": norm}
+    sizes = {"episodes": 2, "members": 3}
+
+    def train(rank):
+        algorithm = tiny.algorithm(**options)
+        launch.distribute(algorithm)
+        batches = tiny.batches(tiny.trainer(6, **sizes).schedule, rank=rank, world_size=2)
+        trainer = tiny.trainer(6, algorithm=algorithm, batches=batches, **sizes)
+        save = tiny.SaveAt(4)
+        trainer.register_hooks([save])
+        add_imwa(trainer).train()
+        states = {n: tiny.copied_state(m) for n, m in trainer.algorithm.models().items()}
+        return {"end": states, "inside": save.read()["models"]}
+
+    ranks = on_two_ranks(train, tmp_path)
+    alone = add_imwa(tiny.trainer(6, algorithm=tiny.algorithm(**options), **sizes))
+    alone.train()
+    assert tiny.same_state(ranks[0]["inside"]["student"], ranks[1]["inside"]["student"]) != norm
+    for name, model in alone.algorithm.models().items():
+        assert tiny.same_state(ranks[0]["end"][name], ranks[1]["end"][name])
+        for key, value in model.state_dict().items():
+            if not norm:
+                torch.testing.assert_close(ranks[0]["end"][name][key], value, rtol=1e-5, atol=1e-6)
 
 
 @needs_fork

@@ -1,0 +1,131 @@
+"""IMWA around the real trainer; `tests/averaging` has IMWA around a plain loop."""
+
+import pytest
+import torch
+
+from ssod_imwa.averaging.imwa import IMWA
+from ssod_imwa.engine.hooks import EvaluationHook, Evaluations, IMWAHook, LRHook
+from ssod_imwa.engine.solver import lr_multiplier
+from ssod_imwa.engine.trainer import HookBase
+
+
+def add_imwa(trainer, **options):
+    imwa = IMWA(
+        trainer.schedule, trainer.algorithm.models(), optimizer=trainer.optimizer, **options
+    )
+    trainer.register_hooks([IMWAHook(imwa)])
+    return trainer
+
+
+@pytest.mark.parametrize(("episodes", "members"), [(1, 1), (4, 2), (3, 3), (10, 2)])
+def test_every_member_sees_the_base_schedule(tiny, episodes, members):
+    """Check A9; T = 10 is not divisible by 3 or 4."""
+    multiplier = lr_multiplier(
+        "WarmupMultiStepLR", max_iter=10, steps=(6, 8), warmup_iters=3, warmup_factor=0.1
+    )
+    seen = {}
+
+    class Spy(HookBase):
+        def after_backward(self):
+            position = self.trainer.position
+            rates = [group["lr"] for group in self.trainer.optimizer.param_groups]
+            seen[position.member, position.t] = (*rates, self.trainer.storage.latest()["lr"][0])
+
+    trainer = tiny.trainer(10, episodes=episodes, members=members, lr=0.2)
+    trainer.register_hooks([LRHook(multiplier), Spy()])
+    add_imwa(trainer)
+    trainer.train()
+    expected = {(m, t): 0.2 * multiplier(t) for m in range(members) for t in range(10)}
+    assert seen == {key: (rate, rate) for key, rate in expected.items()}
+
+
+@pytest.mark.parametrize("optimizer_state", ["keep", "average"])
+@pytest.mark.parametrize("episodes", [1, 2, 5])
+def test_one_member_equals_the_plain_trainer_bitwise(tiny, episodes, optimizer_state):
+    """Check A4."""
+    plain = tiny.trainer(5)
+    plain.train()
+    wrapped = add_imwa(tiny.trainer(5, episodes=episodes), optimizer_state=optimizer_state)
+    wrapped.train()
+    for name, model in plain.algorithm.models().items():
+        other = wrapped.algorithm.models()[name].state_dict()
+        assert tiny.same_state(model.state_dict(), other)
+
+
+def test_bad_statistics_of_the_second_member_are_never_averaged(tiny):
+    """Check K10: batch norm in training mode does not look at its running mean."""
+
+    class Poison(HookBase):
+        def after_step(self):
+            if self.trainer.iter == 4:
+                self.trainer.algorithm.student[1].running_mean[0] = float("nan")
+
+    trainer = tiny.trainer(3, members=2)
+    trainer.register_hooks([Poison()])
+    add_imwa(trainer)
+    with pytest.raises(FloatingPointError, match=r"running_mean of member 1 is not finite"):
+        trainer.train()
+    assert all(torch.isfinite(p).all() for p in trainer.parameters)
+
+
+@pytest.mark.parametrize("members", [2, 3])
+def test_one_episode_equals_the_mean_of_separate_runs_bitwise(tiny, members):
+    """Check A5: vanilla model weight averaging."""
+    together = add_imwa(tiny.trainer(5, members=members))
+    together.train()
+    separate = [tiny.trainer(5, first_member=m) for m in range(members)]
+    for trainer in separate:
+        trainer.train()
+    for name, model in together.algorithm.models().items():
+        states = [trainer.algorithm.models()[name].state_dict() for trainer in separate]
+        assert not tiny.same_state(states[0], states[1])
+        for key, value in model.state_dict().items():
+            values = torch.stack([state[key].double() for state in states])
+            expected = values.mean(0).to(value.dtype)
+            assert torch.equal(value, expected), (name, key)
+
+
+def test_imwas_state_resumes_in_the_middle_of_a_member(tiny):
+    def build():
+        return add_imwa(tiny.trainer(6, episodes=2, members=2))
+
+    save = tiny.SaveAt(4)
+    straight = build()
+    straight.register_hooks([save])
+    straight.train()
+    resumed = build()
+    resumed.load_state_dict(save.read())
+    assert resumed.start_iter == 5
+    resumed.train()
+    for name, model in straight.algorithm.models().items():
+        other = resumed.algorithm.models()[name].state_dict()
+        assert tiny.same_state(model.state_dict(), other)
+
+
+def weight_sum(model):
+    return {"AP": float(sum(p.double().sum() for p in model.parameters()))}
+
+
+def test_members_and_averages_are_evaluated_when_they_are_live(tiny):
+    evaluations = Evaluations()
+    trainer = tiny.trainer(6, episodes=2, members=2)
+    trainer.register_hooks([EvaluationHook("members", weight_sum, evaluations, stage="member")])
+    add_imwa(trainer)
+    trainer.register_hooks([EvaluationHook("averages", weight_sum, evaluations, stage="average")])
+    trainer.train()
+    students = [r for r in evaluations.records if r["model"] == "student"]
+    assert [
+        (r["stage"], r["episode"], r["member"], r["global_step"], r["t"]) for r in students
+    ] == [
+        ("member", 0, 0, 2, 2),
+        ("member", 0, 1, 5, 2),
+        ("average", 0, None, 5, 2),
+        ("member", 1, 0, 8, 5),
+        ("member", 1, 1, 11, 5),
+        ("final", 1, None, 11, 5),
+    ]
+    assert len(evaluations.records) == 12  # and the teacher's
+    values = [r["metrics"]["AP"] for r in students]
+    # The metric is linear in the weights, so an average's is the mean of its members'.
+    assert values[2] == pytest.approx((values[0] + values[1]) / 2, rel=1e-5)
+    assert values[5] == pytest.approx((values[3] + values[4]) / 2, rel=1e-5)
