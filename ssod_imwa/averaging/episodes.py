@@ -19,9 +19,9 @@ class Position(NamedTuple):
 class EpisodeSchedule:
     """Serial order of IMWA: in each episode the members train one after another.
 
-    Episode e covers the own iterations b_e..b_{e+1}-1 with b_e = floor(e * T / E), so lengths differ
-    by at most one and every member sees each t once. M = 1 is plain training, E = 1 is vanilla model
-    weight averaging (IMWA paper, arXiv 2404.16331, eqs. 1-5).
+    Episode e covers the own iterations b_e..b_{e+1}-1 with b_e = floor(e * T / E), so lengths
+    differ by at most one and every member sees each t once. M = 1 is plain training, E = 1 is
+    vanilla model weight averaging (IMWA paper, arXiv 2404.16331, eqs. 1-5).
 
     Args:
         iterations: T, optimizer steps of one member over the whole run.

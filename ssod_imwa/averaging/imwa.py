@@ -1,0 +1,341 @@
+"""Iterative model weight averaging around any training loop (IMWA, arXiv 2404.16331)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from ssod_imwa.averaging.batchnorm import warn_if_far_apart
+from ssod_imwa.averaging.checks import check_accumulate, check_coefficients
+from ssod_imwa.averaging.episodes import EpisodeSchedule, Position
+from ssod_imwa.averaging.members import MemberStore, Rule
+from ssod_imwa.averaging.optimizer_state import POLICIES, KeptState, OptimizerStates, Stateful
+from ssod_imwa.averaging.watched import WatchedWeights
+from ssod_imwa.averaging.weights import State, copy_
+
+logger = logging.getLogger(__name__)
+
+Recompute = Callable[[Mapping[str, nn.Module]], object]
+BN = ("mean", "recompute", "keep")
+NONFINITE = ("raise", "drop")
+
+
+def check_options(
+    *,
+    optimizer: torch.optim.Optimizer | None,
+    optimizer_state: str,
+    bn: str,
+    recompute_bn: Recompute | None,
+    nonfinite: str,
+    accumulate: str,
+) -> None:
+    """Raise ValueError if an option of `IMWA` is unknown, or would do nothing beside the others."""
+    choices = (
+        ("optimizer_state", optimizer_state, POLICIES),
+        ("bn", bn, BN),
+        ("nonfinite", nonfinite, NONFINITE),
+    )
+    for name, value, allowed in choices:
+        if value not in allowed:
+            raise ValueError(f"{name} = {value!r} is not allowed (must be one of {allowed})")
+    check_accumulate(accumulate)
+    if optimizer is None and optimizer_state != "keep":
+        raise ValueError(f"optimizer_state = {optimizer_state!r} needs the optimizer; give it")
+    if (bn == "recompute") != (recompute_bn is not None):
+        raise ValueError('bn = "recompute" and recompute_bn belong together; give both or neither')
+    if nonfinite == "drop" and optimizer_state == "carry":
+        raise ValueError(
+            'nonfinite = "drop" with optimizer_state = "carry" is not allowed (the next member '
+            'would inherit a momentum that is not finite; use "keep")'
+        )
+
+
+class IMWA:
+    """Trains M members in turn, averages them at the end of every episode, and goes on from there.
+
+    ::
+
+        imwa = IMWA(schedule, {"student": student, "teacher": teacher}, optimizer=optimizer)
+        for global_step in range(len(schedule)):
+            position = schedule.position(global_step)
+            imwa.before_step(global_step)
+            ...one optimizer step of position.member at its own iteration position.t...
+            if imwa.after_step(global_step):
+                ...student and teacher are the averages of episode position.episode...
+
+    Everything is changed in place, so optimizers and wrappers keep their references. An average is
+    complete before anything is overwritten: if it fails, the live models are as they were. With
+    M = 1 nothing is stored or averaged and training is bit for bit what it is without IMWA (unless
+    `optimizer_state` is "reset").
+
+    Args:
+        schedule: which member trains at which global step.
+        modules: what is averaged, by name; module extra state is not.
+        optimizer: holds the student's parameters.
+        member_state: objects that every member has a state of: learning-rate schedulers, gradient
+            scalers, queues of a method. Restored when the member comes back.
+        store: "dict" keeps finished members (exact for any coefficients), "stream" their sum.
+        store_device: "same" as the model, or "cpu".
+        optimizer_state: "keep" per member, "average", "reset" or "carry"; see `OptimizerStates`.
+            With momentum beta, beta^n of it is left after n steps: a matter of taste when an
+            episode has thousands of steps, and not when it has tens.
+        bn: batch-norm statistics after an average: the "mean" of the members', "recompute" by
+            `recompute_bn`, or "keep" those of the last member.
+        recompute_bn: given the averaged modules, re-estimates their statistics.
+        nonfinite: "raise" if a member ends with NaN or infinity, or "drop" it and average the rest.
+        accumulate: "float64" or "float32"; see `average`.
+        coefficients: weight of each member, summing to 1; or a rule such as `soups.greedy` that
+            returns them for the members' weights; None is 1/M each.
+
+    Raises:
+        ValueError: an option is unknown or at odds with another.
+
+    Example:
+        >>> model = nn.Linear(1, 1)
+        >>> schedule = EpisodeSchedule(4, episodes=2, members=2)
+        >>> imwa = IMWA(schedule, {"model": model})
+        >>> averaged = []
+        >>> for g in range(len(schedule)):
+        ...     imwa.before_step(g)
+        ...     _ = nn.init.constant_(model.weight, g)
+        ...     if imwa.after_step(g):
+        ...         averaged.append(model.weight.item())
+        >>> averaged
+        [2.0, 6.0]
+    """
+
+    def __init__(
+        self,
+        schedule: EpisodeSchedule,
+        modules: Mapping[str, nn.Module],
+        *,
+        optimizer: torch.optim.Optimizer | None = None,
+        member_state: Mapping[str, Stateful] | None = None,
+        store: str = "dict",
+        store_device: str = "same",
+        optimizer_state: str = "keep",
+        bn: str = "mean",
+        recompute_bn: Recompute | None = None,
+        nonfinite: str = "raise",
+        accumulate: str = "float64",
+        coefficients: Sequence[float] | Rule | None = None,
+    ) -> None:
+        check_options(
+            optimizer=optimizer,
+            optimizer_state=optimizer_state,
+            bn=bn,
+            recompute_bn=recompute_bn,
+            nonfinite=nonfinite,
+            accumulate=accumulate,
+        )
+        self.schedule = schedule
+        self.optimizer_state = optimizer_state
+        self.bn = bn
+        self.nonfinite = nonfinite
+        self.accumulate = accumulate
+        self._recompute = recompute_bn
+        self._weights = WatchedWeights(modules)
+        self._rule, fixed = _coefficients(coefficients, schedule.members, store)
+        self._store = MemberStore(
+            store, device=store_device, accumulate=accumulate, coefficients=fixed
+        )
+        self._optimizer = (
+            None
+            if optimizer is None
+            else OptimizerStates(optimizer, optimizer_state, schedule.members)
+        )
+        self._member_state = {
+            name: KeptState(owner, schedule.members) for name, owner in (member_state or {}).items()
+        }
+        self._batchnorm: list[State] = []
+        self._spoiled: list[int] = []
+        logger.info(
+            "IMWA: %d members, %d episodes of about %d iterations, optimizer state: %s",
+            schedule.members,
+            schedule.episodes,
+            schedule.iterations // schedule.episodes,
+            optimizer_state,
+        )
+
+    def before_step(self, global_step: int) -> None:
+        """Remember, at an episode's first step, what its members begin with."""
+        position = self.schedule.position(global_step)
+        if not position.starts_member or position.member != 0:
+            return
+        self._weights.check_frozen()
+        if self._optimizer is not None:
+            self._optimizer.begin_episode(first=position.episode == 0)
+        if self.schedule.members == 1:
+            return
+        if position.episode == 0:
+            for kept in self._member_state.values():
+                kept.begin_run()
+        self._forget_members()
+        self._store.remember_start(self._weights.live())
+        self._weights.clear_gradients()
+
+    def after_step(self, global_step: int) -> bool:
+        """At a member's end, store it and re-seed the next; at an episode's end, average.
+
+        Returns:
+            Whether the live models have just become an average.
+
+        Raises:
+            FloatingPointError: the member is not finite.
+            ValueError: members cannot be averaged, or a frozen parameter has changed.
+            RuntimeError: the episode's start was not seen.
+        """
+        position = self.schedule.position(global_step)
+        if not position.ends_member:
+            return False
+        self._weights.check_frozen()
+        if self.schedule.members == 1:
+            if self._optimizer is not None:
+                self._optimizer.end_episode(None)
+            return True
+        self._check_complete(position)
+        self._weights.clear_gradients()
+        live = self._weights.live()
+        self._check_finite(position, live)
+        if position.ends_episode:
+            self._average(position, live)
+        else:
+            self._next_member(position, live)
+        return position.ends_episode
+
+    def _check_complete(self, position: Position) -> None:
+        seen = len(self._store.members) + len(self._spoiled)
+        if seen != position.member or (self._store.start is None and not position.ends_episode):
+            raise RuntimeError(
+                f"member {position.member} ends at global step {position.global_step}, but {seen} "
+                "members of its episode were seen; call before_step and after_step at every step, "
+                "and load_state_dict when resuming"
+            )
+
+    def _check_finite(self, position: Position, live: State) -> None:
+        diverged = self._weights.diverged(live)
+        if not diverged:
+            self._batchnorm.append(self._weights.batchnorm(live))
+            return
+        where = (
+            f"{diverged[0]} of member {position.member} is not finite at the end of episode "
+            f"{position.episode} (global step {position.global_step})"
+        )
+        nothing_left = position.ends_episode and not self._store.members
+        if self.nonfinite == "raise" or nothing_left:
+            fix = "no member is left" if nothing_left else 'or drop it with nonfinite = "drop"'
+            raise FloatingPointError(f"{where}; lower the learning rate, {fix}")
+        logger.warning("%s; it is left out of the average", where)
+        self._spoiled.append(position.member)
+
+    def _next_member(self, position: Position, live: State) -> None:
+        spoiled = position.member in self._spoiled
+        if not spoiled:
+            self._store.add(position.member, live)
+        self._store.reseed_(live)
+        if self._optimizer is not None:
+            self._optimizer.next_member(position.member, spoiled=spoiled)
+        for kept in self._member_state.values():
+            kept.switch(position.member, position.member + 1)
+        if position.member + 1 == self.schedule.members - 1:
+            self._store.drop_start()
+
+    def _average(self, position: Position, live: State) -> None:
+        spoiled = position.member in self._spoiled
+        mean, weights = self._store.average(
+            None if spoiled else (position.member, live), self._rule
+        )
+        if self.bn == "keep":
+            mean.update(self._batchnorm[-1])
+        averaged = None
+        if self._optimizer is not None:
+            averaged = self._optimizer.averaged(
+                weights, spoiled=spoiled, accumulate=self.accumulate
+            )
+        # From here on nothing is computed that could fail.
+        copy_(live, mean)
+        if self._optimizer is not None:
+            self._optimizer.end_episode(averaged, spoiled=self._spoiled)
+        for kept in self._member_state.values():
+            kept.switch(position.member, 0, spoiled=self._spoiled)
+        if self.bn == "mean":
+            warn_if_far_apart(self._batchnorm)
+        self._forget_members()
+        if self._recompute is not None:
+            self._recompute(self._weights.modules)
+
+    def _forget_members(self) -> None:
+        self._store.clear()
+        self._batchnorm = []
+        self._spoiled = []
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that `after_step` left outside the live models, optimizer and member state.
+
+        Tensors and plain values only, so it loads with `weights_only=True`. The tensors are not
+        copied: serialise them before the next step.
+        """
+        return {
+            "settings": self._settings(),
+            "weights": self._weights.state_dict(),
+            "store": self._store.state_dict(),
+            "optimizer": None if self._optimizer is None else self._optimizer.state_dict(),
+            "member_state": {n: kept.state_dict() for n, kept in self._member_state.items()},
+            "batchnorm": list(self._batchnorm),
+            "spoiled": list(self._spoiled),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue where `state_dict` was taken; load the models and the optimizer beforehand.
+
+        Raises:
+            ValueError: the state is of a run with another schedule or other ways of storing.
+        """
+        for name, value in self._settings().items():
+            if (saved := state["settings"].get(name)) != value:
+                raise ValueError(f"{name} is {value!r} but was {saved!r} when the state was saved")
+        live = self._weights.live()
+        self._weights.load_state_dict(state["weights"])
+        self._store.load_state_dict(state["store"], live=live)
+        if self._optimizer is not None:
+            self._optimizer.load_state_dict(state["optimizer"])
+        for name, kept in self._member_state.items():
+            kept.load_state_dict(state["member_state"][name])
+        self._batchnorm = [
+            {name: tensor.to(live[name].device, copy=True) for name, tensor in member.items()}
+            for member in state["batchnorm"]
+        ]
+        self._spoiled = list(state["spoiled"])
+
+    def _settings(self) -> dict[str, Any]:
+        return {
+            "iterations": self.schedule.iterations,
+            "episodes": self.schedule.episodes,
+            "members": self.schedule.members,
+            "store": self._store.kind,
+            "optimizer_state": self.optimizer_state,
+            "has_optimizer": self._optimizer is not None,
+            "member_state": sorted(self._member_state),
+            "accumulate": self.accumulate,
+        }
+
+
+def _coefficients(
+    coefficients: Sequence[float] | Rule | None, members: int, store: str
+) -> tuple[Rule | None, list[float] | None]:
+    """A rule or fixed values, None for equal ones."""
+    if callable(coefficients):
+        if store != "dict":
+            raise ValueError(
+                f'a rule for coefficients with store = {store!r} is not allowed (use "dict"; a '
+                "rule looks at every member)"
+            )
+        return coefficients, None
+    if coefficients is None:
+        return None, None
+    values = check_coefficients(coefficients, members)
+    return None, None if len(set(values)) == 1 else values
