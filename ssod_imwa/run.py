@@ -15,7 +15,6 @@ from ssod_imwa.averaging.imwa import IMWA
 from ssod_imwa.config.reader import keys
 from ssod_imwa.data.catalog import fingerprint
 from ssod_imwa.detection import build
-from ssod_imwa.detection.detectors.pretrained import load_weights
 from ssod_imwa.engine import comm
 from ssod_imwa.engine.atomic import write_text
 from ssod_imwa.engine.checkpoint import AVERAGED, FINAL, CheckpointHook, prepare_output, resume
@@ -102,9 +101,8 @@ def evaluate(cfg: CfgNode, weights: str | Path | None = None) -> dict[str, float
     data = build.build_data(cfg)
     cfg = cfg.clone()
     cfg.defrost()
-    cfg.MODEL.WEIGHTS = ""  # the initial weights are not needed
+    cfg.MODEL.WEIGHTS = str(weights)
     detector = build.build_detector(cfg, len(data.labelled.classes))
-    load_weights(detector, str(weights))
     logger.info("evaluating %s", weights)
     return build.build_evaluator(cfg, data.tests)(detector.to(pick_device(cfg.MODEL.DEVICE)))
 

@@ -38,8 +38,8 @@ def load_weights(detector: TorchvisionFasterRCNN, weights: str) -> None:
             - "imagenet": torchvision's ImageNet weights for the backbone (downloaded once);
             - FILE.pkl: Caffe's ResNet for the backbone (MSRA R-50.pkl, R-101.pkl);
             - any other file: a state dict written by `torch.save`, of a whole detector (ours,
-              torchvision's, or one of our checkpoints, of which the teacher is taken if there is
-              one) or of a torchvision ResNet for the backbone.
+              torchvision's, or inside one of our checkpoints: the model that the run recommends,
+              else the teacher, else the student) or of a torchvision ResNet for the backbone.
 
     Raises:
         WeightsError: the file is missing, damaged, or its names and shapes are not the model's; or
@@ -183,8 +183,9 @@ def _read_torch_file(path: Path) -> Any:
 
 
 def _model_state(content: Any, source: str) -> Mapping[str, Any]:
-    """The state dict inside a checkpoint; of several models the teacher, then the student."""
-    for key in ("models", "model", "teacher", "student"):
+    """The state dict inside a checkpoint: of the model that the run recommends, if it says so."""
+    recommended = content.get("inference_model") if isinstance(content, Mapping) else None
+    for key in (recommended, "trainer", "models", "model", "teacher", "student"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             return _model_state(content[key], source)
     if not isinstance(content, Mapping) or not content:

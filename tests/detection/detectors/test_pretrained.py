@@ -215,7 +215,12 @@ def test_imagenet_weights_need_their_input():
         lambda state: state,
         lambda state: {"student": small_detector(7).state_dict(), "teacher": state},
         lambda state: {"student": state, "teacher": None, "config": "TASK: detection"},
-        lambda state: {"models": {"student": state}, "iteration": 3},
+        lambda state: {
+            "student": state,
+            "teacher": small_detector(7).state_dict(),
+            "inference_model": "student",
+        },
+        lambda state: {"trainer": {"models": {"student": state}, "iteration": 3}, "run": {}},
         lambda state: {"model": state},
     ],
 )

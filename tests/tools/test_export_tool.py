@@ -1,0 +1,100 @@
+import hashlib
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torchvision.models.detection import FasterRCNN
+
+from ssod_imwa.cli import run_main
+from ssod_imwa.config import load_config
+from ssod_imwa.detection.build import build_detector
+from ssod_imwa.engine.atomic import write_checkpoint
+
+TOOL = Path(__file__).parents[2] / "tools" / "export.py"
+
+
+def export(monkeypatch, *arguments):
+    spec = importlib.util.spec_from_file_location("export", TOOL)
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    monkeypatch.setattr(sys, "argv", ["export.py", *map(str, arguments)])
+    with pytest.raises(SystemExit) as stop:
+        run_main(tool.main)
+    return stop.value.code
+
+
+def config():
+    return load_config(
+        overrides=[
+            *("MODEL.RESNETS.DEPTH", "18"),
+            *("MODEL.RESNETS.NORM", "BN"),
+            *("MODEL.BACKBONE.FREEZE_AT", "0"),
+            *("MODEL.FPN.OUT_CHANNELS", "8"),
+            *("MODEL.ROI_BOX_HEAD.FC_DIM", "16"),
+            *("INPUT.MIN_SIZE_TEST", "96"),
+            *("INPUT.MAX_SIZE_TEST", "128"),
+        ]
+    )
+
+
+def run_directory(folder, recommended):
+    detectors = {}
+    for seed, name in enumerate(("student", "teacher")):
+        torch.manual_seed(seed)
+        detectors[name] = build_detector(config(), num_classes=4)
+    folder.mkdir()
+    write_checkpoint(
+        folder / "model_final.pth",
+        {
+            **{name: detector.state_dict() for name, detector in detectors.items()},
+            "inference_model": recommended,
+            "config": config().dump(),
+        },
+    )
+    return detectors[recommended]
+
+
+@pytest.mark.parametrize("recommended", ["student", "teacher"])
+def test_recommended_model_is_written_and_loads_as_printed(
+    tmp_path, monkeypatch, capsys, recommended
+):
+    detector = run_directory(tmp_path / "run", recommended)
+    output = tmp_path / "new folder" / "detector.pth"
+    assert export(monkeypatch, tmp_path / "run", "--output", output) == 0
+    heading, digest, printed = capsys.readouterr().out.split("\n", 2)
+    assert f"the {recommended} of" in heading
+    assert digest == f"sha256 {hashlib.sha256(output.read_bytes()).hexdigest()}"
+    names = {}
+    exec(printed, names)
+    assert isinstance(names["model"], FasterRCNN)
+    state = names["model"].state_dict()
+    assert all(torch.equal(state[name], x) for name, x in detector.state_dict().items())
+    assert names["model"].transform.min_size == (96,)
+
+
+def test_unfinished_run_is_a_users_error(tmp_path, monkeypatch, capsys):
+    assert export(monkeypatch, tmp_path, "--output", tmp_path / "x.pth") == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert "model_final.pth cannot be exported: it does not exist (is the run finished?" in error
+    assert error.count("\n") == 1
+
+
+def test_damaged_file_is_a_users_error(tmp_path, monkeypatch, capsys):
+    run_directory(tmp_path / "run", "teacher")
+    file = tmp_path / "run" / "model_final.pth"
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    assert export(monkeypatch, file, "--output", tmp_path / "x.pth") == 2
+    assert "SHA-256" in capsys.readouterr().err
+    assert not (tmp_path / "x.pth").exists()
+
+
+def test_other_files_are_refused(tmp_path, monkeypatch, capsys):
+    write_checkpoint(tmp_path / "model_0000001.pth", {"trainer": {}})
+    source = tmp_path / "model_0000001.pth"
+    assert export(monkeypatch, source, "--output", tmp_path / "x.pth") == 2
+    assert "holds no averaged model" in capsys.readouterr().err
