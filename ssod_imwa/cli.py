@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import sys
+import warnings
 from collections.abc import Callable
 from typing import NoReturn
 
 from ssod_imwa.errors import UserError
+
+# Noise of libraries that a user can do nothing about: torchvision's import under torch >= 2.15, and
+# five lines about every COCO evaluation.
+warnings.filterwarnings("ignore", message=".*torch.jit.script", category=FutureWarning)
+logging.getLogger("faster_coco_eval").setLevel(logging.WARNING)
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it

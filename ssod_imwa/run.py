@@ -313,7 +313,7 @@ def _describe(cfg: CfgNode, data: build.DetectionData) -> Callable[..., Results]
 
     def describe(*, wall_time: float, peak_memory: int, evaluations: Any) -> Results:
         return Results(
-            task=cfg.TASK,
+            task="detection",
             dataset=f"{trained}, tested on {', '.join(test.name for test in data.tests)}",
             method=cfg.SSOD.ALGORITHM,
             imwa=imwa,

@@ -8,8 +8,6 @@ from fvcore.common.config import CfgNode
 
 _C = CfgNode()
 
-# What is trained: "detection".
-_C.TASK = "detection"
 # Folder that receives checkpoints, metrics, results and pictures.
 _C.OUTPUT_DIR = "./output"
 # Seed of initial weights, data order and augmentation; every random number is a function of it.
@@ -19,9 +17,6 @@ _C.LOG_PERIOD = 20
 
 # ---------------------------------------------------------------------------------------- model
 _C.MODEL = CfgNode()
-# Where the detector's layers come from.
-_C.MODEL.TOOLKIT = "torchvision"
-_C.MODEL.META_ARCHITECTURE = "FasterRCNN"
 # "auto" takes a GPU if there is one.
 _C.MODEL.DEVICE = "auto"
 # Initial weights: "" (random), "imagenet" (torchvision's backbone weights), or a file: a detector's
@@ -197,9 +192,6 @@ _C.IMWA.COEFFICIENTS = []
 
 # Allowed values of the keys that are a choice.
 CHOICES: dict[str, tuple[object, ...]] = {
-    "TASK": ("detection",),
-    "MODEL.TOOLKIT": ("torchvision",),
-    "MODEL.META_ARCHITECTURE": ("FasterRCNN",),
     "MODEL.RESNETS.DEPTH": (18, 50, 101),
     "MODEL.RESNETS.NORM": ("FrozenBN", "BN"),
     "MODEL.BACKBONE.FREEZE_AT": (0, 1, 2, 3, 4, 5),

@@ -188,6 +188,7 @@ def build_batches(cfg: CfgNode, data: DetectionData, schedule: EpisodeSchedule) 
         on_bad_record=cfg.DATASETS.ON_BAD_RECORD,
         rank=comm.rank(),
         world_size=comm.world_size(),
+        pin_memory=cfg.MODEL.DEVICE != "cpu" and torch.cuda.is_available(),
     )
 
 

@@ -1,0 +1,278 @@
+import json
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from fvcore.common.config import CfgNode
+from PIL import Image
+
+from ssod_imwa import run
+from ssod_imwa.averaging.episodes import EpisodeSchedule
+from ssod_imwa.config import get_cfg, load_config
+from ssod_imwa.config.reader import keys
+from ssod_imwa.detection import build
+from ssod_imwa.engine.hooks import LRHook
+from ssod_imwa.errors import CheckpointError, ConfigError, DataError, UserError
+from ssod_imwa.results import read_results
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """Eight training and four test images with a bright square or a dark one each."""
+    folder = tmp_path_factory.mktemp("datasets")
+    generator = np.random.default_rng(0)
+    for split, count in (("train", 8), ("test", 4)):
+        (folder / split).mkdir()
+        images, annotations = [], []
+        for i in range(count):
+            pixels = generator.integers(90, 160, (48, 64, 3), dtype=np.uint8)
+            x, y = (int(v) for v in generator.integers(2, 24, 2))
+            pixels[y : y + 16, x : x + 20] = 250 * (i % 2)
+            Image.fromarray(pixels).save(folder / split / f"{i}.png")
+            images.append({"id": i, "file_name": f"{i}.png", "width": 64, "height": 48})
+            box = {"id": i, "image_id": i, "bbox": [x, y, 20, 16], "category_id": i % 2 + 1}
+            annotations.append({**box, "area": 320, "iscrowd": 0})
+        categories = [{"id": 1, "name": "dark"}, {"id": 2, "name": "bright"}]
+        content = {"images": images, "annotations": annotations, "categories": categories}
+        (folder / f"{split}.json").write_text(json.dumps(content))
+    return folder
+
+
+@pytest.fixture
+def config(root, tmp_path):
+    """A function that loads a run of seconds, changed by KEY VALUE pairs."""
+
+    def load(*overrides, output="run"):
+        settings = {
+            "OUTPUT_DIR": tmp_path / output,
+            "DATASETS.ROOT": root,
+            "DATASETS.TRAIN": ["coco:train.json:train"],
+            "DATASETS.TEST": ["coco:test.json:test"],
+            "DATASETS.SPLIT.PERCENT": 50,
+            "DATALOADER.NUM_WORKERS": 0,
+            "MODEL.RESNETS.DEPTH": 18,
+            "MODEL.RESNETS.NORM": "BN",
+            "MODEL.BACKBONE.FREEZE_AT": 0,
+            "MODEL.FPN.OUT_CHANNELS": 16,
+            "MODEL.ROI_BOX_HEAD.FC_DIM": 16,
+            "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": 8,
+            "MODEL.RPN.PRE_NMS_TOPK_TRAIN": 50,
+            "MODEL.RPN.PRE_NMS_TOPK_TEST": 50,
+            "INPUT.MIN_SIZE_TRAIN": [48],
+            "INPUT.MIN_SIZE_TEST": 48,
+            "SOLVER.MAX_ITER": 4,
+            "SOLVER.WARMUP_ITERS": 1,
+            "SOLVER.IMS_PER_BATCH": 2,
+            "SOLVER.IMS_PER_BATCH_UNLABELED": 2,
+            "SSOD.ALGORITHM": "unbiased_teacher",
+            "SSOD.BURN_IN_ITERS": 1,
+            "SSOD.EMA_DECAY": 0.9,
+            "SSOD.BBOX_THRESHOLD": 0.2,
+            "LOG_PERIOD": 1,
+        }
+        pairs = [str(x) for pair in settings.items() for x in pair]
+        return load_config(overrides=[*pairs, *map(str, overrides)])
+
+    return load
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def final_weights(cfg):
+    saved = torch.load(run.newest_model(cfg), weights_only=True)
+    return {f"{m}.{k}": v for m in ("student", "teacher") for k, v in saved[m].items()}
+
+
+def assert_equal(first, second):
+    assert first.keys() == second.keys()
+    different = [name for name in first if not torch.equal(first[name], second[name])]
+    assert not different
+
+
+def rows(cfg):
+    """metrics.json without what depends on the clock and the machine."""
+    lines = Path(cfg.OUTPUT_DIR, "metrics.json").read_text().splitlines()
+    free = ("time", "data_time", "eta_seconds", "peak_memory_mb")
+    return [{k: v for k, v in json.loads(line).items() if k not in free} for line in lines]
+
+
+def test_a_run_leaves_results_models_and_curves_that_agree(config):
+    cfg = config("IMWA.MEMBERS", 2, "IMWA.EPISODES", 2, "TEST.EVAL_MEMBERS", True)
+    assert run.train(cfg) == 0
+    results = read_results(cfg.OUTPUT_DIR)
+    stages = [(x.model, x.stage, x.episode, x.member) for x in results.evaluations]
+    expected = [
+        (model, stage, episode, member)
+        for episode, last in ((0, "average"), (1, "final"))
+        for stage, member in (("member", 0), ("member", 1), (last, None))
+        for model in ("student", "teacher")
+    ]
+    assert stages == expected
+    assert run.evaluate(cfg) == pytest.approx(results.headline().metrics, nan_ok=True)
+    steps = [row["iteration"] for row in rows(cfg) if "total_loss" in row]
+    assert steps == list(range(8))
+
+
+def test_one_member_is_plain_training_whatever_the_episodes(config):
+    plain, cut = config(output="plain"), config("IMWA.EPISODES", 3, output="cut")
+    for cfg in (plain, cut):
+        run.train(cfg)
+    assert_equal(final_weights(plain), final_weights(cut))
+
+
+def test_one_episode_is_the_mean_of_separate_runs(config):
+    together = config("IMWA.MEMBERS", 2, output="together")
+    alone = [config("IMWA.FIRST_MEMBER", m, output=f"member{m}") for m in range(2)]
+    for cfg in (together, *alone):
+        run.train(cfg)
+    members = [final_weights(cfg) for cfg in alone]
+    assert any(not torch.equal(members[0][k], members[1][k]) for k in members[0])
+    mean = {
+        k: ((v.double() + members[1][k].double()) / 2).to(v.dtype) if v.is_floating_point() else v
+        for k, v in members[0].items()
+    }
+    assert_equal(final_weights(together), mean)
+
+
+@pytest.mark.parametrize(
+    "stop",
+    [
+        pytest.param(1, marks=pytest.mark.slow),
+        3,  # the first step of the second member
+        pytest.param(5, marks=pytest.mark.slow),
+    ],
+)
+def test_a_stopped_and_resumed_run_equals_one_that_never_stopped(config, monkeypatch, stop):
+    settings = ("IMWA.MEMBERS", 2, "IMWA.EPISODES", 2, "SOLVER.OPTIMIZER", "AdamW")
+    whole, parts = config(*settings, output="whole"), config(*settings, output="parts")
+    run.train(whole)
+    before_step = LRHook.before_step
+
+    def interrupted(hook):
+        before_step(hook)
+        if hook.trainer.iter == stop:
+            signal.raise_signal(signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LRHook, "before_step", interrupted)
+        assert run.train(parts) == 128 + signal.SIGTERM
+    assert run.train(parts, resume_from=True) == 0
+    assert_equal(final_weights(whole), final_weights(parts))
+    assert rows(whole) == rows(parts)
+    first, second = (read_results(cfg.OUTPUT_DIR).evaluations for cfg in (whole, parts))
+    assert str(first) == str(second)  # as text: NaN is not equal to itself
+
+
+@pytest.mark.slow  # two worker processes import torch
+def test_worker_processes_change_nothing(config):
+    alone, helped = config(output="alone"), config("DATALOADER.NUM_WORKERS", 2, output="helped")
+    for cfg in (alone, helped):
+        run.train(cfg)
+    assert_equal(final_weights(alone), final_weights(helped))
+
+
+def test_a_resume_with_other_settings_is_refused_and_names_them(config):
+    run.train(config())
+    changed = config("SEED", 7, "SOLVER.BASE_LR", 0.5, "LOG_PERIOD", 9)
+    with pytest.raises(CheckpointError, match=r"SEED +1 +7") as caught:
+        run.train(changed, resume_from=True)
+    assert "SOLVER.BASE_LR" in str(caught.value)
+    assert "LOG_PERIOD" not in str(caught.value)
+
+
+def test_a_used_output_folder_is_refused_and_left_alone(config):
+    cfg = config()
+    run.train(cfg)
+    before = {entry.name: entry.stat().st_mtime_ns for entry in os.scandir(cfg.OUTPUT_DIR)}
+    with pytest.raises(CheckpointError, match="--resume"):
+        run.train(cfg)
+    after = {entry.name: entry.stat().st_mtime_ns for entry in os.scandir(cfg.OUTPUT_DIR)}
+    assert before == after
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        (["MODEL.DEVICE", "cuda"], UserError, "no GPU is found"),
+        (["MODEL.DEVICE", "warp"], UserError, "must be auto, cpu, cuda or cuda:N"),
+        (["DATASETS.TRAIN", "[]"], ConfigError, "DATASETS.TRAIN"),
+        (["DATASETS.TEST", "[]"], ConfigError, "DATASETS.TEST"),
+        (["DATASETS.TRAIN", "['digit_train']"], DataError, "digits_train"),
+        (["DATASETS.SPLIT.PERCENT", "100"], ConfigError, "no unlabelled images"),
+        (["DATASETS.SPLIT.PERCENT", "1"], DataError, "percent"),
+        (["SOLVER.IMS_PER_BATCH_UNLABELED", "0"], ConfigError, "must be at least 1"),
+        (["MODEL.ROI_HEADS.NUM_CLASSES", "5"], ConfigError, "has 2 classes"),
+        (["MODEL.WEIGHTS", "absent.pth"], UserError, "absent.pth"),
+        (["INPUT.MIN_SIZE_TRAIN", "[100]", "INPUT.MAX_SIZE_TRAIN", "50"], ConfigError, "INPUT"),
+    ],
+)
+def test_bad_input_stops_before_anything_is_written(config, settings, error, message):
+    if settings[1] == "cuda" and torch.cuda.is_available():
+        pytest.skip("a GPU is here")
+    cfg = config(*settings)
+    with pytest.raises(error, match=message):
+        run.train(cfg)
+    assert not os.path.exists(os.path.join(cfg.OUTPUT_DIR, "metrics.json"))
+
+
+class Recording(CfgNode):
+    """Notes which keys are read."""
+
+    def __getattr__(self, name):
+        value = super().__getattr__(name)
+        self.__dict__["read"].add(self.__dict__["prefix"] + name)
+        return value
+
+    def __getitem__(self, name):
+        if "read" in self.__dict__:
+            self.__dict__["read"].add(self.__dict__["prefix"] + name)
+        return super().__getitem__(name)
+
+
+def recording(node, read, prefix=""):
+    copy = Recording()
+    for key, value in dict.items(node):
+        inner = recording(value, read, f"{prefix}{key}.") if isinstance(value, CfgNode) else value
+        dict.__setitem__(copy, key, inner)
+    copy.__dict__.update(read=read, prefix=prefix)
+    return copy
+
+
+def test_every_key_is_read_by_something(config, monkeypatch):
+    read = set()
+    plain = config(
+        *("IMWA.BN", "recompute", "IMWA.EPISODES", 2, "SOLVER.CLIP_GRADIENTS.ENABLED", True),
+        *("SOLVER.AMP.ENABLED", True, "SOLVER.AMP.DTYPE", "bfloat16"),
+    )
+    cfg = recording(plain, read)
+    # Whole-tree readers would make every key count as read.
+    monkeypatch.setattr(run, "_identity", lambda cfg, data: {})
+    monkeypatch.setattr(CfgNode, "dump", lambda self: "", raising=False)
+    monkeypatch.setattr(run, "_describe", lambda cfg, data: lambda **values: None)
+    monkeypatch.setattr(run, "write_results", lambda path, results: None)
+    run.train(cfg)
+    assert set(keys(get_cfg())) - read == set()
+
+
+def test_recomputed_batch_norms_are_those_of_the_first_batch(config):
+    cfg = config("SSOD.ALGORITHM", "supervised", "SSOD.STRONG_LABELED", False)
+    data = build.build_data(cfg)
+    detector = build.build_detector(cfg, 2).eval()
+    norm = next(m for m in detector.modules() if isinstance(m, torch.nn.BatchNorm2d))
+    seen = []
+    norm.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].double()))
+    batches = build.build_batches(cfg, data, EpisodeSchedule(4))
+    build.build_bn_recomputation(batches, strong_labeled=False, count=1)({"student": detector})
+    assert not any(module.training for module in detector.modules())
+    assert len(seen) == 1
+    torch.testing.assert_close(norm.running_mean.double(), seen[0].mean((0, 2, 3)))
+    torch.testing.assert_close(norm.running_var.double(), seen[0].var((0, 2, 3)))
