@@ -1,0 +1,108 @@
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ssod_imwa.cli import run_main
+from ssod_imwa.results import Evaluation, Results, write_results
+
+TOOL = Path(__file__).parents[2] / "tools" / "plot_results.py"
+
+
+@pytest.fixture
+def plot(monkeypatch, capsys):
+    spec = importlib.util.spec_from_file_location("plot_results", TOOL)
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["plot_results.py", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stopped:
+            run_main(tool.main)
+        return stopped.value.code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def run_dir(tmp_path):
+    path = tmp_path / "run"
+    path.mkdir()
+    rows = [{"iteration": g, "t": g, "member": 0, "total_loss": 1.0} for g in range(3)]
+    (path / "metrics.json").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def add_results(run_dir):
+    write_results(
+        run_dir / "results.json",
+        Results(
+            task="detection",
+            dataset="digits",
+            method="supervised",
+            imwa={"members": 1, "episodes": 1},
+            seed=1,
+            iterations=3,
+            wall_time=1.0,
+            peak_memory=1,
+            evaluations=(Evaluation("student", "final", 0, None, {"AP": 10.0, "APs": 1.0}),),
+        ),
+    )
+
+
+def size(path):
+    with Image.open(path) as image:
+        assert np.asarray(image).std() > 0  # something is drawn
+        return image.size
+
+
+def test_a_run_without_evaluations_has_curves_and_says_why_no_more(plot, run_dir):
+    status, out, _ = plot(run_dir)
+    assert status == 0
+    assert "no episodes.png" in out
+    assert sorted(path.name for path in run_dir.glob("*.png")) == ["training.png"]
+
+
+def test_a_finished_run_has_curves_and_episodes(plot, run_dir, tmp_path):
+    add_results(run_dir)
+    status, out, _ = plot(run_dir, "--output", tmp_path / "plots")
+    assert status == 0
+    assert out.split() == [str(tmp_path / "plots" / x) for x in ("training.png", "episodes.png")]
+    narrow, _ = size(tmp_path / "plots" / "episodes.png")
+    plot(run_dir, "--metrics", "AP", "APs")
+    assert size(run_dir / "episodes.png")[0] == 2 * narrow  # a panel for each figure
+
+
+def test_classes_of_data_sets(plot, tmp_path):
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (40, 30)).save(tmp_path / "images" / "a.png")
+    box = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 1, 9, 9], "area": 81, "iscrowd": 0}
+    annotations = {
+        "images": [{"id": 1, "file_name": "a.png", "width": 40, "height": 30}],
+        "categories": [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}],
+        "annotations": [box],
+    }
+    (tmp_path / "a.json").write_text(json.dumps(annotations))
+    status, out, error = plot(
+        "--datasets", "coco:a.json:images", "--data-root", tmp_path, "--output", tmp_path / "out"
+    )
+    assert (status, error) == (0, "")
+    assert out.strip() == str(tmp_path / "out" / "classes.png")
+    size(tmp_path / "out" / "classes.png")
+
+
+def test_mistakes_are_one_line_and_status_2(plot, run_dir, tmp_path):
+    status, _, error = plot(tmp_path / "nowhere")
+    assert status == 2
+    assert error.startswith("error: ")
+    assert "cannot be read" in error
+    add_results(run_dir)
+    status, _, error = plot(run_dir, "--metrics", "APx")
+    assert (status, "no figure APx" in error) == (2, True)
+    assert plot()[0] == 2
+    assert plot("--datasets", "digits_test")[0] == 2
+    assert not list(run_dir.glob("*.png"))

@@ -1,0 +1,154 @@
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ssod_imwa.cli import run_main
+from ssod_imwa.config import load_config
+from ssod_imwa.detection.build import build_detector
+
+TOOL = Path(__file__).parents[2] / "tools" / "visualize.py"
+IMAGES = 6
+
+
+def write_dataset(root):
+    (root / "images").mkdir()
+    rng = np.random.default_rng(0)
+    images, annotations = [], []
+    for i in range(1, IMAGES + 1):
+        pixels = rng.integers(90, 160, (48, 64, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(root / "images" / f"{i}.png")
+        images.append({"id": i, "file_name": f"{i}.png", "width": 64, "height": 48})
+        box = {"bbox": [5, 5, 20, 16], "area": 320, "iscrowd": 0}
+        annotations.append({"id": i, "image_id": i, "category_id": i % 2 + 1, **box})
+    categories = [{"id": 1, "name": "dark"}, {"id": 2, "name": "bright"}]
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    (root / "all.json").write_text(json.dumps(content))
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory):
+    """A run as training leaves it, with random weights."""
+    root = tmp_path_factory.mktemp("visualize")
+    write_dataset(root)
+    settings = {
+        "OUTPUT_DIR": "somewhere/else",
+        "DATASETS.ROOT": root,
+        "DATASETS.TRAIN": ["coco:all.json:images"],
+        "DATASETS.TEST": ["coco:all.json:images"],
+        "DATASETS.SPLIT.PERCENT": 50,
+        "MODEL.DEVICE": "cpu",
+        "MODEL.RESNETS.DEPTH": 18,
+        "MODEL.RESNETS.NORM": "BN",
+        "MODEL.BACKBONE.FREEZE_AT": 0,
+        "MODEL.FPN.OUT_CHANNELS": 16,
+        "MODEL.ROI_BOX_HEAD.FC_DIM": 16,
+        "MODEL.RPN.PRE_NMS_TOPK_TEST": 50,
+        "INPUT.MIN_SIZE_TRAIN": [48],
+        "INPUT.MIN_SIZE_TEST": 48,
+        "SSOD.ALGORITHM": "unbiased_teacher",
+        "SSOD.BBOX_THRESHOLD": 0.2,
+    }
+    cfg = load_config(overrides=[str(x) for pair in settings.items() for x in pair])
+    run_dir = root / "run"
+    run_dir.mkdir()
+    (run_dir / "config.yaml").write_text(cfg.dump())
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        state = build_detector(cfg, 2).state_dict()
+    torch.save({"student": state, "teacher": state}, run_dir / "model_averaged.pth")
+    return run_dir
+
+
+@pytest.fixture
+def visualize(monkeypatch, capsys):
+    spec = importlib.util.spec_from_file_location("visualize", TOOL)
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["visualize.py", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stopped:
+            run_main(tool.main)
+        return stopped.value.code, *capsys.readouterr()
+
+    return run
+
+
+def picture(path):
+    with Image.open(path) as image:
+        return np.asarray(image)
+
+
+def test_shows_detections_of_the_newest_model_beside_the_truth(visualize, run_dir):
+    status, out, _ = visualize(run_dir, "--images", "2", "--threshold", "0")
+    assert status == 0
+    assert out.split() == [str(run_dir / "pictures" / "predictions.png")]
+    sheet = picture(run_dir / "pictures" / "predictions.png")
+    visualize(run_dir, "--images", "2", "--threshold", "1")
+    nothing = picture(run_dir / "pictures" / "predictions.png")
+    assert sheet.shape == nothing.shape
+    half = sheet.shape[1] // 2
+    assert (sheet[:, :half] == nothing[:, :half]).all()  # the truth is the same
+    assert (sheet[:, half:] != nothing[:, half:]).any()
+
+
+def test_the_number_of_images_makes_the_sheet_longer(visualize, run_dir, tmp_path):
+    heights = []
+    for count in (1, 2):
+        visualize(run_dir, "--images", count, "--output", tmp_path)
+        heights.append(len(picture(tmp_path / "predictions.png")))
+    assert heights[0] < heights[1]
+
+
+def test_shows_views_of_labelled_and_unlabelled_images(visualize, run_dir, tmp_path):
+    status, out, _ = visualize(run_dir, "--views", "--images", "2", "--output", tmp_path)
+    assert status == 0
+    assert out.split() == [str(tmp_path / x) for x in ("labelled_views.png", "pseudo_labels.png")]
+    sheet = picture(tmp_path / "labelled_views.png")
+    half = sheet.shape[1] // 2
+    assert (sheet[40:, :half] != sheet[40:, -half:]).any()  # weak and strong differ
+    visualize(run_dir, "--views", "--images", "2", "--output", tmp_path / "again")
+    assert (picture(tmp_path / "again" / "labelled_views.png") == sheet).all()
+
+
+def test_supervised_training_has_no_pseudo_labels(visualize, run_dir, tmp_path):
+    _, out, _ = visualize(
+        run_dir, "--views", "--output", tmp_path, "--opts", "SSOD.ALGORITHM", "supervised"
+    )
+    assert out.split() == [str(tmp_path / "labelled_views.png")]
+
+
+def test_other_weights_and_configuration(visualize, run_dir, tmp_path):
+    status, _, error = visualize(
+        "--config-file",
+        run_dir / "config.yaml",
+        "--weights",
+        run_dir / "model_averaged.pth",
+        "--output",
+        tmp_path,
+        "--images",
+        "1",
+    )
+    assert (status, error) == (0, "")
+    assert (tmp_path / "predictions.png").exists()
+
+
+def test_mistakes_are_one_line_and_status_2(visualize, run_dir, tmp_path):
+    for arguments, message in (
+        ((tmp_path,), "config.yaml"),
+        ((run_dir, "--dataset", "coco:none.json:images"), "none.json"),
+        ((run_dir, "--weights", tmp_path / "none.pth"), "none.pth"),
+        ((run_dir, "--opts", "SSOD.BOX", "1"), "SSOD.BOX"),
+    ):
+        status, _, error = visualize(*arguments)
+        assert status == 2
+        assert error.startswith("error: ")
+        assert message in error
+    assert visualize()[0] == 2
+    assert visualize(run_dir, "--images", "0")[0] == 2
