@@ -297,10 +297,10 @@ def _deliveries(
             packed = next(iterator)
         except StopIteration:
             return
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error) and "Pin memory thread" not in str(error):
+        except (RuntimeError, OSError, EOFError) as error:
+            if not num_workers or not _tells_of_death(error):
                 raise
-            reason = " ".join(str(error).split())
+            reason = " ".join(str(error).split()) or type(error).__name__
             raise LoaderError(
                 f"a process that reads images has died ({reason}); usual causes are too little "
                 "memory or shared memory (df -h /dev/shm): lower DATALOADER.NUM_WORKERS"
@@ -318,6 +318,14 @@ def _report_replacements(deliveries: Iterator[Any], reported: set[str]) -> Itera
                 logger.warning("%s; the next image of the same stream takes its place", reason)
                 reported.add(path)
         yield batch
+
+
+def _tells_of_death(error: Exception) -> bool:
+    """Whether a process has died, as opposed to an error raised in one and passed on."""
+    if isinstance(error, RuntimeError):
+        return "DataLoader worker (pid" in str(error) or "Pin memory thread" in str(error)
+    # The process died between announcing a batch and handing over its shared memory.
+    return "in DataLoader worker process" not in str(error)
 
 
 def _as_it_is(packed: Packed) -> Packed:

@@ -96,8 +96,8 @@ def read_record(record: ImageRecord) -> torch.Tensor:
     height, width = image.shape[-2:]
     if (width, height) != (record.width, record.height):
         raise DataError(
-            f"image {record.file_name} is {width} x {height} pixels (EXIF orientation applied), but its "
-            f"annotations say {record.width} x {record.height}; correct the annotations"
+            f"image {record.file_name} is {width} x {height} pixels (EXIF orientation applied), "
+            f"but its annotations say {record.width} x {record.height}; correct the annotations"
         )
     return image
 

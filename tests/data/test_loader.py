@@ -1,0 +1,400 @@
+import logging
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass, replace
+from itertools import islice
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ssod_imwa.averaging.episodes import EpisodeSchedule
+from ssod_imwa.data import loader
+from ssod_imwa.data.loader import LoaderError, build_test_batches, build_train_batches
+from ssod_imwa.data.sampler import DataOrder
+from ssod_imwa.data.structures import Annotations, DetectionDataset, ImageRecord
+from ssod_imwa.data.views import StrongView, TestView, WeakView, make_sample, read_image
+from ssod_imwa.engine.seeding import counted_generator
+from ssod_imwa.errors import DataError
+
+SCHEDULE = EpisodeSchedule(4, episodes=2, members=2)
+SHAPES = [(40, 30), (30, 40), (32, 24)]
+
+
+def write_dataset(folder, n, *, name="tiny", labelled=True):
+    generator = np.random.default_rng(0)
+    records = []
+    for i in range(n):
+        width, height = SHAPES[i % len(SHAPES)]
+        path = folder / f"{name}{i}.png"
+        Image.fromarray(generator.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(path)
+        annotations = Annotations(
+            np.array([[2, 3, 20, 21], [5, 5, 9, 9]], np.float32),
+            np.array([i % 3, 1]),
+            np.array([False, i % 2 == 0]),
+            np.zeros(2, bool),
+        )
+        records.append(ImageRecord(str(path), i, width, height, annotations if labelled else None))
+    return DetectionDataset(name, tuple(records), ("a", "b", "c"))
+
+
+@pytest.fixture
+def labelled(tmp_path):
+    return write_dataset(tmp_path, 7)
+
+
+@pytest.fixture
+def unlabelled(tmp_path):
+    return write_dataset(tmp_path, 9, name="more", labelled=False)
+
+
+def build(labelled, unlabelled=None, schedule=SCHEDULE, **changes):
+    settings = {
+        "seed": 1,
+        "batch_labelled": 2,
+        "batch_unlabelled": 4,
+        "weak": WeakView([24, 32], 64),
+        "strong": StrongView(),
+        "num_workers": 0,
+        "aspect_ratio_grouping": True,
+        "on_bad_record": "error",
+    }
+    return build_train_batches(labelled, unlabelled, schedule, **{**settings, **changes})
+
+
+def flat(batches):
+    """Everything in the batches as a nested list that `==` compares bit by bit."""
+
+    def view(x):
+        targets = x.targets and (x.targets.boxes.tolist(), x.targets.labels.tolist())
+        return x.image.tolist(), x.matrix.tolist(), targets
+
+    def sample(x):
+        return x.record.file_name, view(x.weak), view(x.strong)
+
+    return [([sample(s) for s in b.labelled], [sample(s) for s in b.unlabelled]) for b in batches]
+
+
+def names(batch):
+    return [[s.record.file_name for s in part] for part in (batch.labelled, batch.unlabelled)]
+
+
+# ------------------------------------------------------------------------------ training batches
+
+
+def test_batches_are_what_the_order_and_counted_generators_give(labelled, unlabelled):
+    orders = [
+        DataOrder(data.records, size, kind=kind, seed=1, aspect_ratio_grouping=True)
+        for data, size, kind in ((labelled, 2, "labelled"), (unlabelled, 4, "unlabelled"))
+    ]
+    batches = list(build(labelled, unlabelled, first_member=3)(0))
+    assert len(batches) == len(SCHEDULE)
+    for g, batch in enumerate(batches):
+        position = SCHEDULE.position(g)
+        for data, order, samples in zip(
+            (labelled, unlabelled), orders, (batch.labelled, batch.unlabelled), strict=True
+        ):
+            keys = order.keys(3 + position.member, position.t)
+            assert len(samples) == len(keys)
+            for key, sample in zip(keys, samples, strict=True):
+                generator = counted_generator(1, "views", key.kind, key.member, key.t, key.slot)
+                expected = make_sample(
+                    data.records[key.index], WeakView([24, 32], 64), StrongView(), generator
+                )
+                assert sample.record.file_name == expected.record.file_name
+                assert torch.equal(sample.weak.image, expected.weak.image)
+                assert torch.equal(sample.strong.image, expected.strong.image)
+                assert torch.equal(sample.weak.matrix, expected.weak.matrix)
+
+
+def test_any_start_continues_the_same_batches(labelled, unlabelled):
+    batches = build(labelled, unlabelled)
+    whole = flat(batches(0))
+    for start in range(len(SCHEDULE) + 1):
+        assert flat(batches(start)) == whole[start:]
+
+
+def test_members_and_seeds_get_different_batches(labelled, unlabelled):
+    schedule = EpisodeSchedule(3, members=2)
+    batches = flat(build(labelled, unlabelled, schedule)(0))
+    other = flat(build(labelled, unlabelled, schedule, seed=2)(0))
+    assert batches[:3] != batches[3:]
+    assert all(a != b for a, b in zip(batches, other, strict=True))
+
+
+def test_a_member_as_a_run_of_its_own_gets_the_same_batches(labelled, unlabelled):
+    both = flat(build(labelled, unlabelled, EpisodeSchedule(3, members=2))(0))
+    alone = flat(build(labelled, unlabelled, EpisodeSchedule(3), first_member=1)(0))
+    assert alone == both[3:]
+
+
+def test_ranks_together_get_the_global_batch(labelled, unlabelled):
+    whole = flat(build(labelled, unlabelled)(0))
+    parts = [flat(build(labelled, unlabelled, rank=r, world_size=2)(0)) for r in range(2)]
+    for step, zero, one in zip(whole, *parts, strict=True):
+        for kind in range(2):
+            assert zero[kind] == step[kind][0::2]
+            assert one[kind] == step[kind][1::2]
+
+
+def test_batches_hold_one_orientation(labelled, unlabelled):
+    for batch in build(labelled, unlabelled)(0):
+        for part in (batch.labelled, batch.unlabelled):
+            assert len({s.record.width > s.record.height for s in part}) == 1
+
+
+def test_supervised_training_has_no_unlabelled_images(labelled, unlabelled):
+    for batches in (build(labelled, None), build(labelled, unlabelled, batch_unlabelled=0)):
+        assert all(batch.unlabelled == [] for batch in batches(0))
+    assert flat(build(labelled, None)(0)) == flat(
+        build(labelled, unlabelled, batch_unlabelled=0)(0)
+    )
+
+
+def test_annotations_of_unlabelled_images_are_hidden(labelled):
+    for batch in build(labelled, labelled)(0):
+        assert all(s.record.annotations is None for s in batch.unlabelled)
+        assert all(s.weak.targets is s.strong.targets is None for s in batch.unlabelled)
+        assert all(len(s.weak.targets) >= 1 for s in batch.labelled)
+
+
+def test_global_generators_are_left_alone(labelled, unlabelled):
+    states = torch.random.get_rng_state(), np.random.get_state()[1].copy()
+    list(build(labelled, unlabelled)(0))
+    assert torch.equal(torch.random.get_rng_state(), states[0])
+    assert np.array_equal(np.random.get_state()[1], states[1])
+
+
+def test_data_sets_that_cannot_be_trained_on_are_refused(labelled, unlabelled):
+    empty = replace(labelled, records=())
+    with pytest.raises(DataError, match="tiny has no images"):
+        build(empty)
+    with pytest.raises(DataError, match=r"more0\.png of more has no annotations"):
+        build(unlabelled)
+    with pytest.raises(ValueError, match="on_bad_record = 'warn'"):
+        build(labelled, on_bad_record="warn")
+    with pytest.raises(ValueError, match="start = 9"):
+        build(labelled)(9)
+
+
+# ----------------------------------------------------------------------------- unreadable images
+
+
+def damage(dataset, index):
+    path = dataset.records[index].file_name
+    with open(path, "wb") as file:
+        file.write(b"no image")
+    return path
+
+
+def test_an_unreadable_image_stops_the_run_with_its_path(labelled, unlabelled):
+    path = damage(unlabelled, 4)
+    with pytest.raises(DataError, match=path):
+        list(build(labelled, unlabelled, EpisodeSchedule(9))(0))
+
+
+def test_skip_puts_the_next_image_of_the_stream_in_place(labelled, unlabelled, caplog):
+    schedule = EpisodeSchedule(12, episodes=3, members=2)
+    expected = [names(batch) for batch in build(labelled, unlabelled, schedule)(0)]
+    path = damage(unlabelled, 4)
+    batches = build(labelled, unlabelled, schedule, on_bad_record="skip")
+    with caplog.at_level(logging.WARNING):
+        result = list(batches(0))
+        list(batches(5))
+    order = DataOrder(unlabelled.records, 4, kind="unlabelled", seed=1, aspect_ratio_grouping=True)
+    replaced = 0
+    for g, (before, batch) in enumerate(zip(expected, result, strict=True)):
+        after = names(batch)
+        assert after[0] == before[0]
+        position = schedule.position(g)
+        for slot, name in enumerate(before[1]):
+            if name != path:
+                assert after[1][slot] == name
+                continue
+            key = order.keys(position.member, position.t)[slot]
+            steps = (order.replacement(key, i).index for i in range(1, 10))
+            index = next(i for i in steps if i != 4)
+            assert after[1][slot] == unlabelled.records[index].file_name
+            replaced += 1
+    assert replaced > 2
+    assert [path in record.message for record in caplog.records] == [True]
+
+
+def test_skip_gives_up_when_nothing_can_be_read(labelled):
+    for i in range(len(labelled)):
+        os.remove(labelled.records[i].file_name)
+    with pytest.raises(DataError, match="10 labelled images in a row cannot be read"):
+        next(build(labelled, on_bad_record="skip")(0))
+
+
+# -------------------------------------------------------------------------------------- processes
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 4 worker")
+@pytest.mark.parametrize("num_workers", [1, 2, 4])
+def test_batches_do_not_depend_on_the_number_of_processes(labelled, unlabelled, num_workers):
+    damage(unlabelled, 4)
+    settings = {"schedule": EpisodeSchedule(8, episodes=2, members=2), "on_bad_record": "skip"}
+    here = flat(build(labelled, unlabelled, **settings)(0))
+    batches = build(labelled, unlabelled, num_workers=num_workers, **settings)
+    state = torch.random.get_rng_state()
+    assert flat(batches(0)) == here
+    assert flat(batches(11)) == here[11:]
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+@pytest.mark.slow
+def test_errors_of_processes_are_those_of_this_one(labelled, unlabelled):
+    damage(unlabelled, 4)
+    messages = []
+    for num_workers in (0, 2):
+        with pytest.raises(DataError) as caught:
+            list(build(labelled, unlabelled, EpisodeSchedule(9), num_workers=num_workers)(0))
+        messages.append(str(caught.value))
+    assert messages[0] == messages[1]
+
+
+@pytest.mark.slow
+def test_a_dead_process_is_a_clear_error(labelled):
+    batches = build(labelled, schedule=EpisodeSchedule(1000), num_workers=1)(0)
+    next(batches)
+    (process,) = multiprocessing.active_children()
+    os.kill(process.pid, signal.SIGKILL)
+    with pytest.raises(LoaderError, match=r"has died.*DATALOADER\.NUM_WORKERS") as caught:
+        list(batches)
+    assert "\n" not in str(caught.value)
+
+
+@dataclass(frozen=True)
+class Broken:
+    """A weak view with a bug."""
+
+    def __call__(self, image, generator):
+        raise OSError("a bug")
+
+
+def test_errors_of_our_own_are_not_taken_for_a_death(labelled):
+    with pytest.raises(OSError, match=r"^a bug$"):
+        next(build(labelled, weak=Broken())(0))
+    passed_on = "Caught {} in DataLoader worker process 0.\nOriginal Traceback: a bug"
+    assert not loader._tells_of_death(OSError(passed_on.format("OSError")))
+    assert not loader._tells_of_death(RuntimeError(passed_on.format("RuntimeError")))
+    assert loader._tells_of_death(ConnectionResetError())
+
+
+SCRIPT = """
+import os, signal, sys
+from test_loader import SCHEDULE, build, write_dataset
+from ssod_imwa.averaging.episodes import EpisodeSchedule
+from pathlib import Path
+
+if __name__ == "__main__":
+    data = write_dataset(Path(sys.argv[1]), 7)
+    signal.signal(signal.SIGINT, lambda *_: print("interrupted", flush=True))
+    count = 0
+    for batch in build(data, schedule=EpisodeSchedule(40), num_workers=2)(0):
+        count += 1
+        if count == 3:
+            os.killpg(0, signal.SIGINT)
+    print(count)
+"""
+
+
+@pytest.mark.slow
+def test_processes_outlive_an_interrupt_of_the_group(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    here = os.path.dirname(__file__)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([here, *sys.path])}
+    done = subprocess.run(
+        [sys.executable, str(script), str(tmp_path)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        start_new_session=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.stdout.split() == ["interrupted", "40"], done.stderr
+
+
+@pytest.mark.slow
+def test_large_batches_need_few_open_files(labelled, unlabelled):
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    batches = build(labelled, unlabelled, batch_unlabelled=256, num_workers=2)
+    open_now = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 64
+    resource.setrlimit(resource.RLIMIT_NOFILE, (open_now + 60, hard))
+    try:
+        kept = list(islice(batches(0), 4))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert [len(batch.unlabelled) for batch in kept] == [256] * 4
+
+
+# ------------------------------------------------------------------------------------ test images
+
+
+def read(batches):
+    return [
+        [(item.record.image_id, item.image.tolist(), item.matrix.tolist()) for item in batch]
+        for batch in batches
+    ]
+
+
+def test_test_batches_give_every_image_once_in_order(labelled):
+    batches = build_test_batches(labelled, view=TestView(60, 80), batch_size=3, num_workers=0)
+    assert len(batches) == 3
+    found = list(batches)
+    assert [[item.record.image_id for item in batch] for batch in found] == [
+        [0, 1, 2],
+        [3, 4, 5],
+        [6],
+    ]
+    item = found[0][0]
+    expected, matrix = TestView(60, 80)(read_image(labelled.records[0].file_name))
+    assert torch.equal(item.image, expected)
+    assert torch.equal(item.matrix, matrix)
+    assert read(batches) == read(batches), "a second pass is the same"
+
+
+def test_ranks_share_out_test_images(labelled):
+    found = [
+        item.record.image_id
+        for rank in range(3)
+        for batch in build_test_batches(
+            labelled,
+            view=TestView(30, 40),
+            batch_size=2,
+            num_workers=0,
+            rank=rank,
+            world_size=3,
+        )
+        for item in batch
+    ]
+    assert found == [0, 3, 6, 1, 4, 2, 5]
+
+
+def test_an_unreadable_test_image_is_an_error(labelled):
+    path = damage(labelled, 2)
+    with pytest.raises(DataError, match=path):
+        list(build_test_batches(labelled, view=TestView(30, 40), batch_size=2, num_workers=0))
+
+
+@pytest.mark.slow
+def test_test_batches_do_not_depend_on_the_number_of_processes(labelled):
+    one, two = (
+        read(build_test_batches(labelled, view=TestView(30, 40), batch_size=2, num_workers=n))
+        for n in (0, 2)
+    )
+    assert one == two
+
+
+def test_worker_context_does_not_fork_this_process():
+    assert loader._context().get_start_method() in ("forkserver", "spawn")
