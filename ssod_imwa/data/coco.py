@@ -37,7 +37,7 @@ def load_coco(
     Raises:
         DataError: the file is no COCO file, or see `problems`.
     """
-    content = read_coco_file(annotation_file, labelled=labelled)
+    content = read_coco_file(annotation_file, labelled=labelled, segmentations=False)
     records = _records(content, Path(image_folder), str(annotation_file))
     if not labelled:
         return DetectionDataset(name, tuple(records), ())
@@ -53,14 +53,23 @@ def load_coco(
     )
 
 
-def read_coco_file(annotation_file: str | Path, *, labelled: bool = True) -> dict[str, Any]:
+def read_coco_file(
+    annotation_file: str | Path, *, labelled: bool = True, segmentations: bool = True
+) -> dict[str, Any]:
     """The content of a COCO file, with its outer shape checked.
+
+    Args:
+        annotation_file: JSON.
+        labelled: whether `annotations` and `categories` have to be there.
+        segmentations: whether to keep them; without, a file of train2017's size needs half the
+            memory (2.5 instead of 4.6 GB).
 
     Raises:
         DataError: the file is missing, no JSON, or lacks one of the lists.
     """
     try:
-        content = json.loads(Path(annotation_file).read_bytes())
+        text = Path(annotation_file).read_bytes()
+        content = json.loads(text, object_hook=None if segmentations else _without_segmentation)
     except FileNotFoundError:
         raise DataError(f"annotation file {annotation_file} does not exist") from None
     except (OSError, ValueError) as error:
@@ -78,6 +87,11 @@ def read_coco_file(annotation_file: str | Path, *, labelled: bool = True) -> dic
         if key in needed:
             _check_fields(content[key], key, fields, annotation_file)
     return content
+
+
+def _without_segmentation(entry: dict[str, Any]) -> dict[str, Any]:
+    entry.pop("segmentation", None)
+    return entry
 
 
 _FIELDS = {
