@@ -14,6 +14,7 @@ Examples:
 from __future__ import annotations
 
 import argparse
+import logging
 from collections import Counter
 from itertools import groupby
 
@@ -45,6 +46,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> int:
     """Check each data set."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     arguments = parse_arguments()
     failures = 0
     for name in arguments.names:

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import logging
 from pathlib import Path
 
 from ssod_imwa.cli import run_main
@@ -71,6 +72,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> int:
     """Write or check, and show what each split holds."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     arguments = parse_arguments()
     dataset = load_dataset(
         arguments.dataset, root=arguments.root, on_bad_record=arguments.on_bad_record

@@ -179,8 +179,9 @@ def read_dataset(
     if source.kind == "coco":
         dataset = load_coco(path, folder / part, name=name, labelled=labelled, problems=problems)
     elif source.kind == "voc":
-        options = {"name": name, "labelled": labelled, "problems": problems}
-        dataset = load_voc(path, part, classes=source.classes, **options)
+        dataset = load_voc(
+            path, part, name=name, classes=source.classes, labelled=labelled, problems=problems
+        )
     else:
         dataset = load_folder(path, name=name, problems=problems)
     return dataset, problems

@@ -18,7 +18,6 @@ from ssod_imwa.errors import DataError
 logger = logging.getLogger(__name__)
 
 POLICIES = ("error", "skip")
-LEVELS = ("error", "warning", "note")
 
 # Annotation tools round to pixels, so a box may pass the image's edge by this much; it is clipped.
 EDGE_TOLERANCE = 1.0

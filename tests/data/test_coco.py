@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from pycocotools.coco import COCO
 
-from ssod_imwa.data.coco import load_coco, to_coco
+from ssod_imwa.data.coco import load_coco, read_coco_file, to_coco
 from ssod_imwa.errors import DataError
 
 
@@ -45,6 +45,15 @@ def test_boxes_agree_with_pycocotools(tiny_coco):
         boxes = record.annotations.boxes.copy()
         boxes[:, 2:] -= boxes[:, :2]
         assert boxes.tolist() == [entry["bbox"] for entry in expected]
+
+
+def test_segmentations_are_not_read_for_training_but_kept_for_rewriting(tiny_coco):
+    file, folder, content = tiny_coco
+    content["annotations"][0]["segmentation"] = [[1, 2, 3, 4, 5, 6]]
+    file.write_text(json.dumps(content))
+    assert read_coco_file(file)["annotations"] == content["annotations"]
+    read = read_coco_file(file, segmentations=False)
+    assert not any("segmentation" in entry for entry in read["annotations"])
 
 
 def test_a_list_of_images_alone_can_only_be_read_unlabelled(tiny_coco):
