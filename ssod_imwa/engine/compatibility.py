@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -46,15 +45,3 @@ def table(found: Iterable[Change]) -> str:
     rows = [("key", "saved", "current"), *((c.key, str(c.saved), str(c.current)) for c in found)]
     widths = [max(len(row[i]) for row in rows) for i in range(2)]
     return "\n".join(f"  {row[0]:{widths[0]}}  {row[1]:{widths[1]}}  {row[2]}" for row in rows)
-
-
-def fingerprint(identifiers: Iterable[int | str]) -> str:
-    """Number and hash of a data set's image ids, in order: equal only for the same list.
-
-    Example:
-        >>> fingerprint([1, 2, 3])
-        '3 images, ad23a1425659'
-    """
-    texts = [f"{type(identifier).__name__}:{identifier}" for identifier in identifiers]
-    digest = hashlib.sha256("\n".join(texts).encode()).hexdigest()
-    return f"{len(texts)} images, {digest[:12]}"

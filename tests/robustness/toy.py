@@ -1,0 +1,223 @@
+"""A small but complete training run, and a server that runs it in killable processes.
+
+Two members, three episodes, 24 steps; student, EMA teacher, dropout, batch norm, momentum and an
+algorithm state, so that anything a checkpoint forgets changes the final bits.
+
+As a program it reads one JSON object of `run`'s options a line from standard input, forks a child
+that runs it (importing torch anew would take seconds) and answers with the child's exit code, or
+minus the signal that ended it. `fault` and `log` are a fault to inject and a file for the log.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import os
+import resource
+import shutil
+import signal
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from ssod_imwa.averaging.imwa import IMWA
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ssod_imwa.averaging.episodes import EpisodeSchedule
+from ssod_imwa.engine import faults
+from ssod_imwa.engine.algorithm import Algorithm
+from ssod_imwa.engine.checkpoint import CheckpointHook, prepare_output, resume
+from ssod_imwa.engine.hooks import IMWAHook, LRHook, SignalHook
+from ssod_imwa.engine.seeding import counted_generator
+from ssod_imwa.engine.trainer import HookBase, Trainer
+from ssod_imwa.engine.writers import JSONWriter, MetricsHook
+from ssod_imwa.errors import UserError
+
+MEMBERS, EPISODES, ITERATIONS, SEED = 2, 3, 12, 1
+STEPS = MEMBERS * ITERATIONS
+
+
+class Toy(Algorithm):
+    """Distillation from an EMA teacher; its state is a running mean of the loss."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        student = nn.Sequential(
+            nn.Linear(4, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.3), nn.Linear(16, 3)
+        )
+        super().__init__(student, copy.deepcopy(student))
+        self.mean_loss = 1.0
+
+    def losses(self, batch: torch.Tensor, t: int) -> dict[str, torch.Tensor]:
+        noisy = batch + 0.1 * torch.randn_like(batch)
+        loss = (self.student(noisy) - self.teacher(batch).tanh()).square().mean()
+        self.mean_loss = 0.9 * self.mean_loss + 0.1 * loss.item()
+        return {"loss": loss / self.mean_loss}
+
+    @torch.no_grad()
+    def after_step(self, t: int) -> None:
+        teacher = self.teacher.state_dict()
+        for name, value in self.student.state_dict().items():
+            if value.is_floating_point():
+                teacher[name].lerp_(value, 0.1)
+            else:
+                teacher[name].copy_(value)
+
+    def state_dict(self) -> dict[str, float]:
+        return {"mean_loss": self.mean_loss}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        self.mean_loss = state["mean_loss"]
+
+
+class SignalInside(IMWAHook):
+    """Sends this process a signal at the n-th tensor operation of what IMWA does after a step."""
+
+    def __init__(self, imwa: IMWA, *, step: int, operation: int, number: int) -> None:
+        super().__init__(imwa)
+        self.step, self.operation, self.number = step, operation, number
+
+    def after_step(self) -> None:
+        if self.trainer.iter != self.step:
+            super().after_step()
+            return
+        with _SignalAt(self.operation, self.number):
+            super().after_step()
+
+
+class _SignalAt(TorchDispatchMode):
+    def __init__(self, operation: int, number: int) -> None:
+        super().__init__()
+        self.left, self.number = operation, number
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if self.left == 0:
+            os.kill(os.getpid(), self.number)
+        self.left -= 1
+        return function(*args, **(kwargs or {}))
+
+
+class CallAt(HookBase):
+    """Calls a function after a step, before anything is written."""
+
+    def __init__(self, step: int, function: Callable[[], object]) -> None:
+        self.step, self.function = step, function
+
+    def after_step(self) -> None:
+        if self.trainer.iter == self.step:
+            self.function()
+
+
+def batches(start: int) -> Iterator[torch.Tensor]:
+    schedule = EpisodeSchedule(ITERATIONS, episodes=EPISODES, members=MEMBERS)
+    for position in map(schedule.position, range(start, STEPS)):
+        generator = counted_generator(SEED, "data", position.member, position.t)
+        yield torch.from_numpy(generator.standard_normal((8, 4), dtype="float32"))
+
+
+def run(
+    directory: str,
+    *,
+    period: int = 3,
+    keep: int = 1,
+    store: str = "dict",
+    optimizer_state: str = "keep",
+    signal_inside: list[int] | None = None,
+    signal_after: list[int] | None = None,
+    remove_directory_after: int | None = None,
+    file_size_limit: int | None = None,
+    alarm_after: float | None = None,
+) -> int:
+    """Start or resume the run in a directory; its exit code.
+
+    Args:
+        directory: output directory, made if it is not there.
+        period: of `CheckpointHook`.
+        keep: of `CheckpointHook`.
+        store: of `IMWA`.
+        optimizer_state: of `IMWA`.
+        signal_inside: step, tensor operation of its averaging or re-seeding, and signal.
+        signal_after: step and signal.
+        remove_directory_after: step after which the output directory vanishes.
+        file_size_limit: bytes that fit in a file, as on a full disk.
+        alarm_after: seconds until SIGALRM ends the process, which nothing here handles.
+    """
+    if alarm_after is not None:
+        signal.setitimer(signal.ITIMER_REAL, alarm_after)
+    if file_size_limit is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (file_size_limit, file_size_limit))
+    schedule = EpisodeSchedule(ITERATIONS, episodes=EPISODES, members=MEMBERS)
+    algorithm = Toy()
+    optimizer = torch.optim.SGD(algorithm.student.parameters(), lr=0.05, momentum=0.9)
+    for group in optimizer.param_groups:
+        group["initial_lr"] = group["lr"]
+    trainer = Trainer(algorithm, schedule, batches, optimizer, seed=SEED)
+    imwa = IMWA(
+        schedule,
+        algorithm.models(),
+        optimizer=optimizer,
+        member_state={"algorithm": algorithm},
+        store=store,
+        optimizer_state=optimizer_state,
+    )
+    identity = {"M": MEMBERS, "E": EPISODES, "T": ITERATIONS, "seed": SEED}
+    checkpoint = CheckpointHook(directory, run=identity, period=period, keep=keep)
+    signals = SignalHook(checkpoint.save_now)
+    averaging = IMWAHook(imwa)
+    if signal_inside is not None:
+        step, operation, number = signal_inside
+        averaging = SignalInside(imwa, step=step, operation=operation, number=number)
+    hooks: list[HookBase] = [LRHook(lambda t: 1 / (1 + t)), averaging]
+    if signal_after is not None:
+        step, number = signal_after
+        hooks.append(CallAt(step, lambda: os.kill(os.getpid(), number)))
+    if remove_directory_after is not None:
+        hooks.append(CallAt(remove_directory_after, lambda: shutil.rmtree(directory)))
+    hooks += [MetricsHook([JSONWriter(Path(directory) / "metrics.json")], 2), checkpoint, signals]
+    trainer.register_hooks(hooks)
+    with prepare_output(directory, resume=True):
+        resume(trainer, directory, identity)
+        trainer.train()
+    return signals.exit_code
+
+
+def _child(options: dict[str, Any]) -> int:
+    log = os.open(options.pop("log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    for stream in (1, 2):
+        os.dup2(log, stream)
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
+    if fault := options.pop("fault", None):
+        os.environ[faults.VARIABLE] = fault
+    signal.alarm(120)  # a run that hangs fails its test instead of stopping the server
+    try:
+        return run(**options)
+    except UserError as error:
+        logging.error("error: %s", error)
+        return 2
+    except BaseException:
+        logging.exception("crashed")
+        return 1
+
+
+def serve() -> None:
+    """Answer requests until standard input is closed."""
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        run(folder)  # what torch imports on first use, seconds for each child otherwise
+    for line in sys.stdin:
+        pid = os.fork()
+        if pid == 0:
+            code = _child(json.loads(line))
+            logging.shutdown()
+            os._exit(code)
+        _, status = os.waitpid(pid, 0)
+        print(os.waitstatus_to_exitcode(status), flush=True)
+
+
+if __name__ == "__main__":
+    serve()
