@@ -48,7 +48,7 @@ def test_boxes_agree_with_pycocotools(tiny_coco):
 
 
 def test_segmentations_are_not_read_for_training_but_kept_for_rewriting(tiny_coco):
-    file, folder, content = tiny_coco
+    file, _, content = tiny_coco
     content["annotations"][0]["segmentation"] = [[1, 2, 3, 4, 5, 6]]
     file.write_text(json.dumps(content))
     assert read_coco_file(file)["annotations"] == content["annotations"]
