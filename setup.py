@@ -26,7 +26,7 @@ setup(
         "pycocotools>=2.0.7",
         "faster-coco-eval>=1.6",
         "numpy>=1.24",
-        "pillow>=10",
+        "pillow>=10.1",
         "tensorboard>=2.14",
         "matplotlib>=3.7",
         "scikit-learn>=1.3",
@@ -36,7 +36,6 @@ setup(
         "dev": ["pytest>=8", "pytest-xdist>=3", "ruff>=0.9", "mypy>=1.13"],
     },
     classifiers=[
-        "License :: OSI Approved :: Apache Software License",
         "Programming Language :: Python :: 3",
         "Topic :: Scientific/Engineering :: Image Recognition",
     ],

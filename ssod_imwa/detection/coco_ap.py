@@ -67,7 +67,7 @@ def coco_metrics(
 
 def coco_truth(truths: Sequence[Annotations], *, classes: Sequence[str]) -> dict[str, Any]:
     """Ground truth in COCO's format; image ids are positions, category ids start at 1."""
-    annotations = []
+    annotations: list[dict[str, Any]] = []
     for image_id, truth in enumerate(truths):
         boxes = truth.boxes.astype(np.float64)
         sizes = boxes[:, 2:] - boxes[:, :2]

@@ -46,12 +46,14 @@ def evaluate_detections(
         DataError: an image has no labels.
         ValueError: the images of the data set and of the predictions differ.
     """
+    truths = []
     for record in dataset.records:
         if record.annotations is None:
             raise DataError(
                 f"data set {dataset.name!r} cannot be evaluated: image {record.image_id!r} has no "
                 "labels (take a labelled data set for DATASETS.TEST)"
             )
+        truths.append(record.annotations)
     ids = [record.image_id for record in dataset.records]
     missing, unknown = set(ids) - set(predictions), set(predictions) - set(ids)
     if missing or unknown:
@@ -61,7 +63,6 @@ def evaluate_detections(
             f"{len(ids)} missing, {len(unknown)} unknown, such as {example!r}); an image in which "
             "nothing was found has empty detections"
         )
-    truths = [record.annotations for record in dataset.records]
     found = [predictions[image_id] for image_id in ids]
     metrics = coco_metrics(truths, found, classes=dataset.classes)
     if voc:
@@ -87,7 +88,7 @@ def predict(
             ranks; what it raises ends the evaluation (signals, time limits).
     """
     # Slices differ by an image, so ranks may differ by a batch.
-    polls = max(comm.all_gather(len(test_batches))) if poll is not None else 0
+    most = max(comm.all_gather(len(test_batches)))
     device = next(model.parameters()).device
     predictions: dict[int | str, Detections] = {}
     for batch in test_batches:
@@ -96,8 +97,9 @@ def predict(
             predictions[item.record.image_id] = to_stored_image(found, item)
         if poll is not None:
             poll()
-    for _ in range(len(test_batches), polls):
-        poll()
+    if poll is not None:
+        for _ in range(len(test_batches), most):
+            poll()
     return {k: v for part in comm.all_gather(predictions) for k, v in part.items()}
 
 

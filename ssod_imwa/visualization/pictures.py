@@ -69,7 +69,9 @@ def draw_detections(
     short, long = sorted(image.shape[1:])
     scale = max(1, min(-(-min_side // short), 4 * min_side // long))
     picture = Image.fromarray(image.cpu().permute(1, 2, 0).numpy())
-    picture = picture.resize((picture.width * scale, picture.height * scale), Image.BICUBIC)
+    picture = picture.resize(
+        (picture.width * scale, picture.height * scale), Image.Resampling.BICUBIC
+    )
     drawing = ImageDraw.Draw(picture)
     width = max(2, round(min(picture.size) / 250))
     font = ImageFont.load_default(size=max(12, round(min(picture.size) / 32)))
@@ -198,7 +200,7 @@ def _fit(image: torch.Tensor, cell: int) -> Image.Image:
     picture = Image.fromarray(image.cpu().permute(1, 2, 0).numpy())
     scale = cell / max(picture.size)
     size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
-    return picture.resize(size, Image.BICUBIC if scale > 1 else Image.LANCZOS)
+    return picture.resize(size, Image.Resampling.BICUBIC if scale > 1 else Image.Resampling.LANCZOS)
 
 
 def _to_tensor(picture: Image.Image) -> torch.Tensor:

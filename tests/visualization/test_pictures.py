@@ -41,9 +41,7 @@ def test_the_given_image_is_not_changed():
     assert (image == 128).all()
 
 
-@pytest.mark.parametrize(
-    ("height", "width", "factor"), [(128, 128, 4), (100, 300, 4), (400, 9, 4)]
-)
+@pytest.mark.parametrize(("height", "width", "factor"), [(128, 128, 4), (100, 300, 4), (400, 9, 4)])
 def test_small_images_are_enlarged_by_a_whole_factor_and_boxes_with_them(height, width, factor):
     picture = drawn(grey(height, width), [[2, 60, 8, 90]], [0])
     assert picture.shape == (3, height * factor, width * factor)
