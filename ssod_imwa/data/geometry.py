@@ -48,17 +48,13 @@ def map_boxes(
         >>> map_boxes(torch.tensor([[1.0, 2.0, 3.0, 4.0]]), flip_matrix(10), height=8, width=10)
         tensor([[7., 2., 9., 4.]])
     """
-    x1, y1, x2, y2 = boxes.double().unbind(-1)
-    corners = torch.stack(
-        [
-            torch.stack([x1, x2, x2, x1], dim=-1),
-            torch.stack([y1, y1, y2, y2], dim=-1),
-            torch.ones(len(boxes), 4, dtype=torch.float64, device=boxes.device),
-        ]
-    )
-    x, y, w = torch.einsum("ij,jnk->ink", matrix.to(corners), corners)
-    x, y = (x / w).clamp(0, width), (y / w).clamp(0, height)
-    return torch.stack([x.amin(-1), y.amin(-1), x.amax(-1), y.amax(-1)], dim=-1).to(boxes.dtype)
+    x = boxes[:, [0, 2, 2, 0]].double()
+    y = boxes[:, [1, 1, 3, 3]].double()
+    corners = torch.stack([x, y, torch.ones_like(x)])
+    x, y, w = (matrix.to(corners) @ corners.flatten(1)).view_as(corners)
+    x1, x2 = (x / w).clamp(0, width).aminmax(dim=1)
+    y1, y2 = (y / w).clamp(0, height).aminmax(dim=1)
+    return torch.stack([x1, y1, x2, y2], dim=1).to(boxes.dtype)
 
 
 def map_targets(

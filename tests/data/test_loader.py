@@ -261,9 +261,10 @@ def test_errors_of_processes_are_those_of_this_one(labelled, unlabelled):
 
 @pytest.mark.slow
 def test_a_dead_process_is_a_clear_error(labelled):
+    others = multiprocessing.active_children()
     batches = build(labelled, schedule=EpisodeSchedule(1000), num_workers=1)(0)
     next(batches)
-    (process,) = multiprocessing.active_children()
+    (process,) = (p for p in multiprocessing.active_children() if p not in others)
     os.kill(process.pid, signal.SIGKILL)
     with pytest.raises(LoaderError, match=r"has died.*DATALOADER\.NUM_WORKERS") as caught:
         list(batches)
