@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -19,6 +20,9 @@ from torch.nn.parallel import DistributedDataParallel
 from ssod_imwa.engine import comm
 from ssod_imwa.engine.algorithm import Algorithm
 from ssod_imwa.errors import UserError
+
+if TYPE_CHECKING:
+    from multiprocessing.queues import SimpleQueue
 
 # How long a rank waits for the others; the evaluation of a large set on one rank takes minutes.
 TIMEOUT = timedelta(minutes=30)
@@ -40,11 +44,12 @@ def launch(
         device: "auto" (GPUs if there are any), "cuda" or "cpu".
 
     Returns:
-        What `main` returned, None if it ran in spawned processes.
+        What `main` returned. In a spawned process an integer other than 0 is its exit code instead,
+        and None is returned here.
 
     Raises:
-        UserError: there are fewer GPUs than processes.
-        SystemExit: with the exit code of the first process that ended with one.
+        UserError: there are fewer GPUs than processes, or a spawned process raised one.
+        SystemExit: with the exit code of the first spawned process that ended with one.
     """
     use_cuda = device != "cpu" and torch.cuda.is_available()
     if {"RANK", "WORLD_SIZE", "LOCAL_RANK"} <= os.environ.keys():
@@ -61,19 +66,31 @@ def launch(
         return main(*args)
     if device != "cpu":
         _check_gpus(num_gpus)
+    _spawn(main, args, num_gpus, use_cuda=use_cuda)
+    return None
+
+
+def _spawn(
+    main: Callable[..., Any], args: tuple[Any, ...], world_size: int, *, use_cuda: bool
+) -> None:
     init_method = f"tcp://127.0.0.1:{_free_port()}"
+    mistakes = mp.get_context("spawn").SimpleQueue()
     context = mp.spawn(
-        _run_rank, (main, args, num_gpus, init_method, use_cuda), nprocs=num_gpus, join=False
+        _run_rank,
+        (main, args, world_size, init_method, use_cuda, mistakes),
+        nprocs=world_size,
+        join=False,
     )
     try:
         with _forwarded_signals(context.pids()):
             while not context.join():
                 pass
     except mp.ProcessExitedException as error:
+        if not mistakes.empty():
+            raise UserError(mistakes.get()) from None
         # A process that a signal killed has a negative code; shells add 128 to the signal.
         code = error.exit_code
         raise SystemExit(code if code >= 0 else 128 - code) from error
-    return None
 
 
 def distribute(algorithm: Algorithm) -> None:
@@ -103,15 +120,19 @@ def _run_rank(
     world_size: int,
     init_method: str,
     use_cuda: bool,
+    mistakes: SimpleQueue[str],
 ) -> None:
     with _process_group(rank, world_size, rank, init_method, use_cuda=use_cuda):
         try:
-            main(*args)
-        except SystemExit as leaving:
-            # All ranks leave on a signal; the first to be gone would have the others terminated.
-            if isinstance(leaving.code, int) and leaving.code > 128:
-                comm.barrier()
-            raise
+            status = main(*args)
+        except UserError as error:
+            mistakes.put(str(error))
+            sys.exit(2)
+        # All ranks leave on a signal, and the first to be gone would have the others terminated.
+        if isinstance(status, int) and status > 128:
+            comm.barrier()
+    if isinstance(status, int):
+        sys.exit(status)
 
 
 @contextmanager

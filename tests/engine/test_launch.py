@@ -246,14 +246,18 @@ def test_torchrun_is_recognised(monkeypatch):
 
 SCRIPT = """
     import os, signal, sys, time
+    from ssod_imwa.cli import run_main
     from ssod_imwa.engine import comm
     from ssod_imwa.engine.launch import launch
+    from ssod_imwa.errors import UserError
 
-    def main(folder, how):
+    def work(folder, how):
         total = sum(comm.all_gather(comm.rank() + 1))
         open(os.path.join(folder, f"{comm.rank()}"), "w").write(str(total))
-        if how == "exit" and comm.rank() == 1:
-            sys.exit(2)
+        if how == "status" and comm.rank() == 1:
+            return 3
+        if how == "mistake" and comm.rank() == 1:
+            raise UserError("no such file")
         if how == "wait":
             stop = []
             signal.signal(signal.SIGTERM, lambda number, frame: stop.append(number))
@@ -263,10 +267,11 @@ SCRIPT = """
             if comm.is_main():
                 time.sleep(0.5)
                 open(os.path.join(folder, "clean"), "w").close()
-            sys.exit(143)
+            return 143
+        return 0
 
     if __name__ == "__main__":
-        launch(main, 2, (sys.argv[1], sys.argv[2]), device="cpu")
+        run_main(lambda: launch(work, 2, (sys.argv[1], sys.argv[2]), device="cpu"))
 """
 
 
@@ -276,15 +281,17 @@ def start_script(tmp_path, how):
     root = str(Path(ssod_imwa.__file__).parents[1])  # works without an installation, too
     command = [sys.executable, str(script), str(tmp_path), how]
     environment = {**os.environ, "PYTHONPATH": root}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command, text=True, env=environment, **pipes)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("how", "code"), [("return", 0), ("exit", 2)])
-def test_spawned_processes_talk_and_hand_on_their_exit_code(tmp_path, how, code):
+@pytest.mark.parametrize(("how", "code"), [("return", 0), ("status", 3), ("mistake", 2)])
+def test_spawned_processes_talk_and_hand_on_how_they_ended(tmp_path, how, code):
     process = start_script(tmp_path, how)
-    process.communicate(timeout=120)
+    _, errors = process.communicate(timeout=120)
     assert process.returncode == code
+    assert ("error: no such file\n" in errors) == (how == "mistake")
     assert [(tmp_path / rank).read_text() for rank in "01"] == ["3", "3"]
 
 
