@@ -13,8 +13,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
 from ssod_imwa.engine import atomic
 from ssod_imwa.errors import UserError
 
@@ -87,7 +85,7 @@ class Results:
         seed: of the run.
         iterations: T, optimizer steps of one member.
         wall_time: seconds, interruptions left out.
-        peak_memory: bytes, see `peak_memory`.
+        peak_memory: bytes, see `engine.writers.peak_memory`.
         evaluations: in the order in which they were made.
         fold: of the labelled images.
         versions: of Python and the packages that decide the figures.
@@ -119,16 +117,6 @@ class Results:
             f"results of seed {self.seed} on {self.dataset} hold no evaluation of "
             f"{'the ' + model if model else 'an average'} (the run did not reach one)"
         )
-
-
-def peak_memory(device: torch.device | str = "cpu") -> int:
-    """Bytes this process held at most: tensors on a GPU; on a CPU all of its resident memory."""
-    if torch.device(device).type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    import resource  # not on Windows, where only this helper is missing
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in KiB
 
 
 def write_results(path: str | Path, results: Results) -> None:

@@ -17,15 +17,22 @@ from ssod_imwa.data.catalog import fingerprint
 from ssod_imwa.detection import build
 from ssod_imwa.engine import comm
 from ssod_imwa.engine.atomic import write_text
-from ssod_imwa.engine.checkpoint import AVERAGED, FINAL, CheckpointHook, prepare_output, resume
+from ssod_imwa.engine.checkpoint import CheckpointHook, prepare_output, resume
 from ssod_imwa.engine.hooks import EvaluationHook, Evaluations, IMWAHook, LRHook, SignalHook
 from ssod_imwa.engine.launch import distribute
 from ssod_imwa.engine.seeding import seed_everything
 from ssod_imwa.engine.solver import build_optimizer, gradient_clipper, lr_multiplier
 from ssod_imwa.engine.trainer import HookBase, Trainer
-from ssod_imwa.engine.writers import JSONWriter, MetricsHook, TensorBoardWriter, TerminalWriter
-from ssod_imwa.errors import CheckpointError, UserError
-from ssod_imwa.results import FILE_NAME, Evaluation, Results, peak_memory, write_results
+from ssod_imwa.engine.writers import (
+    JSONWriter,
+    MetricsHook,
+    TensorBoardWriter,
+    TerminalWriter,
+    peak_memory,
+)
+from ssod_imwa.errors import UserError
+from ssod_imwa.results import FILE_NAME, Evaluation, Results, write_results
+from ssod_imwa.trained import newest_model
 
 logger = logging.getLogger(__name__)
 
@@ -97,7 +104,8 @@ def evaluate(cfg: CfgNode, weights: str | Path | None = None) -> dict[str, float
             OUTPUT_DIR's final or newest averaged model.
     """
     if weights is None:
-        weights = cfg.MODEL.WEIGHTS if Path(cfg.MODEL.WEIGHTS).is_file() else newest_model(cfg)
+        named = Path(cfg.MODEL.WEIGHTS).is_file()
+        weights = cfg.MODEL.WEIGHTS if named else newest_model(cfg.OUTPUT_DIR)
     data = build.build_data(cfg)
     cfg = cfg.clone()
     cfg.defrost()
@@ -105,17 +113,6 @@ def evaluate(cfg: CfgNode, weights: str | Path | None = None) -> dict[str, float
     detector = build.build_detector(cfg, len(data.labelled.classes))
     logger.info("evaluating %s", weights)
     return build.build_evaluator(cfg, data.tests)(detector.to(pick_device(cfg.MODEL.DEVICE)))
-
-
-def newest_model(cfg: CfgNode) -> Path:
-    """The final model of OUTPUT_DIR or, while the run goes on, its newest average."""
-    for name in (FINAL, AVERAGED):
-        if (path := Path(cfg.OUTPUT_DIR) / name).is_file():
-            return path
-    raise CheckpointError(
-        f"{cfg.OUTPUT_DIR} holds neither {FINAL} nor {AVERAGED} (train first, or name a file with "
-        "MODEL.WEIGHTS)"
-    )
 
 
 def pick_device(name: str) -> torch.device:
@@ -171,7 +168,7 @@ def _assemble(
         clip=gradient_clipper(clip.CLIP_TYPE, clip.CLIP_VALUE) if clip.ENABLED else None,
     )
     imwa = _build_imwa(cfg, trainer, batches)
-    hooks = _build_hooks(cfg, data, schedule, imwa, device, overwrite=overwrite)
+    hooks = _build_hooks(cfg, data, schedule, imwa, overwrite=overwrite)
     trainer.register_hooks(hooks)
     return trainer, hooks[-1]
 
@@ -204,7 +201,6 @@ def _build_hooks(
     data: build.DetectionData,
     schedule: EpisodeSchedule,
     imwa: IMWA,
-    device: torch.device,
     *,
     overwrite: bool,
 ) -> list[HookBase]:
@@ -255,7 +251,7 @@ def _build_hooks(
         MetricsHook(writers, cfg.LOG_PERIOD),
         checkpoint,
         averages,
-        ResultsHook(output / FILE_NAME, cfg, data, evaluations, checkpoint, device),
+        ResultsHook(output / FILE_NAME, cfg, data, evaluations, checkpoint),
         signals,
     ]
 
@@ -270,13 +266,11 @@ class ResultsHook(HookBase):
         data: build.DetectionData,
         evaluations: Evaluations,
         checkpoint: CheckpointHook,
-        device: torch.device,
     ) -> None:
         self._path = path
         self._describe = _describe(cfg, data)
         self._evaluations = evaluations
         self._checkpoint = checkpoint
-        self._device = device
         self._written = -1
 
     @property
@@ -298,7 +292,7 @@ class ResultsHook(HookBase):
     def _write(self) -> None:
         results = self._describe(
             wall_time=self._checkpoint.state_dict()["seconds"],
-            peak_memory=peak_memory(self._device),
+            peak_memory=peak_memory(),
             evaluations=tuple(Evaluation(**record) for record in self._evaluations.records),
         )
         write_results(self._path, results)

@@ -17,6 +17,7 @@ from ssod_imwa.detection import build
 from ssod_imwa.engine.hooks import LRHook
 from ssod_imwa.errors import CheckpointError, ConfigError, DataError, UserError
 from ssod_imwa.results import read_results
+from ssod_imwa.trained import read_trained
 
 
 @pytest.fixture(scope="module")
@@ -88,8 +89,8 @@ def one_thread():
 
 
 def final_weights(cfg):
-    saved = torch.load(run.newest_model(cfg), weights_only=True)
-    return {f"{m}.{k}": v for m in ("student", "teacher") for k, v in saved[m].items()}
+    models = read_trained(cfg.OUTPUT_DIR).models
+    return {f"{m}.{k}": v for m, state in models.items() for k, v in state.items()}
 
 
 def assert_equal(first, second):

@@ -70,7 +70,7 @@ def main() -> None:
     if arguments.run_dir is not None:
         overrides += ["OUTPUT_DIR", arguments.run_dir]  # the folder may have been moved
     cfg = load_config(arguments.config_file or Path(arguments.run_dir) / CONFIG_FILE, overrides)
-    weights = arguments.weights or newest_model(cfg)
+    weights = arguments.weights or newest_model(cfg.OUTPUT_DIR)
     if arguments.views:
         labelled, unlabelled = build_view_sheets(cfg, weights, images=arguments.images)
         sheets = {"labelled_views.png": labelled, "pseudo_labels.png": unlabelled}

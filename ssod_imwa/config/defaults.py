@@ -103,7 +103,8 @@ _C.DATASETS.SPLIT = CfgNode()
 _C.DATASETS.SPLIT.PERCENT = 100.0
 # Fold of the split file, or seed of the generated split.
 _C.DATASETS.SPLIT.FOLD = 1
-# Split file written by tools/prepare_splits.py or COCO_supervision.txt; "" draws the split.
+# Split file, relative to ROOT: written by tools/prepare_splits.py, or COCO_supervision.txt of the
+# public code; "" draws the split.
 _C.DATASETS.SPLIT.FILE = ""
 
 _C.DATALOADER = CfgNode()
@@ -111,6 +112,8 @@ _C.DATALOADER = CfgNode()
 _C.DATALOADER.NUM_WORKERS = 2
 # Put only wide or only tall images in a batch, which saves padding.
 _C.DATALOADER.ASPECT_RATIO_GROUPING = True
+# Leave images of TRAIN without a box out of training, labelled and unlabelled.
+_C.DATALOADER.FILTER_EMPTY_ANNOTATIONS = True
 
 # --------------------------------------------------------------------------------------- solver
 _C.SOLVER = CfgNode()

@@ -50,6 +50,24 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
     return cfg
 
 
+def parse_config(text: str, source: str) -> CfgNode:
+    """The configuration that `cfg.dump()` wrote, checked and frozen.
+
+    Args:
+        text: YAML of keys and values, without `_BASE_`.
+        source: where it comes from, for errors.
+
+    Raises:
+        ConfigError: as `load_config`.
+    """
+    cfg = get_cfg()
+    for key, value in _leaves(_parse_yaml(text, source)):
+        _set(cfg, key, value, source)
+    check_config(cfg, source)
+    cfg.freeze()
+    return cfg
+
+
 def check_config(cfg: CfgNode, source: str) -> None:
     """Rules that tie several keys together; `source` is named in their errors.
 
@@ -93,23 +111,32 @@ def _file_chain(path: Path, seen: tuple[Path, ...] = ()) -> list[tuple[str, dict
     if path in seen:
         raise ConfigError(f"{path}: {BASE_KEY} leads back to the file itself")
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except OSError as error:
         named = f" ({BASE_KEY} of {seen[-1]})" if seen else ""
         raise ConfigError(f"{path}{named}: cannot be read ({error.strerror})") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        where = getattr(error, "problem_mark", None)
-        line = f" line {where.line + 1}" if where else ""
-        problem = getattr(error, "problem", None) or "not a text file"
-        raise ConfigError(f"{path}{line}: is not valid YAML ({problem})") from error
-    tree = {} if tree is None else tree
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{path}: must hold keys and values, not a {type(tree).__name__}")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: is not a text file") from error
+    tree = _parse_yaml(text, str(path))
     bases = tree.pop(BASE_KEY, [])
     chain = []
     for base in [bases] if isinstance(bases, str) else bases:
         chain += _file_chain(path.parent / Path(base).expanduser(), (*seen, path))
     return [*chain, (str(path), tree)]
+
+
+def _parse_yaml(text: str, source: str) -> dict[str, Any]:
+    try:
+        tree = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        where = getattr(error, "problem_mark", None)
+        line = f" line {where.line + 1}" if where else ""
+        problem = getattr(error, "problem", None) or error
+        raise ConfigError(f"{source}{line}: is not valid YAML ({problem})") from error
+    tree = {} if tree is None else tree
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{source}: must hold keys and values, not a {type(tree).__name__}")
+    return tree
 
 
 def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -13,7 +13,7 @@ from fvcore.nn.precise_bn import update_bn_stats
 from torch import nn
 
 from ssod_imwa.averaging.episodes import EpisodeSchedule
-from ssod_imwa.data.catalog import load_datasets
+from ssod_imwa.data.catalog import data_root, load_datasets
 from ssod_imwa.data.loader import build_test_batches, build_train_batches
 from ssod_imwa.data.splits import split_dataset
 from ssod_imwa.data.structures import DetectionBatch, DetectionDataset
@@ -53,11 +53,13 @@ def build_data(cfg: CfgNode) -> DetectionData:
         raise ConfigError("DATASETS.TRAIN = [] is not allowed (name at least one labelled set)")
     whole = _load(cfg, sets.TRAIN)
     split = sets.SPLIT
-    labelled, rest = whole, None
-    if split.PERCENT < 100:
-        labelled, rest = split_dataset(
-            whole, percent=split.PERCENT, fold=split.FOLD, file=split.FILE
-        )
+    labelled, rest = split_dataset(
+        whole,
+        percent=split.PERCENT,
+        fold=split.FOLD,
+        file=data_root(sets.ROOT) / split.FILE if split.FILE else "",
+        filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
+    )
     unlabelled = None
     if cfg.SSOD.ALGORITHM != "supervised":
         more = _load(cfg, sets.TRAIN_UNLABELED, labelled=False) if sets.TRAIN_UNLABELED else None

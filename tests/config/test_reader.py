@@ -1,7 +1,7 @@
 import pytest
 
 from ssod_imwa.config.defaults import CHOICES, ELEMENTS, RANGES, get_cfg
-from ssod_imwa.config.reader import keys, load_config
+from ssod_imwa.config.reader import keys, load_config, parse_config
 from ssod_imwa.errors import ConfigError
 
 
@@ -117,3 +117,10 @@ def test_loaded_config_is_frozen_and_defaults_untouched():
     with pytest.raises(AttributeError):
         cfg.SEED = 1
     assert get_cfg().SEED == 1
+
+
+def test_a_dumped_config_reads_back_as_it_was():
+    cfg = load_config(overrides=["SOLVER.BASE_LR", "1e-3", "DATASETS.TRAIN", "['a']"])
+    assert parse_config(cfg.dump(), "dump") == cfg
+    with pytest.raises(ConfigError, match="dump: SEEDS is not a configuration key"):
+        parse_config("SEEDS: 1", "dump")

@@ -78,7 +78,7 @@ def test_unfinished_run_is_a_users_error(tmp_path, monkeypatch, capsys):
     assert export(monkeypatch, tmp_path, "--output", tmp_path / "x.pth") == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ")
-    assert "model_final.pth cannot be exported: it does not exist (is the run finished?" in error
+    assert "holds neither model_final.pth nor model_averaged.pth" in error
     assert error.count("\n") == 1
 
 
