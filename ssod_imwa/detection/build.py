@@ -21,7 +21,7 @@ from ssod_imwa.data.views import StrongView, TestView, WeakView
 from ssod_imwa.detection.algorithms.supervised import Supervised
 from ssod_imwa.detection.algorithms.unbiased_teacher import UnbiasedTeacher
 from ssod_imwa.detection.detectors.base import Detector
-from ssod_imwa.detection.detectors.pretrained import load_weights
+from ssod_imwa.detection.detectors.pretrained import load_weights, warn_if_frozen
 from ssod_imwa.detection.detectors.torchvision import build_faster_rcnn
 from ssod_imwa.detection.evaluation import evaluate_detections, predict
 from ssod_imwa.engine import comm
@@ -132,6 +132,8 @@ def build_detector(cfg: CfgNode, num_classes: int) -> Detector:
 def build_algorithm(cfg: CfgNode, detector: Detector) -> Algorithm:
     """The method of SSOD around a detector, which becomes its student."""
     ssod = cfg.SSOD
+    if not cfg.MODEL.WEIGHTS:
+        warn_if_frozen(detector)
     if ssod.ALGORITHM == "supervised":
         return Supervised(detector, strong_labeled=ssod.STRONG_LABELED)
     return UnbiasedTeacher(

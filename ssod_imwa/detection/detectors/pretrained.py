@@ -46,8 +46,8 @@ def load_weights(detector: TorchvisionFasterRCNN, weights: str) -> None:
             the backbone expects another input than the detector feeds it.
     """
     if weights == "":
-        _warn_if_frozen(detector)
-    elif weights == "imagenet":
+        return
+    if weights == "imagenet":
         _check_input(detector, TORCHVISION_INPUT, "torchvision's ImageNet weights")
         _load_backbone(detector, _download_imagenet(detector.depth), "imagenet")
     elif weights.endswith(".pkl"):
@@ -61,6 +61,20 @@ def load_weights(detector: TorchvisionFasterRCNN, weights: str) -> None:
         else:
             _check_classes(detector, state, weights)
             load_strictly(detector, state, weights)
+
+
+def warn_if_frozen(detector: TorchvisionFasterRCNN) -> None:
+    """Log a warning if parts of the backbone cannot be trained; call it when they are random."""
+    body = detector.backbone.body
+    frozen = sum(not p.requires_grad for p in body.parameters())
+    norms = sum(isinstance(part, FrozenBatchNorm2d) for part in body.modules())
+    if frozen or norms:
+        logger.warning(
+            "random weights, of which %d tensors and %d batch norms are frozen and stay random "
+            "(set MODEL.WEIGHTS, or MODEL.BACKBONE.FREEZE_AT 0 MODEL.RESNETS.NORM BN)",
+            frozen,
+            norms,
+        )
 
 
 def load_strictly(module: nn.Module, state: Mapping[str, Any], source: str) -> None:
@@ -98,19 +112,6 @@ def _shape(value: Any) -> tuple[int, ...] | str:
 def _listed(what: str, names: Sequence[str] | set[str]) -> str:
     more = f", ... ({len(names) - 10} more)" if len(names) > 10 else ""
     return f"{len(names)} {what}: {', '.join(sorted(names)[:10])}{more}" if names else ""
-
-
-def _warn_if_frozen(detector: TorchvisionFasterRCNN) -> None:
-    body = detector.backbone.body
-    frozen = sum(not p.requires_grad for p in body.parameters())
-    norms = sum(isinstance(part, FrozenBatchNorm2d) for part in body.modules())
-    if frozen or norms:
-        logger.warning(
-            "random weights, of which %d tensors and %d batch norms are frozen and stay random "
-            "(set MODEL.WEIGHTS, or MODEL.BACKBONE.FREEZE_AT 0 MODEL.RESNETS.NORM BN)",
-            frozen,
-            norms,
-        )
 
 
 def _check_input(

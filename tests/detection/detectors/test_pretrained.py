@@ -12,7 +12,7 @@ from torch import nn
 
 from ssod_imwa.detection.detectors import pretrained
 from ssod_imwa.detection.detectors.caffe import read_caffe_resnet
-from ssod_imwa.detection.detectors.pretrained import load_strictly, load_weights
+from ssod_imwa.detection.detectors.pretrained import load_strictly, load_weights, warn_if_frozen
 from ssod_imwa.detection.detectors.torchvision import build_faster_rcnn
 from ssod_imwa.errors import UserError, WeightsError
 
@@ -299,10 +299,10 @@ def test_a_torch_file_that_runs_code_is_refused_and_not_run(tmp_path):
 
 def test_frozen_random_weights_are_warned_about(caplog):
     with caplog.at_level(logging.WARNING, logger=pretrained.__name__):
-        load_weights(small_detector(), "")
+        warn_if_frozen(small_detector())
     assert not caplog.records
     with caplog.at_level(logging.WARNING, logger=pretrained.__name__):
-        load_weights(small_detector(norm="FrozenBN", freeze_at=1), "")
+        warn_if_frozen(small_detector(norm="FrozenBN", freeze_at=1))
     assert "1 tensors and 20 batch norms are frozen" in caplog.text
 
 
