@@ -90,7 +90,7 @@ def fingerprints(state: Mapping[str, Tensor]) -> dict[str, int]:
         total = torch.full((), bits.numel(), dtype=torch.int64, device=tensor.device)
         for number, part in enumerate(bits.split(_CHUNK)):
             first = number * _CHUNK
-            index = torch.arange(first, first + part.numel(), device=tensor.device)
+            index = torch.arange(first + 1, first + 1 + part.numel(), device=tensor.device)
             total += (part.to(torch.int64) * (index * 0x9E3779B97F4A7C1 | 1)).sum()
         sums[name] = total
     groups: dict[torch.device, list[str]] = {}

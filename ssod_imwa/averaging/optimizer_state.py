@@ -213,30 +213,39 @@ def average_slots(
     Raises:
         ValueError: members hold different slots, or disagree about a counter.
     """
-    moments, others = zip(*(_flattened(state) for state in states), strict=True)
-    for member, other in enumerate(others[1:], start=1):
-        for name in sorted(others[0].keys() ^ other.keys()):
+    moments, others = zip(*(split_slots(state) for state in states), strict=True)
+    check_counters(others)
+    return joined_slots(states[0], weighted_mean(moments, weights, accumulate=accumulate))
+
+
+def check_counters(members: Sequence[dict[str, Any]]) -> None:
+    """Raise ValueError if members differ in what `split_slots` returned second."""
+    for member, other in enumerate(members[1:], start=1):
+        for name in sorted(members[0].keys() ^ other.keys()):
             raise ValueError(
                 f"optimizer slot {name} exists only for some members (0 or {member}); "
                 'optimizer_state = "average" needs equal slots, "keep" does not'
             )
         for name, value in other.items():
-            if not _equal(value, others[0][name]):
+            if not _equal(value, members[0][name]):
                 raise ValueError(
-                    f"optimizer slot {name} is {others[0][name]} for member 0 but {value} for "
+                    f"optimizer slot {name} is {members[0][name]} for member 0 but {value} for "
                     f'member {member}; optimizer_state = "average" needs equal counters'
                 )
-    mean = weighted_mean(moments, weights, accumulate=accumulate)
+
+
+def joined_slots(state: dict[Any, dict[str, Any]], mean: State) -> dict[Any, dict[str, Any]]:
+    """A member's optimizer state with the means in place of what has one."""
     return {
         parameter: {
             slot: mean.get(f"{parameter}.{slot}", clone_state(value))
             for slot, value in slots.items()
         }
-        for parameter, slots in states[0].items()
+        for parameter, slots in state.items()
     }
 
 
-def _flattened(state: dict[Any, dict[str, Any]]) -> tuple[State, dict[str, Any]]:
+def split_slots(state: dict[Any, dict[str, Any]]) -> tuple[State, dict[str, Any]]:
     """Slots that have a mean, and the others."""
     moments: State = {}
     others: dict[str, Any] = {}

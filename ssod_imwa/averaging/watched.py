@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from ssod_imwa.averaging.batchnorm import statistics_names
-from ssod_imwa.averaging.checks import fingerprints, nonfinite
+from ssod_imwa.averaging.checks import fingerprints, is_averaged, nonfinite
 from ssod_imwa.averaging.weights import State, frozen_parameters, named_state, snapshot
 
 
@@ -40,6 +40,11 @@ class WatchedWeights:
         """Clones of the running statistics."""
         pairs = [pair for pair in statistics_names(self.modules) if set(pair) <= live.keys()]
         return snapshot({name: live[name] for pair in pairs for name in pair})
+
+    def floating_buffers(self, live: State) -> State:
+        """The live floating buffers, which data parallelism may leave different on every rank."""
+        names = {f"{k}.{n}" for k, m in self.modules.items() for n, _ in m.named_buffers()}
+        return {n: t for n, t in live.items() if n in names and is_averaged(t)}
 
     def diverged(self, live: State) -> list[str]:
         """Names of tensors that became NaN or infinite."""

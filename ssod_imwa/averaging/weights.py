@@ -166,7 +166,8 @@ def average(
 
     With equal coefficients and "float64" the mean is the correctly rounded one up to double
     rounding: identical members give themselves bit for bit and the order of members does not
-    matter. Otherwise a running mean is formed, which also gives identical members back.
+    matter. Otherwise a running mean is formed, which also gives identical members back, but for
+    the sign of a zero.
     Integer and bool tensors must agree, but of BatchNorm's counters the largest is taken.
 
     Args:

@@ -1,0 +1,32 @@
+"""Averaging of model weights: IMWA, EMA, soups. Needs torch and nothing else of this package."""
+
+from ssod_imwa.averaging.ema import ModelEMA, constant_decay, warmup_decay
+from ssod_imwa.averaging.episodes import EpisodeSchedule, Position
+from ssod_imwa.averaging.imwa import IMWA
+from ssod_imwa.averaging.parallel import ParallelIMWA
+from ssod_imwa.averaging.weights import (
+    RunningAverage,
+    State,
+    average,
+    copy_,
+    lerp_,
+    named_state,
+    snapshot,
+)
+
+__all__ = [
+    "IMWA",
+    "EpisodeSchedule",
+    "ModelEMA",
+    "ParallelIMWA",
+    "Position",
+    "RunningAverage",
+    "State",
+    "average",
+    "constant_decay",
+    "copy_",
+    "lerp_",
+    "named_state",
+    "snapshot",
+    "warmup_decay",
+]

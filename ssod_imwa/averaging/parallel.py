@@ -1,0 +1,317 @@
+"""IMWA with the members side by side on the ranks of a distributed run."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from ssod_imwa.averaging.batchnorm import warn_if_far_apart
+from ssod_imwa.averaging.checks import check_coefficients, fingerprints
+from ssod_imwa.averaging.episodes import EpisodeSchedule, Position
+from ssod_imwa.averaging.exchange import (
+    BUCKET_BYTES,
+    average_over_ranks,
+    gather_objects,
+    gather_over_ranks,
+    raise_on_all_ranks,
+)
+from ssod_imwa.averaging.imwa import Recompute, check_options
+from ssod_imwa.averaging.optimizer_state import (
+    OptimizerStates,
+    Stateful,
+    check_counters,
+    clone_state,
+    joined_slots,
+    split_slots,
+)
+from ssod_imwa.averaging.watched import WatchedWeights
+from ssod_imwa.averaging.weights import State, copy_
+
+if TYPE_CHECKING:
+    from ssod_imwa.averaging.exchange import Group
+
+logger = logging.getLogger(__name__)
+
+
+class ParallelIMWA:
+    """Trains the M members of every episode at once, on M groups of the W ranks of a run.
+
+    Rank r trains member r // (W / M); inside a group the member may be trained data-parallel over
+    `data_group`. Used like `IMWA`, with the member's own schedule and, for the same result as
+    `IMWA`, the seeds and data of `member`::
+
+        imwa = ParallelIMWA(EpisodeSchedule(T, episodes=E), modules, members=M, optimizer=optimizer)
+        for t in range(T):
+            imwa.before_step(t)
+            ...one optimizer step of member imwa.member at iteration t...
+            imwa.after_step(t)      # exchanges and averages at the end of an episode
+
+    Wall time is 1/M of the serial order's and no member is stored. After an exchange all ranks hold
+    the same bits, those of `IMWA` in one process; if it fails on any rank, no rank changes. All
+    ranks must construct this together.
+
+    Args:
+        schedule: of one member: iterations T, E episodes, members = 1.
+        modules: what is averaged, by name, not wrapped for data parallelism.
+        members: M, a divisor of the number of ranks.
+        optimizer: holds the student's parameters.
+        member_state: objects with a state of the member; used when a member is dropped, which then
+            goes on with the state of the first good one.
+        optimizer_state: "keep", "average" or "reset".
+        bn: as in `IMWA`.
+        recompute_bn: as in `IMWA`; must do the same on every rank.
+        nonfinite: as in `IMWA`.
+        accumulate: as in `IMWA`.
+        coefficients: weight of each member, summing to 1; None is 1/M each.
+        bucket_bytes: bytes of a member that travel in one message.
+
+    Attributes:
+        member: the member that this rank trains.
+        data_group: ranks that train the same member.
+
+    Raises:
+        RuntimeError: there is no process group.
+        ValueError: an option is unknown or at odds with another.
+    """
+
+    def __init__(
+        self,
+        schedule: EpisodeSchedule,
+        modules: Mapping[str, nn.Module],
+        *,
+        members: int,
+        optimizer: torch.optim.Optimizer | None = None,
+        member_state: Mapping[str, Stateful] | None = None,
+        optimizer_state: str = "keep",
+        bn: str = "mean",
+        recompute_bn: Recompute | None = None,
+        nonfinite: str = "raise",
+        accumulate: str = "float64",
+        coefficients: Sequence[float] | None = None,
+        bucket_bytes: int = BUCKET_BYTES,
+    ) -> None:
+        check_options(
+            optimizer=optimizer,
+            optimizer_state=optimizer_state,
+            bn=bn,
+            recompute_bn=recompute_bn,
+            nonfinite=nonfinite,
+            accumulate=accumulate,
+        )
+        if schedule.members != 1:
+            raise ValueError(
+                f"a schedule of {schedule.members} members is not allowed (each rank trains one; "
+                "give EpisodeSchedule(T, episodes=E) and members=M)"
+            )
+        if optimizer_state == "carry":
+            raise ValueError(
+                'optimizer_state = "carry" is not allowed (no member precedes another; use "keep")'
+            )
+        if bucket_bytes < 1:
+            raise ValueError(f"bucket_bytes = {bucket_bytes} is not allowed (must be at least 1)")
+        self.schedule = schedule
+        self.members = members
+        self.bn = bn
+        self.nonfinite = nonfinite
+        self.accumulate = accumulate
+        self.optimizer = optimizer
+        self.optimizer_state = optimizer_state
+        self.bucket_bytes = bucket_bytes
+        self._recompute = recompute_bn
+        self._member_state = dict(member_state or {})
+        self._weights = WatchedWeights(modules)
+        self._coefficients = (
+            [1.0] * members if coefficients is None else check_coefficients(coefficients, members)
+        )
+        # One member as far as this process is concerned: only "reset" does anything here.
+        self._optimizer = (
+            None if optimizer is None else OptimizerStates(optimizer, optimizer_state, 1)
+        )
+        self.member, self.data_group, self._exchange_group = _join_groups(members)
+
+    def before_step(self, step: int) -> None:
+        """Check, at an episode's first step, that all ranks begin with the same weights."""
+        position = self.schedule.position(step)
+        if not position.starts_member:
+            return
+        self._weights.check_frozen()
+        if self._optimizer is not None:
+            self._optimizer.begin_episode(first=position.episode == 0)
+        self._check_equal(f"at the start of episode {position.episode}")
+
+    def after_step(self, step: int) -> bool:
+        """At an episode's end, replace every member by their average.
+
+        Returns:
+            Whether the live models have just become an average.
+
+        Raises:
+            FloatingPointError: a member is not finite.
+            ValueError: members cannot be averaged, or a frozen parameter has changed.
+            RuntimeError: another rank failed; or the averages differ between ranks.
+        """
+        position = self.schedule.position(step)
+        if not position.ends_episode:
+            return False
+        self._weights.clear_gradients()
+        live = self._weights.live()
+        good = self._good_members(position, live)
+        weights = [
+            value if member in good else 0.0 for member, value in enumerate(self._coefficients)
+        ]
+        if not any(weights):
+            raise ValueError(f"members {good} have no positive coefficient in {self._coefficients}")
+        mean = self._average(live, weights, good)
+        slots = self._average_slots(weights)
+        copy_(live, mean)
+        if self._optimizer is not None:
+            self._optimizer.end_episode(None)
+        if slots is not None and self.optimizer is not None:
+            groups = self.optimizer.state_dict()["param_groups"]
+            self.optimizer.load_state_dict({"state": slots, "param_groups": groups})
+        if len(good) < self.members:
+            self._replace_states(good)
+        if self._recompute is not None:
+            self._recompute(self._weights.modules)
+        self._check_equal(f"after the average of episode {position.episode}")
+        return True
+
+    def _good_members(self, position: Position, live: State) -> list[int]:
+        """Members that are finite on all their ranks; raises the same on every rank."""
+        error: Exception | None = None
+        try:
+            self._weights.check_frozen()
+        except ValueError as changed:
+            error = changed
+        raise_on_all_ranks(error)
+        reports = gather_objects((self.member, self._weights.diverged(live)[:1]))
+        diverged = {member: names[0] for member, names in reports if names}
+        good = [member for member in range(self.members) if member not in diverged]
+        for member, name in sorted(diverged.items()):
+            where = (
+                f"{name} of member {member} is not finite at the end of episode {position.episode}"
+            )
+            if self.nonfinite == "raise" or not good:
+                fix = 'or drop it with nonfinite = "drop"' if good else "no member is left"
+                raise FloatingPointError(f"{where}; lower the learning rate, {fix}")
+            logger.warning("%s; it is left out of the average", where)
+        return good
+
+    def _average(self, live: State, weights: list[float], good: list[int]) -> State:
+        own = dict(live)
+        if self.members < dist.get_world_size():
+            # Data parallelism leaves running statistics of its own on every rank.
+            buffers = self._weights.floating_buffers(live)
+            own |= average_over_ranks(buffers, group=self.data_group, accumulate=self.accumulate)
+        mean = average_over_ranks(
+            own,
+            group=self._exchange_group,
+            weights=weights,
+            accumulate=self.accumulate,
+            bucket_bytes=self.bucket_bytes,
+        )
+        statistics = gather_over_ranks(self._weights.batchnorm(own), group=self._exchange_group)
+        if self.bn == "keep":
+            mean.update(statistics[good[-1]])
+        elif self.bn == "mean" and dist.get_rank() == 0:
+            warn_if_far_apart([statistics[member] for member in good])
+        return mean
+
+    def _average_slots(self, weights: list[float]) -> dict[Any, dict[str, Any]] | None:
+        if self.optimizer is None or self.optimizer_state != "average":
+            return None
+        state = self.optimizer.state_dict()["state"]
+        moments, others = split_slots(state)
+        counters = gather_objects(clone_state(others, device="cpu"), self._exchange_group)
+        error: Exception | None = None
+        try:
+            check_counters([c for c, weight in zip(counters, weights, strict=True) if weight])
+        except ValueError as different:
+            error = different
+        raise_on_all_ranks(error)
+        mean = average_over_ranks(
+            moments,
+            group=self._exchange_group,
+            weights=weights,
+            accumulate=self.accumulate,
+            bucket_bytes=self.bucket_bytes,
+        )
+        return joined_slots(state, mean)
+
+    def _replace_states(self, good: list[int]) -> None:
+        """Give dropped members the states of the first good one; theirs may not be finite."""
+        owners: dict[str, Any] = dict(self._member_state)
+        if self.optimizer is not None and self.optimizer_state == "keep":
+            owners["optimizer"] = self.optimizer
+        mine = {n: clone_state(owner.state_dict(), device="cpu") for n, owner in owners.items()}
+        states = gather_objects(mine if self.member == good[0] else None, self._exchange_group)
+        if self.member not in good:
+            for name, owner in owners.items():
+                owner.load_state_dict(states[good[0]][name])
+
+    def _check_equal(self, when: str) -> None:
+        first, *others = gather_objects(fingerprints(self._weights.live()))
+        for rank, other in enumerate(others, start=1):
+            if differing := [name for name in first if first[name] != other.get(name)]:
+                raise RuntimeError(
+                    f"{differing[0]} differs between ranks 0 and {rank} {when}; all ranks must "
+                    "begin with the same weights and buffers"
+                )
+
+    def state_dict(self) -> dict[str, Any]:
+        """What this rank needs besides its live models, optimizer and member state.
+
+        In the middle of an episode ranks hold different members, so each saves its own.
+        """
+        return {
+            "settings": self._settings(),
+            "weights": self._weights.state_dict(),
+            "optimizer": None if self._optimizer is None else self._optimizer.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue where `state_dict` was taken on the same rank.
+
+        Raises:
+            ValueError: the state is of another schedule or member.
+        """
+        for name, value in self._settings().items():
+            if (saved := state["settings"].get(name)) != value:
+                raise ValueError(f"{name} is {value!r} but was {saved!r} when the state was saved")
+        self._weights.load_state_dict(state["weights"])
+        if self._optimizer is not None:
+            self._optimizer.load_state_dict(state["optimizer"])
+
+    def _settings(self) -> dict[str, Any]:
+        return {
+            "iterations": self.schedule.iterations,
+            "episodes": self.schedule.episodes,
+            "members": self.members,
+            "member": self.member,
+            "optimizer_state": self.optimizer_state,
+            "has_optimizer": self._optimizer is not None,
+        }
+
+
+def _join_groups(members: int) -> tuple[int, Group, Group]:
+    """This rank's member, the ranks of that member, and one rank of each member."""
+    if not (dist.is_available() and dist.is_initialized()):
+        raise RuntimeError("members side by side need a process group; init_process_group first")
+    world = dist.get_world_size()
+    if members < 1 or world % members:
+        raise ValueError(
+            f"members = {members} on {world} ranks is not allowed (must divide the ranks)"
+        )
+    size = world // members
+    # Every rank takes part in making every group, and is told nothing of those it is not in.
+    data: list[Any] = [
+        dist.new_group(list(range(m * size, (m + 1) * size))) for m in range(members)
+    ]
+    exchange: list[Any] = [dist.new_group(list(range(i, world, size))) for i in range(size)]
+    member, place = divmod(dist.get_rank(), size)
+    return member, data[member], exchange[place]

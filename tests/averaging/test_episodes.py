@@ -1,0 +1,77 @@
+"""The serial order, against nested loops (check A9)."""
+
+import pytest
+
+from ssod_imwa.averaging.episodes import EpisodeSchedule, Position
+
+
+def in_order(iterations, episodes, members):
+    """The order of section 2, by plain loops."""
+    begins = [e * iterations // episodes for e in range(episodes + 1)]
+    for episode in range(episodes):
+        for member in range(members):
+            for t in range(begins[episode], begins[episode + 1]):
+                last = t == begins[episode + 1] - 1
+                yield episode, member, t, t == begins[episode], last, last and member == members - 1
+
+
+@pytest.mark.parametrize("members", [1, 2, 3])
+@pytest.mark.parametrize(
+    ("iterations", "episodes"), [(1, 1), (7, 1), (7, 7), (10, 4), (12, 5), (100, 7), (13, 12)]
+)
+def test_positions_against_plain_loops(iterations, episodes, members):
+    schedule = EpisodeSchedule(iterations, episodes=episodes, members=members)
+    expected = [
+        Position(g, *rest) for g, rest in enumerate(in_order(iterations, episodes, members))
+    ]
+    assert [schedule.position(g) for g in range(len(schedule))] == expected
+    assert len(schedule) == members * iterations == len(expected)
+    for position in expected:
+        assert schedule.global_step(position.member, position.t) == position.global_step
+
+
+@pytest.mark.parametrize(("iterations", "episodes"), [(180_000, 20), (180_001, 200), (97, 96)])
+def test_lengths_differ_by_at_most_one(iterations, episodes):
+    schedule = EpisodeSchedule(iterations, episodes=episodes)
+    bounds = [schedule.bounds(e) for e in range(episodes)]
+    lengths = {end - first for first, end in bounds}
+    assert max(lengths) - min(lengths) <= 1
+    assert min(lengths) >= 1
+    assert bounds[0][0] == 0
+    assert bounds[-1][1] == iterations
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ((0, 1, 1), ValueError, "iterations = 0 is not allowed"),
+        ((10, 0, 1), ValueError, "episodes = 0 is not allowed"),
+        ((10, 11, 1), ValueError, r"episodes = 11 is not allowed \(must be 1..T = 10\)"),
+        ((10, 1, 0), ValueError, "members = 0 is not allowed"),
+        ((10.0, 1, 1), TypeError, "iterations = 10.0 is not allowed"),
+        ((10, True, 1), TypeError, "episodes = True is not allowed"),
+    ],
+)
+def test_bad_arguments_are_refused(arguments, error, message):
+    iterations, episodes, members = arguments
+    with pytest.raises(error, match=message):
+        EpisodeSchedule(iterations, episodes=episodes, members=members)
+
+
+@pytest.mark.parametrize("call", ["position(-1)", "position(20)", "bounds(5)", "bounds(-1)"])
+def test_steps_outside_the_run_are_refused(call):
+    schedule = EpisodeSchedule(10, episodes=5, members=2)
+    with pytest.raises(IndexError, match="is not in 0"):
+        eval(f"schedule.{call}")
+    with pytest.raises(IndexError, match="member = 2"):
+        schedule.global_step(2, 0)
+    with pytest.raises(IndexError, match="t = 10"):
+        schedule.global_step(0, 10)
+
+
+def test_micro_batches_must_not_straddle_episodes():
+    assert len(EpisodeSchedule(12, episodes=3, accumulation=4)) == 12
+    with pytest.raises(ValueError, match=r"episodes = 4 .*nearest valid: \[1, 3\]"):
+        EpisodeSchedule(12, episodes=4, accumulation=4)
+    with pytest.raises(ValueError, match="T itself is not a multiple"):
+        EpisodeSchedule(10, episodes=1, accumulation=4)
