@@ -122,9 +122,8 @@ class CheckpointHook(HookBase):
         self._abandoned = {step for step in resume_files(self.directory) if step >= done}
         if done == 0:
             self._refuse_other_run()
-        elif self.trainer.schedule.position(done - 1).ends_episode:
-            # A kill may have come between the resume file and these.
-            on_main(lambda: self._repair_models(done - 1))
+        else:
+            on_main(lambda: self._complete(done - 1))
 
     def after_step(self) -> None:
         g = self.trainer.iter
@@ -175,7 +174,7 @@ class CheckpointHook(HookBase):
             self._written = g
 
     def _write(self, g: int, training: dict[str, Any]) -> None:
-        path = self.directory / f"model_{g:07d}.pth"
+        path = self._path(g)
         state = {
             "format": FORMAT,
             "library": __version__,
@@ -189,6 +188,7 @@ class CheckpointHook(HookBase):
             self._write_models(AVERAGED, g)
         if g == self.trainer.max_iter - 1:
             self._write_models(FINAL, g)
+        self._remove_abandoned(g)
         self._retain(g)
 
     def _write_models(self, name: str, g: int) -> None:
@@ -207,6 +207,13 @@ class CheckpointHook(HookBase):
         }
         write_checkpoint(self.directory / name, state | ({"final": True} if name == FINAL else {}))
 
+    def _complete(self, g: int) -> None:
+        """Do what a kill after the resume file of step g was written may have prevented."""
+        if self.trainer.schedule.position(g).ends_episode:
+            self._repair_models(g)
+        if self._path(g).exists():  # not if it was resumed from another directory
+            self._retain(g)
+
     def _repair_models(self, g: int) -> None:
         """Write the files of the episode that ended with step g if they are not on disk."""
         names = [AVERAGED, FINAL] if g == self.trainer.max_iter - 1 else [AVERAGED]
@@ -221,16 +228,21 @@ class CheckpointHook(HookBase):
 
     def _retain(self, g: int) -> None:
         """Remove what `keep` does not cover; the checkpoint of step g is intact and stays."""
-        files = resume_files(self.directory)
-        abandoned = self._abandoned - {g}
-        older = [step for step in files if step < g and step not in abandoned]
-        for step in (*sorted(abandoned & files.keys()), *older[self.keep :]):
-            remove_checkpoint(files[step])
-        self._abandoned = set()
+        older = [step for step in resume_files(self.directory) if step < g]
+        for step in [step for step in older if step not in self._abandoned][self.keep :]:
+            remove_checkpoint(self._path(step))
         for digest in self.directory.glob("model_*.pth.json"):
             if not digest.with_suffix("").exists():
                 remove_checkpoint(digest.with_suffix(""))
         remove_stale_temporaries(self.directory)
+
+    def _remove_abandoned(self, g: int) -> None:
+        for step in sorted(self._abandoned - {g}):
+            remove_checkpoint(self._path(step))
+        self._abandoned = set()
+
+    def _path(self, step: int) -> Path:
+        return self.directory / f"model_{step:07d}.pth"
 
     def _refuse_other_run(self) -> None:
         def refuse() -> None:

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from ssod_imwa.engine import comm
 from ssod_imwa.engine.atomic import WriteError, remove_stale_temporaries, write_text
 from ssod_imwa.engine.run_lock import RunLock
-from ssod_imwa.errors import CheckpointError
+from ssod_imwa.errors import CheckpointError, UserError
 
 logger = logging.getLogger(__name__)
 
@@ -87,7 +87,7 @@ def on_main(function: Callable[[], _T]) -> _T:
     if comm.is_main():
         try:
             outcome = (function(), None)
-        except CheckpointError as error:
+        except UserError as error:
             outcome = (None, error)
         except Exception as error:
             if comm.world_size() == 1:

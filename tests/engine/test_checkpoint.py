@@ -404,6 +404,15 @@ def test_finished_run_trains_nothing_and_restores_its_final_files(tmp_path, capl
     assert "model_averaged.pth is written again: it does not exist" in caplog.text
 
 
+def test_retention_that_a_kill_prevented_is_made_up_for(tmp_path):
+    build(tmp_path, keep=9).train()
+    assert list(resume_files(tmp_path)) == [5, 3, 1]
+    trainer = build(tmp_path)
+    resume(trainer, tmp_path, RUN)
+    trainer.train()
+    assert list(resume_files(tmp_path)) == [5, 3]
+
+
 def test_averaged_file_of_another_episode_is_written_again(tmp_path):
     build(tmp_path, hooks=[Stop(1)]).train()
     old = (tmp_path / "model_averaged.pth").read_bytes()

@@ -24,11 +24,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from ssod_imwa.averaging.imwa import IMWA
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ssod_imwa.averaging.episodes import EpisodeSchedule
+from ssod_imwa.averaging.imwa import IMWA
 from ssod_imwa.engine import faults
 from ssod_imwa.engine.algorithm import Algorithm
 from ssod_imwa.engine.checkpoint import CheckpointHook, prepare_output, resume
