@@ -231,9 +231,13 @@ def _numbers(row: dict[str, Any]) -> str:
 
 
 def _evaluation(row: dict[str, Any]) -> str:
-    """The metrics of an evaluation but for the classes, of which there may be a thousand."""
-    shown = [(k, v) for k, v in row.items() if k not in PLACE and "/AP-" not in k]
-    return "  ".join(f"{k} {v:.2f}" for k, v in shown)
+    """The first two metrics of each model; the others are in metrics.json and results.json."""
+    metrics: dict[str, list[str]] = {}
+    for key, value in row.items():
+        if key not in PLACE:
+            stage, model, name = key.split("/", 2)
+            metrics.setdefault(f"{stage} {model}", []).append(f"{name} {value:.2f}")
+    return "  ".join(" ".join([model, *found[:2]]) for model, found in metrics.items())
 
 
 class MetricsHook(HookBase):

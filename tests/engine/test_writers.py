@@ -162,11 +162,16 @@ def test_without_a_terminal_each_row_is_a_log_line(caplog):
     writer = TerminalWriter(schedule, Console(file=io.StringIO()))
     writer.open(0)
     writer.write(ROW)
-    writer.write({"iteration": 39, "average/teacher/AP": 41.234, "average/teacher/AP-cat": 1.0})
+    metrics = {
+        "average/teacher/AP": 41.234,
+        "average/teacher/AP50": 60,
+        "average/teacher/AP-cat": 1,
+    }
+    writer.write({"iteration": 39, **metrics})
     writer.close()
     assert [record.getMessage() for record in caplog.records] == [
         "episode 1/5  member 2/2  iteration 11/20  loss 0.5  lr 0.01  0.25 s/it  left 1:01:40",
-        "episode 1/5  member 2/2  iteration 20/20  average/teacher/AP 41.23",
+        "episode 1/5  member 2/2  iteration 20/20  average teacher AP 41.23 AP50 60.00",
     ]
 
 
