@@ -81,14 +81,14 @@ def test_schedules(schedule, expected):
 @pytest.mark.parametrize("make", [constant_decay, warmup_decay])
 @pytest.mark.parametrize("decay", [-0.1, 1.1, float("nan")])
 def test_decay_out_of_range_is_refused(make, decay):
-    with pytest.raises(ValueError, match="must be in 0..1"):
+    with pytest.raises(ValueError, match=r"must be in 0\.\.1"):
         make(decay)
 
 
 def test_decay_out_of_range_later_is_refused():
     teacher, student = pair()
     before = copy.deepcopy(teacher.state_dict())
-    with pytest.raises(ValueError, match="decay = 2.0 is not allowed"):
+    with pytest.raises(ValueError, match=r"decay = 2\.0 is not allowed"):
         ModelEMA(teacher, student, lambda t: 2.0).update(0)
     assert all(torch.equal(value, before[name]) for name, value in teacher.state_dict().items())
 

@@ -93,7 +93,7 @@ def test_missing_slots_are_an_error():
 
 
 def test_slots_without_a_mean_must_agree():
-    with pytest.raises(ValueError, match="slot 0.ramp is 0.1 for member 0 but 0.2"):
+    with pytest.raises(ValueError, match=r"slot 0\.ramp is 0\.1 for member 0 but 0\.2"):
         average_slots([{0: {"ramp": 0.1}}, {0: {"ramp": 0.2}}], [1.0, 1.0])
     assert average_slots([{0: {"momentum": None}}] * 2, [1.0, 1.0]) == {0: {"momentum": None}}
 

@@ -371,7 +371,7 @@ def test_integers_that_differ_are_an_error_with_both_values(form):
 
 
 def test_flags_must_agree():
-    with pytest.raises(ValueError, match="mask .* differs between members: True and False"):
+    with pytest.raises(ValueError, match=r"mask .* differs between members: True and False"):
         average([{"mask": torch.tensor([True])}, {"mask": torch.tensor([False])}])
 
 

@@ -124,7 +124,7 @@ def dropped():
 
 
 def unequal_start():
-    student, teacher, optimizer = build("keep")
+    student, *_ = build("keep")
     imwa = ParallelIMWA(EpisodeSchedule(1), {"student": student}, members=MEMBERS)
     with torch.no_grad():
         student[2].bias += imwa.member
@@ -137,7 +137,7 @@ def unequal_start():
 
 def data_parallel():
     """One member on both ranks: only running statistics differ, and they are averaged."""
-    student, teacher, optimizer = build("keep")
+    student, *_ = build("keep")
     imwa = ParallelIMWA(EpisodeSchedule(1), {"student": student}, members=1)
     imwa.before_step(0)
     student[1].running_mean.fill_(1.0 + 2 * dist.get_rank())
