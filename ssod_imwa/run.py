@@ -100,12 +100,11 @@ def evaluate(cfg: CfgNode, weights: str | Path | None = None) -> dict[str, float
 
     Args:
         cfg: as for training.
-        weights: a file as MODEL.WEIGHTS takes it; None takes MODEL.WEIGHTS if it is a file, else
-            OUTPUT_DIR's final or newest averaged model.
+        weights: a file as MODEL.WEIGHTS takes it; None takes OUTPUT_DIR's final or newest averaged
+            model.
     """
     if weights is None:
-        named = Path(cfg.MODEL.WEIGHTS).is_file()
-        weights = cfg.MODEL.WEIGHTS if named else newest_model(cfg.OUTPUT_DIR)
+        weights = newest_model(cfg.OUTPUT_DIR)
     data = build.build_data(cfg)
     cfg = cfg.clone()
     cfg.defrost()

@@ -48,7 +48,9 @@ def parse_arguments() -> argparse.Namespace:
         "--overwrite", action="store_true", help="replace the run that OUTPUT_DIR holds"
     )
     action.add_argument(
-        "--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS, or the trained model"
+        "--eval-only",
+        action="store_true",
+        help="evaluate OUTPUT_DIR's model, or MODEL.WEIGHTS if given here",
     )
     parser.add_argument(
         "--allow-inexact-resume",
@@ -70,7 +72,9 @@ def work(arguments: argparse.Namespace) -> int:
     logging.basicConfig(level=level, format="%(message)s", handlers=[handler], force=True)
     cfg = load_config(arguments.config_file, arguments.overrides)
     if arguments.eval_only:
-        metrics = evaluate(cfg)
+        # The file's MODEL.WEIGHTS are what training starts from.
+        named = "MODEL.WEIGHTS" in arguments.overrides[::2]
+        metrics = evaluate(cfg, cfg.MODEL.WEIGHTS if named else None)
         if comm.is_main():
             for name, value in metrics.items():
                 print(f"{name:>16} {value:6.2f}")
