@@ -3,8 +3,8 @@
 Both read the same files and make a weak and a strong view of each image with the same operations
 and probabilities (Unbiased Teacher's). The peers are what one writes with torchvision alone: a
 Dataset, transforms.v2 on its own random state and a DataLoader with automatic batching, once with
-Pillow images and once with tensors. They carry no boxes, which is in their favour. All are run in
-turn, several times, and the medians are compared; starting the processes is not counted.
+Pillow images and once with tensors, the boxes as tv_tensors. All are run in turn, several times,
+and the medians are compared; starting the processes is not counted.
 
     python benchmarks/data_loading.py                    # photos made up in a temporary folder
     python benchmarks/data_loading.py --images FOLDER    # photos of your own
@@ -25,13 +25,14 @@ import numpy as np
 import torch
 from PIL import Image, ImageFilter
 from torch.utils.data import DataLoader, Dataset
+from torchvision import tv_tensors
 from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms import v2
 
 from ssod_imwa.averaging.episodes import EpisodeSchedule
 from ssod_imwa.data.folder import load_folder
 from ssod_imwa.data.loader import build_train_batches
-from ssod_imwa.data.structures import Annotations, DetectionDataset
+from ssod_imwa.data.structures import Annotations, DetectionDataset, ImageRecord
 from ssod_imwa.data.views import (
     BLUR_RADIUS,
     ERASING_AREA,
@@ -68,10 +69,17 @@ def with_boxes(dataset: DetectionDataset) -> DetectionDataset:
 class _Plain(Dataset):
     """A torchvision data set: file -> weak and strong view."""
 
-    def __init__(self, paths: list[str], edge: int, *, tensors: bool) -> None:
-        self.paths = paths
+    def __init__(self, records: list[ImageRecord], edge: int, *, tensors: bool) -> None:
+        self.records = records
         self.tensors = tensors
-        self.weak = v2.Compose([v2.RandomShortestSize(edge, MAX_SIZE), v2.RandomHorizontalFlip()])
+        self.weak = v2.Compose(
+            [
+                v2.RandomShortestSize(edge, MAX_SIZE),
+                v2.RandomHorizontalFlip(),
+                v2.ClampBoundingBoxes(),
+                v2.SanitizeBoundingBoxes(),
+            ]
+        )
         blur = v2.GaussianBlur(13, BLUR_RADIUS) if tensors else v2.Lambda(_blur_picture)
         self.strong = v2.Compose(
             [
@@ -90,16 +98,22 @@ class _Plain(Dataset):
         self.finish = v2.Identity() if tensors else v2.PILToTensor()
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.records)
 
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        path = self.paths[index]
+    def __getitem__(self, index: int) -> tuple[object, object]:
+        record = self.records[index]
         if self.tensors:
-            image = decode_image(path, mode=ImageReadMode.RGB)
+            image = decode_image(record.file_name, mode=ImageReadMode.RGB)
         else:
-            image = Image.open(path).convert("RGB")
-        weak = self.weak(image)
-        return self.finish(weak), self.strong(weak)
+            image = Image.open(record.file_name).convert("RGB")
+        boxes = tv_tensors.BoundingBoxes(
+            torch.from_numpy(record.annotations.boxes),
+            format="XYXY",
+            canvas_size=(record.height, record.width),
+        )
+        targets = {"boxes": boxes, "labels": torch.from_numpy(record.annotations.labels)}
+        image, targets = self.weak(image, targets)
+        return (self.finish(image), targets), (self.strong(image), targets)
 
 
 def _blur_picture(picture: Image.Image) -> Image.Image:
@@ -110,8 +124,8 @@ def plain_batches(
     dataset: DetectionDataset, edge: int, *, batch: int, workers: int, steps: int, tensors: bool
 ) -> Iterator[object]:
     """Batches of the torchvision pipeline."""
-    paths = [dataset.records[i % len(dataset)].file_name for i in range(steps * batch)]
-    reader = _Plain(paths, edge, tensors=tensors)
+    records = [dataset.records[i % len(dataset)] for i in range(steps * batch)]
+    reader = _Plain(records, edge, tensors=tensors)
     loader = DataLoader(reader, batch, shuffle=True, num_workers=workers, collate_fn=list)
     return iter(loader)
 
@@ -169,7 +183,7 @@ def main() -> None:
     parser.add_argument("--edges", type=int, nargs="+", default=[128, 480, 800], metavar="PIXELS")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--steps", type=int, default=12, help="batches that are timed")
+    parser.add_argument("--steps", type=int, default=20, help="batches that are timed")
     parser.add_argument("--repeats", type=int, default=3)
     args = parser.parse_args()
     torch.set_num_threads(1)  # as in worker processes, so that --workers 0 compares, too

@@ -324,7 +324,8 @@ def make_sample(
 ) -> Sample:
     """Read an image and make both views of it.
 
-    The strong view is made from the weak one and its matrix is the product of both geometries.
+    The strong view is made from the weak one and its matrix is the product of both geometries. If
+    it does not move pixels, both views hold the same targets.
 
     Args:
         record: what to read; without annotations the views have no targets.
@@ -338,6 +339,8 @@ def make_sample(
     image, matrix = weak(read_record(record), generator)
     weak_view = _view(record, image, matrix)
     image, step = strong(image, generator)
+    if torch.equal(step, torch.eye(3, dtype=step.dtype)):  # boxes need not be mapped again
+        return Sample(record, weak_view, View(image, matrix, weak_view.targets))
     return Sample(record, weak_view, _view(record, image, step @ matrix))
 
 
