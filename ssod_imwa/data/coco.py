@@ -133,16 +133,17 @@ def _coco_annotations(annotations: Annotations | None) -> list[dict[str, Any]]:
         return []
     boxes = annotations.boxes.astype(np.float64)
     boxes[:, 2:] -= boxes[:, :2]
-    columns = (boxes, annotations.labels, annotations.crowd, annotations.difficult)
+    area = boxes[:, 2:].prod(axis=1) if annotations.area is None else annotations.area
+    columns = (boxes, area, annotations.labels, annotations.crowd, annotations.difficult)
     return [
         {
             "category_id": label + 1,
             "bbox": box,
-            "area": box[2] * box[3],
+            "area": pixels,
             "iscrowd": int(crowd),
             "ignore": int(difficult),
         }
-        for box, label, crowd, difficult in zip(*(c.tolist() for c in columns), strict=True)
+        for box, pixels, label, crowd, difficult in zip(*(c.tolist() for c in columns), strict=True)
     ]
 
 
@@ -177,6 +178,7 @@ def _annotations(
         raise DataError(f"{annotation_file}: category ids are not unique: {ids}")
     rows: list[tuple[int, int, bool, bool]] = []
     boxes: list[list[float]] = []
+    areas: list[float] = []
     for entry in content["annotations"]:
         problem = _annotation_problem(entry, positions, labels)
         if problem:
@@ -185,8 +187,10 @@ def _annotations(
             continue
         flags = bool(entry.get("iscrowd", 0)), bool(entry.get("ignore", 0))
         rows.append((positions[entry["image_id"]], labels[entry["category_id"]], *flags))
-        boxes.append(entry["bbox"])
-    return _split_by_image(rows, boxes, len(records))
+        box = entry["bbox"]
+        boxes.append(box)
+        areas.append(entry["area"] if _is_number(entry.get("area")) else box[2] * box[3])
+    return _split_by_image(rows, boxes, areas, len(records))
 
 
 def _annotation_problem(
@@ -209,17 +213,21 @@ def _is_number(value: object) -> bool:
 
 
 def _split_by_image(
-    rows: list[tuple[int, int, bool, bool]], boxes: list[list[float]], count: int
+    rows: list[tuple[int, int, bool, bool]],
+    boxes: list[list[float]],
+    areas: list[float],
+    count: int,
 ) -> list[Annotations]:
     table = np.array(rows, dtype=np.int64).reshape(-1, 4)
     corners = np.array(boxes, dtype=np.float64).reshape(-1, 4)
     corners[:, 2:] += corners[:, :2]
     order = np.argsort(table[:, 0], kind="stable")
     table, corners = table[order], corners[order].astype(np.float32)
+    area = np.array(areas, dtype=np.float64)[order]
     ends = np.cumsum(np.bincount(table[:, 0], minlength=count))
     starts = [0, *ends[:-1].tolist()]
     labels, crowd, difficult = table[:, 1].copy(), table[:, 2] != 0, table[:, 3] != 0
     return [
-        Annotations(corners[a:b], labels[a:b], crowd[a:b], difficult[a:b])
+        Annotations(corners[a:b], labels[a:b], crowd[a:b], difficult[a:b], area[a:b])
         for a, b in zip(starts, ends.tolist(), strict=True)
     ]

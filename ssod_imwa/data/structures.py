@@ -18,12 +18,15 @@ class Annotations:
         labels: int64 (n,), 0..C-1.
         crowd: bool (n,), COCO's iscrowd: never trained on, a crowd region when evaluated.
         difficult: bool (n,), VOC's difficult: trained on, ignored when evaluated.
+        area: float64 (n,), square pixels of the objects' masks, by which COCO tells small, medium
+            and large; None takes the boxes' areas.
     """
 
     boxes: np.ndarray
     labels: np.ndarray
     crowd: np.ndarray
     difficult: np.ndarray
+    area: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.labels)

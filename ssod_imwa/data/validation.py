@@ -149,6 +149,7 @@ def _cleaned(record: ImageRecord, bad_boxes: set[int]) -> ImageRecord:
         labels=old.labels[keep],
         crowd=old.crowd[keep],
         difficult=old.difficult[keep],
+        area=None if old.area is None else old.area[keep],
     )
     return replace(record, annotations=annotations)
 

@@ -177,6 +177,12 @@ def build_test_view(cfg: CfgNode) -> TestView:
 def build_batches(cfg: CfgNode, data: DetectionData, schedule: EpisodeSchedule) -> Batches:
     """What the trainer reads: a global step -> the batches from there on."""
     weak, strong = build_views(cfg)
+    for key in ("IMS_PER_BATCH", "IMS_PER_BATCH_UNLABELED"):
+        if cfg.SOLVER[key] % (comm.world_size() * cfg.SOLVER.ACCUMULATION_STEPS):
+            raise ConfigError(
+                f"SOLVER.{key} = {cfg.SOLVER[key]} is not allowed on {comm.world_size()} processes "
+                f"with {cfg.SOLVER.ACCUMULATION_STEPS} accumulation steps (must be a multiple)"
+            )
     return build_train_batches(
         data.labelled,
         data.unlabelled,

@@ -36,8 +36,9 @@ def coco_metrics(
     """COCO's figures in percent.
 
     Crowds are crowd regions. Difficult boxes are ignored: a detection that matches one, and no
-    other, is neither right nor wrong. At most 100 detections per image and class count. The size
-    ranges go by the area of the box (below 32², to 96², above), as no masks are read.
+    other, is neither right nor wrong. At most 100 detections per image and class count. The
+    size ranges (below 32², to 96², above) go by the mask's area where the data set gives it, else by
+    the box's.
 
     Args:
         truths: labels of each image.
@@ -71,7 +72,8 @@ def coco_truth(truths: Sequence[Annotations], *, classes: Sequence[str]) -> dict
     for image_id, truth in enumerate(truths):
         boxes = truth.boxes.astype(np.float64)
         sizes = boxes[:, 2:] - boxes[:, :2]
-        areas = np.where(truth.difficult & ~truth.crowd, _NO_SIZE, sizes.prod(axis=1))
+        areas = sizes.prod(axis=1) if truth.area is None else truth.area
+        areas = np.where(truth.difficult & ~truth.crowd, _NO_SIZE, areas)
         for i in range(len(truth)):
             annotations.append(
                 {

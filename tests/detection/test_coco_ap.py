@@ -1,4 +1,5 @@
 import contextlib
+import dataclasses
 import io
 import math
 
@@ -146,3 +147,15 @@ def test_no_objects_at_all_is_nan():
 def test_does_not_write_to_the_terminal(capsys):
     coco_metrics([annotations([[0, 0, 5, 5]], [0])], [detections()], classes=("cat",))
     assert capsys.readouterr() == ("", "")
+
+
+def test_size_ranges_go_by_the_masks_area_where_it_is_known():
+    truth = annotations([[0, 0, 40, 40]], [0])
+    found = detections([[0, 0, 40, 40]], [0], [0.9])
+    by_box = coco_metrics([truth], [found], classes=CLASSES)
+    by_mask = coco_metrics(
+        [dataclasses.replace(truth, area=np.array([500.0]))], [found], classes=CLASSES
+    )
+    assert by_box["APm"] == by_mask["APs"] == 100
+    assert math.isnan(by_box["APs"])
+    assert math.isnan(by_mask["APm"])
