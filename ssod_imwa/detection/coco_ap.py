@@ -36,9 +36,9 @@ def coco_metrics(
     """COCO's figures in percent.
 
     Crowds are crowd regions. Difficult boxes are ignored: a detection that matches one, and no
-    other, is neither right nor wrong. At most 100 detections per image and class count. The
-    size ranges (below 32², to 96², above) go by the mask's area where the data set gives it, else by
-    the box's.
+    other, is neither right nor wrong. At most 100 detections per image and class count. The size
+    ranges (below 32², to 96², above) go by the mask's area where the data set gives it, else by the
+    box's.
 
     Args:
         truths: labels of each image.
