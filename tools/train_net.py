@@ -24,7 +24,7 @@ from ssod_imwa.cli import run_main
 from ssod_imwa.config import load_config
 from ssod_imwa.engine import comm
 from ssod_imwa.engine.launch import launch
-from ssod_imwa.results import read_results
+from ssod_imwa.results import main_metrics, read_results
 from ssod_imwa.run import evaluate, train
 from ssod_imwa.visualization.table import results_table
 
@@ -86,8 +86,10 @@ def work(arguments: argparse.Namespace) -> int:
         allow_inexact=arguments.allow_inexact_resume,
     )
     if status == 0 and comm.is_main():
-        Console().print(results_table(read_results(cfg.OUTPUT_DIR)))
-        print(f"results, curves and models are in {cfg.OUTPUT_DIR}")
+        results = read_results(cfg.OUTPUT_DIR)
+        shown = [name for name in main_metrics([results]) if "VOC/" not in name]
+        Console().print(results_table(results, metrics=shown))
+        print(f"all figures, curves and models are in {cfg.OUTPUT_DIR}")
     return status
 
 
