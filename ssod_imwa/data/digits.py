@@ -1,7 +1,7 @@
 """Digit scenes: a small detection data set that is made on the spot.
 
 Real handwritten digits (scikit-learn's copy of the UCI optical digits, 1,797 images of 8 x 8) on
-textured backgrounds of 128 x 128, 2 to 5 to a scene and 20 to 44 pixels large. The handwriting is
+darker textured backgrounds of 128 x 128, 2 to 5 to a scene and 20 to 44 pixels large. The handwriting is
 divided into train and test before any scene is made. Training boxes are long-tailed over the
 classes, test boxes are balanced. Scenes are drawn in integer arithmetic from raw bits of a counted
 generator, so a seed gives the same pixels with every version of NumPy and Pillow.
@@ -34,10 +34,10 @@ IMBALANCE = 20
 CLASSES = tuple("0123456789")
 
 _OBJECTS = (2, 5)
-_EXTENT = (22, 44)  # longer side of a digit in pixels, before it is cut to its visible part
+_EXTENT = (24, 44)  # longer side of a digit in pixels, before it is cut to its visible part
 _MAX_OVERLAP = 0.05  # intersection over union of two boxes
 _TEST_SHARE = 5  # every fifth image of a class is for testing
-_CONTRAST = 70  # smallest difference of a digit's luminance to the background under it, of 255
+_CONTRAST = 112  # smallest difference of a digit's luminance to the background under it, of 255
 
 
 class Bits:
@@ -230,7 +230,7 @@ def _draw_scene(
     for ink, (x, y, width, height) in zip(inks, boxes, strict=True):
         under = scene[y : y + height, x : x + width]
         under[...] = _painted(bits, under, ink)
-    noise = bits.bytes(SIZE, SIZE, 3) * bits.integer(4, 24) // 255
+    noise = bits.bytes(SIZE, SIZE, 3) * bits.integer(4, 16) // 255
     return np.clip(scene + noise - noise.max() // 2, 0, 255).astype(np.uint8), boxes
 
 
@@ -259,12 +259,12 @@ def _overlap(one: tuple[int, int, int, int], other: tuple[int, int, int, int]) -
 def _ink(bits: Bits, glyph: np.ndarray) -> np.ndarray:
     """A glyph enlarged, slanted and cut to what is visible: int64 coverage 0..256."""
     rows, columns = glyph.shape
-    stretch = bits.integer(85, 125)  # width in percent
+    stretch = bits.integer(92, 112)  # width in percent
     longer = max(100 * rows, stretch * columns)
     extent = bits.integer(*_EXTENT)
     height = max(8, 100 * rows * extent // longer)
     width = max(6, stretch * columns * extent // longer)
-    slant = bits.integer(-width // 6, width // 6)  # of the top against the bottom, in pixels
+    slant = bits.integer(-width // 12, width // 12)  # of the top against the bottom, in pixels
     width += abs(slant)
     y = (np.arange(height) * 2 + 1) * rows * _UNIT // (2 * height) - _UNIT // 2
     shift = slant * (2 * np.arange(height) - height + 1) // (2 * height)
@@ -272,8 +272,8 @@ def _ink(bits: Bits, glyph: np.ndarray) -> np.ndarray:
     x = x * columns * _UNIT // (2 * (width - abs(slant))) - _UNIT // 2
     tall = _spline(glyph.T, np.broadcast_to(y, (columns, height))).T
     smooth = _spline(tall, x)
-    # The spline blurs strokes; between these values (of 16) the edge is made steep again.
-    low, high = 5 * _SPLINE_SUM**2, 10 * _SPLINE_SUM**2
+    # The spline lowers thin strokes; these values (of 16) become no ink and full ink.
+    low, high = 2 * _SPLINE_SUM**2, 11 * _SPLINE_SUM**2
     ink = np.clip((smooth - low) * 256 // (high - low), 0, 256)
     visible_rows, visible_columns = (np.nonzero((ink > 96).any(axis))[0] for axis in (1, 0))
     return ink[visible_rows[0] : visible_rows[-1] + 1, visible_columns[0] : visible_columns[-1] + 1]
@@ -305,14 +305,11 @@ def _spline(lines: np.ndarray, positions: np.ndarray) -> np.ndarray:
 
 
 def _painted(bits: Bits, under: np.ndarray, ink: np.ndarray) -> np.ndarray:
-    """The digit in a colour that stands out from what is under it."""
-    middle = int(_luminance(under).mean())
-    distance = bits.integer(_CONTRAST, 160)
-    darker = middle >= 128 if abs(middle - 128) > 40 else bits.integer(0, 1) == 1
-    level = np.clip(middle - distance if darker else middle + distance, 0, 255)
-    tint = bits.bytes(3) * bits.integer(0, 96) // 255
+    """The digit in a light colour that stands out from what is under it."""
+    level = min(255, int(_luminance(under).mean()) + bits.integer(_CONTRAST, 190))
+    tint = bits.bytes(3) * bits.integer(0, 64) // 255
     colour = np.clip(level + tint - _luminance(tint), 0, 255)
-    alpha = ink[..., None] * bits.integer(190, 256) // 256
+    alpha = ink[..., None] * bits.integer(224, 256) // 256
     return under + (colour - under) * alpha // 256
 
 
@@ -325,11 +322,11 @@ def _background(bits: Bits) -> np.ndarray:
     """int64 (SIZE, SIZE, 3), 0..255: one of five textures between two colours."""
     kinds = (_clouds, _grain, _stripes, _checks, _patches)
     texture = kinds[bits.integer(0, len(kinds) - 1)](bits)
-    first = 24 + bits.bytes(3) * 208 // 255
-    second = np.clip(first + (bits.bytes(3) - 128) * 3 // 4, 0, 255)
+    first = bits.integer(24, 128) + (bits.bytes(3) - 128) // 5
+    second = np.clip(first + bits.integer(-40, 40) + (bits.bytes(3) - 128) // 8, 0, 255)
     light = _value_noise(bits, 96) - 128  # uneven lighting over the whole scene
     colours = first + (second - first) * texture[..., None] // 255
-    return np.clip(colours + light[..., None] * bits.integer(0, 60) // 255, 0, 255)
+    return np.clip(colours + light[..., None] * bits.integer(0, 40) // 255, 0, 255)
 
 
 def _value_noise(bits: Bits, period: int) -> np.ndarray:
