@@ -37,13 +37,10 @@ def parse_arguments() -> argparse.Namespace:
     action = parser.add_mutually_exclusive_group()
     action.add_argument(
         "--resume",
-        nargs="?",
-        const=True,
-        default=False,
-        metavar="CHECKPOINT",
-        help="continue OUTPUT_DIR's newest intact checkpoint (or this file); starts anew if there "
-        "is none",
+        action="store_true",
+        help="continue from OUTPUT_DIR's newest intact checkpoint; starts anew if there is none",
     )
+    action.add_argument("--resume-from", metavar="CHECKPOINT", help="continue from this one")
     action.add_argument(
         "--overwrite", action="store_true", help="replace the run that OUTPUT_DIR holds"
     )
@@ -81,7 +78,7 @@ def work(arguments: argparse.Namespace) -> int:
         return 0
     status = train(
         cfg,
-        resume_from=arguments.resume,
+        resume_from=arguments.resume_from or arguments.resume,
         overwrite=arguments.overwrite,
         allow_inexact=arguments.allow_inexact_resume,
     )
