@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import nn
 
-_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-# Elements of a tensor that are widened to 64 bits at a time; bounds the extra memory to 16 MB.
-_CHUNK = 1 << 20
+from ssod_imwa.averaging.checks import fingerprints
+from ssod_imwa.averaging.exchange import average_over_ranks
+from ssod_imwa.averaging.weights import copy_, named_state
 
 
 def is_distributed() -> bool:
@@ -75,15 +75,13 @@ def all_gather(value: Any) -> list[Any]:
 def checksum(models: Mapping[str, nn.Module]) -> int:
     """A 64-bit number that depends on every bit of every parameter and buffer, and on their names.
 
-    Sums run in wrapping 64-bit integers, so the number is the same on every device and in any order
-    of summation; one number per tensor travels to the host.
+    It is the same on every device; one number per tensor travels to the host.
     """
-    names, sums = [], []
-    for name, tensor in _tensors(models):
-        names.append(f"{name} {tuple(tensor.shape)} {tensor.dtype}")
-        sums.append(_weighted_bits(tensor))
-    values = torch.stack([x.to(sums[0].device) for x in sums]).tolist() if sums else []
-    text = "\n".join(f"{name} {value}" for name, value in zip(names, values, strict=True))
+    state = named_state(models)
+    text = "\n".join(
+        f"{name} {tuple(state[name].shape)} {state[name].dtype} {bits}"
+        for name, bits in fingerprints(state).items()
+    )
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
 
 
@@ -99,44 +97,17 @@ def assert_equal_on_all_ranks(value: Any, what: str) -> None:
         raise RuntimeError(f"{what} must be equal on all ranks, but is not ({found})")
 
 
-@torch.no_grad()
 def average_buffers_(models: Mapping[str, nn.Module]) -> None:
     """Replace floating buffers, such as running statistics, by their mean over ranks.
 
-    The exchange is one float64 message; sums of W equal float32 values divided by W give the value
-    back exactly, so constant buffers (FrozenBatchNorm) do not drift.
+    Equal buffers keep their bits, so constant ones (FrozenBatchNorm) do not drift.
     """
     if world_size() == 1:
         return
-    buffers = [x for m in models.values() for x in m.buffers() if x.is_floating_point()]
-    buffers = list(
-        {id(x): x for x in buffers}.values()
-    )  # a buffer shared by two models counts once
-    if not buffers:
-        return
-    message = torch.cat([x.detach().to(_device(), torch.float64).flatten() for x in buffers])
-    dist.all_reduce(message)
-    parts = (message / world_size()).split([x.numel() for x in buffers])
-    for buffer, part in zip(buffers, parts, strict=True):
-        buffer.copy_(part.view_as(buffer))
-
-
-def _tensors(models: Mapping[str, nn.Module]) -> Iterator[tuple[str, torch.Tensor]]:
-    for prefix, model in models.items():
-        for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-            yield f"{prefix}.{name}", tensor.detach()
-
-
-def _weighted_bits(tensor: torch.Tensor) -> torch.Tensor:
-    """Sum of the elements' bits, each times an odd weight that depends on its position."""
-    if tensor.is_complex():
-        tensor = torch.view_as_real(tensor)
-    bits = tensor.contiguous().flatten().view(_INTEGERS[tensor.element_size()])
-    total = torch.zeros((), dtype=torch.int64, device=bits.device)
-    for start in range(0, bits.numel(), _CHUNK):
-        part = bits[start : start + _CHUNK].long()
-        position = torch.arange(start, start + part.numel(), device=part.device)
-        # 0x9E3779B97F4A7C15, the golden ratio in 64 bits, as a signed number: neighbours get
-        # unrelated weights; the last bit set keeps each weight invertible.
-        total += (part * ((position * -7046029254386353131) | 1)).sum()
-    return total
+    parameters = {f"{k}.{n}" for k, model in models.items() for n, _ in model.named_parameters()}
+    buffers = {
+        name: tensor
+        for name, tensor in named_state(models).items()
+        if name not in parameters and tensor.is_floating_point()
+    }
+    copy_(buffers, average_over_ranks(buffers))

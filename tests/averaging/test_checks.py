@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from ssod_imwa.averaging import checks
 from ssod_imwa.averaging.checks import check_same, fingerprints, nonfinite
 
 
@@ -20,7 +21,15 @@ def test_nonfinite_names_the_tensors():
 
 @pytest.mark.parametrize(
     "dtype",
-    [torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int64, torch.uint8],
+    [
+        torch.float32,
+        torch.float16,
+        torch.bfloat16,
+        torch.float64,
+        torch.complex64,
+        torch.int64,
+        torch.uint8,
+    ],
 )
 def test_fingerprint_sees_one_bit_anywhere(dtype):
     tensor = torch.arange(100).to(dtype)
@@ -53,6 +62,16 @@ def test_fingerprint_of_large_and_strided_tensors():
     assert fingerprints({"w": tensor})["w"] != before
     square = torch.arange(6.0).view(2, 3)
     assert fingerprints({"w": square.t()}) == fingerprints({"w": square.t().contiguous()})
+
+
+def test_fingerprint_equals_a_loop_in_python_integers(monkeypatch):
+    values = torch.tensor([1.5, -2.0, 0.0])
+    bits = values.view(torch.int32).tolist()
+    weights = [(i * 0x9E3779B97F4A7C1) | 1 for i in range(1, 4)]
+    expected = (3 + sum(b * w for b, w in zip(bits, weights, strict=True))) % 2**64
+    assert fingerprints({"w": values})["w"] % 2**64 == expected
+    monkeypatch.setattr(checks, "_CHUNK", 2)
+    assert fingerprints({"w": values})["w"] % 2**64 == expected
 
 
 def test_mismatch_is_named():
