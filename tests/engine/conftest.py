@@ -1,17 +1,22 @@
-"""A tiny semi-supervised method, its data and its trainer."""
+"""A tiny semi-supervised method with its data and trainer, and runs that write checkpoints."""
 
 from __future__ import annotations
 
+import copy
 import io
 from dataclasses import dataclass
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from ssod_imwa.averaging.episodes import EpisodeSchedule
+from ssod_imwa.engine import faults
 from ssod_imwa.engine.algorithm import Algorithm
+from ssod_imwa.engine.checkpoint import CheckpointHook
+from ssod_imwa.engine.output import resume_files
 from ssod_imwa.engine.seeding import counted_generator
 from ssod_imwa.engine.trainer import HookBase, Trainer
 
@@ -157,3 +162,91 @@ def _one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+# -------------------------------------------------------------------------------------- checkpoints
+
+RUN = {"T": 6, "M": 1, "E": 3, "seed": 1, "config": "LOG_PERIOD: 20"}
+
+
+class Numbers(Algorithm):
+    """Fits a line; the teacher trails the student."""
+
+    def __init__(self):
+        torch.manual_seed(0)
+        student = nn.Linear(2, 1)
+        super().__init__(student, copy.deepcopy(student))
+        self.seen = 0
+
+    def losses(self, batch, t):
+        self.seen += 1
+        noise = torch.rand(())
+        return {"loss": (self.student(batch) * noise).square().mean()}
+
+    def after_step(self, t):
+        with torch.no_grad():
+            for teacher, student in zip(
+                self.teacher.parameters(), self.student.parameters(), strict=True
+            ):
+                teacher.lerp_(student, 0.5)
+
+    def state_dict(self):
+        return {"seen": np.int64(self.seen)}
+
+    def load_state_dict(self, state):
+        self.seen = state["seen"]
+
+
+class Stop(HookBase):
+    def __init__(self, at):
+        self.at = at
+
+    def after_step(self):
+        if self.trainer.iter == self.at:
+            self.trainer.stop_requested = True
+
+
+def build(directory, *, hooks=(), iterations=6, run=RUN, **options):
+    def batches(start):
+        return (torch.full((3, 2), 1.0 + g) for g in range(start, iterations))
+
+    algorithm = Numbers()
+    trainer = Trainer(
+        algorithm,
+        EpisodeSchedule(iterations, episodes=3),
+        batches,
+        torch.optim.SGD(algorithm.student.parameters(), lr=0.01, momentum=0.9),
+        seed=1,
+    )
+    trainer.register_hooks([CheckpointHook(directory, run=run, **options), *hooks])
+    return trainer
+
+
+def names(folder):
+    return sorted(p.name for p in folder.iterdir() if p.suffix != ".json")
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.fixture
+def line():
+    """The helpers of this section."""
+    return SimpleNamespace(RUN=RUN, build=build, Stop=Stop, names=names, flip=flip)
+
+
+@pytest.fixture(autouse=True)
+def _no_fault(monkeypatch):
+    monkeypatch.setattr(faults, "_reached", {})
+    monkeypatch.delenv(faults.VARIABLE, raising=False)
+
+
+@pytest.fixture
+def stopped(tmp_path):
+    """A folder of a run that stopped after step 4, with checkpoints of steps 1, 2, 3, 4."""
+    build(tmp_path, period=1, keep=3, hooks=[Stop(4)]).train()
+    assert list(resume_files(tmp_path)) == [4, 3, 2, 1]
+    return tmp_path

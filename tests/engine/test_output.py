@@ -1,4 +1,4 @@
-"""What one process does for all ranks."""
+"""Who may use an output directory, and what one process does for all ranks."""
 
 import multiprocessing
 
@@ -19,6 +19,39 @@ def test_resume_files_are_found_by_name_newest_first(tmp_path):
         (tmp_path / name).write_text("")
     assert list(resume_files(tmp_path)) == [10000000, 10, 9]
     assert resume_files(tmp_path / "nowhere") == {}
+
+
+def test_used_directory_needs_resume_or_overwrite(line, stopped):
+    with pytest.raises(CheckpointError, match=r"earlier run \(model_0000004.pth\).*--overwrite"):
+        prepare_output(stopped)
+    with pytest.raises(CheckpointError, match="contradict"):
+        prepare_output(stopped, resume=True, overwrite=True)
+    for option in ("resume", "overwrite"):
+        before = line.names(stopped)
+        with prepare_output(stopped, **{option: True}):
+            assert line.names(stopped) == sorted([*before, "run.lock"])
+
+
+def test_new_directory_is_made_and_locked(tmp_path):
+    lock = prepare_output(tmp_path / "a" / "b")
+    with pytest.raises(CheckpointError, match="in use by process"):
+        prepare_output(tmp_path / "a" / "b")
+    lock.release()
+    prepare_output(tmp_path / "a" / "b").release()
+
+
+def test_directory_that_cannot_be_made_is_a_user_error(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CheckpointError, match="is not usable"):
+        prepare_output(tmp_path / "file" / "folder")
+
+
+def test_final_file_alone_marks_a_used_directory(line, tmp_path):
+    line.build(tmp_path).train()
+    for path in resume_files(tmp_path).values():
+        path.unlink()
+    with pytest.raises(CheckpointError, match=r"earlier run \(model_averaged.pth\)"):
+        prepare_output(tmp_path)
 
 
 def test_alone_errors_pass_unchanged():
