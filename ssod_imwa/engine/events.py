@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from types import TracebackType
 
-import numpy as np
 import torch
 from fvcore.common.history_buffer import HistoryBuffer
 
@@ -30,7 +28,7 @@ def get_event_storage() -> EventStorage:
 
 
 class EventStorage:
-    """Keeps named scalars by global step, with detectron2's method names.
+    """Keeps named scalars by global step, under detectron2's names.
 
     Tensors given to `put_tensors` stay on their device until somebody reads: a GPU is synchronised
     once per reading, not once per step.
@@ -51,20 +49,12 @@ class EventStorage:
         self._histories: dict[str, HistoryBuffer] = {}
         self._smoothing: dict[str, bool] = {}
         self._pending: list[tuple[int, list[str], torch.Tensor | list[float]]] = []
-        self._prefix = ""
 
     def put_scalar(
         self, name: str, value: float, smoothing_hint: bool = True, cur_iter: int | None = None
     ) -> None:
         """Record a number; `smoothing_hint` False asks writers for the value itself."""
         self._put([name], [float(value)], smoothing_hint, cur_iter)
-
-    def put_scalars(
-        self, *, smoothing_hint: bool = True, cur_iter: int | None = None, **scalars: float
-    ) -> None:
-        """Record several numbers given as keywords."""
-        values = [float(value) for value in scalars.values()]
-        self._put(list(scalars), values, smoothing_hint, cur_iter)
 
     def put_tensors(self, scalars: Mapping[str, torch.Tensor]) -> None:
         """Record one-element tensors without waiting for the device to compute them."""
@@ -83,7 +73,6 @@ class EventStorage:
         smoothing_hint: bool,
         cur_iter: int | None,
     ) -> None:
-        names = [self._prefix + name for name in names]
         for name in names:
             if self._smoothing.setdefault(name, smoothing_hint) != smoothing_hint:
                 raise ValueError(f"scalar {name!r} was put with a different smoothing_hint before")
@@ -127,24 +116,6 @@ class EventStorage:
         """The last value of each name and its global step."""
         return {name: history.values()[-1] for name, history in self.histories().items()}
 
-    def latest_with_smoothing_hint(self, window_size: int = 20) -> dict[str, tuple[float, int]]:
-        """As `latest`, with the median of the last global steps for names that want smoothing.
-
-        Args:
-            window_size: global steps, counted back from a name's last value.
-        """
-        result = {}
-        for name, (value, iteration) in self.latest().items():
-            if self._smoothing[name]:
-                value = float(np.median([v for v, _ in self.recent(name, window_size)]))
-            result[name] = (value, iteration)
-        return result
-
-    def recent(self, name: str, window_size: int) -> list[tuple[float, int]]:
-        """(value, global step) of a name's last `window_size` global steps."""
-        values = self.history(name).values()
-        return self.since(name, values[-1][1] - window_size + 1)
-
     def since(self, name: str, first_iter: int) -> list[tuple[float, int]]:
         """(value, global step) of a name's last values, from a global step on."""
         values = self.history(name).values()
@@ -156,20 +127,6 @@ class EventStorage:
     def smoothing_hints(self) -> dict[str, bool]:
         """Whether a name's values are to be smoothed by writers."""
         return self._smoothing
-
-    def step(self) -> None:
-        """Go to the next global step."""
-        self.iter += 1
-
-    @contextmanager
-    def name_scope(self, name: str) -> Iterator[None]:
-        """Prefix the names of values put inside with `name/`."""
-        before = self._prefix
-        self._prefix = name.rstrip("/") + "/"
-        try:
-            yield
-        finally:
-            self._prefix = before
 
     def __enter__(self) -> EventStorage:
         _storages.append(self)

@@ -50,26 +50,14 @@ def test_nobody_reading_does_not_fill_memory():
     assert len(storage.history("a").values()) == 2500
 
 
-def test_smoothing_is_the_median_of_recent_steps():
-    storage = EventStorage()
+def test_values_since_a_step_and_the_last_ones():
+    storage = EventStorage(start_iter=2)
     for storage.iter, value in enumerate([100.0, 1.0, 5.0, 3.0]):
         storage.put_scalar("loss", value)
-        storage.put_scalar("lr", value, smoothing_hint=False)
-    assert storage.latest_with_smoothing_hint(3) == {"loss": (3.0, 3), "lr": (3.0, 3)}
-    assert storage.latest_with_smoothing_hint(4)["loss"] == (4.0, 3)
+    storage.put_scalar("lr", 0.1, smoothing_hint=False, cur_iter=1)
     assert storage.since("loss", 2) == [(5.0, 2), (3.0, 3)]
-
-
-def test_detectron2_names():
-    storage = EventStorage(start_iter=3)
-    storage.put_scalars(a=1, b=2, cur_iter=1)
-    with storage.name_scope("eval"):
-        storage.put_scalar("AP", 4)
-    storage.step()
-    assert storage.iter == 4
-    assert storage.latest() == {"a": (1.0, 1), "b": (2.0, 1), "eval/AP": (4.0, 3)}
-    assert storage.smoothing_hints()["eval/AP"] is True
-    assert set(storage.histories()) == {"a", "b", "eval/AP"}
+    assert storage.latest() == {"loss": (3.0, 3), "lr": (0.1, 1)}
+    assert storage.smoothing_hints() == {"loss": True, "lr": False}
 
 
 def test_contradicting_hint_and_unknown_name_are_errors():
