@@ -83,8 +83,6 @@ def train(
         if resume_from:
             source = cfg.OUTPUT_DIR if resume_from is True else resume_from
             resume(trainer, source, _identity(cfg, data), allow_inexact=allow_inexact)
-        if comm.is_main():
-            write_text(Path(cfg.OUTPUT_DIR) / CONFIG_FILE, cfg.dump(), kind="config")
         try:
             trainer.train()
         except torch.OutOfMemoryError as error:
@@ -250,9 +248,26 @@ def _build_hooks(
         MetricsHook(writers, cfg.LOG_PERIOD),
         checkpoint,
         averages,
+        ConfigHook(output / CONFIG_FILE, cfg),
         ResultsHook(output / FILE_NAME, cfg, data, evaluations, checkpoint),
         signals,
     ]
+
+
+class ConfigHook(HookBase):
+    """Writes config.yaml once a step is done: an overwritten run keeps its own until then."""
+
+    def __init__(self, path: Path, cfg: CfgNode) -> None:
+        self._path = path
+        self._text = cfg.dump()
+
+    @property
+    def name(self) -> str:
+        return "config"
+
+    def after_step(self) -> None:
+        if self.trainer.iter == self.trainer.start_iter and comm.is_main():
+            write_text(self._path, self._text, kind="config")
 
 
 class ResultsHook(HookBase):

@@ -200,6 +200,25 @@ def test_a_used_output_folder_is_refused_and_left_alone(config):
     assert before == after
 
 
+def test_an_overwriting_run_that_does_no_step_leaves_every_file_alone(config, monkeypatch):
+    def files(cfg):
+        found = Path(cfg.OUTPUT_DIR).iterdir()
+        return {p.name: p.read_bytes() for p in found if not p.name.startswith("events.")}
+
+    cfg = config()
+    run.train(cfg)
+    before = files(cfg)
+    with monkeypatch.context() as patch:
+        patch.setattr(LRHook, "before_step", lambda hook: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            run.train(config("SEED", 7), overwrite=True)
+    assert files(cfg) == before
+    run.train(config("SEED", 7), overwrite=True)
+    assert {name for name, content in files(cfg).items() if before[name] == content} <= {
+        "last_checkpoint"
+    }
+
+
 @pytest.mark.parametrize(
     ("settings", "error", "message"),
     [

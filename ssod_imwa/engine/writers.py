@@ -60,7 +60,8 @@ class JSONWriter(Writer):
     """Writes one JSON object a line, detectron2's metrics.json; NaN and infinities become null.
 
     Its state is the length of the file, so a resumed run continues after the rows that the
-    checkpoint knew; what a killed run wrote later, perhaps half a line, is cut off.
+    checkpoint knew; what a killed run wrote later, perhaps half a line, is cut off. A new run
+    empties the file with its first row: if it ends before, nothing of an earlier run is lost.
 
     Args:
         path: the file; its folder is made when training starts.
@@ -71,6 +72,7 @@ class JSONWriter(Writer):
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self._length = 0
+        self._is_new = True
         self._file: IO[bytes] | None = None
 
     def open(self, start_iter: int) -> None:
@@ -86,11 +88,16 @@ class JSONWriter(Writer):
                 self._length,
             )
         self._file.seek(rows.rfind(b"\n") + 1)
-        self._file.truncate()
+        self._is_new = start_iter == 0
+        if not self._is_new:
+            self._file.truncate()
 
     def write(self, row: dict[str, Any]) -> None:
         if self._file is None:
             raise RuntimeError(f"{self.path} is not open (rows are written while training runs)")
+        if self._is_new:
+            self._file.truncate()
+            self._is_new = False
         strict = {
             key: None if isinstance(value, float) and not math.isfinite(value) else value
             for key, value in row.items()
@@ -118,7 +125,7 @@ class JSONWriter(Writer):
 class TensorBoardWriter(Writer):
     """Writes the numbers of rows as TensorBoard scalars over global steps.
 
-    After a resume TensorBoard hides what the stopped run wrote from the resumed step on.
+    TensorBoard hides what an earlier run wrote in the folder from the first step of this one on.
     """
 
     name = "tensorboard"
@@ -130,7 +137,7 @@ class TensorBoardWriter(Writer):
     def open(self, start_iter: int) -> None:
         from torch.utils.tensorboard import SummaryWriter  # seconds to import
 
-        self._writer = SummaryWriter(str(self.directory), purge_step=start_iter or None)
+        self._writer = SummaryWriter(str(self.directory), purge_step=start_iter)
 
     def write(self, row: dict[str, Any]) -> None:
         for name, value in row.items():

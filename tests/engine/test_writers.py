@@ -112,6 +112,16 @@ def test_a_new_run_starts_an_empty_file(tiny, tmp_path):
     assert [row["iteration"] for row in read_rows(path)] == [3, 7, 9]
 
 
+def test_a_new_run_that_fails_before_its_first_row_leaves_the_old_rows(tiny, tmp_path):
+    path = tmp_path / "metrics.json"
+    path.write_text('{"iteration": 99}\n')
+    algorithm = tiny.algorithm()
+    algorithm.losses = lambda batch, t: {}
+    with pytest.raises(ValueError, match="no loss"):
+        build(tiny, [JSONWriter(path)], algorithm=algorithm).train()
+    assert read_rows(path) == [{"iteration": 99}]
+
+
 def test_rows_that_are_missing_are_reported(tmp_path, caplog):
     writer = JSONWriter(tmp_path / "metrics.json")
     writer.path.write_text('{"iteration": 3}\n{"itera')
@@ -140,8 +150,9 @@ def test_evaluations_are_written_as_rows(tiny, tmp_path):
     ]
 
 
-def test_tensorboard_hides_what_a_stopped_run_wrote_later(tmp_path):
-    for start, rows in ((0, range(4)), (2, [2])):
+def test_tensorboard_hides_what_earlier_runs_wrote_later(tmp_path):
+    # A run, another one that overwrites it, and the rest of that one after a stop.
+    for start, rows in ((0, range(9)), (0, range(4)), (2, [2])):
         writer = TensorBoardWriter(tmp_path)
         writer.open(start)
         for step in rows:
