@@ -51,7 +51,8 @@ class ParallelIMWA:
             ...one optimizer step of member imwa.member at iteration t...
             imwa.after_step(t)      # exchanges and averages at the end of an episode
 
-    Wall time is 1/M of the serial order's and no member is stored. After an exchange all ranks hold
+    It is for loops of your own: our trainer and its checkpoints train members in turn. Wall time is
+    1/M of the serial order's and no member is stored. After an exchange all ranks hold
     the same bits, those of `IMWA` in one process; if it fails on any rank, no rank changes. All
     ranks must construct this together.
 

@@ -10,19 +10,17 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
 from ssod_imwa.averaging.episodes import Position
+from ssod_imwa.averaging.imwa import IMWA
 from ssod_imwa.engine import comm
 from ssod_imwa.engine.trainer import HookBase
 from ssod_imwa.engine.writers import Writer
-
-if TYPE_CHECKING:
-    from ssod_imwa.averaging.imwa import IMWA
 
 logger = logging.getLogger(__name__)
 
@@ -54,9 +52,20 @@ class IMWAHook(HookBase):
 
     On several ranks the averages are formed on each rank alone. Then floating buffers, which data
     parallelism does not synchronise, are averaged over ranks, and all ranks compare a checksum.
+
+    Args:
+        imwa: not `ParallelIMWA`, which is for loops of your own: checkpoints hold the state of one
+            rank, and with it only one of the members that train at the same time.
+
+    Raises:
+        TypeError: it is something else.
     """
 
     def __init__(self, imwa: IMWA) -> None:
+        if not isinstance(imwa, IMWA):
+            raise TypeError(
+                f"{type(imwa).__name__} is not allowed (must be IMWA; checkpoints hold one member)"
+            )
         self.imwa = imwa
 
     @property
