@@ -52,9 +52,9 @@ class ParallelIMWA:
             imwa.after_step(t)      # exchanges and averages at the end of an episode
 
     It is for loops of your own: our trainer and its checkpoints train members in turn. Wall time is
-    1/M of the serial order's and no member is stored. After an exchange all ranks hold
-    the same bits, those of `IMWA` in one process; if it fails on any rank, no rank changes. All
-    ranks must construct this together.
+    1/M of the serial order's and no member is stored. After an exchange all ranks hold the same
+    bits, those of `IMWA` in one process; if it fails on any rank, no rank changes. All ranks must
+    construct this together.
 
     Args:
         schedule: of one member: iterations T, E episodes, members = 1.
