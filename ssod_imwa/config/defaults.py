@@ -261,6 +261,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "IMWA.EPISODES": (1, INFINITY),
     "IMWA.FIRST_MEMBER": (0, INFINITY),
     "IMWA.BN_BATCHES": (1, INFINITY),
+    "IMWA.COEFFICIENTS": (0, 1),
 }
 
 # Type of the elements of lists that are empty by default.

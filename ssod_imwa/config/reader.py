@@ -75,6 +75,8 @@ def check_config(cfg: CfgNode, source: str) -> None:
         ConfigError: a rule is broken; the message holds the values on both sides.
     """
     solver, imwa = cfg.SOLVER, cfg.IMWA
+    if not cfg.OUTPUT_DIR:  # an unset shell variable; Path("") is the current folder
+        raise ConfigError(f"{source}: OUTPUT_DIR = '' is not allowed (must name a folder)")
     if imwa.EPISODES > solver.MAX_ITER:
         raise ConfigError(
             f"{source}: IMWA.EPISODES = {imwa.EPISODES} is not allowed "
