@@ -108,7 +108,7 @@ def write_index(dataset: DetectionDataset, arguments: argparse.Namespace) -> Non
     )
     write_json(arguments.output, content)
     check(dataset, arguments.output)
-    print(f"written; use it with DATASETS.SPLIT.FILE {arguments.output}")
+    print(f"written; use it with DATASETS.SPLIT.FILE {arguments.output.resolve()}")
 
 
 def write_coco(dataset: DetectionDataset, arguments: argparse.Namespace) -> None:

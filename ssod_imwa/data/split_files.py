@@ -153,10 +153,15 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write a split file; it appears complete or not at all.
 
     Raises:
-        DataError: it cannot be written.
+        DataError: it cannot be written, or is there with another content: runs may depend on it.
     """
+    text = json.dumps(content)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, json.dumps(content), kind="split")
+        if not path.exists():
+            write_text(path, text, kind="split")
+        elif path.read_text(encoding="utf-8", errors="replace") != text:
+            raise DataError(f"{path} is there already (remove it, or choose another --output)")
     except OSError as error:
-        raise DataError(f"split file {path} cannot be written: {error}") from error
+        reason = f"{error.strerror}: {error.filename}"
+        raise DataError(f"split file {path} cannot be written ({reason})") from error

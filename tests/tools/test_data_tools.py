@@ -120,6 +120,18 @@ def test_an_index_file_is_written_and_checked(call, root, tmp_path):
     assert (status, "is damaged" in err) == (2, True)
 
 
+def test_a_split_file_is_never_replaced_by_another(call, root, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write = ("prepare_splits", NAME, "--root", root, "--output", "split.json", "--percent")
+    status, out, _ = call(*write, 10)
+    assert (status, f"DATASETS.SPLIT.FILE {tmp_path / 'split.json'}" in out) == (0, True)
+    assert call(*write, 10)[0] == 0  # the same content
+    before = (tmp_path / "split.json").read_text()
+    status, _, err = call(*write, 50)
+    assert (status, "split.json is there already" in err) == (2, True)
+    assert (tmp_path / "split.json").read_text() == before
+
+
 def test_coco_pairs_are_written_and_can_be_loaded(call, root, tmp_path):
     status, out, _ = call(
         *("prepare_splits", NAME, "--root", root, "--percent", 10, "--format", "coco"),
