@@ -60,6 +60,8 @@ def parse_arguments() -> argparse.Namespace:
         parser.error("give RUN_DIR, or all of --config-file, --weights and --output")
     if arguments.images < 1:
         parser.error(f"--images = {arguments.images} is not allowed (must be at least 1)")
+    if not 0 <= arguments.threshold <= 1:
+        parser.error(f"--threshold = {arguments.threshold:g} is not allowed (must be 0..1)")
     return arguments
 
 

@@ -152,3 +152,15 @@ def test_mistakes_are_one_line_and_status_2(visualize, run_dir, tmp_path):
         assert message in error
     assert visualize()[0] == 2
     assert visualize(run_dir, "--images", "0")[0] == 2
+
+
+@pytest.mark.parametrize("threshold", ["3", "-0.1", "nan"])
+def test_a_threshold_that_is_no_score_is_refused(capsys, monkeypatch, threshold):
+    spec = importlib.util.spec_from_file_location("tool_visualize", TOOL)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(sys, "argv", ["visualize.py", "run", f"--threshold={threshold}"])
+    with pytest.raises(SystemExit) as stop:
+        module.parse_arguments()
+    assert stop.value.code == 2
+    assert f"--threshold = {threshold} is not allowed" in capsys.readouterr().err
