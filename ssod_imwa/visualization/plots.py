@@ -65,7 +65,8 @@ def training_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
     """Losses, learning rate and pseudo-labels of a run.
 
     The left column goes by the global step, in which members alternate; the right column by each
-    member's own iteration t, one line per member, so that members can be compared.
+    member's own iteration t, one line per member, so that members can be compared. A run of one
+    member has only the left column, as the two are the same.
 
     Args:
         rows: of `metrics.json`: `iteration` is the global step; `member` and `t` are the member and
@@ -88,18 +89,26 @@ def training_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
         if "pseudo" in name and not name.startswith("loss"):
             panels[_TITLES.get(name, name.replace("_", " "))] = [name]
     panels = {title: chosen for title, chosen in panels.items() if chosen}
-    figure = Figure(figsize=(12, 2.8 * len(panels)), layout="constrained", dpi=_DPI)
-    axes = figure.subplots(len(panels), 2, squeeze=False, sharex="col")
-    for (by_step, by_t), (title, chosen) in zip(axes, panels.items(), strict=True):
-        _draw_by_step(by_step, rows, chosen)
-        _draw_by_member(by_t, rows, chosen)
-        for axis in (by_step, by_t):
+    columns = {"iteration (optimizer steps)": _draw_by_step}
+    if len({row.get("member", 0) for row in rows}) > 1:
+        columns = {
+            "global step (optimizer steps of all members)": _draw_by_step,
+            "own iteration t (optimizer steps of one member)": _draw_by_member,
+        }
+    size = (1 + 5.5 * len(columns), 2.8 * len(panels))
+    figure = Figure(figsize=size, layout="constrained", dpi=_DPI)
+    axes = figure.subplots(len(panels), len(columns), squeeze=False, sharex="col")
+    for row_of_axes, (title, chosen) in zip(axes, panels.items(), strict=True):
+        for axis, draw in zip(row_of_axes, columns.values(), strict=True):
+            draw(axis, rows, chosen)
             axis.set_ylabel(title)
             axis.grid(alpha=0.3)
             axis.xaxis.set_major_locator(MaxNLocator(integer=True))
             axis.legend(fontsize="small")
-    axes[-1, 0].set_xlabel("global step (optimizer steps of all members)")
-    axes[-1, 1].set_xlabel("own iteration t (optimizer steps of one member)")
+            if title == "learning rate":
+                axis.set_ylim(bottom=0)  # else the last of a warm-up fills the panel
+    for axis, clock in zip(axes[-1], columns, strict=True):
+        axis.set_xlabel(clock)
     return figure
 
 
@@ -133,7 +142,8 @@ def episodes_figure(results: Results, *, metrics: Sequence[str] | None = None) -
             _draw_episodes(axis, of_model, metric, model, _COLOURS[number])
         axis.set_xlabel("episode (from 0)")
         axis.set_ylabel(f"{metric} (%)")
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        axis.set_xlim(-0.5, max(x.episode for x in results.evaluations) + 0.5)
         axis.grid(alpha=0.3)
         axis.legend()
     members, episodes = results.imwa["members"], results.imwa["episodes"]

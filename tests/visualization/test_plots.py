@@ -101,7 +101,26 @@ def test_panels_are_losses_rate_and_pseudo_labels():
 
 def test_supervised_training_has_no_empty_panels():
     plain = [{"iteration": g, "t": g, "total_loss": 1.0, "loss_cls": 1.0} for g in range(3)]
-    assert [x.get_ylabel() for x in training_figure(plain).axes[::2]] == ["total loss", "losses"]
+    assert [x.get_ylabel() for x in training_figure(plain).axes] == ["total loss", "losses"]
+
+
+def test_one_member_has_one_column_as_its_iterations_are_the_global_steps():
+    figure = training_figure(rows(members=1))
+    titles = [axis.get_ylabel() for axis in figure.axes]
+    assert len(set(titles)) == len(titles) == 6
+    assert figure.axes[-1].get_xlabel() == "iteration (optimizer steps)"
+
+
+def test_the_learning_rate_starts_at_zero():
+    rate = next(x for x in training_figure(rows()).axes if x.get_ylabel() == "learning rate")
+    assert rate.get_ylim()[0] == 0
+
+
+def test_a_single_episode_has_a_single_tick():
+    single = [Evaluation("student", "final", 0, None, {"AP": 10.0})]
+    axis = episodes_figure(results(single)).axes[0]
+    low, high = axis.get_xlim()
+    assert [tick for tick in axis.get_xticks() if low <= tick <= high] == [0]
 
 
 def test_a_loss_that_was_not_finite_leaves_a_gap():
