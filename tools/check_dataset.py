@@ -60,7 +60,8 @@ def main() -> int:
         for what, count in sorted(Counter(p.what for p in problems if p.level == "note").items()):
             rule = next(p.rule for p in problems if p.what == what)
             print(f"note: {count} x {what} ({rule})")
-        print(f"{name}: {len(dataset)} images, {len(serious)} problems")
+        problems_found = f"{len(serious)} problem{'' if len(serious) == 1 else 's'}"
+        print(f"{name}: {len(dataset)} images, {problems_found}")
         print_classes(dataset)
     return min(failures, 1)
 

@@ -239,6 +239,6 @@ def _check_files(name: str, source: Source, root: Path, *, labelled: bool) -> No
     if missing:
         raise DataError(
             f"data set {name!r} not found: no {' and no '.join(missing)} in {root.resolve()} "
-            f"(needed there: {', '.join(needed)}; another folder is chosen by DATASETS.ROOT or "
-            f"${ROOT_VARIABLE}; see docs/datasets.md)"
+            f"(another folder is chosen by DATASETS.ROOT or ${ROOT_VARIABLE}; see "
+            "docs/datasets.md)"
         )
