@@ -179,8 +179,11 @@ def _read_torch_file(path: Path) -> Any:
         pickle.UnpicklingError,
         zipfile.BadZipFile,
     ) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise WeightsError(f"{path}: is not a file of weights ({reason})") from error
+        # torch's own text advises to load with weights_only=False, which would run the file's code.
+        raise WeightsError(
+            f"{path}: is not a file of weights (must be a dict of tensors, written whole by "
+            "torch.save)"
+        ) from error
 
 
 def _model_state(content: Any, source: str) -> Mapping[str, Any]:
