@@ -175,7 +175,9 @@ def _build_imwa(cfg: CfgNode, trainer: Trainer, batches: build.Batches) -> IMWA:
     recompute = None
     if settings.BN == "recompute":
         recompute = build.build_bn_recomputation(
-            batches, strong_labeled=cfg.SSOD.STRONG_LABELED, count=settings.BN_BATCHES
+            batches,
+            strong_labeled=cfg.SSOD.STRONG_LABELED,
+            count=min(settings.BN_BATCHES, len(trainer.schedule)),
         )
     return IMWA(
         trainer.schedule,

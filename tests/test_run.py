@@ -270,7 +270,8 @@ def recording(node, read, prefix=""):
 def test_every_key_is_read_by_something(config, monkeypatch):
     read = set()
     plain = config(
-        *("IMWA.BN", "recompute", "IMWA.EPISODES", 2, "SOLVER.CLIP_GRADIENTS.ENABLED", True),
+        *("IMWA.MEMBERS", 2, "IMWA.EPISODES", 2, "IMWA.BN", "recompute"),
+        *("SOLVER.CLIP_GRADIENTS.ENABLED", True),
         *("SOLVER.AMP.ENABLED", True, "SOLVER.AMP.DTYPE", "bfloat16"),
     )
     cfg = recording(plain, read)
