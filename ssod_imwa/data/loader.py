@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
+import os
 import signal
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from multiprocessing import forkserver, resource_tracker
 from typing import Any, Literal
 
 import torch
@@ -285,7 +288,7 @@ def _deliveries(
         batch_size=None,
         collate_fn=_as_it_is,
         num_workers=num_workers,
-        worker_init_fn=_ignore_interrupt,
+        worker_init_fn=_outlive_signals,
         multiprocessing_context=_context() if num_workers else None,
         pin_memory=pin_memory,
         # Its own generator: the default draws from, and so moves, the global one.
@@ -332,13 +335,30 @@ def _as_it_is(packed: Packed) -> Packed:
     return packed
 
 
-def _ignore_interrupt(worker: int) -> None:
-    """Ctrl-C reaches the whole process group; the trainer decides when loading ends.
+# Whether a process can tell who sent it a signal (Linux can, macOS cannot).
+_SENDER_IS_KNOWN = hasattr(signal, "sigtimedwait")
 
-    SIGTERM keeps its meaning: Python ends left-over processes with it at exit, and would wait for
-    those that ignore it.
-    """
+
+def _outlive_signals(worker: int) -> None:
+    """Signals to the whole job are the trainer's to serve: its last step still needs a batch."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_trainer, daemon=True).start()
+
+
+def _end_with_trainer() -> None:
+    """End this process when the trainer is gone, or sends SIGTERM, as Python does at its exit.
+
+    PyTorch's own watch is over the fork server, which lives as long as any process that it forked.
+    """
+    trainer = multiprocessing.parent_process()
+    while trainer is not None and trainer.is_alive():
+        if _SENDER_IS_KNOWN:
+            received = signal.sigtimedwait({signal.SIGTERM}, 1.0)
+            if received is not None and received.si_pid == trainer.pid:
+                break
+        else:
+            trainer.join()
+    os._exit(0)
 
 
 def _context() -> multiprocessing.context.BaseContext:
@@ -348,4 +368,16 @@ def _context() -> multiprocessing.context.BaseContext:
     context = multiprocessing.get_context("forkserver")
     # Import torch once in the server instead of once in every process.
     context.set_forkserver_preload([__name__])
+    if _SENDER_IS_KNOWN:
+        _start_fork_server()
     return context
+
+
+def _start_fork_server() -> None:
+    """Start it, if it does not run, with SIGTERM blocked, which it and its forks inherit."""
+    resource_tracker.ensure_running()  # would unblock SIGTERM when it is started by the next call
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

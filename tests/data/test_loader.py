@@ -289,39 +289,57 @@ def test_errors_of_our_own_are_not_taken_for_a_death(labelled):
 
 
 SCRIPT = """
-import os, signal, sys
-from test_loader import SCHEDULE, build, write_dataset
+import signal, sys, time
+from test_loader import build, write_dataset
 from ssod_imwa.averaging.episodes import EpisodeSchedule
 from pathlib import Path
 
 if __name__ == "__main__":
     data = write_dataset(Path(sys.argv[1]), 7)
-    signal.signal(signal.SIGINT, lambda *_: print("interrupted", flush=True))
+    received = []
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, frame: received.append(number))
+    batches = build(data, schedule=EpisodeSchedule(40), num_workers=2)
+    left_over = batches(0)
     count = 0
-    for batch in build(data, schedule=EpisodeSchedule(40), num_workers=2)(0):
+    for batch in batches(0):
         count += 1
         if count == 3:
-            os.killpg(0, signal.SIGINT)
-    print(count)
+            next(left_over)
+            print("ready", flush=True)
+            while not received:
+                time.sleep(0.01)
+    print(*received, count, flush=True)
 """
 
 
 @pytest.mark.slow
-def test_processes_outlive_an_interrupt_of_the_group(tmp_path):
-    script = tmp_path / "script.py"
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_processes_outlive_signals_to_the_group_but_not_this_process(tmp_path, number):
+    with start_script(tmp_path) as process:
+        assert process.stdout.readline() == "ready\n"
+        os.killpg(process.pid, number)
+        # Returns when all processes have closed the pipes.
+        output, errors = process.communicate(timeout=120)
+    assert (process.returncode, output.split()) == (0, [str(int(number)), "40"]), errors
+
+
+@pytest.mark.slow
+def test_processes_end_when_this_one_is_killed(tmp_path):
+    with start_script(tmp_path) as process:
+        assert process.stdout.readline() == "ready\n"
+        process.kill()
+        process.communicate(timeout=120)  # raises unless all of them close the pipes
+
+
+def start_script(folder):
+    script = folder / "script.py"
     script.write_text(SCRIPT)
     here = os.path.dirname(__file__)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([here, *sys.path])}
-    done = subprocess.run(
-        [sys.executable, str(script), str(tmp_path)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        start_new_session=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.stdout.split() == ["interrupted", "40"], done.stderr
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    command = [sys.executable, str(script), str(folder)]
+    return subprocess.Popen(command, text=True, env=environment, start_new_session=True, **pipes)
 
 
 @pytest.mark.slow
