@@ -122,6 +122,8 @@ def _run_rank(
     use_cuda: bool,
     mistakes: SimpleQueue[str],
 ) -> None:
+    # A signal to the process group would come twice: by itself and from the launcher.
+    os.setpgrp()
     with _process_group(rank, world_size, rank, init_method, use_cuda=use_cuda):
         try:
             status = main(*args)
@@ -156,11 +158,7 @@ def _process_group(
 
 @contextmanager
 def _forwarded_signals(pids: list[int]) -> Iterator[None]:
-    """While processes run, pass SIGTERM on to them and let SIGINT be theirs.
-
-    A terminal sends SIGINT to the whole process group, so passing it on would be a second signal,
-    which ends a run at once.
-    """
+    """While processes run, pass SIGTERM and SIGINT on to them, and outlive them."""
 
     def forward(number: int, frame: FrameType | None) -> None:
         for pid in pids:
@@ -169,10 +167,8 @@ def _forwarded_signals(pids: list[int]) -> Iterator[None]:
             except ProcessLookupError:
                 continue  # this one has left already
 
-    previous = {
-        signal.SIGTERM: signal.signal(signal.SIGTERM, forward),
-        signal.SIGINT: signal.signal(signal.SIGINT, lambda number, frame: None),
-    }
+    signals = (signal.SIGTERM, signal.SIGINT)
+    previous = {number: signal.signal(number, forward) for number in signals}
     try:
         yield
     finally:

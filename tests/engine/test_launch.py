@@ -1,4 +1,5 @@
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -260,14 +261,15 @@ SCRIPT = """
             raise UserError("no such file")
         if how == "wait":
             stop = []
-            signal.signal(signal.SIGTERM, lambda number, frame: stop.append(number))
-            print("ready", flush=True)
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, lambda number, frame: stop.append(number))
+            os.write(1, b"ready\\n")  # one write: two ranks share the pipe
             while not stop:
                 time.sleep(0.01)
             if comm.is_main():
                 time.sleep(0.5)
-                open(os.path.join(folder, "clean"), "w").close()
-            return 143
+                open(os.path.join(folder, "received"), "w").write(str(stop))
+            return 128 + stop[0]
         return 0
 
     if __name__ == "__main__":
@@ -282,7 +284,7 @@ def start_script(tmp_path, how):
     command = [sys.executable, str(script), str(tmp_path), how]
     environment = {**os.environ, "PYTHONPATH": root}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen(command, text=True, env=environment, **pipes)
+    return subprocess.Popen(command, text=True, env=environment, start_new_session=True, **pipes)
 
 
 @pytest.mark.slow
@@ -296,10 +298,14 @@ def test_spawned_processes_talk_and_hand_on_how_they_ended(tmp_path, how, code):
 
 
 @pytest.mark.slow
-def test_sigterm_to_the_launcher_lets_all_ranks_finish(tmp_path):
+@pytest.mark.parametrize(
+    ("kill", "number"),
+    [(os.kill, signal.SIGTERM), (os.killpg, signal.SIGTERM), (os.killpg, signal.SIGINT)],
+)
+def test_a_signal_to_the_launcher_or_its_group_reaches_each_rank_once(tmp_path, kill, number):
     process = start_script(tmp_path, "wait")
     assert [process.stdout.readline() for _ in range(2)] == ["ready\n", "ready\n"]
-    process.terminate()
+    kill(process.pid, number)
     process.communicate(timeout=120)
-    assert process.returncode == 143
-    assert (tmp_path / "clean").exists()
+    assert process.returncode == 128 + number
+    assert (tmp_path / "received").read_text() == f"[{int(number)}]"
