@@ -6,6 +6,7 @@ import logging
 import sys
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import NoReturn
 
 from ssod_imwa.errors import UserError
@@ -17,6 +18,16 @@ logging.getLogger("faster_coco_eval").setLevel(logging.WARNING)
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+
+
+def require_absent(path: Path) -> None:
+    """Refuse to write over a file: it may be the very model that is read.
+
+    Raises:
+        UserError: the path exists.
+    """
+    if path.exists():
+        raise UserError(f"{path} is there already (remove it, or choose another --output)")
 
 
 def run_main(main: Callable[[], int | None]) -> NoReturn:

@@ -23,7 +23,7 @@ import torch
 
 from ssod_imwa.averaging.soups import fixed, greedy, line, uniform
 from ssod_imwa.averaging.weights import average
-from ssod_imwa.cli import run_main
+from ssod_imwa.cli import require_absent, run_main
 from ssod_imwa.data.catalog import load_dataset
 from ssod_imwa.detection.build import build_detector, build_evaluator
 from ssod_imwa.engine.atomic import write_checkpoint
@@ -41,7 +41,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "sources", nargs="+", metavar="RUN_DIR|FILE", help="finished runs, or their model files"
     )
-    parser.add_argument("--output", type=Path, required=True, metavar="FILE")
+    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="file to write")
     parser.add_argument("--rule", choices=RULES, default="uniform", help="(uniform)")
     parser.add_argument(
         "--weights", nargs="+", type=float, metavar="W", help="for --rule fixed: one a model, sum 1"
@@ -93,6 +93,7 @@ def build_metric(
 def main() -> None:
     """Read, average, write."""
     arguments = parse_arguments()
+    require_absent(arguments.output)
     soups = [read_trained(source) for source in arguments.sources]
     first = soups[0]
     coefficients = coefficients_of(arguments, soups)

@@ -15,7 +15,7 @@ import argparse
 import hashlib
 from pathlib import Path
 
-from ssod_imwa.cli import run_main
+from ssod_imwa.cli import require_absent, run_main
 from ssod_imwa.detection.build import build_detector
 from ssod_imwa.detection.detectors.export import exported_state, loading_code
 from ssod_imwa.detection.detectors.pretrained import CLASSIFIER, load_weights
@@ -43,6 +43,7 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     """Write the file and say how to load it."""
     arguments = parse_arguments()
+    require_absent(arguments.output)
     trained = read_trained(arguments.source)
     cfg, weights = trained.config, trained.weights
     detector = build_detector(cfg, num_classes=len(weights[CLASSIFIER]) - 1)

@@ -38,6 +38,15 @@ def write_run(folder, value, **extra):
     return folder
 
 
+def test_an_averaged_model_is_never_written_over(command, tmp_path):
+    runs = [write_run(tmp_path / str(value), float(value)) for value in (1, 2)]
+    file = runs[0] / "model_final.pth"
+    before = file.read_bytes()
+    with pytest.raises(UserError, match="is there already"):
+        command(*runs, "--output", file)
+    assert file.read_bytes() == before
+
+
 def test_students_and_teachers_are_averaged_apart(command, tmp_path, capsys):
     runs = [write_run(tmp_path / str(value), float(value)) for value in (1, 2, 6)]
     command(*runs, "--output", tmp_path / "soup.pth")

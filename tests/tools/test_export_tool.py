@@ -74,6 +74,15 @@ def test_recommended_model_is_written_and_loads_as_printed(
     assert names["model"].transform.min_size == (96,)
 
 
+def test_the_trained_model_is_never_written_over(tmp_path, monkeypatch, capsys):
+    run_directory(tmp_path / "run", "teacher")
+    file = tmp_path / "run" / "model_final.pth"
+    before = file.read_bytes()
+    assert export(monkeypatch, tmp_path / "run", "--output", file) == 2
+    assert "is there already" in capsys.readouterr().err
+    assert file.read_bytes() == before
+
+
 def test_unfinished_run_is_a_users_error(tmp_path, monkeypatch, capsys):
     assert export(monkeypatch, tmp_path, "--output", tmp_path / "x.pth") == 2
     error = capsys.readouterr().err
