@@ -13,6 +13,7 @@ Writes training.png and episodes.png (from metrics.json and results.json), and c
 from __future__ import annotations
 
 import argparse
+import logging
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -65,13 +66,17 @@ def figures(arguments: argparse.Namespace) -> dict[str, Figure]:
             print(f"no episodes.png: {run_dir / FILE_NAME} is not there before an evaluation")
     if arguments.datasets is not None:
         found["classes.png"] = classes_figure(
-            [load_dataset(name, root=arguments.data_root) for name in arguments.datasets]
+            [
+                load_dataset(name, root=arguments.data_root, on_bad_record="skip")
+                for name in arguments.datasets
+            ]
         )
     return found
 
 
 def main() -> None:
     """Write the figures and name the files."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")  # shows skipped records
     arguments = parse_arguments()
     output = Path(arguments.output or arguments.run_dir)
     plotted = figures(arguments)

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from ssod_imwa.data.structures import DetectionDataset
-from ssod_imwa.errors import UserError
+from ssod_imwa.errors import DataError, UserError
 from ssod_imwa.results import MODELS, Evaluation, Results, main_metrics
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -164,11 +164,18 @@ def classes_figure(datasets: Sequence[DetectionDataset]) -> Figure:
         datasets: with the same classes; the first decides the order.
 
     Raises:
-        ValueError: the classes differ or there is no data set.
+        DataError: the classes differ.
+        ValueError: there is no data set.
     """
-    if len({dataset.classes for dataset in datasets}) != 1:
-        raise ValueError("data sets of one histogram must have the same classes (at least one set)")
+    if not datasets:
+        raise ValueError("no data set is given (at least one is needed)")
     classes = datasets[0].classes
+    for dataset in datasets[1:]:
+        if dataset.classes != classes:
+            raise DataError(
+                f"{datasets[0].name} and {dataset.name} have different classes (one histogram "
+                "needs the same in the same order; plot them one by one)"
+            )
     counts = np.array([class_counts(dataset) for dataset in datasets]).reshape(-1, len(classes))
     order = np.argsort(-counts[0], kind="stable")
     figure = Figure(figsize=(max(6, 0.35 * len(classes)), 4.5), layout="constrained", dpi=_DPI)

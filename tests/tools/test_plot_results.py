@@ -95,6 +95,27 @@ def test_classes_of_data_sets(plot, tmp_path):
     size(tmp_path / "out" / "classes.png")
 
 
+def test_a_box_without_area_does_not_hide_the_classes(plot, tmp_path, caplog):
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (40, 30)).save(tmp_path / "images" / "a.png")
+    boxes = [[1, 1, 9, 9], [1, 1, 0, 9]]
+    annotations = {
+        "images": [{"id": 1, "file_name": "a.png", "width": 40, "height": 30}],
+        "categories": [{"id": 1, "name": "cat"}],
+        "annotations": [
+            {"id": i, "image_id": 1, "category_id": 1, "bbox": box} for i, box in enumerate(boxes)
+        ],
+    }
+    (tmp_path / "a.json").write_text(json.dumps(annotations))
+    output = tmp_path / "out"
+    status, _, _ = plot(
+        "--datasets", "coco:a.json:images", "--data-root", tmp_path, "--output", output
+    )
+    assert status == 0
+    assert "skipped 1 x box without area" in caplog.text
+    size(output / "classes.png")
+
+
 def test_mistakes_are_one_line_and_status_2(plot, run_dir, tmp_path):
     status, _, error = plot(tmp_path / "nowhere")
     assert status == 2

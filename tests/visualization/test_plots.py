@@ -6,6 +6,7 @@ import pytest
 
 from ssod_imwa.averaging.episodes import EpisodeSchedule
 from ssod_imwa.data.structures import Annotations, DetectionDataset, ImageRecord
+from ssod_imwa.errors import DataError
 from ssod_imwa.results import Evaluation, Results
 from ssod_imwa.visualization.plots import (
     MetricsError,
@@ -206,7 +207,7 @@ def test_the_histogram_goes_from_the_most_to_the_least_frequent_class_of_the_fir
 
 def test_a_histogram_of_different_classes_is_refused():
     other = DetectionDataset("other", (), ("cat",))
-    with pytest.raises(ValueError, match="the same classes"):
+    with pytest.raises(DataError, match="x and other have different classes"):
         classes_figure([dataset("x", [0]), other])
 
 
