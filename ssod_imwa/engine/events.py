@@ -56,6 +56,13 @@ class EventStorage:
         """Record a number; `smoothing_hint` False asks writers for the value itself."""
         self._put([name], [float(value)], smoothing_hint, cur_iter)
 
+    def put_scalars(
+        self, *, smoothing_hint: bool = True, cur_iter: int | None = None, **scalars: float
+    ) -> None:
+        """Record several numbers given as keywords; hooks written for detectron2 call it."""
+        values = [float(value) for value in scalars.values()]
+        self._put(list(scalars), values, smoothing_hint, cur_iter)
+
     def put_tensors(self, scalars: Mapping[str, torch.Tensor]) -> None:
         """Record one-element tensors without waiting for the device to compute them."""
         by_device: dict[torch.device, list[str]] = {}

@@ -67,3 +67,9 @@ def test_contradicting_hint_and_unknown_name_are_errors():
         storage.put_scalar("a", 1, smoothing_hint=False)
     with pytest.raises(KeyError, match="no history of 'b'"):
         storage.history("b")
+
+
+def test_several_scalars_are_put_as_detectron2s_hooks_do():
+    storage = EventStorage(start_iter=3)
+    storage.put_scalars(time=0.5, data_time=0.25)
+    assert storage.latest() == {"time": (0.5, 3), "data_time": (0.25, 3)}
