@@ -106,7 +106,8 @@ def training_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
             axis.xaxis.set_major_locator(MaxNLocator(integer=True))
             axis.legend(fontsize="small")
             if title == "learning rate":
-                axis.set_ylim(bottom=0)  # else the last of a warm-up fills the panel
+                # From 0, else the last of a warm-up fills the panel.
+                axis.set_ylim(0, 1.05 * max(row.get("lr", 0) for row in rows) or 1)
     for axis, clock in zip(axes[-1], columns, strict=True):
         axis.set_xlabel(clock)
     return figure
