@@ -12,8 +12,8 @@ COMPARED := digits_supervised digits_unbiased_teacher digits_unbiased_teacher_2x
 
 $(INSTALLED): setup.py pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable .[dev]
+	$(BIN)/python -m pip install -qq --upgrade pip
+	$(BIN)/python -m pip install -qq --editable .[dev]
 	touch $@
 
 demo: $(INSTALLED)

@@ -3,8 +3,8 @@
 Real handwritten digits (scikit-learn's copy of the UCI optical digits, 1,797 images of 8 x 8) on
 darker, textured backgrounds of 128 x 128, 3 to 7 to a scene and 20 to 44 pixels large. The
 handwriting is divided into train and test before any scene is made. Training boxes are long-tailed
-over the classes, test boxes are balanced. Scenes are drawn in integer arithmetic from raw bits of a counted
-generator, so a seed gives the same pixels with every version of NumPy and Pillow.
+over the classes, test boxes are balanced. Scenes are drawn in integer arithmetic from raw bits of a
+counted generator, so a seed gives the same pixels with every version of NumPy and Pillow.
 """
 
 from __future__ import annotations
