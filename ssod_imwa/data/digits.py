@@ -1,7 +1,7 @@
 """Digit scenes: a small detection data set that is made on the spot.
 
 Real handwritten digits (scikit-learn's copy of the UCI optical digits, 1,797 images of 8 x 8) on
-darker, textured backgrounds of 128 x 128, 3 to 7 to a scene and 20 to 44 pixels large. The
+darker, textured backgrounds of 128 x 128, 2 to 5 to a scene and 20 to 44 pixels large. The
 handwriting is divided into train and test before any scene is made. Training boxes are long-tailed
 over the classes, test boxes are balanced. Scenes are drawn in integer arithmetic from raw bits of a
 counted generator, so a seed gives the same pixels with every version of NumPy and Pillow.
@@ -33,7 +33,7 @@ TEST_SCENES = 400
 IMBALANCE = 20
 CLASSES = tuple("0123456789")
 
-_OBJECTS = (3, 7)
+_OBJECTS = (2, 5)
 _EXTENT = (24, 44)  # longer side of a digit in pixels, before it is cut to its visible part
 _MAX_OVERLAP = 0.05  # intersection over union of two boxes
 _TEST_SHARE = 5  # every fifth image of a class is for testing

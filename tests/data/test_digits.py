@@ -41,7 +41,7 @@ def test_class_counts_keep_one_of_each_class():
 
 def test_bits_are_uniform_and_a_function_of_their_counts():
     bits = Bits("test", 1)
-    drawn = np.array([bits.integer(3, 7) for _ in range(5000)])
+    drawn = np.array([bits.integer(2, 5) for _ in range(5000)])
     assert set(drawn) == {3, 4, 5, 6, 7}
     # Binomial with n = 5000, p = 0.2: standard deviation 28.3.
     assert np.abs(np.bincount(drawn)[3:] - 1000).max() < 5 * 28.3
@@ -72,7 +72,7 @@ def test_scenes_are_sound_and_as_described(root):
         assert dataset.classes == tuple("0123456789")
         assert find_problems(dataset, read_pixels=True) == []
         sizes = [len(record.annotations) for record in dataset.records]
-        assert (min(sizes), max(sizes)) == (3, 7)
+        assert (min(sizes), max(sizes)) == (2, 5)
         boxes = np.concatenate([record.annotations.boxes for record in dataset.records])
         longer = (boxes[:, 2:] - boxes[:, :2]).max(axis=1)
         assert 20 <= longer.min() < longer.max() <= 44
@@ -96,8 +96,8 @@ def test_boxes_hardly_overlap(root):
 
 def test_placing_ends_even_for_the_largest_digits():
     for seed in range(50):
-        boxes = digits._place(Bits("test", seed), [(44, 30)] * 7)
-        assert len(boxes) == 7
+        boxes = digits._place(Bits("test", seed), [(44, 44)] * 5)
+        assert len(boxes) == 5
 
 
 def test_digits_stand_out_inside_their_boxes(root):
@@ -121,7 +121,7 @@ def test_a_seed_gives_the_same_pixels_and_another_seed_others(root, tmp_path):
     assert not any(np.array_equal(a, b) for a, b in zip(first, other, strict=True))
     # Written out: with other pixels, published results would no longer be about this data set.
     digest = hashlib.sha256(b"".join(image.tobytes() for image in first)).hexdigest()
-    assert digest[:16] == "881e1eb518039f99"
+    assert digest[:16] == "1ccb5ae44d98f28c"
 
 
 def test_train_and_test_share_no_handwriting():
