@@ -41,7 +41,7 @@ def test_class_counts_keep_one_of_each_class():
 
 def test_bits_are_uniform_and_a_function_of_their_counts():
     bits = Bits("test", 1)
-    drawn = np.array([bits.integer(2, 5) for _ in range(5000)])
+    drawn = np.array([bits.integer(3, 7) for _ in range(5000)])
     assert set(drawn) == {3, 4, 5, 6, 7}
     # Binomial with n = 5000, p = 0.2: standard deviation 28.3.
     assert np.abs(np.bincount(drawn)[3:] - 1000).max() < 5 * 28.3
