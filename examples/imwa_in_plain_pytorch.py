@@ -9,12 +9,12 @@ this shows how the pieces fit, not the paper's gains. Run it with
 It takes a few seconds on a CPU and prints the accuracy on the other digits. The average is ahead of
 its members while the learning rate is high; in the end, on so few digits, all agree:
 
-    episode   member 0  member 1  average
-          0    69.30 %    65.82 %   73.90 %
-          1    74.90 %    73.07 %   76.78 %
-          2    79.43 %    79.43 %   79.55 %
-          3    79.67 %    79.73 %   79.73 %
-          4    79.73 %    79.67 %   79.73 %
+    episode   member 1  member 2  average
+          1    69.30 %    65.82 %   73.90 %
+          2    74.90 %    73.07 %   76.78 %
+          3    79.43 %    79.43 %   79.55 %
+          4    79.67 %    79.73 %   79.73 %
+          5    79.73 %    79.67 %   79.73 %
 """
 
 import torch
@@ -80,7 +80,7 @@ def main() -> list[tuple[list[float], float]]:
 
 
 if __name__ == "__main__":
-    print("episode   " + "".join(f"member {m}  " for m in range(MEMBERS)) + "average")
-    for episode, (member_accuracies, averaged) in enumerate(main()):
+    print("episode   " + "".join(f"member {m}  " for m in range(1, MEMBERS + 1)) + "average")
+    for episode, (member_accuracies, averaged) in enumerate(main(), start=1):
         columns = "".join(f"{value:7.2f} %  " for value in member_accuracies)
         print(f"{episode:7}  {columns}{averaged:6.2f} %")

@@ -82,7 +82,7 @@ class IMWAHook(HookBase):
             models = self.trainer.algorithm.models()
             comm.average_buffers_(models)
             comm.assert_equal_on_all_ranks(
-                comm.checksum(models), f"the averaged models of episode {position.episode}"
+                comm.checksum(models), f"the averaged models of episode {position.episode + 1}"
             )
 
     def state_dict(self) -> dict[str, Any]:
@@ -167,7 +167,9 @@ class EvaluationHook(HookBase):
         last = self.trainer.schedule.position(self.trainer.start_iter - 1)
         done = {record["global_step"] for record in self._own_records()}
         if self._is_due(last) and last.global_step not in done:
-            logger.info("evaluating step %d, which the last run did not finish", last.global_step)
+            logger.info(
+                "evaluating global step %d, which the last run did not finish", last.global_step + 1
+            )
             self._run(last)
 
     def after_step(self) -> None:
@@ -207,7 +209,7 @@ class EvaluationHook(HookBase):
         except EvaluationInterruptedError:
             if self._stage == "member":
                 raise  # the member is about to be swapped out: it cannot be made up for
-            logger.warning("evaluation of step %d was interrupted", position.global_step)
+            logger.warning("evaluation of global step %d was interrupted", position.global_step + 1)
             return
         records = [self._record(name, position, values) for name, values in metrics.items()]
         self._evaluations.add(records)
@@ -321,9 +323,9 @@ class SignalHook(HookBase):
         # Ranks that were not signalled themselves exit with the number that another one got.
         self.received = max(number or 0 for number in comm.all_gather(self._flag))
         logger.warning(
-            "%s received: stopping after step %d",
+            "%s received: stopping after global step %d",
             signal.Signals(self.received).name,
-            self.trainer.iter,
+            self.trainer.iter + 1,
         )
         self._checkpoint()
         self.trainer.stop_requested = True

@@ -69,7 +69,7 @@ def resume(
         raise CheckpointError(f"{path} does not fit this run: {_one_line(error)}") from error
     weights = (trainer.start_iter, comm.checksum(trainer.algorithm.models()))
     comm.assert_equal_on_all_ranks(weights, "global step and checksum of the resumed weights")
-    logger.info("resuming from %s at global step %d", path, trainer.start_iter)
+    logger.info("resuming from %s after global step %d", path, trainer.start_iter)
     return path
 
 

@@ -201,18 +201,16 @@ class Trainer:
             return
         losses = {name: float(value) for name, value in records.items()}
         raise NonFiniteError(
-            f"loss or gradient is not finite at global step {position.global_step} (episode "
-            f"{position.episode}, member {position.member}, iteration {position.t}): {losses}; "
-            "lower SOLVER.BASE_LR or clip gradients (SOLVER.CLIP_GRADIENTS.ENABLED True)"
+            f"loss or gradient is not finite at {_place(position)}: {losses}; lower "
+            "SOLVER.BASE_LR or clip gradients (SOLVER.CLIP_GRADIENTS.ENABLED True)"
         )
 
     def _raise_if_scale_vanished(self, position: Position) -> None:
         """Every overflow halves the loss scale and skips the step; below 1 nothing is learnt."""
         if self.scaler.is_enabled() and self.scaler.get_scale() < 1:
             raise NonFiniteError(
-                f"gradients overflow at every loss scale at global step {position.global_step} "
-                f"(member {position.member}, iteration {position.t}); lower SOLVER.BASE_LR or use "
-                "SOLVER.AMP.DTYPE bfloat16"
+                f"gradients overflow at every loss scale at {_place(position)}; lower "
+                "SOLVER.BASE_LR or use SOLVER.AMP.DTYPE bfloat16"
             )
 
     def _call(self, point: str) -> None:
@@ -240,3 +238,11 @@ class Trainer:
         self.algorithm.load_state_dict(state["algorithm"])
         for hook in self.hooks:
             hook.load_state_dict(state["hooks"].get(hook.name, {}))
+
+
+def _place(position: Position) -> str:
+    """Where a run is, counted from 1 for people to read."""
+    return (
+        f"global step {position.global_step + 1} (episode {position.episode + 1}, member "
+        f"{position.member + 1}, own iteration {position.t + 1})"
+    )

@@ -62,7 +62,7 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
 
 
 def training_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """Losses, learning rate and pseudo-labels of a run.
+    """Losses, learning rate and pseudo-labels of a run; steps and members are counted from 1.
 
     The left column goes by the global step, in which members alternate; the right column by each
     member's own iteration t, one line per member, so that members can be compared. A run of one
@@ -116,6 +116,8 @@ def training_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
 def episodes_figure(results: Results, *, metrics: Sequence[str] | None = None) -> Figure:
     """Figures after each episode: members before averaging as dots, averages as lines.
 
+    Episodes and members are counted from 1.
+
     Args:
         results: of one run.
         metrics: which figures, in percent, one panel each; None takes every AP and AP50.
@@ -141,10 +143,10 @@ def episodes_figure(results: Results, *, metrics: Sequence[str] | None = None) -
         for number, model in enumerate(MODELS):
             of_model = [x for x in results.evaluations if x.model == model]
             _draw_episodes(axis, of_model, metric, model, _COLOURS[number])
-        axis.set_xlabel("episode (from 0)")
+        axis.set_xlabel("episode")
         axis.set_ylabel(f"{metric} (%)")
         axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-        axis.set_xlim(-0.5, max(x.episode for x in results.evaluations) + 0.5)
+        axis.set_xlim(0.5, max(x.episode for x in results.evaluations) + 1.5)
         axis.grid(alpha=0.3)
         axis.legend()
     members, episodes = results.imwa["members"], results.imwa["episodes"]
@@ -230,13 +232,14 @@ def _draw_by_member(axis: Axes, rows: Sequence[Mapping[str, Any]], names: Sequen
             axis.plot(steps, values, color=colour, ls=_dash(i), lw=1)
     for i, member in enumerate(members):
         colour = _colour(i) if len(names) == 1 else "black"
-        axis.plot([], [], color=colour, ls=_dash(i), lw=1, label=f"member {member}")
+        axis.plot([], [], color=colour, ls=_dash(i), lw=1, label=f"member {member + 1}")
 
 
 def _column(
     rows: Sequence[Mapping[str, Any]], name: str, clock: str
 ) -> tuple[list[float], list[float]]:
-    found = [(row.get(clock, row.get("iteration")), row[name]) for row in rows if name in row]
+    # + 1: the file counts from 0, so iteration 99 is the 100th optimizer step.
+    found = [(row.get(clock, row.get("iteration")) + 1, row[name]) for row in rows if name in row]
     return [step for step, _ in found], [value for _, value in found]
 
 
@@ -248,17 +251,18 @@ def _draw_episodes(
     if averages:
         marker = "o" if model == "teacher" else "s"
         label = f"{model}, average" if any(x.member is not None for x in evaluations) else model
-        axis.plot(list(averages), list(averages.values()), color=colour, marker=marker, label=label)
+        episodes = [episode + 1 for episode in averages]
+        axis.plot(episodes, list(averages.values()), color=colour, marker=marker, label=label)
     members = sorted({x.member for x in evaluations if x.member is not None})
     for number, member in enumerate(members):
         own = [x for x in evaluations if x.member == member]
         axis.scatter(
-            [x.episode for x in own],
+            [x.episode + 1 for x in own],
             [x.metrics.get(metric, math.nan) for x in own],
             facecolors="none",
             edgecolors=colour,
             marker=_MARKERS[number % len(_MARKERS)],
-            label=f"{model}, member {member}",
+            label=f"{model}, member {member + 1}",
         )
 
 

@@ -15,6 +15,8 @@ _MODEL_NAMES = {"student": "student", "teacher": "teacher (EMA)"}
 def results_table(results: Results, *, metrics: Sequence[str] | None = None) -> Table:
     """One row per episode and member or average, the figures of student and teacher in columns.
 
+    Episodes and members are counted from 1, as in the log.
+
     Args:
         results: of one run.
         metrics: which figures, in percent; None takes every AP and AP50.
@@ -24,7 +26,7 @@ def results_table(results: Results, *, metrics: Sequence[str] | None = None) -> 
     table = Table(
         title=f"{results.method} on {results.dataset}, {_imwa(results)}, seed {results.seed}"
     )
-    table.add_column("episode\n(from 0)", justify="right")
+    table.add_column("episode", justify="right")
     table.add_column("weights")
     for model in models:
         for metric in metrics:
@@ -42,7 +44,7 @@ def results_table(results: Results, *, metrics: Sequence[str] | None = None) -> 
         if last is not None and last != episode:
             table.add_section()
         table.add_row(
-            "" if last == episode else str(episode),
+            "" if last == episode else str(episode + 1),
             weights,
             *cells,
             style=None if weights.startswith("member") else "bold",
@@ -136,7 +138,7 @@ def spread_text(spread: Spread, *, sign: bool = False) -> str:
 
 
 def _weights(item: Evaluation) -> str:
-    return item.stage if item.member is None else f"member {item.member}"
+    return item.stage if item.member is None else f"member {item.member + 1}"
 
 
 def _imwa(run: Results, *, among: Sequence[Group] = ()) -> str:

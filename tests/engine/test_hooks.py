@@ -126,7 +126,9 @@ class KillAt(HookBase):
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_signal_finishes_the_step_writes_a_checkpoint_and_tells_the_exit_code(tiny, number, code):
+def test_signal_finishes_the_step_writes_a_checkpoint_and_tells_the_exit_code(
+    tiny, caplog, number, code
+):
     saved = []
     trainer = tiny.trainer(6)
     hook = SignalHook(lambda: saved.append(trainer.iter))
@@ -135,6 +137,7 @@ def test_signal_finishes_the_step_writes_a_checkpoint_and_tells_the_exit_code(ti
     trainer.train()
     assert (saved, trainer.iter, hook.exit_code) == ([2], 3, code)
     assert signal.getsignal(number) is before
+    assert "stopping after global step 3" in caplog.text  # people count from 1
 
 
 def test_without_a_signal_nothing_is_written_and_the_code_is_zero(tiny):

@@ -55,7 +55,7 @@ def test_damaged_newest_checkpoint_costs_one_period(server, half, assert_same_ru
     newest.write_bytes(DAMAGES[name](newest.read_bytes()))
     assert server.run(half) == 0, server.log
     assert f"{newest} is damaged: " in server.log
-    assert "model_0000008.pth at global step 9" in server.log
+    assert "model_0000008.pth after global step 9" in server.log
     assert_same_run(half)
 
 

@@ -28,7 +28,7 @@ def newest_intact(folder):
 
 
 def resumed_at(log):
-    lines = [line for line in log.splitlines() if "at global step" in line]
+    lines = [line for line in log.splitlines() if "resuming from" in line]
     return int(lines[0].rpartition(" ")[2]) if lines else 0
 
 

@@ -76,14 +76,14 @@ def test_curves_go_by_global_step_and_by_each_members_own_iteration():
     assert figure.axes[-1].get_xlabel().startswith("own iteration t")
     written = [row for row in rows() if "total_loss" in row]
     total = line(left, "total_loss")
-    np.testing.assert_array_equal(total.get_xdata(), [row["iteration"] for row in written])
+    np.testing.assert_array_equal(total.get_xdata(), [row["iteration"] + 1 for row in written])
     np.testing.assert_array_equal(total.get_ydata(), [row["total_loss"] for row in written])
     members = [x for x in right.get_lines() if len(x.get_xdata())]
     for member, curve in enumerate(members):
         own = [row for row in written if row["member"] == member]
-        np.testing.assert_array_equal(curve.get_xdata(), [row["t"] for row in own])
+        np.testing.assert_array_equal(curve.get_xdata(), [row["t"] + 1 for row in own])
         np.testing.assert_array_equal(curve.get_ydata(), [2.0 + row["t"] for row in own])
-    assert [text.get_text() for text in right.get_legend().get_texts()] == ["member 0", "member 1"]
+    assert [text.get_text() for text in right.get_legend().get_texts()] == ["member 1", "member 2"]
 
 
 def test_panels_are_losses_rate_and_pseudo_labels():
@@ -121,7 +121,7 @@ def test_a_single_episode_has_a_single_tick():
     single = [Evaluation("student", "final", 0, None, {"AP": 10.0})]
     axis = episodes_figure(results(single)).axes[0]
     low, high = axis.get_xlim()
-    assert [tick for tick in axis.get_xticks() if low <= tick <= high] == [0]
+    assert [tick for tick in axis.get_xticks() if low <= tick <= high] == [1]
 
 
 def test_a_loss_that_was_not_finite_leaves_a_gap():
@@ -150,14 +150,14 @@ def test_episodes_show_averages_as_lines_and_members_as_dots():
     figure = episodes_figure(results(evaluations()))
     axis = figure.axes[0]
     assert [x.get_ylabel() for x in figure.axes] == ["AP (%)", "AP50 (%)"]
-    assert axis.get_xlabel() == "episode (from 0)"
+    assert axis.get_xlabel() == "episode"
     student = line(axis, "student, average")
-    assert student.get_xydata().tolist() == [[0, 2], [1, 12], [2, 22]]
-    assert line(axis, "teacher").get_xydata().tolist() == [[1, 13], [2, 23]]
+    assert student.get_xydata().tolist() == [[1, 2], [2, 12], [3, 22]]
+    assert line(axis, "teacher").get_xydata().tolist() == [[2, 13], [3, 23]]
     dots = {x.get_label(): x.get_offsets().tolist() for x in axis.collections}
     assert dots == {
-        "student, member 0": [[0, 0], [1, 10], [2, 20]],
-        "student, member 1": [[0, 1], [1, 11], [2, 21]],
+        "student, member 1": [[1, 0], [2, 10], [3, 20]],
+        "student, member 2": [[1, 1], [2, 11], [3, 21]],
     }
     assert "M = 2, E = 3, T = 12, seed 1" in figure.get_suptitle()
 

@@ -54,7 +54,7 @@ def test_results_have_a_row_per_member_and_average_and_columns_per_model():
         )
     )
     assert [column.header.replace("\n", " ") for column in table.columns] == [
-        "episode (from 0)",
+        "episode",
         "weights",
         "student AP",
         "student AP50",
@@ -62,10 +62,10 @@ def test_results_have_a_row_per_member_and_average_and_columns_per_model():
         "teacher (EMA) AP50",
     ]
     assert cells(table) == [
-        ["0", "member 0", "10.00", "20.00", "", ""],
-        ["", "member 1", "11.00", "21.00", "", ""],
+        ["1", "member 1", "10.00", "20.00", "", ""],
+        ["", "member 2", "11.00", "21.00", "", ""],
         ["", "average", "12.00", "22.00", "", ""],
-        ["1", "final", "13.00", "–", "14.00", "24.00"],
+        ["2", "final", "13.00", "–", "14.00", "24.00"],
     ]
     text = rendered(table)
     assert "unbiased_teacher on digits, M = 2, E = 20, seed 1" in text
@@ -74,8 +74,8 @@ def test_results_have_a_row_per_member_and_average_and_columns_per_model():
 
 def test_results_show_the_figures_that_are_asked_for():
     item = Evaluation("student", "final", 0, None, {"AP": 1.0, "APs": 2.0, "VOC/AP50": 3.0})
-    assert cells(results_table(run([item]), metrics=["APs"])) == [["0", "final", "2.00"]]
-    assert cells(results_table(run([item]))) == [["0", "final", "1.00", "3.00"]]
+    assert cells(results_table(run([item]), metrics=["APs"])) == [["1", "final", "2.00"]]
+    assert cells(results_table(run([item]))) == [["1", "final", "1.00", "3.00"]]
 
 
 def test_a_run_without_evaluations_is_an_empty_table():
