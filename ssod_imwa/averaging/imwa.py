@@ -153,13 +153,17 @@ class IMWA:
         }
         self._batchnorm: list[State] = []
         self._spoiled: list[int] = []
-        logger.info(
-            "IMWA: %d members, %d episodes of about %d iterations, optimizer state: %s",
-            schedule.members,
-            schedule.episodes,
-            schedule.iterations // schedule.episodes,
-            optimizer_state,
-        )
+        if schedule.members > 1:  # one member is plain training
+            length = schedule.iterations // schedule.episodes
+            logger.info(
+                "IMWA: %d members, %d episode%s of about %d iteration%s, optimizer state: %s",
+                schedule.members,
+                schedule.episodes,
+                "s" if schedule.episodes > 1 else "",
+                length,
+                "s" if length > 1 else "",
+                optimizer_state,
+            )
 
     def before_step(self, global_step: int) -> None:
         """Remember, at an episode's first step, what its members begin with."""

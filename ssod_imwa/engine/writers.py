@@ -192,7 +192,8 @@ class TerminalWriter(Writer):
     def write(self, row: dict[str, Any]) -> None:
         position = self._schedule.position(row["iteration"])
         if "total_loss" not in row:
-            self._say(f"{place(self._schedule, position)}  {_evaluation(row)}")
+            measured = _evaluation(row, name_stage=self._schedule.members > 1)
+            self._say(f"{place(self._schedule, position)}  {measured}")
         elif self._progress is not None and self._task is not None:
             self._progress.update(self._task, numbers=_numbers(row))
         else:
@@ -237,13 +238,17 @@ def _numbers(row: dict[str, Any]) -> str:
     return "  ".join(parts)
 
 
-def _evaluation(row: dict[str, Any]) -> str:
-    """The first two metrics of each model; the others are in metrics.json and results.json."""
+def _evaluation(row: dict[str, Any], *, name_stage: bool) -> str:
+    """The first two metrics of each model; the others are in metrics.json and results.json.
+
+    The stage is left out when there is one member, as then nothing is averaged.
+    """
     metrics: dict[str, list[str]] = {}
     for key, value in row.items():
         if key not in PLACE:
             stage, model, name = key.split("/", 2)
-            metrics.setdefault(f"{stage} {model}", []).append(f"{name} {value:.2f}")
+            title = f"{stage} {model}" if name_stage else model
+            metrics.setdefault(title, []).append(f"{name} {value:.2f}")
     return "  ".join(" ".join([model, *found[:2]]) for model, found in metrics.items())
 
 

@@ -248,12 +248,12 @@ def _draw_episodes(
 ) -> None:
     # The final evaluation is of the last average, so one of the two may be there or both.
     averages = {x.episode: x.metrics.get(metric, math.nan) for x in evaluations if x.member is None}
+    members = sorted({x.member for x in evaluations if x.member is not None})
     if averages:
         marker = "o" if model == "teacher" else "s"
-        label = f"{model}, average" if any(x.member is not None for x in evaluations) else model
+        label = f"{model}, average" if len(members) > 1 else model
         episodes = [episode + 1 for episode in averages]
         axis.plot(episodes, list(averages.values()), color=colour, marker=marker, label=label)
-    members = sorted({x.member for x in evaluations if x.member is not None})
     for number, member in enumerate(members):
         own = [x for x in evaluations if x.member == member]
         axis.scatter(

@@ -33,7 +33,8 @@ def results_table(results: Results, *, metrics: Sequence[str] | None = None) -> 
             table.add_column(f"{_MODEL_NAMES[model]}\n{metric}", justify="right")
     rows: dict[tuple[int, str], dict[str, Evaluation]] = {}
     for item in results.evaluations:
-        rows.setdefault((item.episode, _weights(item)), {})[item.model] = item
+        weights = _weights(item, members=results.imwa["members"])
+        rows.setdefault((item.episode, weights), {})[item.model] = item
     last = None
     for (episode, weights), found in rows.items():
         cells = [
@@ -137,8 +138,11 @@ def spread_text(spread: Spread, *, sign: bool = False) -> str:
     return mean if math.isnan(spread.std) else f"{mean} ± {spread.std:.2f}"
 
 
-def _weights(item: Evaluation) -> str:
-    return item.stage if item.member is None else f"member {item.member + 1}"
+def _weights(item: Evaluation, *, members: int) -> str:
+    if item.member is not None:
+        return f"member {item.member + 1}"
+    # One member is plain training: nothing was averaged.
+    return "episode's end" if item.stage == "average" and members == 1 else item.stage
 
 
 def _imwa(run: Results, *, among: Sequence[Group] = ()) -> str:

@@ -42,6 +42,21 @@ def test_one_member_keeps_no_copy_and_its_gradients(loop):
     assert run.student[0].weight.grad is not None
 
 
+@pytest.mark.parametrize(
+    ("episodes", "members", "expected"),
+    [
+        (1, 1, []),
+        (3, 1, []),
+        (1, 2, ["IMWA: 2 members, 1 episode of about 6 iterations, optimizer state: keep"]),
+        (6, 3, ["IMWA: 3 members, 6 episodes of about 1 iteration, optimizer state: keep"]),
+    ],
+)
+def test_averaging_is_announced_and_plain_training_is_not(caplog, episodes, members, expected):
+    caplog.set_level(logging.INFO)
+    IMWA(EpisodeSchedule(6, episodes=episodes, members=members), {"model": nn.Linear(1, 1)})
+    assert caplog.messages == expected
+
+
 def test_reset_differs_from_plain_training(loop):
     plain = loop.Run()
     plain.train(EpisodeSchedule(6))

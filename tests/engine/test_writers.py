@@ -186,6 +186,14 @@ def test_without_a_terminal_each_row_is_a_log_line(caplog):
     ]
 
 
+def test_an_evaluation_of_plain_training_says_nothing_of_averages(caplog):
+    caplog.set_level(logging.INFO)
+    writer = TerminalWriter(EpisodeSchedule(100), Console(file=io.StringIO()))
+    writer.write({"iteration": 99, "average/student/AP": 40.0, "average/teacher/AP": 41.0})
+    (line,) = caplog.messages
+    assert line == "episode 1/1  member 1/1  iteration 100/100  student AP 40.00  teacher AP 41.00"
+
+
 def test_on_a_terminal_there_is_a_progress_bar(caplog):
     caplog.set_level(logging.INFO)
     screen = io.StringIO()

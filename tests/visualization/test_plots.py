@@ -162,6 +162,14 @@ def test_episodes_show_averages_as_lines_and_members_as_dots():
     assert "M = 2, E = 3, T = 12, seed 1" in figure.get_suptitle()
 
 
+def test_one_member_is_not_called_an_average():
+    both = [
+        Evaluation("student", x, 0, m, {"AP": 1.0}) for x, m in (("member", 0), ("final", None))
+    ]
+    labels = [x.get_label() for x in episodes_figure(results(both)).axes[0].get_lines()]
+    assert labels == ["student"]
+
+
 def test_three_figures_fill_three_panels():
     figure = episodes_figure(
         results([Evaluation("student", "final", 0, None, {"a": 1.0, "b": 2.0, "c": 3.0})]),

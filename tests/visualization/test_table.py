@@ -78,6 +78,16 @@ def test_results_show_the_figures_that_are_asked_for():
     assert cells(results_table(run([item]))) == [["1", "final", "1.00", "3.00"]]
 
 
+def test_plain_training_has_no_averages_in_its_table():
+    items = [
+        Evaluation("student", x, i, None, {"AP": 1.0}) for i, x in ((0, "average"), (1, "final"))
+    ]
+    assert cells(results_table(run(items, members=1))) == [
+        ["1", "episode's end", "1.00"],
+        ["2", "final", "1.00"],
+    ]
+
+
 def test_a_run_without_evaluations_is_an_empty_table():
     assert cells(results_table(run([]))) == []
 
