@@ -5,6 +5,7 @@ Images are uint8 (3, H, W) RGB tensors throughout, boxes float (n, 4) x1 y1 x2 y
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -73,8 +74,9 @@ def draw_detections(
         (picture.width * scale, picture.height * scale), Image.Resampling.BICUBIC
     )
     drawing = ImageDraw.Draw(picture)
-    width = max(2, round(min(picture.size) / 250))
-    font = ImageFont.load_default(size=max(12, round(min(picture.size) / 32)))
+    # Sizes that are still seen when a sheet of them is shrunk to half, to fit a screen.
+    width = max(3, round(min(picture.size) / 160))
+    font = ImageFont.load_default(size=max(14, round(min(picture.size) / 28)))
     order = list(range(len(boxes))) if scores is None else torch.argsort(scores).tolist()
     corners = [[float(x) * scale for x in box] for box in boxes]
     colours = [PALETTE[int(label) % len(PALETTE)] for label in labels]
@@ -92,7 +94,8 @@ def contact_sheet(
     images: Sequence[torch.Tensor],
     captions: Sequence[str],
     *,
-    columns: int,
+    group: int = 1,
+    columns: int | None = None,
     cell: int = 480,
 ) -> torch.Tensor:
     """Images side by side in rows, each shrunk or enlarged to fit a cell, its caption above it.
@@ -100,40 +103,65 @@ def contact_sheet(
     Args:
         images: uint8 (3, H, W) of any sizes.
         captions: one per image; long ones are wrapped.
-        columns: images in a row.
+        group: so many successive images belong together: they stay in one row, and apart from the
+            next group.
+        columns: groups in a row; None takes the number that makes the sheet most nearly square.
         cell: pixels, longer side of an image on the sheet.
 
     Returns:
         uint8 (3, H, W), white where there is no image.
 
     Raises:
-        ValueError: there are no images, or not as many captions as images.
+        ValueError: there are no images, not as many captions as images, or the last group is not
+            full.
     """
     if not images or len(images) != len(captions):
         raise ValueError(f"{len(images)} images with {len(captions)} captions make no sheet")
+    if len(images) % group:
+        raise ValueError(f"{len(images)} images make no groups of {group} (must be a multiple)")
     font = ImageFont.load_default(size=max(12, cell // 26))
     letters = max(8, int(cell / font.getlength("n")))
     texts = ["\n".join(textwrap.wrap(caption, letters)) for caption in captions]
     line = sum(font.getmetrics())
-    gap = cell // 40
+    above = [(text.count("\n") + 1) * line + cell // 40 for text in texts]
     pictures = [_fit(image, cell) for image in images]
-    rows = [range(i, min(i + columns, len(images))) for i in range(0, len(images), columns)]
-    above = [(max(texts[i].count("\n") for i in row) + 1) * line + gap for row in rows]
-    heights = [max(pictures[i].height for i in row) for row in rows]
-    across = min(columns, len(images))
-    sheet = Image.new(
-        "RGB", (across * (cell + gap) + gap, sum(above) + sum(heights) + gap * (len(rows) + 1))
-    )
-    sheet.paste(_WHITE, (0, 0, *sheet.size))
+    heights = [picture.height for picture in pictures]
+    counts = range(1, len(images) // group + 1) if columns is None else [columns]
+    layouts = [_Layout(above, heights, group=group, columns=n, cell=cell) for n in counts]
+    layout = min(layouts, key=lambda layout: abs(math.log(layout.width / layout.height)))
+    sheet = Image.new("RGB", (layout.width, layout.height), _WHITE)
     drawing = ImageDraw.Draw(sheet)
-    top = gap
-    for row, text_height, height in zip(rows, above, heights, strict=True):
-        for column, i in enumerate(row):
-            left = gap + column * (cell + gap)
-            drawing.multiline_text((left, top), texts[i], fill=_BLACK, font=font, spacing=0)
-            sheet.paste(pictures[i], (left, top + text_height))
-        top += text_height + height + gap
+    for picture, text, (left, top, below_text) in zip(pictures, texts, layout.places, strict=True):
+        drawing.multiline_text((left, top), text, fill=_BLACK, font=font, spacing=0)
+        sheet.paste(picture, (left, below_text))
     return _to_tensor(sheet)
+
+
+class _Layout:
+    """Where images lie on a sheet with a number of groups in a row.
+
+    Attributes:
+        width, height: of the sheet in pixels.
+        places: of each image its left edge, the top of its caption, and its own top.
+    """
+
+    def __init__(
+        self, above: Sequence[int], heights: Sequence[int], *, group: int, columns: int, cell: int
+    ) -> None:
+        gap = cell // 40
+        between = 4 * gap if group > 1 else gap  # groups
+        in_row = group * columns
+        self.places: list[tuple[int, int, int]] = []
+        top = gap
+        for start in range(0, len(heights), in_row):
+            row = range(start, min(start + in_row, len(heights)))
+            text = max(above[i] for i in row)
+            for place in range(len(row)):
+                left = gap + place * (cell + gap) + place // group * (between - gap)
+                self.places.append((left, top, top + text))
+            top += text + max(heights[i] for i in row) + between
+        self.height = top - between + gap
+        self.width = max(left for left, _, _ in self.places) + cell + gap
 
 
 def save_png(path: str | Path, image: torch.Tensor) -> None:

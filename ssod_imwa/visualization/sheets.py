@@ -40,7 +40,7 @@ def prediction_sheet(
     class_names: Sequence[str],
     threshold: float,
 ) -> torch.Tensor:
-    """Ground truth on the left, detections on the right, one image a row.
+    """Pairs of pictures: ground truth on the left, detections on the right.
 
     Args:
         images: uint8 (3, H, W), as stored.
@@ -61,10 +61,10 @@ def prediction_sheet(
         ]
         shown = len(filter_detections(found, threshold))
         captions += [
-            f"{name}: {len(truth)} labelled",
+            f"image {name}: {len(truth)} labelled",
             f"{shown} found with a score above {threshold:g}",
         ]
-    return contact_sheet(pictures, captions, columns=2)
+    return contact_sheet(pictures, captions, group=2)
 
 
 def view_sheet(
@@ -74,7 +74,7 @@ def view_sheet(
     *,
     class_names: Sequence[str],
 ) -> torch.Tensor:
-    """Weak view on the left, strong view on the right, with the boxes that training uses.
+    """Pairs of pictures: weak view on the left, strong view on the right, with training's boxes.
 
     Args:
         samples: labelled ones show their labels, dashed.
@@ -91,13 +91,11 @@ def view_sheet(
         pictures += [
             _view_picture(view, found, class_names) for view in (sample.weak, sample.strong)
         ]
-        boxes = (
-            f"{len(sample.weak.targets or ())} labels"
-            if found is None
-            else (f"{len(found)} pseudo-labels")
-        )
-        captions += [f"{name}: weak view, {boxes}", "strong view"]
-    return contact_sheet(pictures, captions, columns=2)
+        kind = "label" if found is None else "pseudo-label"
+        count = len(sample.weak.targets or ()) if found is None else len(found)
+        boxes = f"{count} {kind}{'' if count == 1 else 's'}"
+        captions += [f"image {name}: weak view, {boxes}", "strong view"]
+    return contact_sheet(pictures, captions, group=2)
 
 
 def _view_picture(view: View, found: Detections | None, class_names: Sequence[str]) -> torch.Tensor:

@@ -126,6 +126,24 @@ def test_a_sheet_holds_every_image_in_order():
     assert (sheet == 255).any()
 
 
+@pytest.mark.parametrize("count", [8, 9, 20, 50])
+@pytest.mark.parametrize(("height", "width"), [(60, 60), (40, 60), (60, 30)])
+def test_a_sheet_of_many_pairs_is_about_as_wide_as_high(count, height, width):
+    sheet = contact_sheet([grey(height, width)] * 2 * count, ["a"] * 2 * count, group=2, cell=80)
+    assert 0.6 < sheet.shape[2] / sheet.shape[1] < 1.7
+
+
+def test_a_group_stays_in_one_row_and_apart_from_the_next():
+    values = (10, 60, 110, 160)
+    images = [grey(80, 80, value) for value in values]
+    sheet = contact_sheet(images, [""] * 4, group=2, columns=2, cell=80)
+    where = [(sheet == value).all(0).nonzero() for value in values]
+    assert len({int(found[:, 0].min()) for found in where}) == 1
+    left, right = ([int(bound(f[:, 1])) for f in where] for bound in (torch.min, torch.max))
+    gaps = [left[i + 1] - right[i] for i in range(3)]
+    assert gaps[0] == gaps[2] < gaps[1]
+
+
 def test_a_long_caption_is_wrapped_and_does_not_run_into_its_neighbour():
     images = [grey(40, 80), grey(40, 80)]
     short = contact_sheet(images, ["a", "b"], columns=2, cell=200)
@@ -141,6 +159,8 @@ def test_a_sheet_of_nothing_is_refused():
         contact_sheet([], [], columns=2)
     with pytest.raises(ValueError, match="1 images with 2 captions"):
         contact_sheet([grey(4, 4)], ["a", "b"], columns=2)
+    with pytest.raises(ValueError, match="3 images make no groups of 2"):
+        contact_sheet([grey(4, 4)] * 3, ["a"] * 3, group=2)
 
 
 def test_a_png_holds_exactly_the_pixels(tmp_path):

@@ -23,8 +23,8 @@ def captions_of(monkeypatch, function, *args, **kwargs):
     """What a sheet says, and the pictures it is made of."""
     seen = {}
 
-    def remember(pictures, captions, *, columns):
-        seen.update(pictures=pictures, captions=captions, columns=columns)
+    def remember(pictures, captions, *, group):
+        seen.update(pictures=pictures, captions=captions, group=group)
         return IMAGE
 
     monkeypatch.setattr(sheets, "contact_sheet", remember)
@@ -60,10 +60,10 @@ def test_a_prediction_sheet_has_truth_beside_detections(monkeypatch):
         class_names=("cat", "dog"),
         threshold=0.5,
     )
-    assert seen["captions"] == ["0001: 2 labelled", "1 found with a score above 0.5"]
+    assert seen["captions"] == ["image 0001: 2 labelled", "1 found with a score above 0.5"]
     assert amount(seen["pictures"][0], 1) > 0
     assert amount(seen["pictures"][1], 1) == 0
-    assert seen["columns"] == 2
+    assert seen["group"] == 2  # truth and detections stay side by side
 
 
 def test_a_prediction_sheet_is_a_picture():
@@ -91,9 +91,9 @@ def test_a_view_sheet_has_labels_or_pseudo_labels_on_both_views(monkeypatch):
         class_names=("cat", "dog"),
     )
     assert seen["captions"] == [
-        "a: weak view, 1 labels",
+        "image a: weak view, 1 label",
         "strong view",
-        "b: weak view, 2 pseudo-labels",
+        "image b: weak view, 2 pseudo-labels",
         "strong view",
     ]
     of_dogs = [amount(picture, 1) for picture in seen["pictures"]]
