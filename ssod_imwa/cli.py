@@ -9,6 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
+from rich.console import Console
+from rich.table import Table
+
 from ssod_imwa.errors import UserError
 
 # Noise of libraries that a user can do nothing about: torchvision's import under torch >= 2.15, and
@@ -28,6 +31,18 @@ def require_absent(path: Path) -> None:
     """
     if path.exists():
         raise UserError(f"{path} is there already (remove it, or choose another --output)")
+
+
+def print_table(table: Table, console: Console | None = None) -> None:
+    """Print a table whole: a file gets its full width, a narrow terminal wraps what does not fit.
+
+    Left to itself, rich takes 80 columns for a file and cuts off what is beyond the last.
+    """
+    console = console or Console()
+    # Measured on a page without an edge.
+    widths = console.measure(table, options=console.options.update(max_width=sys.maxsize))
+    console.width = max(console.width, widths.minimum if console.is_terminal else widths.maximum)
+    console.print(table)
 
 
 def run_main(main: Callable[[], int | None]) -> NoReturn:

@@ -7,7 +7,7 @@ import math
 import platform
 import statistics
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from importlib import metadata
 from pathlib import Path
@@ -231,9 +231,15 @@ class Spread:
 
 @dataclass(frozen=True)
 class Group:
-    """Runs that differ in nothing but the seed (and fold)."""
+    """Runs that differ in nothing but the seed (and fold).
+
+    Attributes:
+        runs: at least one.
+        names: of their folders, or nothing.
+    """
 
     runs: tuple[Results, ...]
+    names: tuple[str, ...] = ()
 
     @property
     def dataset(self) -> str:
@@ -270,30 +276,71 @@ class Group:
         )
 
 
-def group_runs(runs: Sequence[Results]) -> list[Group]:
+def group_runs(
+    runs: Sequence[Results],
+    *,
+    names: Sequence[str] | None = None,
+    settings: Sequence[Mapping[str, Any] | None] | None = None,
+) -> list[Group]:
     """Sort runs into groups of equal task, data set, method, T and IMWA settings, in first order.
+
+    Args:
+        runs: finished runs, each once.
+        names: of the runs' folders. Runs of a group with equal seeds are then told apart by name,
+            each in a group of its own: they differ in something that results do not say.
+        settings: of each run what else its figures depend on, None if not known; runs with other
+            settings are in another group. Ignored in a group that has a run without them.
 
     Raises:
         ResultsError: a group holds the same seed (and fold, and first member) twice, which would
-            make the spread look smaller than it is.
+            make the spread look smaller than it is, and there are no names.
     """
-    groups: dict[str, list[Results]] = {}
-    for run in runs:
-        settings = {key: value for key, value in run.imwa.items() if key != "first_member"}
-        if run.imwa["members"] == 1:  # nothing is averaged, so how and when makes no difference
-            settings = {"members": 1}
-        key = json.dumps(
-            [run.task, run.dataset, run.method, run.iterations, settings], sort_keys=True
-        )
-        group = groups.setdefault(key, [])
-        if any(_draw(run) == _draw(other) for other in group):
+    groups = []
+    for alike in _alike(runs, settings):
+        repeated = _repeated([runs[i] for i in alike])
+        if repeated is not None and names is None:
             raise ResultsError(
-                f"seed {run.seed} of {run.method} on {run.dataset} with {run.imwa['members']} "
-                f"members, {run.imwa['episodes']} episodes and T = {run.iterations} is given twice "
-                "(give each run once)"
+                f"seed {repeated.seed} of {repeated.method} on {repeated.dataset} with "
+                f"{repeated.imwa['members']} members, {repeated.imwa['episodes']} episodes and "
+                f"T = {repeated.iterations} is given twice (give each run once)"
             )
-        group.append(run)
-    return [Group(tuple(group)) for group in groups.values()]
+        for chosen in [alike] if repeated is None else [[i] for i in alike]:
+            folders = () if names is None else tuple(names[i] for i in chosen)
+            groups.append(Group(tuple(runs[i] for i in chosen), folders))
+    return groups
+
+
+def _alike(
+    runs: Sequence[Results], settings: Sequence[Mapping[str, Any] | None] | None
+) -> Iterator[list[int]]:
+    """Positions of runs between which no setting differs."""
+    for same in _split(range(len(runs)), [_recipe(run) for run in runs]):
+        if settings is None or any(settings[i] is None for i in same):
+            yield same
+        else:
+            yield from _split(same, settings)
+
+
+def _split(positions: Iterable[int], keys: Sequence[Any]) -> list[list[int]]:
+    found: dict[str, list[int]] = {}
+    for i in positions:
+        found.setdefault(json.dumps(keys[i], sort_keys=True), []).append(i)
+    return list(found.values())
+
+
+def _recipe(run: Results) -> list[Any]:
+    settings = {key: value for key, value in run.imwa.items() if key != "first_member"}
+    if run.imwa["members"] == 1:  # nothing is averaged, so how and when makes no difference
+        settings = {"members": 1}
+    return [run.task, run.dataset, run.method, run.iterations, settings]
+
+
+def _repeated(runs: Sequence[Results]) -> Results | None:
+    """The first run that drew what one before it drew."""
+    for i, run in enumerate(runs):
+        if any(_draw(run) == _draw(other) for other in runs[:i]):
+            return run
+    return None
 
 
 def _draw(run: Results) -> tuple[Any, ...]:

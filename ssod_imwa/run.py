@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from fvcore.common.config import CfgNode
 
 from ssod_imwa.averaging.episodes import EpisodeSchedule
 from ssod_imwa.averaging.imwa import IMWA
+from ssod_imwa.config import get_cfg
 from ssod_imwa.config.reader import keys
 from ssod_imwa.data.catalog import fingerprint
 from ssod_imwa.detection import build
@@ -110,6 +112,39 @@ def evaluate(cfg: CfgNode, weights: str | Path | None = None) -> dict[str, float
     detector = build.build_detector(cfg, len(data.labelled.classes))
     logger.info("evaluating %s", weights)
     return build.build_evaluator(cfg, data.tests)(detector.to(pick_device(cfg.MODEL.DEVICE)))
+
+
+def read_settings(run_dir: str | Path) -> dict[str, Any] | None:
+    """What a finished run's figures depend on besides its seed, its fold and what results.json has.
+
+    Returns:
+        Values by key, defaults included, as in the run's config.yaml; None if there is none.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    path = Path(run_dir) / CONFIG_FILE
+    if not path.exists():
+        return None
+    try:
+        # Not `load_config`, which refuses the keys of other versions.
+        written = CfgNode(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
+        raise UserError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
+    found = {key: _value(cfg, key) for cfg in (get_cfg(), written) for key in keys(cfg)}
+    return {key: value for key, value in found.items() if not _is_said_elsewhere(key)}
+
+
+def _is_said_elsewhere(key: str) -> bool:
+    """Whether a key is in results.json or does not change the figures."""
+    free = key in FREE_KEYS and key != "MODEL.WEIGHTS"
+    return free or key in ("SEED", "DATASETS.SPLIT.FOLD") or key.startswith("IMWA.")
+
+
+def _value(cfg: CfgNode, key: str) -> Any:
+    for part in key.split("."):
+        cfg = cfg[part]
+    return cfg
 
 
 def pick_device(name: str) -> torch.device:
@@ -343,10 +378,7 @@ def _identity(cfg: CfgNode, data: build.DetectionData) -> dict[str, Any]:
     run: dict[str, Any] = {}
     for key in keys(cfg):
         if key not in FREE_KEYS:
-            node = cfg
-            for part in key.split("."):
-                node = node[part]
-            run[key] = node
+            run[key] = _value(cfg, key)
     run["labelled images"] = fingerprint(data.labelled)
     run["unlabelled images"] = None if data.unlabelled is None else fingerprint(data.unlabelled)
     run["processes"] = comm.world_size()

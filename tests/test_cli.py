@@ -1,6 +1,10 @@
-import pytest
+import io
 
-from ssod_imwa.cli import run_main
+import pytest
+from rich.console import Console
+from rich.table import Table
+
+from ssod_imwa.cli import print_table, run_main
 from ssod_imwa.errors import DataError
 
 
@@ -16,6 +20,18 @@ def test_exit_status_is_what_main_returns(returned, status):
     with pytest.raises(SystemExit) as stop:
         run_main(lambda: returned)
     assert stop.value.code == status
+
+
+@pytest.mark.parametrize(("is_terminal", "lines"), [(False, 1), (True, 4)])
+def test_a_table_loses_nothing_on_a_narrow_page(is_terminal, lines):
+    console = Console(file=io.StringIO(), force_terminal=is_terminal, width=30, color_system=None)
+    table = Table(show_header=False)
+    table.add_row("four words to wrap", *["12.34"] * 12)
+    print_table(table, console)
+    text = console.file.getvalue()
+    assert text.count("12.34") == 12
+    assert {"four", "words", "to", "wrap"} <= set(text.split())
+    assert len(text.splitlines()) == 2 + lines
 
 
 def test_a_user_error_is_one_line_and_status_2(capsys):

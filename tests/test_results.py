@@ -199,6 +199,19 @@ def test_a_run_given_twice_is_refused():
     assert len(group_runs([results(imwa=alone), results(imwa=other_member)])) == 1
 
 
+def test_runs_of_one_seed_are_told_apart_by_settings_or_else_by_name():
+    runs = [results(1), results(2), results(1), results(2)]
+    names = ["a1", "a2", "b1", "b2"]
+    settings = [{"x": 0}, {"x": 0}, {"x": 1}, {"x": 1}]
+    groups = group_runs(runs, names=names, settings=settings)
+    assert [group.names for group in groups] == [("a1", "a2"), ("b1", "b2")]
+    assert len(group_runs(runs[:3:2], settings=settings[:3:2])) == 2
+    alone = [("a1",), ("a2",), ("b1",), ("b2",)]
+    assert [group.names for group in group_runs(runs, names=names)] == alone
+    settings[0] = None  # not known, so the others' cannot be compared with it
+    assert [x.names for x in group_runs(runs, names=names, settings=settings)] == alone
+
+
 def test_gains_are_taken_between_runs_of_equal_seed():
     plain = {"members": 1, "episodes": 1}
     base = [results(1, ap=10.0, imwa=plain), results(2, ap=20.0, imwa=plain)]

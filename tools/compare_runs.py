@@ -6,20 +6,23 @@ Examples:
   with the gain over a baseline   %(prog)s output/* --baseline output/baseline_seed1
   a wide table for the terminal   %(prog)s output/* --format table --metrics AP AP50 VOC/AP50
 
-Runs of equal data, method, iterations T and IMWA settings form a row; their seeds and folds may
-differ. The figures are those of the last averaged teacher or, without one, student. The gain is the
-mean of the differences between runs of equal seed and fold. Note that IMWA with M members takes
-M x T steps, so runs without averaging and M times the iterations belong beside it.
+Runs whose settings differ in nothing but seed and fold form a row, as results.json and config.yaml
+tell. Rows that would be called the same are named by their folders, and so is each of several runs
+of one seed. The figures are those of the last averaged teacher or, without one, student. The gain
+is the mean of the differences between runs of equal seed and fold. Note that IMWA with M members
+takes M x T steps, so runs without averaging and M times the iterations belong beside it.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
 
-from rich.console import Console
-
-from ssod_imwa.cli import run_main
+from ssod_imwa.cli import print_table, run_main
 from ssod_imwa.results import MODELS, group_runs, read_results
+from ssod_imwa.run import read_settings
 from ssod_imwa.visualization.table import comparison_markdown, comparison_rows, comparison_table
 
 
@@ -49,11 +52,15 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     """Read, group and print."""
     arguments = parse_arguments()
-    runs = {run_dir: read_results(run_dir) for run_dir in dict.fromkeys(arguments.run_dirs)}
-    groups = group_runs(list(runs.values()))
+    runs = {folder_of(run_dir): read_results(run_dir) for run_dir in arguments.run_dirs}
+    groups = group_runs(
+        list(runs.values()),
+        names=names_of(list(runs)),
+        settings=[read_settings(folder) for folder in runs],
+    )
     baseline = None
     if arguments.baseline is not None:
-        chosen = runs[arguments.baseline]
+        chosen = runs[folder_of(arguments.baseline)]
         baseline = next(g for g in groups if any(run is chosen for run in g.runs))
     header, rows = comparison_rows(
         groups, metrics=arguments.metrics, model=arguments.model, baseline=baseline
@@ -61,7 +68,19 @@ def main() -> None:
     if arguments.format == "markdown":
         print(comparison_markdown(header, rows))
     else:
-        Console().print(comparison_table(header, rows))
+        print_table(comparison_table(header, rows))
+
+
+def folder_of(run_dir: str) -> Path:
+    """The folder of a run, given it or its results.json, in one spelling."""
+    path = Path(run_dir).resolve()
+    return path.parent if path.is_file() else path
+
+
+def names_of(folders: Sequence[Path]) -> list[str]:
+    """The folders' own names, or whole paths of those whose names are the same."""
+    counts = Counter(folder.name for folder in folders)
+    return [folder.name if counts[folder.name] == 1 else str(folder) for folder in folders]
 
 
 if __name__ == "__main__":

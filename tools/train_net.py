@@ -20,7 +20,7 @@ import logging
 from rich.console import Console
 from rich.logging import RichHandler
 
-from ssod_imwa.cli import run_main
+from ssod_imwa.cli import print_table, run_main
 from ssod_imwa.config import load_config
 from ssod_imwa.engine import comm
 from ssod_imwa.engine.launch import launch
@@ -85,7 +85,7 @@ def work(arguments: argparse.Namespace) -> int:
     if status == 0 and comm.is_main():
         results = read_results(cfg.OUTPUT_DIR)
         shown = [name for name in main_metrics([results]) if "VOC/" not in name]
-        Console().print(results_table(results, metrics=shown))
+        print_table(results_table(results, metrics=shown))
         print(f"all figures, curves and models are in {cfg.OUTPUT_DIR}")
     return status
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -63,6 +64,8 @@ def comparison_rows(
 ) -> tuple[list[str], list[list[str]]]:
     """Header and cells of a comparison: a row per group, mean ± standard deviation over its runs.
 
+    If rows would be called the same, a first column has the names of their folders.
+
     Args:
         groups: in the order of the rows.
         metrics: which figures, in percent; None takes every AP and AP50.
@@ -72,14 +75,14 @@ def comparison_rows(
     """
     if metrics is None:
         metrics = main_metrics(run for group in groups for run in group.runs)
-    header = ["data", "method", "IMWA", "T", "model", "seeds"]
+    header = ["data", "method", "IMWA", "T", "model", "runs", "seeds"]
     for metric in metrics:
         header += [metric] if baseline is None else [metric, f"gain in {metric}"]
     rows = []
     for group in groups:
         run = group.runs[0]
         row = [run.dataset, run.method, _imwa(run, among=groups), str(run.iterations)]
-        row += [run.headline(model).model, ", ".join(map(str, group.seeds))]
+        row += [run.headline(model).model, str(len(group.runs)), _draws(group)]
         for metric in metrics:
             row.append(spread_text(group.spread(metric, model=model)))
             if baseline is not None:
@@ -87,14 +90,19 @@ def comparison_rows(
                 comparable = group is not baseline and group.dataset == baseline.dataset
                 row.append(spread_text(gain, sign=True) if comparable else "")
         rows.append(row)
+    if len({tuple(row[:5]) for row in rows}) < len(rows) and all(group.names for group in groups):
+        header.insert(0, "folder")
+        rows = [[_pattern(group.names), *row] for group, row in zip(groups, rows, strict=True)]
     return header, rows
 
 
 def comparison_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    """The rows of `comparison_rows` for the terminal."""
+    """The rows of `comparison_rows` for the terminal; only words may be wrapped."""
     table = Table()
-    for i, name in enumerate(header):
-        table.add_column(name, justify="left" if i < 3 else "right")
+    for name, cells in zip(header, zip(*rows, strict=True), strict=True):
+        is_text = name in ("folder", "data", "method", "IMWA")
+        width = 0 if is_text else max(map(len, cells))
+        table.add_column(name, justify="left" if is_text else "right", min_width=width)
     for row in rows:
         table.add_row(*row)
     return table
@@ -143,6 +151,33 @@ def _weights(item: Evaluation, *, members: int) -> str:
         return f"member {item.member + 1}"
     # One member is plain training: nothing was averaged.
     return "episode's end" if item.stage == "average" and members == 1 else item.stage
+
+
+def _draws(group: Group) -> str:
+    """The seeds, and the folds if there are several."""
+    text = ", ".join(map(str, group.seeds))
+    folds = sorted({run.fold for run in group.runs if run.fold is not None})
+    return f"{text} (folds {', '.join(map(str, folds))})" if len(folds) > 1 else text
+
+
+def _pattern(names: Sequence[str]) -> str:
+    """Names in one: `*` stands for what differs; a list if they have nothing in common.
+
+    Example:
+        >>> _pattern(["seed1_imwa", "seed2_imwa"]), _pattern(["a", "b"]), _pattern(["a"])
+        ('seed*_imwa', 'a, b', 'a')
+    """
+    if len(names) == 1:
+        return names[0]
+    start = _common_start(names)
+    backwards = [name[len(start) :][::-1] for name in names]
+    end = _common_start(backwards)[::-1]
+    return f"{start}*{end}" if start or end else ", ".join(names)
+
+
+def _common_start(names: Sequence[str]) -> str:
+    columns = itertools.takewhile(lambda c: len(set(c)) == 1, zip(*names, strict=False))
+    return "".join(column[0] for column in columns)
 
 
 def _imwa(run: Results, *, among: Sequence[Group] = ()) -> str:

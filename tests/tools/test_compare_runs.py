@@ -1,10 +1,12 @@
 import importlib.util
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
 
 from ssod_imwa.cli import run_main
+from ssod_imwa.config import get_cfg
 from ssod_imwa.results import Evaluation, Results, write_results
 
 TOOL = Path(__file__).parents[2] / "tools" / "compare_runs.py"
@@ -56,11 +58,11 @@ def test_prints_markdown_with_mean_and_spread_over_seeds(compare, runs):
     status, out, _ = compare(*runs)
     assert status == 0
     assert out.splitlines() == [
-        "| data | method | IMWA | T | model | seeds | AP | AP50 |",
-        "|---|---|---|---|---|---|---|---|",
-        "| digits | unbiased_teacher | no averaging | 600 | teacher | 1, 2 | 11.50 ± 0.71 "
+        "| data | method | IMWA | T | model | runs | seeds | AP | AP50 |",
+        "|---|---|---|---|---|---|---|---|---|",
+        "| digits | unbiased_teacher | no averaging | 600 | teacher | 2 | 1, 2 | 11.50 ± 0.71 "
         "| 40.00 ± 0.00 |",
-        "| digits | unbiased_teacher | M = 2, E = 6 | 600 | teacher | 1, 2 | 13.00 ± 1.41 "
+        "| digits | unbiased_teacher | M = 2, E = 6 | 600 | teacher | 2 | 1, 2 | 13.00 ± 1.41 "
         "| 40.00 ± 0.00 |",
     ]
 
@@ -78,8 +80,57 @@ def test_a_table_for_the_terminal(compare, runs):
 
 
 def test_a_run_that_is_named_twice_counts_once(compare, runs):
-    _, out, _ = compare(runs[0], runs[0])
-    assert "| 1 | 11.00 | 40.00 |" in out
+    _, out, _ = compare(runs[0], f"{runs[0]}/", runs[0] / "results.json")
+    assert "| 1 | 1 | 11.00 | 40.00 |" in out
+
+
+def write_config(run, *, threshold, output, seed):
+    cfg = get_cfg()
+    cfg.SSOD.BBOX_THRESHOLD, cfg.OUTPUT_DIR, cfg.SEED = threshold, str(output), seed
+    (run / "config.yaml").write_text(cfg.dump())
+
+
+def test_runs_that_differ_in_a_setting_have_rows_named_by_their_folders(compare, runs, tmp_path):
+    """A key that results.json lacks: both rows are of one seed and would have one name."""
+    others = []
+    for run, seed in zip(runs[:2], (1, 2), strict=True):
+        others.append(shutil.copytree(run, tmp_path / f"low_{seed}"))
+        write_config(run, threshold=0.7, output="a", seed=seed)
+        write_config(others[-1], threshold=0.5, output="b", seed=seed)
+    status, out, error = compare(*runs[:2], *others, "--metrics", "AP")
+    assert (status, error) == (0, "")
+    start = "| digits | unbiased_teacher | no averaging | 600 | teacher | 2 | 1, 2 |"
+    assert out.splitlines()[2:] == [
+        f"| members1_seed* {start} 11.50 ± 0.71 |",
+        f"| low_* {start} 11.50 ± 0.71 |",
+    ]
+
+
+def test_runs_of_one_seed_that_differ_in_nothing_known_have_a_row_each(compare, runs, tmp_path):
+    again = shutil.copytree(runs[0], tmp_path / "other" / runs[0].name)
+    _, out, _ = compare(*runs[:2], again, "--metrics", "AP")
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in out.splitlines()]
+    assert [(row[0], row[6:]) for row in rows[2:]] == [
+        (str(runs[0]), ["1", "1", "11.00"]),
+        (runs[1].name, ["1", "2", "12.00"]),
+        (str(again), ["1", "1", "11.00"]),
+    ]
+
+
+def test_a_damaged_config_is_one_line(compare, runs):
+    for text in ("a: [", "[1]", "3"):
+        (runs[0] / "config.yaml").write_text(text)
+        status, _, error = compare(runs[0])
+        assert (status, error.count("\n")) == (2, 1)
+        assert "config.yaml cannot be read" in error
+
+
+def test_a_table_in_a_file_is_as_wide_as_its_content(compare, runs):
+    metrics = ["AP"] * 12
+    _, out, _ = compare(*runs, "--format", "table", "--metrics", *metrics)
+    assert "…" not in out
+    assert "unbiased_teacher" in out
+    assert out.count("11.50 ± 0.71") == 12
 
 
 def test_mistakes_are_one_line_and_status_2(compare, runs, tmp_path):

@@ -103,12 +103,12 @@ def test_a_comparison_has_mean_spread_seeds_and_gain():
         ]
     )
     header, rows = comparison_rows(groups, metrics=["AP"], baseline=groups[0])
-    assert header == ["data", "method", "IMWA", "T", "model", "seeds", "AP", "gain in AP"]
+    assert header == ["data", "method", "IMWA", "T", "model", "runs", "seeds", "AP", "gain in AP"]
     start = ["digits", "unbiased_teacher"]
     assert rows == [
-        [*start, "no averaging", "600", "teacher", "1, 2", "31.00 ± 1.41", ""],
-        [*start, "M = 2, E = 20", "600", "teacher", "1, 2", "32.50 ± 2.12", "+1.50 ± 0.71"],
-        [*start, "no averaging", "1200", "teacher", "1", "30.50", "+0.50"],
+        [*start, "no averaging", "600", "teacher", "2", "1, 2", "31.00 ± 1.41", ""],
+        [*start, "M = 2, E = 20", "600", "teacher", "2", "1, 2", "32.50 ± 2.12", "+1.50 ± 0.71"],
+        [*start, "no averaging", "1200", "teacher", "1", "1", "30.50", "+0.50"],
     ]
     assert cells(comparison_table(header, rows)) == rows
 
@@ -123,6 +123,13 @@ def test_settings_that_differ_are_shown_and_others_are_not():
         "M = 2, E = 20, store = stream",
         "no averaging",
     ]
+
+
+def test_folds_are_shown_if_there_are_several():
+    _, rows = comparison_rows(group_runs([run(fold=1), run(fold=3), run(seed=2, fold=1)]))
+    assert rows[0][5:7] == ["3", "1, 2 (folds 1, 3)"]
+    _, rows = comparison_rows(group_runs([run(fold=3), run(seed=2, fold=3)]))
+    assert rows[0][5:7] == ["2", "1, 2"]
 
 
 def test_gains_are_not_shown_across_data_sets():
