@@ -105,7 +105,8 @@ def load_dataset(
 ) -> DetectionDataset:
     """A data set by its name in the catalogue or by its place.
 
-    The digit scenes are made at their first use.
+    The digit scenes are made at their first use. For them the default root is made, too; a root
+    that was named has to be there, since its name may be mistyped.
 
     Args:
         name: one of `available()`, or "coco:FILE.json:IMAGES", "voc:FOLDER:SPLIT" or
@@ -173,8 +174,9 @@ def read_dataset(
         dataset = _REGISTERED[name](folder)
         return (dataset if labelled else dataset.subset(range(len(dataset)), labelled=False)), []
     if name.startswith("digits_"):
+        _check_root(root)
         ensure_digits(folder)
-    _check_files(name, source, folder, labelled=labelled)
+    _check_files(name, source, root, labelled=labelled)
     path, part = folder / source.path, source.part
     if source.kind == "coco":
         dataset = load_coco(path, folder / part, name=name, labelled=labelled, problems=problems)
@@ -221,8 +223,20 @@ def fingerprint(dataset: DetectionDataset) -> str:
     return f"{len(dataset)}:{hashlib.sha256(ids.encode()).hexdigest()}"
 
 
-def _check_files(name: str, source: Source, root: Path, *, labelled: bool) -> None:
+def _check_root(root: str | Path | None) -> None:
+    folder = data_root(root)
+    variable = os.environ.get(ROOT_VARIABLE)
+    if (root or variable) and not folder.is_dir():
+        named = "DATASETS.ROOT or a --root option" if root else f"${ROOT_VARIABLE}"
+        raise DataError(
+            f"the folder of all data sets, {folder.absolute()}, does not exist (named by {named}; "
+            "correct the name, or make the folder)"
+        )
+
+
+def _check_files(name: str, source: Source, root: str | Path | None, *, labelled: bool) -> None:
     """One message that holds everything a newcomer needs to put the data in its place."""
+    folder = data_root(root)
     if source.kind == "folder" and labelled:
         raise DataError(
             f"data set {name!r} has no labels (a folder of images can only be an unlabelled "
@@ -235,10 +249,11 @@ def _check_files(name: str, source: Source, root: Path, *, labelled: bool) -> No
         needed += [f"{source.path}/Annotations"] if labelled else []
     else:
         needed = [source.path]
-    missing = [place for place in needed if not (root / place).exists()]
+    missing = [place for place in needed if not (folder / place).exists()]
     if missing:
+        _check_root(root)
         raise DataError(
-            f"data set {name!r} not found: no {' and no '.join(missing)} in {root.resolve()} "
+            f"data set {name!r} not found: no {' and no '.join(missing)} in {folder.resolve()} "
             f"(another folder is chosen by DATASETS.ROOT or ${ROOT_VARIABLE}; see "
             "docs/datasets.md)"
         )

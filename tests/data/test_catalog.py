@@ -1,5 +1,6 @@
 import json
 import re
+from pathlib import Path
 
 import pytest
 
@@ -89,6 +90,32 @@ def test_missing_files_are_answered_with_place_layout_and_setting(name, tmp_path
     for part in (name, str(tmp_path), find_source(name).path, "$DETECTRON2_DATASETS"):
         assert part in message
     assert "\n" not in message
+
+
+@pytest.mark.parametrize("name", ["digits_test", "bccd_test", "coco:a.json:images"])
+@pytest.mark.parametrize("by_variable", [False, True])
+def test_a_named_root_that_is_not_there_is_an_error_and_is_not_made(
+    name, by_variable, tmp_path, monkeypatch
+):
+    root = tmp_path / "datsets"
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(root) if by_variable else "elsewhere")
+    with pytest.raises(DataError) as caught:
+        load_dataset(name, root="" if by_variable else root)
+    assert str(root) in str(caught.value)
+    assert ("$DETECTRON2_DATASETS" if by_variable else "DATASETS.ROOT") in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not root.exists()
+
+
+def test_digits_are_made_in_a_root_that_is_there_and_in_the_default_one(tmp_path, monkeypatch):
+    made = []
+    monkeypatch.setattr(catalog, "ensure_digits", made.append)
+    monkeypatch.delenv("DETECTRON2_DATASETS", raising=False)
+    monkeypatch.chdir(tmp_path)
+    for root in (tmp_path, None, ""):
+        with pytest.raises(DataError, match=r"no digits/annotations/test\.json"):
+            load_dataset("digits_test", root=root)
+    assert made == [tmp_path, Path("datasets"), Path("datasets")]
 
 
 def test_bad_records_follow_the_policy(tiny_coco, tmp_path):

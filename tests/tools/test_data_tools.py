@@ -148,6 +148,9 @@ def test_coco_pairs_are_written_and_can_be_loaded(call, root, tmp_path):
 
 def test_digits_are_made_where_they_are_found(call, tmp_path):
     sizes = ("--train-scenes", 12, "--test-scenes", 10)
+    tmp_path = tmp_path / "new"  # the one tool that may make the folder it is given
+    status, _, err = call("check_dataset", "digits_test", "--root", tmp_path)
+    assert (status, f"{tmp_path}, does not exist" in err) == (2, True)
     status, out, _ = call("prepare_digits", "--root", tmp_path, *sizes)
     assert status == 0
     assert "12 training and 10 test scenes, seed 1" in out
