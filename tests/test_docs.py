@@ -1,3 +1,5 @@
+import argparse
+import ast
 import re
 import runpy
 import subprocess
@@ -42,6 +44,48 @@ def test_every_tool_explains_itself(tool, monkeypatch, capsys):
     assert caught.value.code == 0
     assert "usage:" in capsys.readouterr().out
     assert tool.name in (ROOT / "README.md").read_text() + (ROOT / "docs/datasets.md").read_text()
+
+
+def options_of(tool, monkeypatch):
+    """The options of a tool's parser, in full: argparse would take `--perc` for `--percent`."""
+
+    def stop(parser, *arguments):
+        raise LookupError(parser.format_usage())
+
+    with monkeypatch.context() as patch:
+        patch.setattr(argparse.ArgumentParser, "parse_known_args", stop)
+        with pytest.raises(LookupError) as usage:
+            runpy.run_path(str(tool))["parse_arguments"]()
+    return set(re.findall(r"--[a-z][\w-]*", str(usage.value)))
+
+
+def commands(text):
+    """Name and options of each command line of a tool that stands in a text."""
+    for name, rest in re.findall(r"\b(\w+)\.py((?:[^\S\n]+[^\s`|]+)*)", text):
+        yield name, set(re.findall(r"(?<=\s)--[a-z][\w-]*", rest))
+
+
+TEXTS = {str(page.relative_to(ROOT)): page.read_text() for page in (*PAGES, ROOT / "Makefile")} | {
+    tool.name: ast.get_docstring(ast.parse(tool.read_text())).replace("%(prog)s", tool.name)
+    for tool in TOOLS
+}
+
+
+@pytest.mark.parametrize("tool", TOOLS, ids=lambda tool: tool.name)
+def test_command_lines_in_texts_use_options_that_the_tool_has(tool, monkeypatch):
+    known = options_of(tool, monkeypatch)
+    for text, content in TEXTS.items():
+        for name, options in commands(content):
+            assert name != tool.stem or options <= known, text
+
+
+def test_command_lines_are_found():
+    found = dict(commands(TEXTS["README.md"]))
+    assert {"train_net", "prepare_splits", "visualize", "export"} <= found.keys()
+    assert found["prepare_splits"] == {"--percent", "--output"}
+    assert ("average_checkpoints", {"--rule", "--dataset"}) in [
+        (name, options) for name, options in commands(TEXTS["average_checkpoints.py"])
+    ]
 
 
 @pytest.mark.parametrize("target", ["demo", "compare", "test", "test-all"])
