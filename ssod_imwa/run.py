@@ -16,6 +16,7 @@ from ssod_imwa.averaging.imwa import IMWA
 from ssod_imwa.config import get_cfg
 from ssod_imwa.config.reader import keys
 from ssod_imwa.data.catalog import fingerprint
+from ssod_imwa.data.validation import check_readable
 from ssod_imwa.detection import build
 from ssod_imwa.engine import comm
 from ssod_imwa.engine.atomic import write_text
@@ -79,6 +80,8 @@ def train(
     """
     device = pick_device(cfg.MODEL.DEVICE)
     data = build.build_data(cfg)
+    for test in data.tests:
+        check_readable(test)  # else found when the first episode is over
     lock = prepare_output(cfg.OUTPUT_DIR, resume=bool(resume_from), overwrite=overwrite)
     try:
         trainer, signals = _assemble(cfg, data, device, overwrite=overwrite)

@@ -1,5 +1,7 @@
 import json
 import os
+import re
+import shutil
 import signal
 from pathlib import Path
 
@@ -242,6 +244,16 @@ def test_bad_input_stops_before_anything_is_written(config, settings, error, mes
     with pytest.raises(error, match=message):
         run.train(cfg)
     assert not os.path.exists(os.path.join(cfg.OUTPUT_DIR, "metrics.json"))
+
+
+def test_a_test_image_that_is_cut_off_stops_the_run_before_it_trains(config, root, tmp_path):
+    shutil.copytree(root, tmp_path / "data")
+    image = tmp_path / "data" / "test" / "2.png"
+    image.write_bytes(image.read_bytes()[:-200])
+    cfg = config("DATASETS.ROOT", tmp_path / "data", "DATASETS.ON_BAD_RECORD", "skip")
+    with pytest.raises(DataError, match=re.escape(f"image {image} cannot be read")):
+        run.train(cfg)
+    assert not os.path.exists(cfg.OUTPUT_DIR)
 
 
 class Recording(CfgNode):

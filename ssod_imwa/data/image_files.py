@@ -1,7 +1,10 @@
-"""Which files are images, and their size without decoding them."""
+"""Which files are images, whether they are whole, and their size without decoding them."""
 
 from __future__ import annotations
 
+import os
+import struct
+import zlib
 from pathlib import Path
 
 from PIL import Image
@@ -10,8 +13,21 @@ from ssod_imwa.errors import DataError
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
-# PIL raises SyntaxError for broken PNG chunks and ValueError for some truncated files.
-DECODING_ERRORS = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+# What Pillow raises on files that are missing, truncated, or not what their header says.
+DECODING_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    IndexError,
+    OverflowError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
+
+# The last bytes of a whole file: JPEG's end of image, PNG's IEND chunk.
+_ENDINGS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
 
 _EXIF_ORIENTATION = 0x0112
 _SIDEWAYS = (5, 6, 7, 8)  # orientations that swap width and height (EXIF 2.3, table 4)
@@ -25,16 +41,45 @@ def upright_size(image: Image.Image) -> tuple[int, int]:
     return width, height
 
 
-def image_size(path: str | Path) -> tuple[int, int]:
+def image_size(path: str | Path, *, whole: bool = False) -> tuple[int, int]:
     """Width and height in pixels of an image file, read from its header alone.
 
+    Args:
+        path: of the file.
+        whole: make sure that a JPEG or PNG was not cut off. Only a file that does not end as its
+            format demands (bytes may follow the image) is decoded, so it takes 0.1 ms an image.
+
     Raises:
-        DataError: the file is missing or no image.
+        DataError: the file is missing, no image or, for `whole`, cut off.
     """
     try:
         with Image.open(path) as image:
-            return upright_size(image)
+            size = upright_size(image)
+            ending = _ENDINGS.get(image.format or "") if whole else None
+            if ending is not None and not _ends_with(path, ending):
+                image.load()
+            return size
     except FileNotFoundError:
         raise DataError(f"image {path} does not exist") from None
     except DECODING_ERRORS as error:
-        raise DataError(f"image {path} cannot be read: {error}") from error
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(f"image {path} cannot be read: {reason}") from error
+
+
+def check_size(path: str | Path, found: tuple[int, int], annotated: tuple[int, int]) -> None:
+    """Refuse an image whose size is not what its annotations say.
+
+    Raises:
+        DataError: the sizes differ; boxes and orientation groups would be wrong.
+    """
+    if found != annotated:
+        raise DataError(
+            f"image {path} is {found[0]} x {found[1]} pixels (EXIF orientation applied), but its "
+            f"annotations say {annotated[0]} x {annotated[1]}; correct the annotations"
+        )
+
+
+def _ends_with(path: str | Path, ending: bytes) -> bool:
+    with open(path, "rb") as file:
+        file.seek(-len(ending), os.SEEK_END)
+        return file.read() == ending

@@ -11,7 +11,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ssod_imwa.data.image_files import DECODING_ERRORS, upright_size
+from ssod_imwa.data.image_files import (
+    DECODING_ERRORS,
+    check_size,
+    image_size,
+    upright_size,
+)
 from ssod_imwa.data.structures import Annotations, DetectionDataset, ImageRecord
 from ssod_imwa.errors import DataError
 
@@ -77,6 +82,30 @@ def find_problems(dataset: DetectionDataset, *, read_pixels: bool) -> list[Probl
     for position, record in enumerate(dataset.records):
         problems += _file_problems(record, position, read_pixels=read_pixels)
     return problems
+
+
+def check_readable(dataset: DetectionDataset) -> None:
+    """Make sure that the images can be read, at 0.1 ms each.
+
+    Found are files that are no image, are cut off (JPEG and PNG) or have another size than their
+    annotation; not all other damage, for which every image has to be decoded.
+
+    Raises:
+        DataError: an image cannot be read; it names the first one and how many there are.
+    """
+    faults = []
+    for record in dataset.records:
+        try:
+            size = image_size(record.file_name, whole=True)
+            check_size(record.file_name, size, (record.width, record.height))
+        except DataError as error:
+            faults.append(str(error))
+    if faults:
+        more = f"; so {len(faults) - 1} more" if len(faults) > 1 else ""
+        raise DataError(
+            f"data set {dataset.name} cannot be read: {faults[0]}{more} (restore the image; "
+            f"tools/check_dataset.py {dataset.name} lists all)"
+        )
 
 
 def apply_policy(

@@ -11,8 +11,6 @@ interleaved channels. Images therefore stay interleaved in memory until they are
 from __future__ import annotations
 
 import math
-import struct
-import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -23,6 +21,7 @@ from PIL import Image, ImageFilter, ImageOps
 from torchvision.transforms.v2 import functional as F
 
 from ssod_imwa.data.geometry import flip_matrix, map_targets, resized_shape, scale_matrix
+from ssod_imwa.data.image_files import DECODING_ERRORS, check_size
 from ssod_imwa.data.structures import ImageRecord, Sample, View
 from ssod_imwa.errors import DataError
 
@@ -35,19 +34,6 @@ ERASING_AREA = ((0.05, 0.2), (0.02, 0.2), (0.02, 0.2))
 ERASING_ASPECT = ((0.3, 3.3), (0.1, 6.0), (0.05, 8.0))
 # A rectangle that does not fit is drawn again this often, then left out, as in torchvision.
 ERASING_ATTEMPTS = 10
-
-# What Pillow raises on files that are missing, truncated, or not what their header says.
-_DECODING_ERRORS = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    IndexError,
-    OverflowError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
-)
 
 
 def read_image(path: str) -> torch.Tensor:
@@ -71,7 +57,7 @@ def read_image(path: str) -> torch.Tensor:
             array = np.array(_to_rgb(image))
     except FileNotFoundError:
         raise DataError(f"image {path} does not exist") from None
-    except _DECODING_ERRORS as error:
+    except DECODING_ERRORS as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"image {path} cannot be read: {reason}") from error
     return _from_array(array)
@@ -94,11 +80,7 @@ def read_record(record: ImageRecord) -> torch.Tensor:
     """
     image = read_image(record.file_name)
     height, width = image.shape[-2:]
-    if (width, height) != (record.width, record.height):
-        raise DataError(
-            f"image {record.file_name} is {width} x {height} pixels (EXIF orientation applied), "
-            f"but its annotations say {record.width} x {record.height}; correct the annotations"
-        )
+    check_size(record.file_name, (width, height), (record.width, record.height))
     return image
 
 

@@ -1,4 +1,5 @@
 import logging
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -7,7 +8,8 @@ from PIL import Image
 
 from ssod_imwa.data.catalog import read_dataset
 from ssod_imwa.data.structures import Annotations, DetectionDataset, ImageRecord
-from ssod_imwa.data.validation import apply_policy, find_problems
+from ssod_imwa.data.validation import apply_policy, check_readable, find_problems
+from ssod_imwa.data.views import read_record
 from ssod_imwa.errors import DataError
 
 
@@ -113,6 +115,46 @@ def test_files_are_checked(dataset, tmp_path, write_image):
     (tmp_path / "1.png").write_bytes(whole[: len(whole) // 2])
     assert kinds(dataset) == ["wrong size", "unreadable image"]
     assert kinds(dataset, read_pixels=False) == []
+
+
+SPOILT = {
+    "cut in half": lambda whole: whole[: len(whole) // 2],
+    "a twentieth cut off": lambda whole: whole[: len(whole) * 19 // 20],
+    "no image": lambda whole: b"<html>404 Not Found</html>",
+    "empty": lambda whole: b"",
+    "sound": lambda whole: whole,
+    "sound with bytes behind": lambda whole: whole + b"written by a camera",
+}
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+@pytest.mark.parametrize("damage", SPOILT)
+def test_images_are_found_readable_just_when_the_loader_can_read_them(
+    dataset, tmp_path, write_image, damage, suffix
+):
+    path = tmp_path / f"x.{suffix}"
+    write_image(path)
+    path.write_bytes(SPOILT[damage](path.read_bytes()))
+    spoilt = with_record(dataset, 1, file_name=str(path))
+    if "sound" in damage:
+        read_record(spoilt.records[1])
+        check_readable(spoilt)
+        return
+    with pytest.raises(DataError, match="cannot be read"):
+        read_record(spoilt.records[1])
+    with pytest.raises(
+        DataError, match=re.escape(f"sound cannot be read: image {path} ")
+    ) as caught:
+        check_readable(spoilt)
+    assert "\n" not in str(caught.value)
+
+
+def test_unreadable_images_are_counted_and_wrong_sizes_found(dataset, tmp_path, write_image):
+    check_readable(dataset)
+    write_image(tmp_path / "0.png", width=41)
+    (tmp_path / "2.png").unlink()
+    with pytest.raises(DataError, match=r"0.png is 41 x 30 pixels .* say 40 x 30.*; so 1 more \("):
+        check_readable(dataset)
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK"])
