@@ -82,6 +82,7 @@ def train(
     data = build.build_data(cfg)
     for test in data.tests:
         check_readable(test)  # else found when the first episode is over
+    cfg = build.with_classes(cfg, data.labelled.classes)
     lock = prepare_output(cfg.OUTPUT_DIR, resume=bool(resume_from), overwrite=overwrite)
     try:
         trainer, signals = _assemble(cfg, data, device, overwrite=overwrite)

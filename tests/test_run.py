@@ -292,6 +292,10 @@ def test_every_key_is_read_by_something(config, monkeypatch):
     monkeypatch.setattr(CfgNode, "dump", lambda self: "", raising=False)
     monkeypatch.setattr(run, "_describe", lambda cfg, data: lambda **values: None)
     monkeypatch.setattr(run, "write_results", lambda path, results: None)
+    with_classes = build.with_classes
+    monkeypatch.setattr(  # its copy would not record
+        build, "with_classes", lambda cfg, classes: with_classes(cfg, classes) and cfg
+    )
     run.train(cfg)
     assert set(keys(get_cfg())) - read == set()
 

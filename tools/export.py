@@ -1,12 +1,13 @@
 #!/usr/bin/env python
-"""Export a trained detector as one state dict that torchvision loads without this package.
+"""Export a trained detector to files that its toolkit loads without this package.
 
 Examples:
   a finished run    %(prog)s output/digits_unbiased_teacher_imwa --output detector.pth
   one of its files  %(prog)s RUN_DIR/model_averaged.pth --output detector.pth
 
 Takes the averaged EMA model (the student if the method has no EMA or burn-in is not over), and
-prints the SHA-256 of the written file and the Python lines that load it.
+prints the SHA-256 of the written file and the Python lines that load it. For torchvision it is one
+state dict, for detectron2 a checkpoint with its configuration beside it (FILE with .yaml).
 """
 
 from __future__ import annotations
@@ -16,9 +17,8 @@ import hashlib
 from pathlib import Path
 
 from ssod_imwa.cli import require_absent, run_main
-from ssod_imwa.detection.build import build_detector
+from ssod_imwa.detection.build import build_detector, load_weights
 from ssod_imwa.detection.detectors.export import exported_state, loading_code
-from ssod_imwa.detection.detectors.pretrained import CLASSIFIER, load_weights
 from ssod_imwa.engine.atomic import write_checkpoint
 from ssod_imwa.engine.output import FINAL
 from ssod_imwa.trained import read_trained
@@ -45,24 +45,27 @@ def main() -> None:
     arguments = parse_arguments()
     require_absent(arguments.output)
     trained = read_trained(arguments.source)
-    cfg, weights = trained.config, trained.weights
-    detector = build_detector(cfg, num_classes=len(weights[CLASSIFIER]) - 1)
+    cfg = trained.config
+    detector = build_detector(cfg, num_classes=cfg.MODEL.ROI_HEADS.NUM_CLASSES)
     load_weights(detector, str(trained.path))
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    write_checkpoint(arguments.output, exported_state(detector))
-    digest = hashlib.sha256(arguments.output.read_bytes()).hexdigest()
-    print(f"{arguments.output}: the {trained.inference_model} of {trained.path}")
-    print(f"sha256 {digest}\n")
-    print("# Class 0 is background; labels count from 1.")
-    print(
-        loading_code(
+    if cfg.MODEL.TOOLKIT == "detectron2":
+        from ssod_imwa.integrations.detectron2.export import export_detector
+
+        require_absent(arguments.output.with_suffix(".yaml"))
+        code = export_detector(detector, cfg, arguments.output)
+    else:
+        write_checkpoint(arguments.output, exported_state(detector))
+        code = "# Class 0 is background; labels count from 1.\n" + loading_code(
             detector,
             str(arguments.output),
             min_size=cfg.INPUT.MIN_SIZE_TEST,
             max_size=cfg.INPUT.MAX_SIZE_TEST,
-        ),
-        end="",
-    )
+        )
+    digest = hashlib.sha256(arguments.output.read_bytes()).hexdigest()
+    print(f"{arguments.output}: the {trained.inference_model} of {trained.path}")
+    print(f"sha256 {digest}\n")
+    print(code, end="")
 
 
 if __name__ == "__main__":

@@ -17,6 +17,12 @@ _C.LOG_PERIOD = 20
 
 # ---------------------------------------------------------------------------------------- model
 _C.MODEL = CfgNode()
+# Whose detectors: "torchvision" or "detectron2" (docs/detectron2.md), which has more MODEL keys.
+_C.MODEL.TOOLKIT = "torchvision"
+_C.MODEL.DETECTRON2 = CfgNode()
+# The detector: a configuration of detectron2's model zoo, such as
+# "COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml", or a file; its MODEL and INPUT.FORMAT are read.
+_C.MODEL.DETECTRON2.CONFIG = ""
 # "auto" takes a GPU if there is one.
 _C.MODEL.DEVICE = "auto"
 # Initial weights: "" (random), "imagenet" (torchvision's backbone weights), or a file: a detector's
@@ -91,6 +97,8 @@ _C.INPUT.STRONG.BGR_AS_RGB = False
 _C.DATASETS = CfgNode()
 # Folder of all data sets; "" takes $DETECTRON2_DATASETS, else ./datasets.
 _C.DATASETS.ROOT = ""
+# Python modules to import first, which may register data sets.
+_C.DATASETS.IMPORT = []
 # Names of the catalogue (docs/datasets.md), or "coco:FILE.json:IMAGES", "voc:FOLDER:SPLIT"
 # and, for unlabelled images, "folder:FOLDER"; paths are relative to ROOT.
 _C.DATASETS.TRAIN = []
@@ -195,6 +203,7 @@ _C.IMWA.COEFFICIENTS = []
 
 # Allowed values of the keys that are a choice.
 CHOICES: dict[str, tuple[object, ...]] = {
+    "MODEL.TOOLKIT": ("torchvision", "detectron2"),
     "MODEL.RESNETS.DEPTH": (18, 50, 101),
     "MODEL.RESNETS.NORM": ("FrozenBN", "BN"),
     "MODEL.BACKBONE.FREEZE_AT": (0, 1, 2, 3, 4, 5),
@@ -266,6 +275,7 @@ RANGES: dict[str, tuple[float, float]] = {
 
 # Type of the elements of lists that are empty by default.
 ELEMENTS: dict[str, type] = {
+    "DATASETS.IMPORT": str,
     "DATASETS.TRAIN": str,
     "DATASETS.TRAIN_UNLABELED": str,
     "DATASETS.TEST": str,

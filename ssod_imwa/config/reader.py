@@ -18,6 +18,8 @@ from ssod_imwa.config.defaults import CHOICES, ELEMENTS, RANGES, get_cfg
 from ssod_imwa.errors import ConfigError
 
 BASE_KEY = "_BASE_"
+TOOLKIT = "MODEL.TOOLKIT"
+TOOLKIT_CONFIG = "MODEL.DETECTRON2.CONFIG"
 COMMAND_LINE = "command line"
 
 
@@ -35,16 +37,20 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
         >>> load_config(overrides=["IMWA.MEMBERS", "2", "SOLVER.MAX_ITER", "600"]).IMWA.MEMBERS
         2
     """
-    cfg = get_cfg()
-    for source, tree in _file_chain(Path(path)) if path is not None else ():
-        for key, value in _leaves(tree):
-            _set(cfg, key, value, source)
+    settings = [
+        (key, value, source)
+        for source, tree in (_file_chain(Path(path)) if path is not None else ())
+        for key, value in _leaves(tree)
+    ]
     if len(overrides) % 2:
         raise ConfigError(
             f"{COMMAND_LINE}: overrides come as pairs KEY VALUE, but {overrides[-1]!r} stands alone"
         )
     for key, text in zip(overrides[::2], overrides[1::2], strict=True):
-        _set(cfg, key, _parse(text), COMMAND_LINE)
+        settings.append((key, _parse(text), COMMAND_LINE))
+    cfg, foreign = _defaults(settings)
+    for key, value, source in settings:
+        _set(cfg, key, value, source, foreign)
     check_config(cfg, COMMAND_LINE if path is None else str(path))
     cfg.freeze()
     return cfg
@@ -60,9 +66,11 @@ def parse_config(text: str, source: str) -> CfgNode:
     Raises:
         ConfigError: as `load_config`.
     """
-    cfg = get_cfg()
-    for key, value in _leaves(_parse_yaml(text, source)):
-        _set(cfg, key, value, source)
+    settings = [(key, value, source) for key, value in _leaves(_parse_yaml(text, source))]
+    # A dump holds every key: the file that the detector was described by is not needed again.
+    cfg, foreign = _defaults([item for item in settings if item[0] == TOOLKIT])
+    for key, value, _ in settings:
+        _set(cfg, key, value, source, foreign)
     check_config(cfg, source)
     cfg.freeze()
     return cfg
@@ -158,7 +166,24 @@ def _parse(text: str) -> Any:
         return {"true": True, "false": False}.get(text.lower(), text)
 
 
-def _set(cfg: CfgNode, key: str, value: Any, source: str) -> None:
+def _defaults(settings: Sequence[tuple[str, Any, str]]) -> tuple[CfgNode, frozenset[str]]:
+    """The tree that the settings change, and its keys that follow detectron2's rules, not ours."""
+    last = {key: value for key, value, _ in settings}
+    if last.get(TOOLKIT) != "detectron2":
+        return get_cfg(), frozenset()
+    try:
+        from ssod_imwa.integrations.detectron2.config import foreign_keys, toolkit_config
+    except ModuleNotFoundError as error:
+        if error.name != "detectron2":
+            raise
+        raise ConfigError(
+            f"{TOOLKIT} = 'detectron2': detectron2 is not installed (see docs/detectron2.md, or "
+            "choose torchvision)"
+        ) from None
+    return toolkit_config(str(last.get(TOOLKIT_CONFIG, ""))), foreign_keys()
+
+
+def _set(cfg: CfgNode, key: str, value: Any, source: str, foreign: frozenset[str]) -> None:
     known = keys(cfg)
     if key not in known:
         raise ConfigError(f"{source}: {key} is not a configuration key{_suggestion(key, known)}")
@@ -166,9 +191,22 @@ def _set(cfg: CfgNode, key: str, value: Any, source: str) -> None:
     node = cfg
     for parent in parents:
         node = node[parent]
+    if key in foreign:
+        _merge(cfg, key, value, node[leaf], source)
+        return
     value = _coerce(key, value, node[leaf], source)
     _check_value(key, value, source)
     node[leaf] = value
+
+
+def _merge(cfg: CfgNode, key: str, value: Any, default: Any, source: str) -> None:
+    """Set a key of detectron2 by its own rules; whole numbers and 1e-3 are numbers there, too."""
+    if isinstance(default, float):
+        value = _coerce_scalar(key, value, float, source)
+    try:
+        cfg.merge_from_list([key, value])
+    except (ValueError, AssertionError) as error:
+        raise ConfigError(f"{source}: {key} = {value!r} is not allowed ({error})") from error
 
 
 def _suggestion(key: str, known: list[str]) -> str:
@@ -185,6 +223,8 @@ def _suggestion(key: str, known: list[str]) -> str:
 def _coerce(key: str, value: Any, default: Any, source: str) -> Any:
     """The value in the type of the key's default, or an error."""
     if isinstance(default, list):
+        if isinstance(value, str):  # detectron2's YAML files write (60000, 80000)
+            value = _parse(value)
         if not isinstance(value, (list, tuple)):
             raise _wrong(key, value, "must be a list, such as [a, b]", source)
         element = ELEMENTS.get(key) or type(default[0])

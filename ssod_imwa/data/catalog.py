@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import os
+import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -27,8 +28,9 @@ class Source:
     """Where a data set lies below the root.
 
     Attributes:
-        kind: "coco", "voc", "folder", or "registered" for those of `register`.
-        path: annotation file ("coco"), folder ("voc", "folder") or name ("registered").
+        kind: "coco", "voc", "folder", "registered" for those of `register`, or "detectron2" for
+            those of its DatasetCatalog.
+        path: annotation file ("coco"), folder ("voc", "folder") or name (the others).
         part: folder of images ("coco") or name of the split ("voc").
         classes: class names in label order, None to take them from the annotations.
     """
@@ -173,6 +175,10 @@ def read_dataset(
     if source.kind == "registered":
         dataset = _REGISTERED[name](folder)
         return (dataset if labelled else dataset.subset(range(len(dataset)), labelled=False)), []
+    if source.kind == "detectron2":
+        from ssod_imwa.integrations.detectron2.catalog import from_detectron2
+
+        return from_detectron2(name, labelled=labelled), []
     if name.startswith("digits_"):
         _check_root(root)
         ensure_digits(folder)
@@ -199,6 +205,9 @@ def find_source(name: str) -> Source:
         return _SOURCES[name]
     if name in _REGISTERED:
         return Source("registered", name)
+    # Nobody can have registered anything there without importing it.
+    if (detectron2 := sys.modules.get("detectron2.data")) and name in detectron2.DatasetCatalog:
+        return Source("detectron2", name)
     kind, *places = name.split(":")
     forms = {"coco": "coco:FILE.json:IMAGES", "voc": "voc:FOLDER:SPLIT", "folder": "folder:FOLDER"}
     if kind in forms and places:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -20,9 +21,9 @@ from ssod_imwa.data.structures import DetectionBatch, DetectionDataset
 from ssod_imwa.data.views import StrongView, TestView, WeakView
 from ssod_imwa.detection.algorithms.supervised import Supervised
 from ssod_imwa.detection.algorithms.unbiased_teacher import UnbiasedTeacher
+from ssod_imwa.detection.detectors import pretrained
 from ssod_imwa.detection.detectors.base import Detector
-from ssod_imwa.detection.detectors.pretrained import load_weights, warn_if_frozen
-from ssod_imwa.detection.detectors.torchvision import build_faster_rcnn
+from ssod_imwa.detection.detectors.torchvision import TorchvisionFasterRCNN, build_faster_rcnn
 from ssod_imwa.detection.evaluation import evaluate_detections, predict
 from ssod_imwa.engine import comm
 from ssod_imwa.engine.algorithm import Algorithm
@@ -49,6 +50,7 @@ def build_data(cfg: CfgNode) -> DetectionData:
         DataError: a data set is missing or broken.
     """
     sets = cfg.DATASETS
+    _import_modules(sets.IMPORT)
     if not sets.TRAIN:
         raise ConfigError("DATASETS.TRAIN = [] is not allowed (name at least one labelled set)")
     whole = _load(cfg, sets.TRAIN)
@@ -82,16 +84,56 @@ def build_tests(cfg: CfgNode, classes: tuple[str, ...]) -> tuple[DetectionDatase
     return tests
 
 
+def with_classes(cfg: CfgNode, classes: tuple[str, ...]) -> CfgNode:
+    """A copy that says how many classes the detector has, so that a saved one tells by itself.
+
+    Raises:
+        ConfigError: it says another number.
+    """
+    stated = cfg.MODEL.ROI_HEADS.NUM_CLASSES
+    if stated not in (0, len(classes)):
+        raise ConfigError(
+            f"MODEL.ROI_HEADS.NUM_CLASSES = {stated} is not allowed (the labelled data has "
+            f"{len(classes)} classes; 0 takes their number)"
+        )
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(classes)
+    cfg.freeze()
+    return cfg
+
+
 def build_detector(cfg: CfgNode, num_classes: int) -> Detector:
     """The detector of MODEL with its initial weights, on the CPU."""
+    if cfg.MODEL.TOOLKIT == "detectron2":
+        from ssod_imwa.detection.detectors import detectron2
+
+        detector = detectron2.build_detectron2_detector(cfg, num_classes)
+    else:
+        detector = _build_torchvision_detector(cfg, num_classes)
+    load_weights(detector, cfg.MODEL.WEIGHTS)
+    return detector
+
+
+def load_weights(detector: Detector, weights: str) -> None:
+    """Fill a detector with MODEL.WEIGHTS: a file of ours, or what its toolkit can read."""
+    if isinstance(detector, TorchvisionFasterRCNN):
+        pretrained.load_weights(detector, weights)
+        return
+    from ssod_imwa.detection.detectors import detectron2
+
+    detectron2.load_weights(detector, weights)
+
+
+def _build_torchvision_detector(cfg: CfgNode, num_classes: int) -> TorchvisionFasterRCNN:
     model, rpn, roi = cfg.MODEL, cfg.MODEL.RPN, cfg.MODEL.ROI_HEADS
-    if roi.NUM_CLASSES not in (0, num_classes):
+    if model.DETECTRON2.CONFIG:
         raise ConfigError(
-            f"MODEL.ROI_HEADS.NUM_CLASSES = {roi.NUM_CLASSES} is not allowed (the labelled data "
-            f"has {num_classes} classes; 0 takes their number)"
+            f"MODEL.DETECTRON2.CONFIG = {model.DETECTRON2.CONFIG!r} is not allowed with "
+            "MODEL.TOOLKIT torchvision (set MODEL.TOOLKIT detectron2)"
         )
     try:
-        detector = build_faster_rcnn(
+        return build_faster_rcnn(
             num_classes=num_classes,
             depth=model.RESNETS.DEPTH,
             norm=model.RESNETS.NORM,
@@ -125,15 +167,13 @@ def build_detector(cfg: CfgNode, num_classes: int) -> Detector:
         )
     except ValueError as error:
         raise ConfigError(f"MODEL: {error}") from error
-    load_weights(detector, model.WEIGHTS)
-    return detector
 
 
 def build_algorithm(cfg: CfgNode, detector: Detector) -> Algorithm:
     """The method of SSOD around a detector, which becomes its student."""
     ssod = cfg.SSOD
     if not cfg.MODEL.WEIGHTS:
-        warn_if_frozen(detector)
+        pretrained.warn_if_frozen(detector)
     if ssod.ALGORITHM == "supervised":
         return Supervised(detector, strong_labeled=ssod.STRONG_LABELED)
     return UnbiasedTeacher(
@@ -264,6 +304,19 @@ def build_bn_recomputation(
                     module.training = training
 
     return recompute
+
+
+def _import_modules(names: list[str]) -> None:
+    for name in names:
+        try:
+            importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            if error.name is None or not name.startswith(error.name):
+                raise  # the module is there, but not what it imports
+            raise ConfigError(
+                f"DATASETS.IMPORT: there is no module {name!r} (must be importable: installed, or "
+                "below a folder of PYTHONPATH)"
+            ) from None
 
 
 def _load(cfg: CfgNode, names: list[str], *, labelled: bool = True) -> DetectionDataset:

@@ -35,6 +35,7 @@ def config():
             *("MODEL.ROI_BOX_HEAD.FC_DIM", "16"),
             *("INPUT.MIN_SIZE_TEST", "96"),
             *("INPUT.MAX_SIZE_TEST", "128"),
+            *("MODEL.ROI_HEADS.NUM_CLASSES", "4"),
         ]
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -34,13 +34,24 @@ class Detector(nn.Module, ABC):
         """Losses of images and their boxes, which may be none.
 
         Returns:
-            The scalars `loss_rpn_cls`, `loss_rpn_loc`, `loss_cls` and `loss_box_reg`; every
-            trainable parameter receives a gradient from their sum.
+            Scalars: `loss_cls` and `loss_box_reg`; two-stage detectors have `loss_rpn_cls` and
+            `loss_rpn_loc`, too, and FCOS has `loss_centerness`. Every trainable parameter receives
+            a gradient from their sum.
 
         Raises:
             RuntimeError: the detector is in eval mode.
             ValueError: the numbers of images and targets differ, or there is no image.
         """
+
+    def check_losses(self, images: Sequence[torch.Tensor], targets: Sequence[Targets]) -> None:
+        """Raise what `forward` raises for wrong arguments or in eval mode."""
+        if not self.training:
+            raise RuntimeError("losses need training mode (call train(), or detect() for boxes)")
+        if len(images) != len(targets) or not images:
+            raise ValueError(
+                f"{len(images)} images and {len(targets)} targets are not allowed "
+                "(must be equal and at least 1)"
+            )
 
     @abstractmethod
     def detect(self, images: Sequence[torch.Tensor]) -> list[Detections]:
@@ -49,6 +60,24 @@ class Detector(nn.Module, ABC):
         Runs in eval mode whatever the current mode is, without gradient. An image's detections do
         not depend on the other images, up to the rounding of batched arithmetic.
         """
+
+
+def padded_size(images: Iterable[torch.Tensor], divisor: int) -> tuple[int, int]:
+    """Height and width that hold every image, rounded up to multiples of a divisor."""
+    heights, widths = zip(*(image.shape[-2:] for image in images), strict=True)
+    return tuple(-(-max(sizes) // divisor) * divisor for sizes in (heights, widths))
+
+
+def groups_of_equal_size(images: Sequence[torch.Tensor], divisor: int) -> list[list[int]]:
+    """Numbers of the images that may share a batch.
+
+    Padding changes what is found, because a padded border is no longer zero behind the first layer:
+    only images of equal padded size are detected together.
+    """
+    groups: dict[tuple[int, int], list[int]] = {}
+    for index, image in enumerate(images):
+        groups.setdefault(padded_size([image], divisor), []).append(index)
+    return list(groups.values())
 
 
 @contextmanager

@@ -13,7 +13,6 @@ from urllib.error import URLError
 import torch
 from torch import nn
 from torchvision.models import get_model_weights
-from torchvision.ops import FrozenBatchNorm2d
 
 from ssod_imwa.detection.detectors.caffe import read_caffe_resnet
 from ssod_imwa.detection.detectors.torchvision import TorchvisionFasterRCNN
@@ -54,7 +53,7 @@ def load_weights(detector: TorchvisionFasterRCNN, weights: str) -> None:
         _check_input(detector, CAFFE_INPUT, weights)
         _load_backbone(detector, read_caffe_resnet(Path(weights)), weights)
     else:
-        state = _model_state(_read_torch_file(Path(weights)), weights)
+        state = read_state(weights)
         if "conv1.weight" in state:
             _check_input(detector, TORCHVISION_INPUT, weights)
             _load_backbone(detector, state, weights)
@@ -63,11 +62,20 @@ def load_weights(detector: TorchvisionFasterRCNN, weights: str) -> None:
             load_strictly(detector, state, weights)
 
 
-def warn_if_frozen(detector: TorchvisionFasterRCNN) -> None:
-    """Log a warning if parts of the backbone cannot be trained; call it when they are random."""
-    body = detector.backbone.body
-    frozen = sum(not p.requires_grad for p in body.parameters())
-    norms = sum(isinstance(part, FrozenBatchNorm2d) for part in body.modules())
+def read_state(weights: str) -> Mapping[str, Any]:
+    """The state dict in a file, of the model that a run's checkpoint recommends.
+
+    Raises:
+        WeightsError: the file is missing or damaged, or holds none.
+    """
+    return _model_state(_read_torch_file(Path(weights)), weights)
+
+
+def warn_if_frozen(detector: nn.Module) -> None:
+    """Log a warning if parts of a detector cannot be trained; call it when they are random."""
+    frozen = sum(not p.requires_grad for p in detector.parameters())
+    # Each toolkit has its own class of this name.
+    norms = sum(type(part).__name__ == "FrozenBatchNorm2d" for part in detector.modules())
     if frozen or norms:
         logger.warning(
             "random weights, of which %d tensors and %d batch norms are frozen and stay random "

@@ -16,7 +16,12 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import MultiScaleRoIAlign
 
 from ssod_imwa.data.structures import Detections, Targets
-from ssod_imwa.detection.detectors.base import Detector, evaluating
+from ssod_imwa.detection.detectors.base import (
+    Detector,
+    evaluating,
+    groups_of_equal_size,
+    padded_size,
+)
 from ssod_imwa.detection.detectors.torchvision_parts import (
     BoxHeads,
     ProposalHead,
@@ -78,13 +83,7 @@ class TorchvisionFasterRCNN(Detector):
     def forward(
         self, images: Sequence[torch.Tensor], targets: Sequence[Targets]
     ) -> dict[str, torch.Tensor]:
-        if not self.training:
-            raise RuntimeError("losses need training mode (call train(), or detect() for boxes)")
-        if len(images) != len(targets) or not images:
-            raise ValueError(
-                f"{len(images)} images and {len(targets)} targets are not allowed "
-                "(must be equal and at least 1)"
-            )
+        self.check_losses(images, targets)
         batch = self._batch(images)
         # torchvision counts its classes from 1; 0 is background.
         shifted = [{"boxes": t.boxes, "labels": t.labels + 1} for t in targets]
@@ -100,14 +99,9 @@ class TorchvisionFasterRCNN(Detector):
 
     @torch.no_grad()
     def detect(self, images: Sequence[torch.Tensor]) -> list[Detections]:
-        # Only images of equal padded size share a batch: padding changes what is found, because
-        # a padded border is no longer zero behind the first layer.
-        groups: dict[tuple[int, int], list[int]] = {}
-        for index, image in enumerate(images):
-            groups.setdefault(_padded_size([image]), []).append(index)
         found: dict[int, Detections] = {}
         with evaluating(self):
-            for indices in groups.values():
+            for indices in groups_of_equal_size(images, SIZE_DIVISOR):
                 results = self._detect_batch([images[i] for i in indices])
                 found.update(zip(indices, results, strict=True))
         return [found[index] for index in range(len(images))]
@@ -121,17 +115,12 @@ class TorchvisionFasterRCNN(Detector):
 
     def _batch(self, images: Sequence[torch.Tensor]) -> ImageList:
         """Normalise and pad with zeros, the mean colour, at the right and at the bottom."""
-        batch = self.pixel_mean.new_zeros(len(images), 3, *_padded_size(images))
+        batch = self.pixel_mean.new_zeros(len(images), 3, *padded_size(images, SIZE_DIVISOR))
         for row, image in zip(batch, images, strict=True):
             pixels = image if self.image_format == "RGB" else image.flip(0)
             height, width = image.shape[-2:]
             row[:, :height, :width] = (pixels - self.pixel_mean) / self.pixel_std
         return ImageList(batch, [tuple(image.shape[-2:]) for image in images])
-
-
-def _padded_size(images: Iterable[torch.Tensor]) -> tuple[int, int]:
-    heights, widths = zip(*(image.shape[-2:] for image in images), strict=True)
-    return tuple(-(-max(sizes) // SIZE_DIVISOR) * SIZE_DIVISOR for sizes in (heights, widths))
 
 
 def build_faster_rcnn(

@@ -1,0 +1,1 @@
+"""Parts of this package inside other people's projects; each module needs the toolkit it names."""

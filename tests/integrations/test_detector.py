@@ -1,0 +1,289 @@
+"""detectron2's detectors behind our interface, and the same numbers as from torchvision's."""
+
+import re
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ssod_imwa.config import load_config
+from ssod_imwa.data.structures import Annotations, Detections, Targets
+from ssod_imwa.detection.build import build_algorithm, build_detector, with_classes
+from ssod_imwa.detection.coco_ap import coco_metrics
+from ssod_imwa.engine.atomic import write_checkpoint
+from ssod_imwa.errors import ConfigError, WeightsError
+
+pytestmark = [pytest.mark.detectron2, pytest.mark.usefixtures("project")]
+
+CLASSES = 3
+FASTER_RCNN = "COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml"
+DENSE = ("COCO-Detection/retinanet_R_50_FPN_1x.yaml", "COCO-Detection/fcos_R_50_FPN_1x.py")
+SMALL = {
+    "MODEL.BACKBONE.FREEZE_AT": 0,
+    "MODEL.RESNETS.DEPTH": 18,
+    "MODEL.RESNETS.NORM": "BN",
+    "MODEL.FPN.OUT_CHANNELS": 8,
+    "MODEL.ROI_BOX_HEAD.FC_DIM": 16,
+    "MODEL.ANCHOR_GENERATOR.SIZES": [[16], [32], [64], [128], [256]],
+    "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS": [[1.0]],
+    "MODEL.PIXEL_MEAN": [123.675, 116.28, 103.53],
+    "MODEL.PIXEL_STD": [58.395, 57.12, 57.375],
+    "INPUT.FORMAT": "RGB",
+    "MODEL.ROI_HEADS.LOSS": "FocalLoss",
+    # As many as there are: what is sampled does not depend on the generators.
+    "MODEL.RPN.BATCH_SIZE_PER_IMAGE": 4096,
+    "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": 4096,
+    "MODEL.RPN.IOU_THRESHOLDS": [0.3, 0.7],
+}
+# Where torchvision's detectors have no choice.
+LIKE_TORCHVISION = {
+    "MODEL.RESNETS.RES2_OUT_CHANNELS": 64,
+    "MODEL.ROI_BOX_HEAD.POOLER_TYPE": "ROIAlign",
+    "MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO": 2,
+    "MODEL.RPN.PRE_NMS_TOPK_TRAIN": 2000,
+    "MODEL.WEIGHTS": "",
+}
+
+
+def config(toolkit="detectron2", detector=FASTER_RCNN, **more):
+    settings = {**SMALL, **more}
+    if toolkit == "detectron2":
+        settings |= {"MODEL.TOOLKIT": toolkit, "MODEL.DETECTRON2.CONFIG": detector}
+        settings |= LIKE_TORCHVISION
+    overrides = [text for pair in settings.items() for text in map(str, pair)]
+    return load_config(overrides=overrides)
+
+
+def images():
+    generator = torch.Generator().manual_seed(3)
+    return [
+        torch.randint(0, 256, size, dtype=torch.uint8, generator=generator)
+        for size in ((3, 64, 96), (3, 96, 64))
+    ]
+
+
+TARGETS = [
+    Targets(torch.tensor([[10.0, 12, 40, 44], [50, 8, 90, 60]]), torch.tensor([2, 0])),
+    Targets(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)),
+]
+
+
+def detectron2_state(state):
+    """torchvision's weights under detectron2's names, and its background class last."""
+    renamed = {}
+    for name, value in state.items():
+        name = re.sub(r"^backbone\.body\.(conv1|bn1)", r"backbone.bottom_up.stem.\1", name)
+        name = re.sub(
+            r"^backbone\.body\.layer(\d)",
+            lambda found: f"backbone.bottom_up.res{int(found[1]) + 1}",
+            name,
+        )
+        name = re.sub(r"\.bn(\d)\.", r".conv\1.norm.", name)
+        name = name.replace("downsample.0", "shortcut").replace("downsample.1", "shortcut.norm")
+        for ours, theirs in (("inner_blocks", "fpn_lateral"), ("layer_blocks", "fpn_output")):
+            name = re.sub(
+                rf"fpn\.{ours}\.(\d)\.0", lambda found, t=theirs: f"{t}{int(found[1]) + 2}", name
+            )
+        name = name.replace("rpn.head.conv.0.0", "proposal_generator.rpn_head.conv")
+        name = name.replace("rpn.head.cls_logits", "proposal_generator.rpn_head.objectness_logits")
+        name = name.replace("rpn.head.bbox_pred", "proposal_generator.rpn_head.anchor_deltas")
+        name = name.replace("box_head.fc6", "box_head.fc1").replace("box_head.fc7", "box_head.fc2")
+        if "box_predictor.cls_score" in name:
+            value = torch.cat([value[1:], value[:1]])
+        elif "box_predictor.bbox_pred" in name:
+            value = value[4:]
+        renamed[name] = value
+    return renamed
+
+
+@pytest.fixture
+def pair():
+    """The two toolkits' Faster R-CNN with the same weights."""
+    torch.manual_seed(0)
+    ours = build_detector(config("torchvision"), CLASSES)
+    ours.rpn.min_size = 1e-9  # torchvision drops proposals below a thousandth of a pixel
+    with torch.no_grad():  # initial heads tell no class from another
+        for layer in ("cls_score", "bbox_pred"):
+            getattr(ours.roi_heads.box_predictor, layer).weight.normal_(std=0.3)
+    theirs = build_detector(config(), CLASSES)
+    state = {n: x for n, x in ours.state_dict().items() if "num_batches_tracked" not in n}
+    missing, unknown = theirs.model.load_state_dict(detectron2_state(state), strict=False)
+    assert not unknown
+    assert all("num_batches_tracked" in name for name in missing)
+    return ours, theirs
+
+
+def test_the_same_targets_give_the_same_losses(pair):
+    losses = [detector.train()(images(), TARGETS) for detector in pair]
+    assert losses[0].keys() == losses[1].keys()
+    for name in losses[0]:
+        assert float(losses[0][name]) == pytest.approx(float(losses[1][name]), rel=1e-4), name
+        assert float(losses[0][name]) > 0
+
+
+def test_the_same_weights_find_the_same_boxes(pair):
+    for detector in pair:  # running statistics that suit the images
+        detector.train()(images(), TARGETS)
+    ours, theirs = (detector.detect(images()) for detector in pair)
+    for one, other in zip(ours, theirs, strict=True):
+        assert len(one) > 0
+        torch.testing.assert_close(one.scores, other.scores, rtol=1e-4, atol=1e-5)
+        assert torch.equal(one.labels, other.labels)
+        torch.testing.assert_close(one.boxes, other.boxes, rtol=1e-4, atol=1e-3)
+
+
+def test_unbiased_teacher_has_the_same_loss_terms(pair):
+    batch = unlabelled_batch()
+    records = []
+    for toolkit, detector in zip(("torchvision", "detectron2"), pair, strict=True):
+        method = {"SSOD.ALGORITHM": "unbiased_teacher", "SSOD.BURN_IN_ITERS": 0}
+        cfg = config(toolkit, **method, **{"SSOD.BBOX_THRESHOLD": 0.3})
+        algorithm = build_algorithm(cfg, detector)
+        algorithm.student.train()
+        records.append(algorithm.losses(batch, 0))
+    assert records[0]["pseudo_boxes"] > 0
+    assert records[0].keys() == records[1].keys()
+    for name in records[0]:
+        values = [float(record[name]) for record in records]
+        assert values[0] == pytest.approx(values[1], rel=1e-4), name
+
+
+def unlabelled_batch():
+    from ssod_imwa.data.structures import DetectionBatch, ImageRecord, Sample, View
+
+    def sample(image, targets):
+        view = View(image, torch.eye(3, dtype=torch.float64), targets)
+        return Sample(ImageRecord("x.png", 1, 96, 64), view, view)
+
+    labelled = [sample(image, target) for image, target in zip(images(), TARGETS, strict=True)]
+    return DetectionBatch(labelled, [sample(image, None) for image in images()])
+
+
+@pytest.mark.parametrize("detector", [FASTER_RCNN, *DENSE])
+def test_every_kind_of_detector_trains_and_detects(detector):
+    model = build_detector(config(detector=detector), CLASSES).train()
+    losses = model(images(), TARGETS)
+    assert {"loss_cls", "loss_box_reg"} <= losses.keys()
+    sum(losses.values()).backward()
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+    found = model.detect(images())
+    assert [type(found), *map(type, found)] == [list, Detections, Detections]
+    assert model.training
+
+
+def test_detections_do_not_depend_on_the_other_images():
+    detector = build_detector(config(), CLASSES)
+    together = detector.detect(images())
+    for image, found in zip(images(), together, strict=True):
+        assert torch.equal(detector.detect([image])[0].boxes, found.boxes)
+
+
+def test_images_are_handed_over_in_the_models_channel_order():
+    detector = build_detector(config(), CLASSES)
+    found = detector.detect(images())
+    detector.image_format = "BGR"
+    flipped = detector.detect([image.flip(0) for image in images()])
+    for one, other in zip(found, flipped, strict=True):
+        assert torch.equal(one.boxes, other.boxes)
+
+
+def test_its_evaluator_counts_as_ours_does(tmp_path):
+    from detectron2.evaluation import COCOEvaluator
+
+    from ssod_imwa.data.catalog import register
+    from ssod_imwa.data.structures import DetectionDataset, ImageRecord
+    from ssod_imwa.integrations.detectron2 import register_in_detectron2, run_evaluator
+
+    rng = np.random.default_rng(0)
+    records, predictions = [], {}
+    for number in range(1, 13):
+        corners = rng.uniform(0, 60, (4, 2))
+        boxes = np.concatenate([corners, corners + rng.uniform(8, 40, (4, 2))], 1)
+        labels = rng.integers(0, CLASSES, 4)
+        none = np.zeros(4, dtype=bool)
+        annotations = Annotations(boxes.astype(np.float32), labels, none, none)
+        file = tmp_path / f"{number}.png"
+        Image.new("RGB", (100, 100)).save(file)
+        records.append(ImageRecord(str(file), number, 100, 100, annotations))
+        guessed = np.concatenate([boxes + rng.normal(0, 3, (4, 4)), boxes + 20])
+        predictions[number] = Detections(
+            torch.tensor(guessed, dtype=torch.float32),
+            torch.tensor(np.concatenate([labels, labels])),
+            torch.tensor(rng.uniform(0.1, 1, 8), dtype=torch.float32),
+        )
+    dataset = DetectionDataset("boxes_for_both", tuple(records), ("a", "b", "c"))
+    register("boxes_for_both", lambda root: dataset)
+    register_in_detectron2(["boxes_for_both"])
+
+    evaluator = COCOEvaluator("boxes_for_both", tasks=("bbox",), output_dir=str(tmp_path))
+    theirs = run_evaluator(evaluator, dataset, predictions)["bbox"]
+    ours = coco_metrics(
+        [r.annotations for r in records],
+        [predictions[r.image_id] for r in records],
+        classes=dataset.classes,
+    )
+    for name in ("AP", "AP50", "AP75", "AP-a", "AP-b", "AP-c"):
+        assert theirs[name] == pytest.approx(ours[name], abs=1e-6), name
+    assert 5 < ours["AP"] < 95
+
+
+def test_an_exported_detector_is_loaded_by_detectron2_alone(tmp_path):
+    from ssod_imwa.integrations.detectron2.export import export_detector
+
+    detector = build_detector(config(), CLASSES)
+    with torch.no_grad():
+        detector.model.roi_heads.box_predictor.cls_score.weight.normal_(std=0.3)
+    cfg = with_classes(config(), tuple("abc")).clone()
+    cfg.defrost()
+    cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST = 64, 96
+    names = {}
+    exec(export_detector(detector, cfg, tmp_path / "detector.pth"), names)
+
+    image = images()[0]
+    instances = names["predictor"](image.flip(0).permute(1, 2, 0).numpy())["instances"]
+    found = detector.detect([image])[0]
+    assert len(found) > 0
+    torch.testing.assert_close(instances.pred_boxes.tensor, found.boxes)
+    torch.testing.assert_close(instances.scores, found.scores)
+
+
+def test_an_exported_lazy_detector_is_loaded_by_detectron2_alone(tmp_path):
+    from ssod_imwa.integrations.detectron2.export import export_detector
+
+    cfg = config(detector=DENSE[1])
+    detector = build_detector(cfg, CLASSES)
+    names = {}
+    exec(export_detector(detector, cfg, tmp_path / "detector.pth"), names)
+    state = names["model"].state_dict()
+    assert all(torch.equal(state[n], x) for n, x in detector.model.state_dict().items())
+
+
+def test_weights_come_from_our_files_and_from_theirs(tmp_path):
+    trained, ours, theirs = (build_detector(config(), CLASSES) for _ in range(3))
+    write_checkpoint(
+        tmp_path / "ours.pth", {"student": trained.state_dict(), "inference_model": "student"}
+    )
+    torch.save({"model": trained.model.state_dict()}, tmp_path / "theirs.pth")
+    from ssod_imwa.detection.build import load_weights
+
+    load_weights(ours, str(tmp_path / "ours.pth"))
+    load_weights(theirs, str(tmp_path / "theirs.pth"))
+    for detector in (ours, theirs):
+        state = detector.state_dict()
+        assert all(torch.equal(state[n], x) for n, x in trained.state_dict().items())
+
+
+def test_wrong_weights_and_detectors_are_one_line(tmp_path):
+    from ssod_imwa.detection.build import load_weights
+
+    torch.save({"model": {"other.weight": torch.ones(2)}}, tmp_path / "other.pth")
+    detector = build_detector(config(), CLASSES)
+    with pytest.raises(WeightsError, match="nothing in it fits the model"):
+        load_weights(detector, str(tmp_path / "other.pth"))
+    with pytest.raises(WeightsError, match=r"missing.pth.* cannot be loaded"):
+        load_weights(detector, str(tmp_path / "missing.pth"))
+    with pytest.raises(ConfigError, match="must be a file, or one of detectron2's model zoo"):
+        config(detector="COCO-Detection/faster.yaml")
+    with pytest.raises(ConfigError, match="USE_SIGMOID_CE True is not allowed"):
+        build_detector(config(**{"MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE": True}), CLASSES)

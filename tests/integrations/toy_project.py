@@ -1,0 +1,145 @@
+"""A tiny detectron2 project: a model, a data set and a DefaultTrainer that know nothing of us."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode, get_cfg
+from detectron2.data.samplers import TrainingSampler
+from detectron2.engine import DefaultTrainer, HookBase, SimpleTrainer
+from detectron2.modeling import META_ARCH_REGISTRY
+from detectron2.utils.env import seed_all_rng
+from torch import nn
+
+from ssod_imwa.integrations.detectron2 import IMWAHook
+from ssod_imwa.integrations.detectron2.hook import member_seed
+from ssod_imwa.integrations.detectron2.trainer_parts import PlainAttributes
+
+__all__ = ["IMWAHook", "PlainAttributes", "member_seed", "seed_all_rng"]
+
+ITERATIONS = 12
+IMAGES = 10
+
+
+@META_ARCH_REGISTRY.register()
+class TinyRegression(nn.Module):
+    """Learns y = sum(x) with dropout: its losses depend on data order and on the generators."""
+
+    def __init__(self, cfg: CfgNode) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.2), nn.Linear(8, 1)
+        )
+
+    def forward(self, batch: list[torch.Tensor]) -> dict[str, torch.Tensor]:
+        x = torch.stack(batch)
+        return {"loss": (self.layers(x)[:, 0] - x.sum(1)).square().mean()}
+
+
+class Noisy(torch.utils.data.Dataset):
+    """Ten points, each moved by NumPy's generator as detectron2's augmentations are."""
+
+    def __len__(self) -> int:
+        return IMAGES
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        point = torch.arange(4.0) * 0.1 + index
+        return point + torch.from_numpy(np.random.normal(0, 0.1, 4)).float()
+
+
+class ProjectTrainer(DefaultTrainer):
+    """A stock trainer; it records the clock that its steps see."""
+
+    def run_step(self) -> None:
+        self.clock = [*getattr(self, "clock", []), self.iter]
+        super().run_step()
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode):
+        return torch.utils.data.DataLoader(
+            Noisy(),
+            batch_size=2,
+            sampler=TrainingSampler(IMAGES),
+            num_workers=cfg.DATALOADER.NUM_WORKERS,
+            collate_fn=list,
+        )
+
+    @classmethod
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str):
+        return None
+
+    @classmethod
+    def test(cls, cfg: CfgNode, model: nn.Module, evaluators=None):
+        torch.rand(3)  # an evaluation draws from the generators, too
+        return {"toy": {"weight": float(next(model.parameters()).sum())}}
+
+
+def make_trainer(folder: Path, *, iterations: int = ITERATIONS, **settings: Any) -> ProjectTrainer:
+    """The project's trainer, seeded as by detectron2's default_setup; KEY__PART=value overrides."""
+    cfg = get_cfg()
+    cfg.MODEL.META_ARCHITECTURE = "TinyRegression"
+    cfg.MODEL.DEVICE = "cpu"
+    cfg.MODEL.WEIGHTS = ""
+    cfg.DATASETS.TEST = ()
+    cfg.DATALOADER.NUM_WORKERS = 0
+    cfg.SOLVER.MAX_ITER = iterations
+    cfg.SOLVER.BASE_LR = 0.01
+    cfg.SOLVER.STEPS = (8,)
+    cfg.SOLVER.WARMUP_ITERS = 3
+    cfg.SOLVER.CHECKPOINT_PERIOD = 5
+    cfg.OUTPUT_DIR = str(folder)
+    for key, value in settings.items():
+        cfg.merge_from_list([key.replace("__", "."), value])
+    seed_all_rng(7)
+    return ProjectTrainer(cfg)
+
+
+class StoppedError(Exception):
+    """Stands for a machine that goes down."""
+
+
+class StopAfter(HookBase):
+    """Raises once `steps` steps are done, after every other hook."""
+
+    def __init__(self, steps: int) -> None:
+        self._steps = steps
+
+    def after_step(self) -> None:
+        if self.trainer.iter + 1 == self._steps:
+            raise StoppedError
+
+
+class TeacherStudentTrainer(SimpleTrainer):
+    """A student of one weight vector, and its EMA in an attribute of its own."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        model = nn.Linear(3, 1, bias=False)
+        super().__init__(model, [None], torch.optim.SGD(model.parameters(), lr=0.1))
+        self.ema = copy.deepcopy(model)
+        self.initial = self.get_weights()
+
+    def run_step(self) -> None:
+        """One step on a point that depends on the clock, and one of the EMA."""
+        point = torch.tensor([1.0, 0.5 * self.iter, -1.0])
+        self.optimizer.zero_grad()
+        (self.model(point) - self.iter).square().sum().mul(0.1).backward()
+        self.optimizer.step()
+        with torch.no_grad():
+            self.ema.weight.lerp_(self.model.weight, 0.5)
+
+    def get_weights(self) -> list[torch.Tensor]:
+        return [module.weight.detach().clone() for module in (self.model, self.ema)]
+
+    @torch.no_grad()
+    def set_weights(self, values: list[torch.Tensor]) -> None:
+        for module, value in zip((self.model, self.ema), values, strict=True):
+            module.weight.copy_(value)
+
+
+class Dense(nn.Module):
+    """Stands for detectron2's dense detectors, which add an attribute at their first loss."""
