@@ -11,6 +11,8 @@ FILES = sorted(CONFIGS.rglob("*.yaml"))
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(CONFIGS)))
 def test_every_config_loads_and_opens_by_saying_what_it_is(path):
+    if "detectron2" in path.stem:
+        pytest.importorskip("detectron2", reason="detectron2 is not installed (docs/detectron2.md)")
     load_config(path)
     assert path.read_text().startswith("# ")
 

@@ -172,6 +172,17 @@ def test_every_kind_of_detector_trains_and_detects(detector):
     assert model.training
 
 
+def test_the_loss_normalizer_of_dense_detectors_is_a_members_state():
+    cfg = config(detector=DENSE[0], **{"SSOD.ALGORITHM": "unbiased_teacher"})
+    algorithm = build_algorithm(cfg, build_detector(cfg, CLASSES))
+    assert algorithm.state_dict() == {}
+    algorithm.student.train()(images(), TARGETS)
+    saved = algorithm.state_dict()
+    assert list(saved.values()) == [algorithm.student.model.loss_normalizer]
+    algorithm.load_state_dict(dict.fromkeys(saved, 12.5))
+    assert algorithm.student.model.loss_normalizer == 12.5
+
+
 def test_detections_do_not_depend_on_the_other_images():
     detector = build_detector(config(), CLASSES)
     together = detector.detect(images())

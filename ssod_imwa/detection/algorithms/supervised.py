@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import torch
 
 from ssod_imwa.data.structures import DetectionBatch, Sample, Targets
+from ssod_imwa.detection.algorithms.base import DetectionAlgorithm
 from ssod_imwa.detection.detectors.base import Detector
-from ssod_imwa.engine.algorithm import Algorithm
 
 
-class Supervised(Algorithm):
+class Supervised(DetectionAlgorithm):
     """The detector's own losses on labelled images.
 
     Args:
@@ -19,8 +19,6 @@ class Supervised(Algorithm):
         strong_labeled: train on the strong view of each image beside the weak one, as Unbiased
             Teacher does, so that the comparison with it differs in the unlabelled images alone.
     """
-
-    student: Detector
 
     def __init__(self, student: Detector, *, strong_labeled: bool = True) -> None:
         super().__init__(student)

@@ -13,17 +13,17 @@ import torch
 
 from ssod_imwa.averaging.ema import ModelEMA
 from ssod_imwa.data.structures import DetectionBatch, Sample
+from ssod_imwa.detection.algorithms.base import DetectionAlgorithm
 from ssod_imwa.detection.algorithms.supervised import labelled_views
 from ssod_imwa.detection.detectors.base import Detector
 from ssod_imwa.detection.pseudo_labels import as_targets, filter_detections, summarize
-from ssod_imwa.engine.algorithm import Algorithm
 
 # Weighted by `unsup_box_loss_weight`: the score of a pseudo-label says how sure its class is, not
 # how well its box fits.
 BOX_LOSSES = ("loss_rpn_loc", "loss_box_reg", "loss_centerness")
 
 
-class UnbiasedTeacher(Algorithm):
+class UnbiasedTeacher(DetectionAlgorithm):
     """A teacher, the student's EMA, labels weak views from which the student learns strong ones.
 
     With the member's own iteration t and burn-in length B::
@@ -49,7 +49,6 @@ class UnbiasedTeacher(Algorithm):
         ValueError: an argument is out of range.
     """
 
-    student: Detector
     teacher: Detector
 
     def __init__(

@@ -53,6 +53,15 @@ class Detector(nn.Module, ABC):
                 "(must be equal and at least 1)"
             )
 
+    def outside_state(self) -> dict[str, float]:
+        """Numbers that losses depend on and that the state dict does not hold, by name."""
+        return {}
+
+    def load_outside_state(self, state: dict[str, float]) -> None:
+        """Restore what `outside_state` returned."""
+        if state:
+            raise KeyError(f"{type(self).__name__} has no such state: {sorted(state)}")
+
     @abstractmethod
     def detect(self, images: Sequence[torch.Tensor]) -> list[Detections]:
         """Detections of each image, by falling score.

@@ -13,6 +13,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import LazyConfig, instantiate
 from detectron2.layers import cat
 from detectron2.modeling import build_model
+from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from detectron2.modeling.roi_heads import FastRCNNOutputLayers
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
@@ -24,6 +25,7 @@ from ssod_imwa.detection.detectors.base import Detector, evaluating, groups_of_e
 from ssod_imwa.detection.detectors.pretrained import load_strictly, read_state
 from ssod_imwa.detection.losses import multiclass_focal_loss
 from ssod_imwa.errors import ConfigError, WeightsError
+from ssod_imwa.integrations.detectron2.trainer_parts import PlainAttributes
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +70,7 @@ class Detectron2Detector(Detector):
         super().__init__(num_classes)
         self.model = model
         self.image_format = image_format
+        self._attributes = PlainAttributes({"model": model}, DenseDetector, "loss_normalizer")
 
     def forward(
         self, images: Sequence[torch.Tensor], targets: Sequence[Targets]
@@ -82,6 +85,12 @@ class Detectron2Detector(Detector):
         with EventStorage():  # the model's own statistics; it does not run without a storage
             losses = self.model(batch)
         return {RENAMED.get(name, name): value for name, value in losses.items()}
+
+    def outside_state(self) -> dict[str, float]:
+        return self._attributes.state_dict()
+
+    def load_outside_state(self, state: dict[str, float]) -> None:
+        self._attributes.load_state_dict(state)
 
     @torch.no_grad()
     def detect(self, images: Sequence[torch.Tensor]) -> list[Detections]:

@@ -4,6 +4,7 @@ from torch import nn
 
 from ssod_imwa.data.structures import DetectionBatch, ImageRecord, Sample, Targets, View
 from ssod_imwa.detection.algorithms.supervised import Supervised, labelled_views
+from ssod_imwa.detection.detectors.base import Detector
 
 
 def view(number, labelled=True):
@@ -20,9 +21,9 @@ def batch(*numbers, labelled=True):
     return DetectionBatch(samples, [])
 
 
-class Recorder(nn.Module):
+class Recorder(Detector):
     def __init__(self):
-        super().__init__()
+        super().__init__(num_classes=1)
         self.weight = nn.Parameter(torch.ones(()))
         self.calls = []
 
@@ -30,6 +31,9 @@ class Recorder(nn.Module):
         self.calls.append([int(x[0, 0, 0]) for x in images])
         assert [int(t.boxes[0, 0]) for t in targets] == self.calls[-1]
         return {"loss_cls": self.weight * sum(self.calls[-1])}
+
+    def detect(self, images):
+        raise NotImplementedError
 
 
 @pytest.mark.parametrize(("strong", "seen"), [(True, [101, 102, 1, 2]), (False, [1, 2])])
