@@ -207,6 +207,7 @@ class IMWAHook(detectron2.engine.HookBase):
             begin = 0 if plain else self.schedule.bounds(last.episode)[0]
             self._read_again(state["part_start"], last, last.t + 1 - begin)
         self._set_generators(self._after_step)
+        self._after_step = generator_states()
 
     def _read_again(self, start: dict[str, Any], position: Position, done: int) -> None:
         """Bring the loader of a part to where it was after `done` batches."""
