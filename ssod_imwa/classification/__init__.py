@@ -1,0 +1,1 @@
+"""Class-imbalanced image classification: losses, mixing and evaluation."""
