@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ssod_imwa.data.imbalance import exponential_profile
 from ssod_imwa.engine.seeding import counted_generator
 from ssod_imwa.errors import DataError
 
@@ -74,7 +75,7 @@ def class_counts(boxes: int, *, classes: int = 10, imbalance: int = 1) -> list[i
     """
     if boxes < classes:
         raise ValueError(f"boxes = {boxes} is not allowed (must be at least {classes}, 1 a class)")
-    shares = [imbalance ** (-c / max(1, classes - 1)) for c in range(classes)]
+    shares = exponential_profile(classes, imbalance)
     exact = [max(1.0, boxes * share / sum(shares)) for share in shares]
     counts = [int(value) for value in exact]
     by_remainder = sorted(range(classes), key=lambda c: counts[c] - exact[c])
@@ -159,6 +160,23 @@ def ensure_digits(root: str | Path) -> Path:
     return folder
 
 
+def is_for_testing(labels: np.ndarray) -> np.ndarray:
+    """Which images are for testing, bool (n,): every fifth of a class, beginning with its first.
+
+    Args:
+        labels: int (n,), in the order of scikit-learn's data set.
+
+    Example:
+        >>> is_for_testing(np.array([7, 7, 3, 7, 7, 7, 7])).nonzero()[0].tolist()
+        [0, 2, 6]
+    """
+    number = np.zeros(len(labels), dtype=np.int64)  # of the image within its class
+    for label in np.unique(labels):
+        positions = np.flatnonzero(labels == label)
+        number[positions] = np.arange(len(positions))
+    return number % _TEST_SHARE == 0
+
+
 def _handwriting() -> dict[str, list[list[np.ndarray]]]:
     """For "train" and "test": for each class, glyphs of 0..16 cut to their ink."""
     # Imported here: scikit-learn takes a second to import and is needed once.
@@ -168,13 +186,11 @@ def _handwriting() -> dict[str, list[list[np.ndarray]]]:
     glyphs: dict[str, list[list[np.ndarray]]] = {
         split: [[] for _ in CLASSES] for split in ("train", "test")
     }
-    seen = [0] * len(CLASSES)
-    for image, label in zip(digits.images.astype(np.int64), digits.target, strict=True):
+    images, for_testing = digits.images.astype(np.int64), is_for_testing(digits.target)
+    for image, label, test in zip(images, digits.target, for_testing, strict=True):
         rows, columns = np.nonzero(image.any(1))[0], np.nonzero(image.any(0))[0]
         glyph = image[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-        split = "test" if seen[label] % _TEST_SHARE == 0 else "train"
-        glyphs[split][label].append(glyph)
-        seen[label] += 1
+        glyphs["test" if test else "train"][label].append(glyph)
     return glyphs
 
 
