@@ -1,0 +1,157 @@
+"""Augmentation of a batch of small images at once, on the device that holds them.
+
+    generator = counted_generator(seed, "crops", member, t)
+    images = dataset.images[batch]  # uint8 (B, 3, H, W)
+    crops = draw_crops(len(batch), padding=4, generator=generator)
+    inputs = normalise(crop_and_flip(images, crops, padding=4), CIFAR_STATISTICS)
+
+The few random numbers are drawn on the CPU, so every device sees the same images.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple, get_args
+
+import numpy as np
+import torch
+
+Fill = Literal["zero", "reflect"]
+
+
+class Statistics(NamedTuple):
+    """Mean and standard deviation of each channel, of values 0..1."""
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+# CIFAR-10-LT and CIFAR-100-LT alike, as in the code of LDAM and most that followed.
+CIFAR_STATISTICS = Statistics((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
+# ImageNet-LT and Places-LT.
+IMAGENET_STATISTICS = Statistics((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+INATURALIST_STATISTICS = Statistics((0.466, 0.471, 0.380), (0.195, 0.194, 0.192))
+
+
+class Crops(NamedTuple):
+    """Where the crop of each image begins in the padded image, and whether it is mirrored."""
+
+    top: torch.Tensor
+    """int64 (B,), 0..2 padding."""
+    left: torch.Tensor
+    """int64 (B,), 0..2 padding."""
+    mirrored: torch.Tensor
+    """bool (B,)."""
+
+
+def draw_crops(
+    count: int, *, padding: int = 4, flip: float = 0.5, generator: np.random.Generator
+) -> Crops:
+    """A crop and a flip for each image of a batch, in CPU memory.
+
+    Image b takes the b-th triple of numbers. With a generator counted by (seed, member, t) its crop
+    is a function of (seed, member, t, slot), whatever the batch size is; several processes draw for
+    the global batch and take their slots.
+
+    Args:
+        count: B, at least 1.
+        padding: pixels on each side, at least 0.
+        flip: probability of mirroring, 0..1.
+        generator: source of the randomness.
+
+    Raises:
+        ValueError: a number is out of range.
+
+    Example:
+        >>> crops = draw_crops(2, padding=4, generator=np.random.default_rng(0))
+        >>> crops.top.shape, crops.mirrored.dtype
+        (torch.Size([2]), torch.bool)
+    """
+    if count < 1:
+        raise ValueError(f"count = {count} is not allowed (must be at least 1)")
+    if padding < 0:
+        raise ValueError(f"padding = {padding} is not allowed (must be at least 0)")
+    if not 0 <= flip <= 1:
+        raise ValueError(f"flip = {flip} is not allowed (must be 0..1)")
+    numbers = torch.from_numpy(generator.random((count, 3)))
+    top, left = (numbers[:, :2] * (2 * padding + 1)).long().unbind(1)
+    return Crops(top, left, numbers[:, 2] < flip)
+
+
+def crop_and_flip(
+    images: torch.Tensor, crops: Crops, *, padding: int = 4, fill: Fill = "zero"
+) -> torch.Tensor:
+    """Pad, crop to the old size and mirror left to right; a new tensor of the same type.
+
+    Mirroring before the crop, as semi-supervised methods do, has the same distribution.
+
+    Args:
+        images: (B, 3, H, W) of any type, on any device.
+        crops: of the B images.
+        padding: what `crops` was drawn with.
+        fill: "zero" (black), or "reflect" without repeating the border, for padding < H, W.
+
+    Raises:
+        ValueError: sizes do not fit, or the fill is not known.
+
+    Example:
+        >>> images = torch.arange(4).reshape(1, 1, 1, 4)
+        >>> crops = Crops(torch.tensor([1]), torch.tensor([0]), torch.tensor([False]))
+        >>> crop_and_flip(images, crops, padding=1).tolist()
+        [[[[0, 0, 1, 2]]]]
+    """
+    if fill not in get_args(Fill):
+        raise ValueError(f"fill = {fill!r} is not allowed (must be one of {list(get_args(Fill))})")
+    count, _, height, width = images.shape
+    if len(crops.top) != count:
+        raise ValueError(
+            f"{len(crops.top)} crops for {count} images are not allowed (must be equal)"
+        )
+    if fill == "reflect" and padding >= min(height, width):
+        raise ValueError(
+            f"padding = {padding} with images of {width} x {height} is not allowed (must be less "
+            "than both to reflect)"
+        )
+    top, left, mirrored = (part.to(images.device, non_blocking=True) for part in crops)
+    rows = top[:, None] + torch.arange(height, device=images.device) - padding
+    step = torch.arange(width, device=images.device).expand(count, width)
+    columns = left[:, None] + torch.where(mirrored[:, None], width - 1 - step, step) - padding
+    batch = torch.arange(count, device=images.device)[:, None, None]
+    # Indices on both sides of the channel's slice put it last: (B, H, W, 3).
+    cropped = images[
+        batch, :, _inside(rows, height)[:, :, None], _inside(columns, width)[:, None, :]
+    ].permute(0, 3, 1, 2)
+    if fill == "zero":
+        kept = ((rows >= 0) & (rows < height))[:, :, None]
+        kept = kept & ((columns >= 0) & (columns < width))[:, None, :]
+        cropped = cropped * kept[:, None]
+    return cropped.contiguous()
+
+
+def normalise(images: torch.Tensor, statistics: Statistics = CIFAR_STATISTICS) -> torch.Tensor:
+    """(x / 255 - mean) / std of each channel, float32 of the same shape.
+
+    Args:
+        images: uint8 (B, 3, H, W).
+        statistics: of the data set.
+
+    Raises:
+        ValueError: the images are not uint8.
+
+    Example:
+        >>> black = torch.zeros(1, 3, 1, 1, dtype=torch.uint8)
+        >>> normalise(black, Statistics((0.5, 0.5, 0.2), (0.5, 0.25, 0.1))).flatten().tolist()
+        [-1.0, -2.0, -2.0]
+    """
+    if images.dtype != torch.uint8:
+        raise ValueError(f"images of {images.dtype} are not allowed (must be torch.uint8, 0..255)")
+    mean, std = (torch.tensor(values, device=images.device)[:, None, None] for values in statistics)
+    return (images / 255 - mean) / std
+
+
+def _inside(index: torch.Tensor, size: int) -> torch.Tensor:
+    """Indices -size+1..2size-2 reflected to 0..size-1; "zero" blanks these pixels afterwards."""
+    if size == 1:
+        return torch.zeros_like(index)
+    period = 2 * (size - 1)
+    folded = index % period
+    return torch.where(folded < size, folded, period - folded)

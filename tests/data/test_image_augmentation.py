@@ -1,0 +1,164 @@
+import numpy as np
+import pytest
+import torch
+
+from ssod_imwa.data.image_augmentation import (
+    CIFAR_STATISTICS,
+    IMAGENET_STATISTICS,
+    INATURALIST_STATISTICS,
+    Crops,
+    crop_and_flip,
+    draw_crops,
+    normalise,
+)
+from ssod_imwa.engine.seeding import counted_generator
+
+
+def noise(*shape, seed=0):
+    values = np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+    return torch.from_numpy(values)
+
+
+def cropped_one_by_one(images, crops, padding, mode):
+    results = []
+    for image, top, left, mirrored in zip(images.numpy(), *crops, strict=True):
+        height, width = image.shape[1:]
+        sides = ((0, 0), (padding, padding), (padding, padding))
+        padded = np.pad(image, sides, mode=mode)
+        crop = padded[:, int(top) : int(top) + height, int(left) : int(left) + width]
+        results.append(crop[:, :, ::-1] if mirrored else crop)
+    return torch.from_numpy(np.stack(results))
+
+
+def every_crop(padding):
+    """Each offset of each axis, mirrored and not."""
+    offsets = torch.arange(2 * padding + 1)
+    top, left, mirrored = torch.meshgrid(offsets, offsets, torch.arange(2), indexing="ij")
+    return Crops(top.flatten(), left.flatten(), mirrored.flatten().bool())
+
+
+@pytest.mark.parametrize(("fill", "mode"), [("zero", "constant"), ("reflect", "reflect")])
+@pytest.mark.parametrize(
+    ("height", "width", "padding"), [(32, 32, 4), (7, 12, 3), (5, 5, 4), (6, 4, 0)]
+)
+def test_every_crop_is_that_of_a_plain_loop(height, width, padding, fill, mode):
+    crops = every_crop(padding)
+    images = noise(len(crops.top), 3, height, width)
+    result = crop_and_flip(images, crops, padding=padding, fill=fill)
+    assert result.dtype == torch.uint8
+    assert result.is_contiguous()
+    assert result.equal(cropped_one_by_one(images, crops, padding, mode))
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (2, 3)])
+def test_zero_padding_may_exceed_the_image(height, width):
+    crops = every_crop(4)
+    images = noise(len(crops.top), 3, height, width)
+    expected = cropped_one_by_one(images, crops, 4, "constant")
+    assert crop_and_flip(images, crops, padding=4).equal(expected)
+
+
+def test_float_images_keep_their_type():
+    crops = every_crop(2)
+    images = torch.randn(len(crops.top), 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    result = crop_and_flip(images, crops, padding=2)
+    assert result.dtype == torch.float32
+    assert result.equal(cropped_one_by_one(images, crops, 2, "constant"))
+
+
+def test_images_are_not_changed_and_not_shared():
+    images = noise(1, 3, 4, 4)
+    before = images.clone()
+    centre = Crops(torch.tensor([1]), torch.tensor([1]), torch.tensor([False]))
+    result = crop_and_flip(images, centre, padding=1)
+    assert result.equal(images)
+    result.zero_()
+    assert images.equal(before)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("fill", ["zero", "reflect"])
+def test_every_device_makes_the_same_images(fill):
+    crops = draw_crops(64, generator=counted_generator(1))
+    images = noise(64, 3, 32, 32)
+    on_gpu = crop_and_flip(images.cuda(), crops, fill=fill)
+    assert on_gpu.is_cuda
+    assert on_gpu.cpu().equal(crop_and_flip(images, crops, fill=fill))
+    assert torch.allclose(normalise(on_gpu).cpu(), normalise(on_gpu.cpu()), atol=1e-6)
+
+
+# --------------------------------------------------------------------------------------- draws
+
+
+def test_offsets_are_uniform_and_half_of_the_images_mirrored():
+    crops = draw_crops(18_000, padding=4, generator=np.random.default_rng(0))
+    for offsets in (crops.top, crops.left):
+        times = torch.bincount(offsets, minlength=9)
+        # Binomial with n = 18000, p = 1/9: standard deviation 42.2.
+        assert len(times) == 9
+        assert (times - 2000).abs().max() < 5 * 42.2
+    # p = 1/2: 67.1.
+    assert abs(int(crops.mirrored.sum()) - 9000) < 5 * 67.1
+    correlations = np.corrcoef(np.stack([part.numpy() for part in crops]))
+    assert np.abs(correlations - np.eye(3)).max() < 5 / np.sqrt(18_000)
+
+
+def test_a_slot_does_not_depend_on_the_batch_size():
+    large = draw_crops(64, generator=counted_generator(1, "crops", 0, 7))
+    small = draw_crops(5, generator=counted_generator(1, "crops", 0, 7))
+    other = draw_crops(64, generator=counted_generator(1, "crops", 1, 7))
+    for part, expected in zip(small, large, strict=True):
+        assert part.equal(expected[:5])
+    assert not other.top.equal(large.top)
+
+
+def test_flips_can_be_switched_off_and_on():
+    for flip, expected in [(0, 0), (1, 50)]:
+        crops = draw_crops(50, flip=flip, generator=np.random.default_rng(0))
+        assert int(crops.mirrored.sum()) == expected
+    assert draw_crops(50, padding=0, generator=np.random.default_rng(0)).top.max() == 0
+
+
+# ----------------------------------------------------------------------------------- normalise
+
+
+@pytest.mark.parametrize(
+    "statistics", [CIFAR_STATISTICS, IMAGENET_STATISTICS, INATURALIST_STATISTICS]
+)
+def test_normalised_images_are_those_of_float64(statistics):
+    images = noise(4, 3, 5, 6)
+    mean, std = (np.array(values).reshape(3, 1, 1) for values in statistics)
+    expected = (images.numpy().astype(np.float64) / 255 - mean) / std
+    result = normalise(images, statistics)
+    assert result.dtype == torch.float32
+    assert np.abs(result.numpy() - expected).max() < 1e-6
+
+
+# -------------------------------------------------------------------------------------- errors
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"count": 0}, "count = 0 is not allowed"),
+        ({"padding": -1}, "padding = -1 is not allowed"),
+        ({"flip": 1.5}, "flip = 1.5 is not allowed"),
+    ],
+)
+def test_draws_out_of_range_are_refused(arguments, message):
+    arguments = {"count": 2, **arguments}
+    with pytest.raises(ValueError, match=message):
+        draw_crops(arguments.pop("count"), generator=np.random.default_rng(0), **arguments)
+
+
+def test_images_that_do_not_fit_are_refused():
+    crops = draw_crops(2, generator=np.random.default_rng(0))
+    with pytest.raises(ValueError, match="2 crops for 3 images"):
+        crop_and_flip(noise(3, 3, 8, 8), crops)
+    with pytest.raises(ValueError, match="padding = 4 with images of 8 x 4 is not allowed"):
+        crop_and_flip(noise(2, 3, 4, 8), crops, fill="reflect")
+    with pytest.raises(ValueError, match=r"fill = 'edge' is not allowed .*'zero', 'reflect'"):
+        crop_and_flip(noise(2, 3, 8, 8), crops, fill="edge")
+    with pytest.raises(ValueError, match=r"images of torch.float32 are not allowed"):
+        normalise(torch.zeros(1, 3, 2, 2))
