@@ -1,0 +1,155 @@
+"""Wide ResNets (Zagoruyko and Komodakis, arXiv 1605.07146) as in FixMatch and its successors."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ssod_imwa.classification.models.classifiers import ClassifierKind, make_classifier
+
+STEM_WIDTH = 16
+SLOPE = 0.1  # of the leaky ReLU for negative values
+
+
+class PreActivationUnit(nn.Module):
+    """Batch norm, activation and 3 x 3 convolution, twice, beside a shortcut.
+
+    Where the width changes the shortcut is a 1 x 1 convolution.
+
+    Args:
+        in_channels: of the input.
+        channels: of the output.
+        stride: of the first convolution and the shortcut.
+        momentum: of batch norm.
+        activate_shortcut: whether the first normalisation and activation come before the shortcut
+            branches off.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        channels: int,
+        *,
+        stride: int,
+        momentum: float,
+        activate_shortcut: bool,
+    ) -> None:
+        super().__init__()
+        self.activate_shortcut = activate_shortcut
+        self.bn1 = nn.BatchNorm2d(in_channels, momentum=momentum)
+        self.conv1 = nn.Conv2d(in_channels, channels, 3, stride=stride, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels, momentum=momentum)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        same = in_channels == channels and stride == 1
+        self.shortcut = (
+            nn.Identity()
+            if same
+            else nn.Conv2d(in_channels, channels, 1, stride=stride, bias=False)
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        active = F.leaky_relu(self.bn1(x), SLOPE)
+        inner = self.conv2(F.leaky_relu(self.bn2(self.conv1(active)), SLOPE))
+        return inner + self.shortcut(active if self.activate_shortcut else x)
+
+
+class WideResNet(nn.Module):
+    """A wide ResNet of depth 6n + 4: a stem of 16 channels and three stages of n units.
+
+    The stages are 16k, 32k and 64k wide. Only the very first unit branches its shortcut off after
+    the activation, as in FixMatch's code. `groups` are as in `CifarResNet`.
+
+    Args:
+        classes: C, outputs of the classifier.
+        depth: 28 in semi-supervised work.
+        width: k; 2 in most papers, 8 in some of CIFAR-100's numbers.
+        momentum: of batch norm, as PyTorch counts it: 0.001 in FixMatch's PyTorch code and ACR,
+            0.1 in DASO.
+        classifier: "linear" or "cosine".
+        scale: of the cosine classifier.
+
+    Raises:
+        ValueError: the depth is not 6n + 4, or see `make_classifier`.
+
+    Example:
+        >>> model = WideResNet(10, depth=10, width=1)
+        >>> images = torch.zeros(2, 3, 32, 32)
+        >>> model(images).shape, model.features(images).shape
+        (torch.Size([2, 10]), torch.Size([2, 64]))
+    """
+
+    def __init__(
+        self,
+        classes: int,
+        *,
+        depth: int = 28,
+        width: int = 2,
+        momentum: float = 0.001,
+        classifier: ClassifierKind = "linear",
+        scale: float = 30.0,
+    ) -> None:
+        super().__init__()
+        if depth < 10 or depth % 6 != 4:
+            raise ValueError(f"depth = {depth} is not allowed (must be 6n + 4: 10, 16, ..., 28)")
+        if width < 1:
+            raise ValueError(f"width = {width} is not allowed (must be at least 1)")
+        units = (depth - 4) // 6
+        widths = [STEM_WIDTH * width * factor for factor in (1, 2, 4)]
+        self.num_features = widths[-1]
+        self.stem = nn.Conv2d(3, STEM_WIDTH, 3, padding=1, bias=False)
+        self.layer1 = _stage(STEM_WIDTH, widths[0], units, 1, momentum, activate_shortcut=True)
+        self.layer2 = _stage(widths[0], widths[1], units, 2, momentum)
+        self.layer3 = _stage(widths[1], widths[2], units, 2, momentum)
+        self.bn = nn.BatchNorm2d(widths[2], momentum=momentum)
+        self.classifier = make_classifier(classifier, self.num_features, classes, scale=scale)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            elif isinstance(module, nn.Linear):
+                nn.init.xavier_normal_(module.weight)
+                nn.init.zeros_(module.bias)
+
+    @property
+    def groups(self) -> tuple[nn.Module, ...]:
+        """Stem and stages, in order."""
+        return self.stem, self.layer1, self.layer2, self.layer3
+
+    def pool(self, maps: torch.Tensor) -> torch.Tensor:
+        """Features (B, d) of the last group's maps (B, d, h, w), normalised and activated first."""
+        return F.leaky_relu(self.bn(maps), SLOPE).mean((2, 3))
+
+    def features(self, images: torch.Tensor) -> torch.Tensor:
+        """Features (B, d), d = `num_features`, of normalised images (B, 3, H, W)."""
+        for group in self.groups:
+            images = group(images)
+        return self.pool(images)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.classifier(self.features(images))
+
+
+def _stage(
+    in_channels: int,
+    channels: int,
+    units: int,
+    stride: int,
+    momentum: float,
+    *,
+    activate_shortcut: bool = False,
+) -> nn.Sequential:
+    first = PreActivationUnit(
+        in_channels,
+        channels,
+        stride=stride,
+        momentum=momentum,
+        activate_shortcut=activate_shortcut,
+    )
+    others = (
+        PreActivationUnit(channels, channels, stride=1, momentum=momentum, activate_shortcut=False)
+        for _ in range(units - 1)
+    )
+    return nn.Sequential(first, *others)
