@@ -14,6 +14,7 @@ from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 Fill = Literal["zero", "reflect"]
 
@@ -112,19 +113,10 @@ def crop_and_flip(
             "than both to reflect)"
         )
     top, left, mirrored = (part.to(images.device, non_blocking=True) for part in crops)
-    rows = top[:, None] + torch.arange(height, device=images.device) - padding
-    step = torch.arange(width, device=images.device).expand(count, width)
-    columns = left[:, None] + torch.where(mirrored[:, None], width - 1 - step, step) - padding
-    batch = torch.arange(count, device=images.device)[:, None, None]
-    # Indices on both sides of the channel's slice put it last: (B, H, W, 3).
-    cropped = images[
-        batch, :, _inside(rows, height)[:, :, None], _inside(columns, width)[:, None, :]
-    ].permute(0, 3, 1, 2)
-    if fill == "zero":
-        kept = ((rows >= 0) & (rows < height))[:, :, None]
-        kept = kept & ((columns >= 0) & (columns < width))[:, None, :]
-        cropped = cropped * kept[:, None]
-    return cropped.contiguous()
+    # Views of every crop, (B, 3, 2p + 1, 2p + 1, H, W), of which each image copies one.
+    windows = _pad(images, padding, fill).unfold(2, height, 1).unfold(3, width, 1)
+    cropped = windows[torch.arange(count, device=images.device), :, top, left]
+    return torch.where(mirrored[:, None, None, None], cropped.flip(3), cropped)
 
 
 def normalise(images: torch.Tensor, statistics: Statistics = CIFAR_STATISTICS) -> torch.Tensor:
@@ -148,10 +140,12 @@ def normalise(images: torch.Tensor, statistics: Statistics = CIFAR_STATISTICS) -
     return (images / 255 - mean) / std
 
 
-def _inside(index: torch.Tensor, size: int) -> torch.Tensor:
-    """Indices -size+1..2size-2 reflected to 0..size-1; "zero" blanks these pixels afterwards."""
-    if size == 1:
-        return torch.zeros_like(index)
-    period = 2 * (size - 1)
-    folded = index % period
-    return torch.where(folded < size, folded, period - folded)
+def _pad(images: torch.Tensor, padding: int, fill: Fill) -> torch.Tensor:
+    if fill == "zero":
+        return F.pad(images, (padding,) * 4)
+    # By index, because PyTorch does not reflect integers.
+    for dim in (2, 3):
+        size = images.shape[dim]
+        index = torch.arange(-padding, size + padding, device=images.device).abs()
+        images = images.index_select(dim, torch.where(index < size, index, 2 * (size - 1) - index))
+    return images
