@@ -29,3 +29,5 @@ def test_the_example_trains_evaluates_averages_and_resumes(tmp_path):
     before = weights.read_bytes()
     subprocess.run(command, env=environment, check=True, capture_output=True)  # nothing is left
     assert weights.read_bytes() == before
+    added = (output / "metrics.json").read_text().splitlines()[len(lines) :]
+    assert not any("total_loss" in line for line in added)  # a second training would be equal

@@ -125,8 +125,8 @@ def build_detectron2_detector(cfg: CfgNode, num_classes: int) -> Detectron2Detec
         ConfigError: detectron2 cannot build it.
     """
     if cfg.MODEL.DETECTRON2.CONFIG.endswith(".py"):
-        model, image_format = _lazy_model(cfg.MODEL.DETECTRON2.CONFIG, num_classes), "BGR"
-        image_format = getattr(model, "input_format", None) or image_format
+        model = _lazy_model(cfg.MODEL.DETECTRON2.CONFIG, num_classes)
+        image_format = getattr(model, "input_format", None) or "BGR"
     else:
         cfg = plain_config(cfg, num_classes)
         try:
