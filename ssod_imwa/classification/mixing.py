@@ -1,4 +1,4 @@
-"""Mixing of images or features, and of labels: mixup, Remix and Major Feature Weakening (MFW).
+"""Mixing of images or features, and of labels: mixup, CutMix, Remix, Major Feature Weakening (MFW).
 
 A batch is mixed with itself, permuted: sample n keeps 1 − share_n of itself and takes share_n of
 sample permutation[n]. A share is the partner's, the papers' 1 − λ (λ itself in MFW); Beta(α, α) is
@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -82,6 +83,65 @@ def mix(values: torch.Tensor, permutation: torch.Tensor, shares: torch.Tensor) -
     _check_pairing(permutation, shares, len(values))
     weight = shares.to(values).reshape(-1, *[1] * (values.dim() - 1))
     return torch.lerp(values, values[permutation], weight)
+
+
+class Box(NamedTuple):
+    """Rows top..bottom-1 and columns left..right-1 of an image."""
+
+    top: int
+    bottom: int
+    left: int
+    right: int
+
+
+def draw_box(share: float, height: int, width: int, *, generator: torch.Generator) -> Box:
+    """CutMix's box: `share` of the image's area, its shape the image's, its centre anywhere.
+
+    What lies outside the image is cut off, so the area, and with it the label's share, is often
+    smaller: `box_share` is what it has become.
+
+    Args:
+        share: in [0, 1].
+        height: of the image, in pixels.
+        width: of the image, in pixels.
+        generator: moved on by two numbers.
+
+    Source: CutMix (Yun et al., arXiv 1905.04899), equation 2.
+
+    Example:
+        >>> draw_box(1.0, 4, 4, generator=torch.Generator().manual_seed(0)).bottom
+        4
+    """
+    box_height, box_width = round(height * share**0.5), round(width * share**0.5)
+    row, column = torch.rand(2, generator=generator).tolist()
+    top, left = int(row * height) - box_height // 2, int(column * width) - box_width // 2
+    return Box(
+        max(0, top), min(height, top + box_height), max(0, left), min(width, left + box_width)
+    )
+
+
+def box_share(box: Box, height: int, width: int) -> float:
+    """The part of the image that a box covers.
+
+    Example:
+        >>> box_share(Box(0, 2, 0, 1), 4, 4)
+        0.125
+    """
+    return (box.bottom - box.top) * (box.right - box.left) / (height * width)
+
+
+def cut_mix(images: torch.Tensor, permutation: torch.Tensor, box: Box) -> torch.Tensor:
+    """The images (B, ch, H, W) with the partners' pixels inside the box; a new tensor.
+
+    Example:
+        >>> images = torch.tensor([[[[1.0, 2.0]]], [[[3.0, 4.0]]]])
+        >>> cut_mix(images, torch.tensor([1, 0]), Box(0, 1, 1, 2)).flatten().tolist()
+        [1.0, 4.0, 3.0, 2.0]
+    """
+    mixed = images.clone()
+    inside = (..., slice(box.top, box.bottom), slice(box.left, box.right))
+    mixed[inside] = images[permutation][inside]
+    return mixed
 
 
 def mix_labels(

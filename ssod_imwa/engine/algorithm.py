@@ -14,6 +14,7 @@ class Algorithm(ABC):
 
     The trainer calls, for each of a member's own iterations t = 0..T-1::
 
+        algorithm.set_train_mode()
         losses = algorithm.losses(batch, t)
         sum(losses that are named loss...).backward()
         optimizer.step()
@@ -35,6 +36,10 @@ class Algorithm(ABC):
         if teacher is not None:
             teacher.requires_grad_(False).eval()
 
+    def set_train_mode(self) -> None:
+        """Put the student into the mode in which it trains; frozen parts may stay in eval mode."""
+        self.student.train()
+
     @abstractmethod
     def losses(self, batch: Any, t: int) -> dict[str, torch.Tensor]:
         """Scalars of one batch: those named `loss...` are summed, the others are only recorded."""
@@ -47,7 +52,7 @@ class Algorithm(ABC):
         return self.teacher is not None
 
     def models(self) -> dict[str, nn.Module]:
-        """The models that IMWA averages, by name."""
+        """The models that IMWA averages, by name: "student", "teacher", and what else moves."""
         models = {"student": self.student}
         return models if self.teacher is None else {**models, "teacher": self.teacher}
 

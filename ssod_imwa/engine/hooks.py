@@ -197,9 +197,10 @@ class EvaluationHook(HookBase):
         return is_last or (self._period > 0 and number % self._period == 0)
 
     def _run(self, position: Position) -> None:
-        models = self.trainer.algorithm.models()
-        if not self.trainer.algorithm.teacher_ready(position.t):
-            models.pop("teacher", None)
+        algorithm = self.trainer.algorithm
+        models = {"student": algorithm.student}
+        if algorithm.teacher is not None and algorithm.teacher_ready(position.t):
+            models["teacher"] = algorithm.teacher
         try:
             with undisturbed(models), torch.no_grad():
                 metrics = {

@@ -153,7 +153,7 @@ class Trainer:
         self.storage.put_scalar("data_time", time.perf_counter() - start)
         member = self.first_member + position.member
         seed_everything(self.seed, "step", member, position.t, self.rank)
-        self.algorithm.student.train()
+        self.algorithm.set_train_mode()
         self.optimizer.zero_grad(set_to_none=True)
         parts = batch.split(self.accumulation) if self.accumulation > 1 else [batch]
         records: dict[str, torch.Tensor] = {}

@@ -1,0 +1,1 @@
+"""Methods of class-imbalanced classification."""
