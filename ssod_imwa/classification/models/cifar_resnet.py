@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ssod_imwa.classification.models.base import ImageClassifier
 from ssod_imwa.classification.models.classifiers import ClassifierKind, make_classifier
 
 WIDTHS = (16, 32, 64)
@@ -39,11 +40,8 @@ class BasicBlock(nn.Module):
         return F.pad(x, (0, 0, 0, 0, before, self.new_channels - before))
 
 
-class CifarResNet(nn.Module):
+class CifarResNet(ImageClassifier):
     """A ResNet of depth 6n + 2: a stem and three stages of n blocks, 16, 32 and 64 channels wide.
-
-    Called on images it returns logits. `groups` are the parts between which methods mix features
-    (MFW, manifold mixup): `features(x)` is `pool` after all of them in turn.
 
     Args:
         classes: C, outputs of the classifier.
@@ -60,6 +58,8 @@ class CifarResNet(nn.Module):
         >>> model(images).shape, model.features(images).shape
         (torch.Size([2, 10]), torch.Size([2, 64]))
     """
+
+    group_names = ("stem", "layer1", "layer2", "layer3")
 
     def __init__(
         self,
@@ -79,27 +79,13 @@ class CifarResNet(nn.Module):
         self.layer2 = _stage(WIDTHS[0], WIDTHS[1], blocks, stride=2)
         self.layer3 = _stage(WIDTHS[1], WIDTHS[2], blocks, stride=2)
         self.classifier = make_classifier(classifier, self.num_features, classes, scale=scale)
-        for module in self.modules():
+        self.initialise(self)
+
+    def initialise(self, part: nn.Module) -> None:
+        """Kaiming's normal weights, of the classifier, too."""
+        for module in part.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
                 nn.init.kaiming_normal_(module.weight)
-
-    @property
-    def groups(self) -> tuple[nn.Module, ...]:
-        """Stem and stages, in order."""
-        return self.stem, self.layer1, self.layer2, self.layer3
-
-    def pool(self, maps: torch.Tensor) -> torch.Tensor:
-        """Features (B, d) of the last group's maps (B, d, h, w)."""
-        return maps.mean((2, 3))
-
-    def features(self, images: torch.Tensor) -> torch.Tensor:
-        """Features (B, d), d = `num_features`, of normalised images (B, 3, H, W)."""
-        for group in self.groups:
-            images = group(images)
-        return self.pool(images)
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return self.classifier(self.features(images))
 
 
 def _conv(in_channels: int, channels: int, *, stride: int = 1) -> nn.Conv2d:

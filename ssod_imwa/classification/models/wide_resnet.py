@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ssod_imwa.classification.models.base import ImageClassifier
 from ssod_imwa.classification.models.classifiers import ClassifierKind, make_classifier
 
 STEM_WIDTH = 16
@@ -54,11 +55,11 @@ class PreActivationUnit(nn.Module):
         return inner + self.shortcut(active if self.activate_shortcut else x)
 
 
-class WideResNet(nn.Module):
+class WideResNet(ImageClassifier):
     """A wide ResNet of depth 6n + 4: a stem of 16 channels and three stages of n units.
 
     The stages are 16k, 32k and 64k wide. Only the very first unit branches its shortcut off after
-    the activation, as in FixMatch's code. `groups` are as in `CifarResNet`.
+    the activation, as in FixMatch's code.
 
     Args:
         classes: C, outputs of the classifier.
@@ -78,6 +79,8 @@ class WideResNet(nn.Module):
         >>> model(images).shape, model.features(images).shape
         (torch.Size([2, 10]), torch.Size([2, 64]))
     """
+
+    group_names = ("stem", "layer1", "layer2", "layer3")
 
     def __init__(
         self,
@@ -103,33 +106,20 @@ class WideResNet(nn.Module):
         self.layer3 = _stage(widths[1], widths[2], units, 2, momentum)
         self.bn = nn.BatchNorm2d(widths[2], momentum=momentum)
         self.classifier = make_classifier(classifier, self.num_features, classes, scale=scale)
-        self._initialise()
+        self.initialise(self)
 
-    def _initialise(self) -> None:
-        for module in self.modules():
+    def initialise(self, part: nn.Module) -> None:
+        """Kaiming's normal weights by the outputs, Xavier's for the classifier, as FixMatch has."""
+        for module in part.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
             elif isinstance(module, nn.Linear):
                 nn.init.xavier_normal_(module.weight)
                 nn.init.zeros_(module.bias)
 
-    @property
-    def groups(self) -> tuple[nn.Module, ...]:
-        """Stem and stages, in order."""
-        return self.stem, self.layer1, self.layer2, self.layer3
-
     def pool(self, maps: torch.Tensor) -> torch.Tensor:
         """Features (B, d) of the last group's maps (B, d, h, w), normalised and activated first."""
         return F.leaky_relu(self.bn(maps), SLOPE).mean((2, 3))
-
-    def features(self, images: torch.Tensor) -> torch.Tensor:
-        """Features (B, d), d = `num_features`, of normalised images (B, 3, H, W)."""
-        for group in self.groups:
-            images = group(images)
-        return self.pool(images)
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return self.classifier(self.features(images))
 
 
 def _stage(
