@@ -109,8 +109,8 @@ def draw_box(share: float, height: int, width: int, *, generator: torch.Generato
     Source: CutMix (Yun et al., arXiv 1905.04899), equation 2.
 
     Example:
-        >>> draw_box(1.0, 4, 4, generator=torch.Generator().manual_seed(0)).bottom
-        4
+        >>> draw_box(0.25, 4, 4, generator=torch.Generator().manual_seed(0))
+        Box(top=0, bottom=2, left=2, right=4)
     """
     box_height, box_width = round(height * share**0.5), round(width * share**0.5)
     row, column = torch.rand(2, generator=generator).tolist()

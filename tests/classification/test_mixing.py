@@ -6,7 +6,11 @@ import torch
 import torch.nn.functional as F
 
 from ssod_imwa.classification.mixing import (
+    Box,
+    box_share,
+    cut_mix,
     draw_beta,
+    draw_box,
     mfw_strengths,
     mix,
     mix_labels,
@@ -103,6 +107,54 @@ def test_mix_keeps_half_precision(dtype):
     assert mixed.dtype == dtype
     expected = 0.75 * values.double() + 0.25 * values.double().flip(0)
     torch.testing.assert_close(mixed.double(), expected, rtol=0.01, atol=0.01)
+
+
+# The boxes are 4 pixels high and 2 wide. Centred on row r of 8, one begins at r - 2, so that 2, 3,
+# 4, 4, 4, 4, 4, 3 of its rows lie inside; on column c of 4 at c - 1: 1, 2, 2, 2 columns.
+def test_boxes_have_their_centre_anywhere_and_end_at_the_image():
+    generator = seeded()
+    boxes = [draw_box(0.25, 8, 4, generator=generator) for _ in range(3000)]
+    heights = {(box.top, box.bottom - box.top) for box in boxes}
+    widths = {(box.left, box.right - box.left) for box in boxes}
+    assert heights == {(0, 2), (0, 3), (0, 4), (1, 4), (2, 4), (3, 4), (4, 4), (5, 3)}
+    assert widths == {(0, 1), (0, 2), (1, 2), (2, 2)}
+    mean = sum(box_share(box, 8, 4) for box in boxes) / len(boxes)
+    expected = (28 / 8 / 8) * (7 / 4 / 4)
+    assert mean == pytest.approx(expected, abs=4 * 0.06 / math.sqrt(3000))
+
+
+@pytest.mark.parametrize(("share", "most"), [(0.0, 0.0), (1.0, 1.0)])
+def test_boxes_of_extreme_shares_stay_in_the_image(share, most):
+    generator = seeded()
+    for _ in range(200):
+        box = draw_box(share, 5, 7, generator=generator)
+        assert 0 <= box.top <= box.bottom <= 5
+        assert 0 <= box.left <= box.right <= 7
+        # A box as large as the image covers at least a quarter of it, whatever its centre.
+        assert most / 4 - 0.1 <= box_share(box, 5, 7) <= most
+
+
+def test_boxes_move_the_generator_on_by_two_numbers():
+    generator, other = seeded(), seeded()
+    draw_box(0.7, 32, 32, generator=generator)
+    torch.rand(2, generator=other)
+    assert torch.equal(generator.get_state(), other.get_state())
+
+
+def test_cut_mix_takes_the_partners_pixels_inside_the_box_only():
+    images = torch.randn(3, 2, 4, 5, generator=seeded())
+    before, permutation, box = images.clone(), torch.tensor([1, 2, 0]), Box(1, 3, 2, 5)
+    mixed = cut_mix(images, permutation, box)
+    taken = 0
+    for n in range(3):
+        for row in range(4):
+            for column in range(5):
+                inside = 1 <= row < 3 and 2 <= column < 5
+                source = before[permutation[n] if inside else n]
+                assert torch.equal(mixed[n, :, row, column], source[:, row, column])
+                taken += inside
+    assert taken / (3 * 4 * 5) == box_share(box, 4, 5)
+    assert torch.equal(images, before)
 
 
 def test_mixed_labels_give_the_loss_of_mixup():
