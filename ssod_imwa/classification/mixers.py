@@ -1,4 +1,4 @@
-"""How a training step mixes its images or features: none, mixup, CutMix, Remix, manifold mixup, MFW.
+"""How a step mixes its images or features: mixup, CutMix, Remix, manifold mixup, MFW, or not.
 
 A mixer draws the mixing of one batch. Methods use it as::
 
@@ -33,6 +33,7 @@ from ssod_imwa.classification.mixing import (
 )
 
 Kind = Literal["none", "mixup", "mixup_or_cutmix", "remix", "manifold", "mfw"]
+OF_IMAGES = ("mixup", "mixup_or_cutmix", "remix")
 
 
 @dataclass(frozen=True)
@@ -110,9 +111,15 @@ class Mixer:
             )
         if not alpha > 0:
             raise ValueError(f"alpha = {alpha} is not allowed (must be above 0)")
-        if kind != "manifold" and len(layers) != 1:
+        if len(layers) == 0 or (kind != "manifold" and len(layers) != 1):
+            must = "at least 1" if kind == "manifold" else "1"
             raise ValueError(
-                f"{len(layers)} layers with kind = {kind!r} are not allowed (must be 1)"
+                f"{len(layers)} layers with kind = {kind!r} are not allowed (must be {must})"
+            )
+        if kind in OF_IMAGES and layers[0] is not None:
+            raise ValueError(
+                f"a layer with kind = {kind!r} is not allowed (it mixes images; manifold and mfw "
+                "mix the output of layers)"
             )
         self.kind = kind
         self.layers = tuple(layers)
