@@ -33,6 +33,7 @@ Weights = Literal["none", "effective_number"]
 # Those whose targets may be shares of classes, as mixed images have them.
 SHARED_TARGETS = ("cross_entropy", "balanced_softmax", "balanced_bce")
 WEIGHTED = ("cross_entropy", "ldam")
+SMOOTHED = (*SHARED_TARGETS, "label_aware_smoothing")
 
 
 class Criterion(nn.Module):
@@ -49,8 +50,8 @@ class Criterion(nn.Module):
         tau: of balanced softmax.
         largest_margin: of LDAM.
         scale: of LDAM, whose logits are cosines.
-        smoothing: head and tail of label-aware smoothing; for cross_entropy and balanced_bce the
-            first is the plain label smoothing.
+        smoothing: head and tail of label-aware smoothing; for cross_entropy, balanced_softmax and
+            balanced_bce the first is the plain label smoothing.
 
     Raises:
         ValueError: an argument is out of range, unknown, or would do nothing.
@@ -76,16 +77,7 @@ class Criterion(nn.Module):
         smoothing: tuple[float, float] = (0.0, 0.0),
     ) -> None:
         super().__init__()
-        for what, value, allowed in (("loss", name, Loss), ("weights", weights, Weights)):
-            if value not in get_args(allowed):
-                raise ValueError(
-                    f"{what} = {value!r} is not allowed (must be one of {list(get_args(allowed))})"
-                )
-        if weights != "none" and name not in WEIGHTED:
-            raise ValueError(
-                f"weights = {weights!r} with loss = {name!r} is not allowed "
-                f"(must be none; {' and '.join(WEIGHTED)} take class weights)"
-            )
+        _check(name, weights, weights_from, smoothing)
         self.name = name
         self.weights_from = weights_from
         self.gamma = gamma
@@ -130,10 +122,11 @@ class Criterion(nn.Module):
             return losses.balanced_bce_loss(logits, self._smoothed(targets, logits), self.log_odds)
         if self.name == "balanced_softmax":
             logits = losses.adjusted_logits(logits, self.log_prior, self.tau)
+        logits, weights = losses.widened(logits), self._weights(progress)
         return F.cross_entropy(
-            losses.widened(logits),
+            logits,
             targets,
-            weight=self._weights(progress),
+            weight=None if weights is None else weights.to(logits.dtype),
             label_smoothing=self.label_smoothing,
         )
 
@@ -147,4 +140,26 @@ class Criterion(nn.Module):
             targets = F.one_hot(targets, logits.shape[1])
         return targets.to(logits.dtype).lerp(
             torch.full_like(logits, 1 / logits.shape[1]), self.label_smoothing
+        )
+
+
+def _check(name: str, weights: str, weights_from: float, smoothing: tuple[float, float]) -> None:
+    for what, value, allowed in (("loss", name, Loss), ("weights", weights, Weights)):
+        if value not in get_args(allowed):
+            raise ValueError(
+                f"{what} = {value!r} is not allowed (must be one of {list(get_args(allowed))})"
+            )
+    if weights != "none" and name not in WEIGHTED:
+        raise ValueError(
+            f"weights = {weights!r} with loss = {name!r} is not allowed "
+            f"(must be none; {' and '.join(WEIGHTED)} take class weights)"
+        )
+    if not 0 <= weights_from <= 1:
+        raise ValueError(f"weights_from = {weights_from} is not allowed (must be between 0 and 1)")
+    if not all(0 <= share < 1 for share in smoothing):
+        raise ValueError(f"smoothing = {smoothing} is not allowed (must be 0 or more, below 1)")
+    if any(smoothing) and name not in SMOOTHED:
+        raise ValueError(
+            f"smoothing = {smoothing} with loss = {name!r} is not allowed "
+            f"(must be 0; {', '.join(SMOOTHED)} take it)"
         )
