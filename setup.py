@@ -21,6 +21,7 @@ setup(
     install_requires=[
         "torch>=2.6",
         "torchvision>=0.21",
+        "timm>=1.0",
         "fvcore>=0.1.5",
         "iopath>=0.1.9",
         "pycocotools>=2.0.7",

@@ -1,0 +1,76 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ssod_imwa.classification.models.cifar_resnet import CifarResNet
+from ssod_imwa.classification.models.heads import ScaledClassifier
+from ssod_imwa.classification.models.weights import (
+    exported_state,
+    load_encoder,
+    resized_positions,
+)
+from ssod_imwa.errors import WeightsError
+
+
+def test_encoder_is_loaded_and_classifier_left_alone():
+    torch.manual_seed(0)
+    trained, model = CifarResNet(100, depth=8), CifarResNet(10, depth=8)
+    trained(torch.randn(8, 3, 8, 8))  # moves the statistics of batch norm
+    own = model.classifier.weight.clone()
+    load_encoder(model, trained.state_dict(), source="x")
+    for name, tensor in trained.state_dict().items():
+        if not name.startswith("classifier."):
+            assert model.state_dict()[name].equal(tensor), name
+    assert model.classifier.weight.equal(own)
+
+
+def test_states_without_step_counters_are_loaded():
+    model = CifarResNet(10, depth=8)
+    state = {n: x for n, x in model.state_dict().items() if "num_batches" not in n}
+    load_encoder(model, state, source="an old file")
+
+
+def test_nothing_is_loaded_if_anything_does_not_fit():
+    torch.manual_seed(0)
+    model = CifarResNet(10, depth=8)
+    before = {name: x.clone() for name, x in model.state_dict().items()}
+    state = {name: x + 1 for name, x in before.items()}
+    state["stem.0.weight"] = torch.zeros(8, 3, 3, 3)
+    state["extra"] = torch.zeros(1)
+    del state["layer1.0.conv1.weight"]
+    with pytest.raises(WeightsError) as error:
+        load_encoder(model, state, source="run/model.pth")
+    assert str(error.value) == (
+        "run/model.pth: does not fit: 1 missing: layer1.0.conv1.weight; 1 unknown: extra; "
+        "1 of another shape: stem.0.weight (8, 3, 3, 3) instead of (16, 3, 3, 3)"
+    )
+    assert all(x.equal(before[name]) for name, x in model.state_dict().items())
+
+
+def test_long_lists_are_cut():
+    with pytest.raises(WeightsError, match=r"35 missing: .*, \.\.\. \(25 more\)$"):
+        load_encoder(CifarResNet(10, depth=8), {}, source="x")
+
+
+def test_positions_are_resized_as_maps_without_the_class_token():
+    torch.manual_seed(0)
+    positions = torch.randn(1, 1 + 16, 3)
+    resized = resized_positions(positions, torch.empty(1, 1 + 36, 3))
+    grid = positions[:, 1:].reshape(1, 4, 4, 3).permute(0, 3, 1, 2)
+    expected = F.interpolate(grid, size=(6, 6), mode="bicubic", align_corners=False)
+    assert resized[:, 0].equal(positions[:, 0])
+    assert torch.allclose(resized[:, 1:], expected.permute(0, 2, 3, 1).reshape(1, 36, 3))
+    assert resized_positions(positions, torch.empty(1, 17, 3)) is positions
+    assert resized_positions(positions, torch.empty(1, 1 + 12, 3)) is positions  # no square
+
+
+def test_a_scaled_classifier_is_exported_as_the_linear_one_that_it_equals():
+    torch.manual_seed(0)
+    model = CifarResNet(10, depth=8).eval()
+    model.classifier = ScaledClassifier(model.classifier)
+    nn.init.uniform_(model.classifier.scale, 0.5, 2)
+    plain = CifarResNet(10, depth=8).eval()
+    plain.load_state_dict(exported_state(model))
+    images = torch.randn(2, 3, 8, 8)
+    assert torch.allclose(plain(images), model(images), atol=1e-6)
