@@ -1,0 +1,126 @@
+"""Which part of a classifier is trained, and what its frozen part still does."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ssod_imwa.classification.models.base import ImageClassifier
+from ssod_imwa.classification.models.experts import Experts
+from ssod_imwa.classification.models.heads import ScaledClassifier
+
+Part = Literal["all", "backbone", "classifier", "last_block", "last_block_only", "scale"]
+PARTS = get_args(Part)
+
+
+def train_only(
+    model: ImageClassifier | Experts, part: Part, *, move_statistics: bool = False
+) -> None:
+    """Let gradients change one part of a classifier, and set the modes of `set_train_mode`.
+
+    Call it before the optimizer and DistributedDataParallel are made, which look at
+    `requires_grad` once.
+
+    Args:
+        model: changed in place; of experts, each.
+        part: what is trained:
+
+            - "all";
+            - "backbone": all but the classifier;
+            - "classifier": nothing else (cRT, MiSLAS' second stage);
+            - "last_block": the last block of the last group, what follows the groups, and the
+              classifier, as on Places-LT with ImageNet's ResNet-152;
+            - "last_block_only": that without the classifier;
+            - "scale": the scales of a `ScaledClassifier` (LWS).
+        move_statistics: see `set_train_mode`.
+
+    Raises:
+        ValueError: the part is not known, or the model has no scales.
+
+    Example:
+        >>> from ssod_imwa.classification.models.cifar_resnet import CifarResNet
+        >>> model = CifarResNet(10, depth=8)
+        >>> train_only(model, "classifier")
+        >>> [name for name, p in model.named_parameters() if p.requires_grad]
+        ['classifier.weight', 'classifier.bias']
+    """
+    frozen = _frozen(model, part)
+    model.requires_grad_(True)
+    for module in frozen:
+        module.requires_grad_(False)
+    set_train_mode(model, part, move_statistics=move_statistics)
+
+
+def set_train_mode(
+    model: ImageClassifier | Experts, part: Part, *, move_statistics: bool = False
+) -> None:
+    """`model.train()`, but the part that is not trained stays in eval mode.
+
+    Args:
+        model: changed in place.
+        part: as in `train_only`.
+        move_statistics: the frozen part's batch norms normalise by the batch and move their
+            running statistics, as in training: MiSLAS' shifted batch norm. Dropout stays off.
+
+    Raises:
+        ValueError: as in `train_only`.
+    """
+    frozen = _frozen(model, part)
+    model.train()
+    for module in frozen:
+        module.eval()
+        if move_statistics:
+            for layer in module.modules():
+                if isinstance(layer, _BatchNorm):
+                    layer.train()
+
+
+def reset_last_block(model: ImageClassifier) -> None:
+    """Draw the weights of the last block anew, statistics included, as on Places-LT."""
+    _reset(model, _blocks(model.groups[-1])[-1])
+
+
+def reset_classifier(model: ImageClassifier) -> None:
+    """Draw the classifier's weights anew, as when the network was built; scales become 1."""
+    _reset(model, model.classifier)
+
+
+def _reset(model: ImageClassifier, part: nn.Module) -> None:
+    for module in part.modules():
+        reset = getattr(module, "reset_parameters", None)
+        if reset is not None:
+            reset()
+    model.initialise(part)
+
+
+def _frozen(model: ImageClassifier | Experts, part: Part) -> list[nn.Module]:
+    if part not in PARTS:
+        raise ValueError(f"part = {part!r} is not allowed (must be one of {list(PARTS)})")
+    if isinstance(model, Experts):
+        return [module for expert in model.experts for module in _frozen(expert, part)]
+    if part == "all":
+        return []
+    if part == "backbone":
+        return [model.classifier]
+    if part == "classifier":
+        return _encoder(model)
+    if part == "scale":
+        if not isinstance(model.classifier, ScaledClassifier):
+            raise ValueError(
+                f"part = 'scale' is not allowed with a {type(model.classifier).__name__} "
+                "(must be a ScaledClassifier)"
+            )
+        return [*_encoder(model), model.classifier.classifier]
+    *earlier, last = model.groups
+    frozen = [*earlier, *_blocks(last)[:-1]]
+    return frozen if part == "last_block" else [*frozen, model.classifier]
+
+
+def _encoder(model: ImageClassifier) -> list[nn.Module]:
+    return [child for child in model.children() if child is not model.classifier]
+
+
+def _blocks(group: nn.Module) -> list[nn.Module]:
+    return list(group) if isinstance(group, nn.Sequential) else [group]

@@ -1,0 +1,165 @@
+import pytest
+import torch
+from torch import nn
+
+from ssod_imwa.classification.models.cifar_resnet import CifarResNet
+from ssod_imwa.classification.models.experts import Experts
+from ssod_imwa.classification.models.freezing import (
+    PARTS,
+    reset_classifier,
+    reset_last_block,
+    set_train_mode,
+    train_only,
+)
+from ssod_imwa.classification.models.heads import ScaledClassifier
+from ssod_imwa.classification.models.torchvision_models import TorchvisionResNet
+from ssod_imwa.classification.models.wide_resnet import WideResNet
+
+# Beginnings of the names that are trained in a ResNet-14, whose stages have two blocks.
+TRAINED = {
+    "all": ("",),
+    "backbone": ("stem", "layer"),
+    "classifier": ("classifier",),
+    "last_block": ("layer3.1", "classifier"),
+    "last_block_only": ("layer3.1",),
+    "scale": ("classifier.scale",),
+}
+
+
+def scaled():
+    torch.manual_seed(0)
+    model = CifarResNet(5, depth=14)
+    model.classifier = ScaledClassifier(model.classifier)
+    return model
+
+
+def step(model):
+    """One step of SGD; returns the names of parameters and of statistics that changed."""
+    before = {name: x.clone() for name, x in model.state_dict().items()}
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    nn.functional.cross_entropy(model(torch.randn(10, 3, 8, 8)), torch.arange(10) % 5).backward()
+    optimizer.step()
+    changed = {name for name, x in model.state_dict().items() if not x.equal(before[name])}
+    return {n for n, _ in model.named_parameters()} & changed, {
+        name for name in changed if "running" in name
+    }
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_step_changes_the_part_and_its_statistics_alone(part):
+    model = scaled()
+    train_only(model, part)
+    parameters, statistics = step(model)
+    everything = {name for name, _ in model.named_parameters()}
+    assert parameters == {name for name in everything if name.startswith(TRAINED[part])}
+    buffers = {name for name, _ in model.named_buffers() if "running" in name}
+    assert statistics == {name for name in buffers if name.startswith(TRAINED[part])}
+
+
+def test_frozen_statistics_move_if_asked():
+    model = scaled()
+    train_only(model, "classifier", move_statistics=True)
+    parameters, statistics = step(model)
+    assert all(name.startswith("classifier") for name in parameters)
+    assert statistics == {name for name, _ in model.named_buffers() if "running" in name}
+
+
+def test_moved_statistics_are_those_of_training():
+    frozen, trained = scaled(), scaled()
+    train_only(frozen, "classifier", move_statistics=True)
+    images = torch.randn(4, 3, 8, 8)
+    assert frozen(images).equal(trained.train()(images))
+    assert frozen.layer2[0].bn1.running_mean.equal(trained.layer2[0].bn1.running_mean)
+
+
+def test_train_mode_comes_back_after_an_evaluation_and_dropout_stays_off():
+    model = scaled()
+    model.layer2.append(nn.Dropout(0.5))
+    for move_statistics in (False, True):
+        model.eval()
+        set_train_mode(model, "classifier", move_statistics=move_statistics)
+        assert model.training
+        assert model.classifier.training
+        assert model.stem[1].training is move_statistics
+        assert not model.layer2[-1].training
+    train_only(model, "all")
+    assert all(module.training for module in model.modules())
+    assert all(p.requires_grad for p in model.parameters())
+
+
+def test_what_follows_the_groups_belongs_to_the_last_block():
+    model = WideResNet(5, depth=16, width=1)
+    train_only(model, "last_block")
+    trained = {name.rsplit(".", 1)[0] for name, p in model.named_parameters() if p.requires_grad}
+    assert {name.split(".")[0] for name in trained} == {"layer3", "bn", "classifier"}
+    assert model.bn.training
+    assert not model.layer3[0].bn1.training
+    train_only(model, "classifier")
+    assert not model.bn.training
+    assert not model.bn.weight.requires_grad
+
+
+def test_places_trains_the_last_bottleneck_of_resnet152():
+    with torch.device("meta"):
+        model = TorchvisionResNet("resnet152", 365)
+    train_only(model, "last_block")
+    names = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert {".".join(name.split(".")[:2]) for name in names} == {
+        "layer4.2",
+        "classifier.weight",
+        "classifier.bias",
+    }
+
+
+def test_experts_are_frozen_alike():
+    model = Experts(lambda: CifarResNet(5, depth=8), 2, shared_groups=2)
+    train_only(model, "classifier")
+    names = [name for name, p in model.named_parameters() if p.requires_grad]
+    assert names == [f"experts.{k}.classifier.{n}" for k in (0, 1) for n in ("weight", "bias")]
+    assert [expert.layer1.training for expert in model.experts] == [False, False]
+
+
+def test_unknown_parts_and_missing_scales_are_refused():
+    model = CifarResNet(5, depth=8)
+    with pytest.raises(ValueError, match=r"part = 'head' is not allowed .*'all', 'backbone'"):
+        train_only(model, "head")
+    with pytest.raises(ValueError, match=r"'scale' is not allowed with a Linear"):
+        train_only(model, "scale")
+    assert all(p.requires_grad for p in model.parameters())
+
+
+def test_last_block_is_drawn_anew_as_it_was_built():
+    torch.manual_seed(0)
+    model = TorchvisionResNet("resnet18", 5)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.weight)
+            module.running_mean.fill_(3)
+    before = {name: x.clone() for name, x in model.state_dict().items()}
+    reset_last_block(model)
+    for name, x in model.state_dict().items():
+        if not name.startswith("layer4.1"):
+            assert x.equal(before[name]), name
+    block = model.layer4[1]
+    assert block.bn2.weight.eq(1).all()
+    assert block.bn1.running_mean.eq(0).all()
+    weight = block.conv1.weight
+    assert not weight.equal(before["layer4.1.conv1.weight"])
+    assert abs(weight.std().item() / (2 / (9 * 512)) ** 0.5 - 1) < 5 / (2 * weight.numel()) ** 0.5
+
+
+@pytest.mark.parametrize("classifier", ["linear", "cosine"])
+def test_classifier_is_drawn_anew_as_it_was_built(classifier):
+    torch.manual_seed(0)
+    model = CifarResNet(100, depth=8, classifier=classifier)
+    model.classifier = ScaledClassifier(model.classifier)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.fill_(7)
+    reset_classifier(model)
+    inner = model.classifier.classifier.weight
+    # Kaiming's 2 / 64, or rows of norm 1: 1 / 64.
+    expected = ((2 if classifier == "linear" else 1) / 64) ** 0.5
+    assert abs(inner.std().item() / expected - 1) < 5 / (2 * inner.numel()) ** 0.5
+    assert model.classifier.scale.eq(1).all()
+    assert model.stem[0].weight.eq(7).all()
