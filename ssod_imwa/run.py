@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,26 +14,18 @@ from ssod_imwa.averaging.episodes import EpisodeSchedule
 from ssod_imwa.averaging.imwa import IMWA
 from ssod_imwa.config import get_cfg
 from ssod_imwa.config.reader import keys
-from ssod_imwa.data.catalog import fingerprint
-from ssod_imwa.data.validation import check_readable
-from ssod_imwa.detection import build
 from ssod_imwa.engine import comm
-from ssod_imwa.engine.atomic import write_text
 from ssod_imwa.engine.checkpoint import CheckpointHook, prepare_output, resume
 from ssod_imwa.engine.hooks import EvaluationHook, Evaluations, IMWAHook, LRHook, SignalHook
 from ssod_imwa.engine.launch import distribute
 from ssod_imwa.engine.seeding import seed_everything
 from ssod_imwa.engine.solver import build_optimizer, gradient_clipper, lr_multiplier
 from ssod_imwa.engine.trainer import HookBase, Trainer
-from ssod_imwa.engine.writers import (
-    JSONWriter,
-    MetricsHook,
-    TensorBoardWriter,
-    TerminalWriter,
-    peak_memory,
-)
+from ssod_imwa.engine.writers import JSONWriter, MetricsHook, TensorBoardWriter, TerminalWriter
 from ssod_imwa.errors import UserError
-from ssod_imwa.results import FILE_NAME, Evaluation, Results, write_results
+from ssod_imwa.results import FILE_NAME
+from ssod_imwa.run_hooks import ConfigHook, ResultsHook
+from ssod_imwa.task import Batches, Task, open_task, pick_device
 from ssod_imwa.trained import newest_model
 
 logger = logging.getLogger(__name__)
@@ -79,16 +70,14 @@ def train(
         UserError: something in the configuration, the data or OUTPUT_DIR is wrong.
     """
     device = pick_device(cfg.MODEL.DEVICE)
-    data = build.build_data(cfg)
-    for test in data.tests:
-        check_readable(test)  # else found when the first episode is over
-    cfg = build.with_classes(cfg, data.labelled.classes)
+    task = open_task(cfg)
+    cfg = task.cfg
     lock = prepare_output(cfg.OUTPUT_DIR, resume=bool(resume_from), overwrite=overwrite)
     try:
-        trainer, signals = _assemble(cfg, data, device, overwrite=overwrite)
+        trainer, signals = _assemble(task, device, overwrite=overwrite)
         if resume_from:
             source = cfg.OUTPUT_DIR if resume_from is True else resume_from
-            resume(trainer, source, _identity(cfg, data), allow_inexact=allow_inexact)
+            resume(trainer, source, _identity(task), allow_inexact=allow_inexact)
         try:
             trainer.train()
         except torch.OutOfMemoryError as error:
@@ -109,13 +98,11 @@ def evaluate(cfg: CfgNode, weights: str | Path | None = None) -> dict[str, float
     """
     if weights is None:
         weights = newest_model(cfg.OUTPUT_DIR)
-    data = build.build_data(cfg)
-    cfg = cfg.clone()
-    cfg.defrost()
-    cfg.MODEL.WEIGHTS = str(weights)
-    detector = build.build_detector(cfg, len(data.labelled.classes))
+    device = pick_device(cfg.MODEL.DEVICE)
+    task = open_task(cfg)
+    model = task.load_model(str(weights))
     logger.info("evaluating %s", weights)
-    return build.build_evaluator(cfg, data.tests)(detector.to(pick_device(cfg.MODEL.DEVICE)))
+    return task.build_evaluator()(model.to(device).eval())
 
 
 def read_settings(run_dir: str | Path) -> dict[str, Any] | None:
@@ -151,35 +138,14 @@ def _value(cfg: CfgNode, key: str) -> Any:
     return cfg
 
 
-def pick_device(name: str) -> torch.device:
-    """The device of MODEL.DEVICE; "auto" is the current GPU if there is one.
-
-    Raises:
-        UserError: it names a device that is not there.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise UserError(
-            f"MODEL.DEVICE = {name!r} is not allowed (must be auto, cpu, cuda or cuda:N)"
-        ) from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"MODEL.DEVICE = {name!r}: no GPU is found (use auto or cpu)")
-    return device
-
-
-def _assemble(
-    cfg: CfgNode, data: build.DetectionData, device: torch.device, *, overwrite: bool
-) -> tuple[Trainer, SignalHook]:
+def _assemble(task: Task, device: torch.device, *, overwrite: bool) -> tuple[Trainer, SignalHook]:
+    cfg = task.cfg
     schedule = EpisodeSchedule(
         cfg.SOLVER.MAX_ITER, episodes=cfg.IMWA.EPISODES, members=cfg.IMWA.MEMBERS
     )
     # All members of all runs with this seed start from the same weights.
     seed_everything(cfg.SEED, "initial weights")
-    detector = build.build_detector(cfg, len(data.labelled.classes)).to(device)
-    algorithm = build.build_algorithm(cfg, detector)
+    algorithm = task.build_algorithm(device)
     distribute(algorithm)
     solver = cfg.SOLVER
     optimizer = build_optimizer(
@@ -189,8 +155,9 @@ def _assemble(
         momentum=solver.MOMENTUM,
         weight_decay=solver.WEIGHT_DECAY,
         weight_decay_norm=solver.WEIGHT_DECAY_NORM,
+        lr_factor=task.lr_factor,
     )
-    batches = build.build_batches(cfg, data, schedule)
+    batches = task.build_batches(schedule, device)
     clip = solver.CLIP_GRADIENTS
     trainer = Trainer(
         algorithm,
@@ -203,21 +170,18 @@ def _assemble(
         amp_dtype=getattr(torch, solver.AMP.DTYPE) if solver.AMP.ENABLED else None,
         clip=gradient_clipper(clip.CLIP_TYPE, clip.CLIP_VALUE) if clip.ENABLED else None,
     )
-    imwa = _build_imwa(cfg, trainer, batches)
-    hooks = _build_hooks(cfg, data, schedule, imwa, overwrite=overwrite)
+    imwa = _build_imwa(task, trainer, batches)
+    hooks = _build_hooks(task, schedule, imwa, overwrite=overwrite)
     trainer.register_hooks(hooks)
     return trainer, hooks[-1]
 
 
-def _build_imwa(cfg: CfgNode, trainer: Trainer, batches: build.Batches) -> IMWA:
-    settings = cfg.IMWA
+def _build_imwa(task: Task, trainer: Trainer, batches: Batches) -> IMWA:
+    settings = task.cfg.IMWA
     recompute = None
     if settings.BN == "recompute":
-        recompute = build.build_bn_recomputation(
-            batches,
-            strong_labeled=cfg.SSOD.STRONG_LABELED,
-            count=min(settings.BN_BATCHES, len(trainer.schedule)),
-        )
+        count = min(settings.BN_BATCHES, len(trainer.schedule))
+        recompute = task.build_bn_recomputation(batches, count=count)
     return IMWA(
         trainer.schedule,
         trainer.algorithm.models(),
@@ -230,19 +194,15 @@ def _build_imwa(cfg: CfgNode, trainer: Trainer, batches: build.Batches) -> IMWA:
         recompute_bn=recompute,
         nonfinite=settings.NONFINITE,
         accumulate=settings.ACCUMULATE,
-        coefficients=settings.COEFFICIENTS or None,
+        coefficients=task.coefficients(trainer.algorithm),
     )
 
 
 def _build_hooks(
-    cfg: CfgNode,
-    data: build.DetectionData,
-    schedule: EpisodeSchedule,
-    imwa: IMWA,
-    *,
-    overwrite: bool,
+    task: Task, schedule: EpisodeSchedule, imwa: IMWA, *, overwrite: bool
 ) -> list[HookBase]:
     """In the order of docs/architecture.md; the last one is the signal hook."""
+    cfg = task.cfg
     output, solver = Path(cfg.OUTPUT_DIR), cfg.SOLVER
     writers = [
         JSONWriter(output / "metrics.json"),
@@ -251,7 +211,7 @@ def _build_hooks(
     ]
     checkpoint = CheckpointHook(
         output,
-        run=_identity(cfg, data),
+        run=_identity(task),
         period=solver.CHECKPOINT_PERIOD,
         keep=solver.CHECKPOINT_KEEP,
         overwrite=overwrite,
@@ -268,7 +228,7 @@ def _build_hooks(
     evaluations = Evaluations()
     members = EvaluationHook(
         "member evaluation",
-        build.build_evaluator(cfg, data.tests),
+        task.build_evaluator(),
         evaluations,
         stage="member",
         period=cfg.TEST.EVAL_PERIOD,
@@ -276,7 +236,7 @@ def _build_hooks(
     )
     averages = EvaluationHook(
         "evaluation",
-        build.build_evaluator(cfg, data.tests, poll=signals.poll),
+        task.build_evaluator(poll=signals.poll),
         evaluations,
         stage="average",
         period=cfg.TEST.EVAL_PERIOD,
@@ -289,102 +249,21 @@ def _build_hooks(
         MetricsHook(writers, cfg.LOG_PERIOD),
         checkpoint,
         averages,
+        *task.hooks(),
         ConfigHook(output / CONFIG_FILE, cfg),
-        ResultsHook(output / FILE_NAME, cfg, data, evaluations, checkpoint),
+        ResultsHook(output / FILE_NAME, task, evaluations, checkpoint),
         signals,
     ]
 
 
-class ConfigHook(HookBase):
-    """Writes config.yaml once a step is done: an overwritten run keeps its own until then."""
-
-    def __init__(self, path: Path, cfg: CfgNode) -> None:
-        self._path = path
-        self._text = cfg.dump()
-
-    @property
-    def name(self) -> str:
-        return "config"
-
-    def after_step(self) -> None:
-        if self.trainer.iter == self.trainer.start_iter and comm.is_main():
-            write_text(self._path, self._text, kind="config")
-
-
-class ResultsHook(HookBase):
-    """Writes results.json whenever there is a new evaluation, and at the end."""
-
-    def __init__(
-        self,
-        path: Path,
-        cfg: CfgNode,
-        data: build.DetectionData,
-        evaluations: Evaluations,
-        checkpoint: CheckpointHook,
-    ) -> None:
-        self._path = path
-        self._describe = _describe(cfg, data)
-        self._evaluations = evaluations
-        self._checkpoint = checkpoint
-        self._written = -1
-
-    @property
-    def name(self) -> str:
-        return "results"
-
-    def after_step(self) -> None:
-        count = len(self._evaluations.records)
-        is_last = self.trainer.iter + 1 == self.trainer.max_iter
-        if (count != self._written or is_last) and comm.is_main():
-            self._write()
-            self._written = count
-
-    def after_train(self) -> None:
-        # Resuming at the very end makes up for an evaluation without doing a step.
-        if self.trainer.start_iter == self.trainer.max_iter and comm.is_main():
-            self._write()
-
-    def _write(self) -> None:
-        results = self._describe(
-            wall_time=self._checkpoint.state_dict()["seconds"],
-            peak_memory=peak_memory(),
-            evaluations=tuple(Evaluation(**record) for record in self._evaluations.records),
-        )
-        write_results(self._path, results)
-
-
-def _describe(cfg: CfgNode, data: build.DetectionData) -> Callable[..., Results]:
-    split = cfg.DATASETS.SPLIT
-    share = f" {split.PERCENT:g} %" if split.PERCENT < 100 else ""
-    unlabelled = "".join(f" + {name}" for name in cfg.DATASETS.TRAIN_UNLABELED)
-    trained = "+".join(cfg.DATASETS.TRAIN) + share + unlabelled
-    imwa = {key.lower(): value for key, value in cfg.IMWA.items()}
-
-    def describe(*, wall_time: float, peak_memory: int, evaluations: Any) -> Results:
-        return Results(
-            task="detection",
-            dataset=f"{trained}, tested on {', '.join(test.name for test in data.tests)}",
-            method=cfg.SSOD.ALGORITHM,
-            imwa=imwa,
-            seed=cfg.SEED,
-            fold=split.FOLD if split.PERCENT < 100 else None,
-            iterations=cfg.SOLVER.MAX_ITER,
-            wall_time=wall_time,
-            peak_memory=peak_memory,
-            evaluations=evaluations,
-        )
-
-    return describe
-
-
-def _identity(cfg: CfgNode, data: build.DetectionData) -> dict[str, Any]:
+def _identity(task: Task) -> dict[str, Any]:
     """What has to be the same for an exact resume, and the config for the reader."""
+    cfg = task.cfg
     run: dict[str, Any] = {}
     for key in keys(cfg):
         if key not in FREE_KEYS:
             run[key] = _value(cfg, key)
-    run["labelled images"] = fingerprint(data.labelled)
-    run["unlabelled images"] = None if data.unlabelled is None else fingerprint(data.unlabelled)
+    run |= task.fingerprints()
     run["processes"] = comm.world_size()
     run["config"] = cfg.dump()
     return run

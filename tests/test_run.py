@@ -19,6 +19,7 @@ from ssod_imwa.detection import build
 from ssod_imwa.engine.hooks import LRHook
 from ssod_imwa.errors import CheckpointError, ConfigError, DataError, UserError
 from ssod_imwa.results import read_results
+from ssod_imwa.run_hooks import ResultsHook
 from ssod_imwa.trained import read_trained
 
 
@@ -288,10 +289,9 @@ def test_every_key_is_read_by_something(config, monkeypatch):
     )
     cfg = recording(plain, read)
     # Whole-tree readers would make every key count as read.
-    monkeypatch.setattr(run, "_identity", lambda cfg, data: {})
+    monkeypatch.setattr(run, "_identity", lambda task: {})
     monkeypatch.setattr(CfgNode, "dump", lambda self: "", raising=False)
-    monkeypatch.setattr(run, "_describe", lambda cfg, data: lambda **values: None)
-    monkeypatch.setattr(run, "write_results", lambda path, results: None)
+    monkeypatch.setattr(ResultsHook, "_write", lambda hook: None)
     with_classes = build.with_classes
     monkeypatch.setattr(  # its copy would not record
         build, "with_classes", lambda cfg, classes: with_classes(cfg, classes) and cfg

@@ -28,7 +28,7 @@ from ssod_imwa.data.catalog import load_dataset
 from ssod_imwa.detection.build import build_detector, build_evaluator
 from ssod_imwa.engine.atomic import write_checkpoint
 from ssod_imwa.errors import UserError
-from ssod_imwa.run import pick_device
+from ssod_imwa.task import pick_device
 from ssod_imwa.trained import TrainedModels, read_trained
 
 RULES = ("uniform", "fixed", "greedy", "line")

@@ -25,6 +25,7 @@ def build_optimizer(
     momentum: float,
     weight_decay: float,
     weight_decay_norm: float,
+    lr_factor: Callable[[str], float] = lambda name: 1.0,
 ) -> torch.optim.Optimizer:
     """An optimizer over the trainable parameters of a model, each of them once.
 
@@ -37,15 +38,15 @@ def build_optimizer(
         momentum: SGD's momentum; AdamW's first beta (its second is 0.999).
         weight_decay: for all parameters but those of normalisation layers.
         weight_decay_norm: for scale and shift of normalisation layers.
+        lr_factor: name of a parameter -> factor of its learning rate.
 
     Raises:
         ValueError: the name is unknown or the model has nothing to train.
     """
-    norm, rest = _split_parameters(model)
+    decays = {False: weight_decay, True: weight_decay_norm}
     groups = [
-        {"params": params, "weight_decay": decay, "initial_lr": lr}
-        for params, decay in ((rest, weight_decay), (norm, weight_decay_norm))
-        if params
+        {"params": params, "weight_decay": decays[norm], "initial_lr": lr * factor}
+        for (norm, factor), params in _split_parameters(model, lr_factor).items()
     ]
     if not groups:
         raise ValueError("the model has no parameter with requires_grad (nothing to train)")
@@ -57,17 +58,20 @@ def build_optimizer(
     raise ValueError(f"optimizer {name!r} is not known (choose SGD or AdamW)")
 
 
-def _split_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """Trainable parameters of normalisation layers, and all others."""
-    norm: list[nn.Parameter] = []
-    rest: list[nn.Parameter] = []
+def _split_parameters(
+    model: nn.Module, lr_factor: Callable[[str], float]
+) -> dict[tuple[bool, float], list[nn.Parameter]]:
+    """Trainable parameters by whether a normalisation layer has them and by their factor."""
+    groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
     seen: set[nn.Parameter] = set()
-    for module in model.modules():
-        for parameter in module.parameters(recurse=False):
+    for prefix, module in model.named_modules():
+        for name, parameter in module.named_parameters(prefix, recurse=False):
             if parameter.requires_grad and parameter not in seen:
                 seen.add(parameter)
-                (norm if isinstance(module, _NORMS) else rest).append(parameter)
-    return norm, rest
+                key = isinstance(module, _NORMS), lr_factor(name)
+                groups.setdefault(key, []).append(parameter)
+    # Layers before norms, as always: the order is part of a checkpoint.
+    return dict(sorted(groups.items(), key=lambda item: item[0][0]))
 
 
 def lr_multiplier(

@@ -17,7 +17,7 @@ from ssod_imwa.detection.evaluation import predict
 from ssod_imwa.detection.pseudo_labels import filter_detections
 from ssod_imwa.engine.seeding import counted_generator
 from ssod_imwa.errors import ConfigError
-from ssod_imwa.run import pick_device
+from ssod_imwa.task import pick_device
 from ssod_imwa.visualization.sheets import evenly_spaced, prediction_sheet, view_sheet
 
 

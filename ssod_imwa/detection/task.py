@@ -1,0 +1,67 @@
+"""Detection, as a run knows it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from fvcore.common.config import CfgNode
+from torch import nn
+
+from ssod_imwa.averaging.episodes import EpisodeSchedule
+from ssod_imwa.data.catalog import fingerprint
+from ssod_imwa.data.validation import check_readable
+from ssod_imwa.detection import build
+from ssod_imwa.engine.algorithm import Algorithm
+from ssod_imwa.task import Batches, Evaluator, Recompute, Task
+
+
+class DetectionTask(Task):
+    """Labelled, unlabelled and test images of a configuration, and the detector trained on them.
+
+    Raises:
+        UserError: the configuration or the data are wrong.
+    """
+
+    name = "detection"
+
+    def __init__(self, cfg: CfgNode) -> None:
+        self.data = build.build_data(cfg)
+        for test in self.data.tests:
+            check_readable(test)  # else found when the first episode is over
+        self.cfg = build.with_classes(cfg, self.data.labelled.classes)
+        self.method = cfg.SSOD.ALGORITHM
+        split = cfg.DATASETS.SPLIT
+        share = f" {split.PERCENT:g} %" if split.PERCENT < 100 else ""
+        self.fold = split.FOLD if share else None
+        unlabelled = "".join(f" + {name}" for name in cfg.DATASETS.TRAIN_UNLABELED)
+        tests = ", ".join(test.name for test in self.data.tests)
+        self.dataset = f"{'+'.join(cfg.DATASETS.TRAIN)}{share}{unlabelled}, tested on {tests}"
+
+    def build_algorithm(self, device: torch.device) -> Algorithm:
+        detector = build.build_detector(self.cfg, len(self.data.labelled.classes))
+        return build.build_algorithm(self.cfg, detector.to(device))
+
+    def load_model(self, weights: str) -> nn.Module:
+        cfg = self.cfg.clone()
+        cfg.defrost()
+        cfg.MODEL.WEIGHTS = weights
+        return build.build_detector(cfg, len(self.data.labelled.classes))
+
+    def build_batches(self, schedule: EpisodeSchedule, device: torch.device) -> Batches:
+        return build.build_batches(self.cfg, self.data, schedule)
+
+    def build_evaluator(self, *, poll: Callable[[], object] | None = None) -> Evaluator:
+        return build.build_evaluator(self.cfg, self.data.tests, poll=poll)
+
+    def build_bn_recomputation(self, batches: Batches, *, count: int) -> Recompute:
+        strong = self.cfg.SSOD.STRONG_LABELED
+        return build.build_bn_recomputation(batches, strong_labeled=strong, count=count)
+
+    def fingerprints(self) -> dict[str, Any]:
+        labelled, unlabelled = self.data.labelled, self.data.unlabelled
+        return {
+            "labelled images": fingerprint(labelled),
+            "unlabelled images": None if unlabelled is None else fingerprint(unlabelled),
+        }

@@ -1,0 +1,109 @@
+"""What a run trains: the parts that detection and classification make differently."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from fvcore.common.config import CfgNode
+from torch import nn
+
+from ssod_imwa.averaging.episodes import EpisodeSchedule
+from ssod_imwa.averaging.members import Rule
+from ssod_imwa.engine.algorithm import Algorithm
+from ssod_imwa.engine.trainer import HookBase
+from ssod_imwa.errors import UserError
+
+Batches = Callable[[int], Iterator[Any]]
+Evaluator = Callable[[nn.Module], dict[str, float]]
+Recompute = Callable[[Mapping[str, nn.Module]], object]
+
+
+class Task(ABC):
+    """The data of a configuration, read, and what is built from both.
+
+    Attributes:
+        cfg: completed by what the data decide, such as the number of classes.
+        name: "detection" or "classification".
+        dataset: what is trained and tested on, in words.
+        method: of training, as results name it.
+        fold: of the labelled images, None if there is no choice.
+    """
+
+    cfg: CfgNode
+    name: str
+    dataset: str
+    method: str
+    fold: int | None = None
+
+    @abstractmethod
+    def build_algorithm(self, device: torch.device) -> Algorithm:
+        """The method around its model, on the device, with the initial weights."""
+
+    @abstractmethod
+    def load_model(self, weights: str) -> nn.Module:
+        """A model to evaluate, on the CPU, with the weights of a file."""
+
+    @abstractmethod
+    def build_batches(self, schedule: EpisodeSchedule, device: torch.device) -> Batches:
+        """What the trainer reads: a global step -> the batches from there on."""
+
+    @abstractmethod
+    def build_evaluator(self, *, poll: Callable[[], object] | None = None) -> Evaluator:
+        """A function from a model in eval mode to its metrics in percent."""
+
+    @abstractmethod
+    def build_bn_recomputation(self, batches: Batches, *, count: int) -> Recompute:
+        """A function that re-estimates the batch norms of averaged models on some batches."""
+
+    @abstractmethod
+    def fingerprints(self) -> dict[str, Any]:
+        """What identifies the training data, by what it is."""
+
+    def lr_factor(self, name: str) -> float:
+        """Factor of the learning rate of the student's parameter with this name."""
+        return 1.0
+
+    def coefficients(self, algorithm: Algorithm) -> Sequence[float] | Rule | None:
+        """How IMWA weighs members."""
+        return self.cfg.IMWA.COEFFICIENTS or None
+
+    def hooks(self) -> list[HookBase]:
+        """Hooks of the task's own, called after evaluation."""
+        return []
+
+
+def open_task(cfg: CfgNode) -> Task:
+    """The task of TASK with its data.
+
+    Raises:
+        UserError: the configuration or the data are wrong.
+    """
+    if cfg.TASK == "classification":
+        from ssod_imwa.classification.task import ClassificationTask
+
+        return ClassificationTask(cfg)
+    from ssod_imwa.detection.task import DetectionTask
+
+    return DetectionTask(cfg)
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of MODEL.DEVICE; "auto" is the current GPU if there is one.
+
+    Raises:
+        UserError: it names a device that is not there.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(
+            f"MODEL.DEVICE = {name!r} is not allowed (must be auto, cpu, cuda or cuda:N)"
+        ) from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"MODEL.DEVICE = {name!r}: no GPU is found (use auto or cpu)")
+    return device
