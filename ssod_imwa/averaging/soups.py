@@ -72,6 +72,29 @@ def greedy(
     return [1 / len(chosen) if member in chosen else 0.0 for member in range(len(states))]
 
 
+def proportional(states: States, *, metric: Metric) -> list[float]:
+    """Coefficients in proportion to each model's metric (BTM's adaptive merging).
+
+    Args:
+        states: the models.
+        metric: quality of a model with these weights, at least 0, larger is better.
+
+    Raises:
+        ValueError: a metric is NaN or below 0, or all are 0.
+
+    Example:
+        >>> import torch
+        >>> models = [{"w": torch.tensor(value)} for value in (1.0, 3.0)]
+        >>> proportional(models, metric=lambda state: float(state["w"]))
+        [0.25, 0.75]
+    """
+    uniform(states)
+    values = [_evaluated(metric, state) for state in states]
+    if min(values) < 0 or sum(values) == 0:
+        raise ValueError(f"metrics {values} are not allowed (must be at least 0, and one above)")
+    return [value / sum(values) for value in values]
+
+
 def line(
     states: States,
     *,
