@@ -6,8 +6,12 @@ reader checks, so a wrong value is reported with the allowed ones.
 
 from fvcore.common.config import CfgNode
 
+from ssod_imwa.config.classification import CLS, CLS_CHOICES, CLS_ELEMENTS, CLS_RANGES, INFINITY
+
 _C = CfgNode()
 
+# What is trained: "detection" (SSOD, MODEL, INPUT) or "classification" (CLS).
+_C.TASK = "detection"
 # Folder that receives checkpoints, metrics, results and pictures.
 _C.OUTPUT_DIR = "./output"
 # Seed of initial weights, data order and augmentation; every random number is a function of it.
@@ -178,6 +182,9 @@ _C.SSOD.UNSUP_LOSS_WEIGHT = 4.0
 # Weight of the two box-regression losses on pseudo-labels (0 in Unbiased Teacher).
 _C.SSOD.UNSUP_BOX_LOSS_WEIGHT = 0.0
 
+# -------------------------------------------------------------- class-imbalanced classification
+_C.CLS = CLS.clone()
+
 # ----------------------------------------------------------------------------------------- IMWA
 _C.IMWA = CfgNode()
 # M: models trained in each episode; 1 is plain training. The paper uses 2.
@@ -203,6 +210,8 @@ _C.IMWA.COEFFICIENTS = []
 
 # Allowed values of the keys that are a choice.
 CHOICES: dict[str, tuple[object, ...]] = {
+    **CLS_CHOICES,
+    "TASK": ("detection", "classification"),
     "MODEL.TOOLKIT": ("torchvision", "detectron2"),
     "MODEL.RESNETS.DEPTH": (18, 50, 101),
     "MODEL.RESNETS.NORM": ("FrozenBN", "BN"),
@@ -224,9 +233,9 @@ CHOICES: dict[str, tuple[object, ...]] = {
     "IMWA.ACCUMULATE": ("float64", "float32"),
 }
 
-INFINITY = float("inf")
 # Smallest and largest allowed value; for lists, of each element.
 RANGES: dict[str, tuple[float, float]] = {
+    **CLS_RANGES,
     "SEED": (0, 2**63 - 1),
     "LOG_PERIOD": (1, INFINITY),
     "MODEL.FPN.OUT_CHANNELS": (1, INFINITY),
@@ -275,6 +284,7 @@ RANGES: dict[str, tuple[float, float]] = {
 
 # Type of the elements of lists that are empty by default.
 ELEMENTS: dict[str, type] = {
+    **CLS_ELEMENTS,
     "DATASETS.IMPORT": str,
     "DATASETS.TRAIN": str,
     "DATASETS.TRAIN_UNLABELED": str,

@@ -1,0 +1,151 @@
+"""The keys of class-imbalanced classification, CLS: see `config.defaults`."""
+
+from fvcore.common.config import CfgNode
+
+INFINITY = float("inf")
+
+CLS = CfgNode()
+# Method: "erm" is one loss on one view (LOSS, MIX, STAGE say which); docs/classification.md.
+CLS.ALGORITHM = "erm"
+# Decay of an EMA copy, which is then evaluated and shipped; 0 keeps none.
+CLS.EMA_DECAY = 0.0
+CLS.MODEL = CfgNode()
+# Network, see classification/models/build.py; MODEL.WEIGHTS are its initial weights: "" (random),
+# "imagenet" (torchvision's), a run's folder, or a file of a run.
+CLS.MODEL.NAME = "cifar_resnet32"
+CLS.MODEL.CLASSIFIER = "linear"
+# Factor of a cosine classifier's logits; LDAM's loss has its own, so 1 with it.
+CLS.MODEL.SCALE = 30.0
+# K networks whose logits are averaged; the first SHARED_GROUPS stages are one for all of them.
+CLS.MODEL.EXPERTS = 1
+CLS.MODEL.SHARED_GROUPS = 0
+# Probability with which a ViT's last block is left out (stochastic depth).
+CLS.MODEL.DROP_PATH = 0.0
+CLS.INPUT = CfgNode()
+# Edge of the images that the network sees, in pixels.
+CLS.INPUT.SIZE = 32
+# Augmentation of each view: "none", "plain", "strong", "sim" for images in memory; "standard",
+# "randcls", "randclsstack", "sim", "mae", "livt" for files. A method has 1 to 3 views.
+CLS.INPUT.VIEWS = ["plain"]
+# Mirror images at random.
+CLS.INPUT.FLIP = True
+# Colour jitter of the "standard" view.
+CLS.INPUT.JITTER = True
+# Read the files of "folder:" and "list:" sets into memory; they must be of INPUT.SIZE.
+CLS.INPUT.IN_MEMORY = False
+CLS.IMBALANCE = CfgNode()
+# Images of class 0 over those of the last class that TRAIN is thinned to; 0 takes TRAIN as it is.
+CLS.IMBALANCE.RATIO = 0.0
+CLS.IMBALANCE.PROFILE = "exponential"
+# Images of class 0; 0 takes as many as TRAIN allows.
+CLS.IMBALANCE.MAXIMUM = 0
+# Which images are kept: "cao" (shuffled by SEED) or "first".
+CLS.IMBALANCE.SPLIT = "cao"
+CLS.IMBALANCE.SEED = 0
+CLS.SAMPLER = CfgNode()
+# How often classes are drawn: "instance" (as often as they occur), "class" (equally),
+# "square_root", "progressive" (from instance to class), "reversed", or "balanced_subset", where
+# member m trains on PER_CLASS images of each class that are its own (BTM).
+CLS.SAMPLER.NAME = "instance"
+# Images in a row of one class, for "class"; cRT has 4.
+CLS.SAMPLER.PER_DRAW = 1
+CLS.SAMPLER.PER_CLASS = 10
+CLS.SCHEDULE = CfgNode()
+# Passes over the images that are sampled from; 0 counts by SOLVER.MAX_ITER, STEPS, WARMUP_ITERS,
+# which these three replace.
+CLS.SCHEDULE.EPOCHS = 0.0
+CLS.SCHEDULE.STEPS = []
+CLS.SCHEDULE.WARMUP = 0.0
+CLS.LOSS = CfgNode()
+CLS.LOSS.NAME = "cross_entropy"
+# Class weights of cross_entropy and ldam: "none" or "effective_number" of parameter BETA.
+CLS.LOSS.WEIGHTS = "none"
+CLS.LOSS.BETA = 0.9999
+# Part of the training after which the weights count: 0.8 is DRW's.
+CLS.LOSS.WEIGHTS_FROM = 0.0
+# Exponent of focal.
+CLS.LOSS.GAMMA = 1.0
+# Factor of the log prior in balanced_softmax.
+CLS.LOSS.TAU = 1.0
+# Margin of the rarest class and scale of ldam.
+CLS.LOSS.MARGIN = 0.5
+CLS.LOSS.SCALE = 30.0
+# Smoothing of the most and the least frequent class in label_aware_smoothing; of all classes
+# (the first number) in cross_entropy, balanced_softmax and balanced_bce.
+CLS.LOSS.SMOOTHING = [0.0, 0.0]
+CLS.MIX = CfgNode()
+# "none", "mixup", "mixup_or_cutmix", "remix", "manifold" (mixup of features), "mfw".
+CLS.MIX.KIND = "none"
+# Layers after which features are mixed, such as "layer3"; "input" mixes the images.
+CLS.MIX.LAYERS = ["input"]
+# Parameter of the Beta distribution of shares.
+CLS.MIX.ALPHA = 1.0
+# MFW's beta (2 for long tails, 0.01 for steps) and the deviation in it.
+CLS.MIX.BETA = 2.0
+CLS.MIX.DEVIATION = "geometric"
+CLS.STAGE = CfgNode()
+# What is trained: "all", "backbone", "classifier", "last_block".
+CLS.STAGE.PART = "all"
+# Start the classifier anew (cRT).
+CLS.STAGE.RESET_CLASSIFIER = False
+# Start the last block anew (Places-LT).
+CLS.STAGE.RESET_LAST_BLOCK = False
+# Let batch norms of what is frozen follow the data (MiSLAS's shifted BN).
+CLS.STAGE.MOVE_STATISTICS = False
+# A factor of each class's logit: "none", "alone" is all of the classifier that is trained (LWS), or
+# "with_classifier" (MiSLAS).
+CLS.STAGE.LEARNABLE_SCALE = "none"
+# Factor of SOLVER.BASE_LR for the classifier's weights.
+CLS.STAGE.CLASSIFIER_LR = 1.0
+# Factor of the rate from one layer of a ViT to the one below.
+CLS.STAGE.LAYER_DECAY = 1.0
+# How members become one at an episode's end: "mean"; "adaptive_h" and "adaptive_g" in proportion to
+# their H- or G-mean on the balanced training images; "greedy_h", "greedy_g" (BTM, Table 6).
+CLS.MERGE = "mean"
+# Rule for many, medium and few: "standard" or "mislas".
+CLS.GROUP_RULE = "standard"
+
+CLS_CHOICES: dict[str, tuple[object, ...]] = {
+    "CLS.ALGORITHM": ("erm",),
+    "CLS.MODEL.CLASSIFIER": ("linear", "cosine"),
+    "CLS.IMBALANCE.PROFILE": ("exponential", "step"),
+    "CLS.IMBALANCE.SPLIT": ("cao", "first"),
+    "CLS.SAMPLER.NAME": (
+        *("instance", "class", "square_root", "progressive", "reversed", "balanced_subset"),
+    ),
+    "CLS.LOSS.NAME": (
+        *("cross_entropy", "focal", "ldam", "balanced_softmax", "label_aware_smoothing"),
+        *("balanced_bce", "gml"),
+    ),
+    "CLS.LOSS.WEIGHTS": ("none", "effective_number"),
+    "CLS.MIX.KIND": ("none", "mixup", "mixup_or_cutmix", "remix", "manifold", "mfw"),
+    "CLS.MIX.DEVIATION": ("geometric", "arithmetic"),
+    "CLS.STAGE.PART": ("all", "backbone", "classifier", "last_block"),
+    "CLS.STAGE.LEARNABLE_SCALE": ("none", "alone", "with_classifier"),
+    "CLS.MERGE": ("mean", "adaptive_h", "adaptive_g", "greedy_h", "greedy_g"),
+    "CLS.GROUP_RULE": ("standard", "mislas"),
+}
+
+CLS_RANGES: dict[str, tuple[float, float]] = {
+    "CLS.EMA_DECAY": (0, 1),
+    "CLS.MODEL.EXPERTS": (1, INFINITY),
+    "CLS.MODEL.SHARED_GROUPS": (0, INFINITY),
+    "CLS.MODEL.DROP_PATH": (0, 1),
+    "CLS.INPUT.SIZE": (1, INFINITY),
+    "CLS.IMBALANCE.RATIO": (0, INFINITY),
+    "CLS.IMBALANCE.MAXIMUM": (0, INFINITY),
+    "CLS.IMBALANCE.SEED": (0, 2**32 - 1),
+    "CLS.SAMPLER.PER_DRAW": (1, INFINITY),
+    "CLS.SAMPLER.PER_CLASS": (1, INFINITY),
+    "CLS.SCHEDULE.EPOCHS": (0, INFINITY),
+    "CLS.SCHEDULE.STEPS": (0, INFINITY),
+    "CLS.SCHEDULE.WARMUP": (0, INFINITY),
+    "CLS.LOSS.WEIGHTS_FROM": (0, 1),
+    "CLS.LOSS.SMOOTHING": (0, 1),
+    "CLS.STAGE.CLASSIFIER_LR": (0, INFINITY),
+    "CLS.STAGE.LAYER_DECAY": (0, 1),
+}
+
+CLS_ELEMENTS: dict[str, type] = {
+    "CLS.SCHEDULE.STEPS": float,
+}
