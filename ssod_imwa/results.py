@@ -78,7 +78,7 @@ class Results:
     """A run in figures.
 
     Attributes:
-        task: "detection".
+        task: "detection" or "classification".
         dataset: what was trained and tested on, in words, without the fold ("voc_2007_trainval").
         method: "supervised", "unbiased_teacher", ...
         imwa: settings of the averaging by lower-case name; `members` and `episodes` at least.
@@ -193,10 +193,22 @@ def _without_nan(value: Any) -> Any:
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
+MAIN_METRICS = (
+    *("AP", "AP50"),  # detection, by COCO and by VOC
+    *("top1", "many", "medium", "few", "h_mean", "g_mean", "lowest_recall"),  # classification
+    "reconstruction_error",
+)
+
+
 def main_metrics(runs: Iterable[Results]) -> list[str]:
-    """Names of the figures to show first: every AP and AP50, by COCO and by VOC."""
+    """Names of the figures to show first, those of each data set."""
     names = dict.fromkeys(name for run in runs for x in run.evaluations for name in x.metrics)
-    return [name for name in names if name.rpartition("/")[2] in ("AP", "AP50")]
+    of_experts = ("expert", "experts")
+    return [
+        name
+        for name in names
+        if name.rpartition("/")[2] in MAIN_METRICS and not name.startswith(of_experts)
+    ]
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ class EmpiricalRisk(ClassificationAlgorithm):
     Which method it is lies in its parts::
 
         cross-entropy, focal, balanced softmax, ...   the criterion
-        LDAM-DRW                    criterion "ldam", weights from 0.8, a cosine classifier of scale 1
+        LDAM-DRW                    criterion "ldam", weights from 0.8, cosines as logits
         mixup, Remix, MFW           the mixer
         MFW + DRW                   mixer "mfw", weights from 0.8
         cRT, LWS, MiSLAS's stage 2  `part` "classifier", after a first stage

@@ -1,0 +1,348 @@
+"""From a configuration to the parts of a classification run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fvcore.common.config import CfgNode
+from torch import nn
+
+from ssod_imwa.classification.algorithms.base import ClassificationAlgorithm
+from ssod_imwa.classification.algorithms.erm import EmpiricalRisk
+from ssod_imwa.classification.criteria import Criterion
+from ssod_imwa.classification.mixers import Mixer
+from ssod_imwa.classification.models.base import ImageClassifier
+from ssod_imwa.classification.models.build import build_classifier, find_layer
+from ssod_imwa.classification.models.experts import Experts
+from ssod_imwa.classification.models.freezing import reset_last_block
+from ssod_imwa.classification.models.heads import ScaledClassifier
+from ssod_imwa.classification.models.weights import load_encoder
+from ssod_imwa.data.class_samplers import BatchSource, balanced_subset, class_sampler
+from ssod_imwa.data.image_augmentation import Statistics
+from ssod_imwa.data.image_catalog import load_images
+from ssod_imwa.data.image_views import small_view
+from ssod_imwa.data.images import ClassificationDataset, impose_imbalance
+from ssod_imwa.data.large_views import large_view
+from ssod_imwa.data.sampler import BatchStream
+from ssod_imwa.engine.algorithm import Algorithm
+from ssod_imwa.errors import ConfigError, WeightsError
+from ssod_imwa.trained import read_trained
+
+SUBSET = "balanced_subset"
+PREFIX = "deployed."
+
+
+@dataclass(frozen=True)
+class ClassificationData:
+    """The images of a run, after imbalance was imposed."""
+
+    train: ClassificationDataset
+    tests: tuple[ClassificationDataset, ...]
+
+
+def build_data(cfg: CfgNode) -> ClassificationData:
+    """Read the data sets and thin the training set.
+
+    Raises:
+        ConfigError: not exactly one training set, or no test set, is named.
+        DataError: a data set is missing or broken.
+    """
+    sets, options = cfg.DATASETS, cfg.CLS.IMBALANCE
+    if len(sets.TRAIN) != 1:
+        raise ConfigError(f"DATASETS.TRAIN = {sets.TRAIN} is not allowed (must name one data set)")
+    if not sets.TEST:
+        raise ConfigError("DATASETS.TEST = [] is not allowed (name at least one labelled set)")
+    in_memory = cfg.CLS.INPUT.IN_MEMORY
+    train = load_images(sets.TRAIN[0], root=sets.ROOT, in_memory=in_memory)
+    if options.RATIO > 0:
+        train = impose_imbalance(
+            train,
+            ratio=options.RATIO,
+            profile=options.PROFILE,
+            maximum=options.MAXIMUM or None,
+            split=options.SPLIT,
+            seed=options.SEED,
+        )
+    tests = tuple(
+        load_images(name, root=sets.ROOT, classes=train.classes, in_memory=in_memory)
+        for name in sets.TEST
+    )
+    for test in tests:
+        if test.classes != train.classes:
+            raise ConfigError(
+                f"DATASETS.TEST: {test.name} has other classes than {train.name} "
+                f"({len(test.classes)} and {len(train.classes)}; they must be the same)"
+            )
+    return ClassificationData(train, tests)
+
+
+def with_iterations(cfg: CfgNode, train: ClassificationDataset) -> CfgNode:
+    """A copy whose schedule is counted in iterations, as the trainer counts.
+
+    Raises:
+        ConfigError: the schedule is given twice, or is shorter than an iteration.
+    """
+    schedule = cfg.CLS.SCHEDULE
+    if not schedule.EPOCHS:
+        return cfg
+    images = len(train)
+    if cfg.CLS.SAMPLER.NAME == SUBSET:
+        images = sum(min(count, cfg.CLS.SAMPLER.PER_CLASS) for count in train.counts)
+    per_epoch = images / cfg.SOLVER.IMS_PER_BATCH
+    iterations = round(schedule.EPOCHS * per_epoch)
+    if iterations < cfg.IMWA.EPISODES:
+        raise ConfigError(
+            f"CLS.SCHEDULE.EPOCHS = {schedule.EPOCHS:g} is {iterations} iterations of "
+            f"SOLVER.IMS_PER_BATCH = {cfg.SOLVER.IMS_PER_BATCH} images (must be at least "
+            f"IMWA.EPISODES = {cfg.IMWA.EPISODES})"
+        )
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.SOLVER.MAX_ITER = iterations
+    cfg.SOLVER.STEPS = [round(step * per_epoch) for step in schedule.STEPS]
+    cfg.SOLVER.WARMUP_ITERS = round(schedule.WARMUP * per_epoch)
+    cfg.CLS.SCHEDULE.EPOCHS, cfg.CLS.SCHEDULE.STEPS, cfg.CLS.SCHEDULE.WARMUP = 0.0, [], 0.0
+    cfg.freeze()
+    return cfg
+
+
+def statistics(cfg: CfgNode) -> Statistics:
+    """Mean and deviation of pixels of 0..1, from those of 0..255."""
+    mean, std = cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD
+    return Statistics(tuple(x / 255 for x in mean), tuple(x / 255 for x in std))
+
+
+def build_views(cfg: CfgNode, dataset: ClassificationDataset, names: Sequence[str]) -> list[Any]:
+    """The views of CLS.INPUT with these names, for images in memory or in files.
+
+    Raises:
+        ConfigError: a name is not one of theirs.
+    """
+    options = cfg.CLS.INPUT
+    common = {"statistics": statistics(cfg), "size": options.SIZE, "flip": options.FLIP}
+    try:
+        if dataset.images is not None:
+            return [small_view(name, **common) for name in names]
+        return [large_view(name, jitter=options.JITTER, **common) for name in names]
+    except ValueError as error:
+        raise ConfigError(f"CLS.INPUT: {error}") from error
+
+
+def build_test_view(cfg: CfgNode, dataset: ClassificationDataset) -> Any:
+    """The view of test images: normalised, and files resized and cropped."""
+    (view,) = build_views(cfg, dataset, ["test" if dataset.images is None else "none"])
+    return view
+
+
+def build_source(cfg: CfgNode, train: ClassificationDataset, member: int) -> BatchSource:
+    """Which images a member trains on."""
+    options, batch_size = cfg.CLS.SAMPLER, cfg.SOLVER.IMS_PER_BATCH
+    if options.NAME == SUBSET:
+        subset = member_subset(cfg, train, member)
+        return BatchStream([subset], batch_size, seed=cfg.SEED, member=member, kind="labelled")
+    return class_sampler(
+        options.NAME,
+        train.labels,
+        len(train.classes),
+        batch_size,
+        seed=cfg.SEED,
+        member=member,
+        iterations=cfg.SOLVER.MAX_ITER,
+        per_draw=options.PER_DRAW,
+    )
+
+
+def member_subset(cfg: CfgNode, train: ClassificationDataset, member: int) -> Any:
+    """Positions of the balanced images that are member's own (BTM's D_m), int64 (n,)."""
+    return balanced_subset(
+        train.labels,
+        len(train.classes),
+        cfg.CLS.SAMPLER.PER_CLASS,
+        seed=cfg.SEED,
+        number=member,
+    ).positions
+
+
+def build_model(cfg: CfgNode, classes: int, *, weights: str) -> nn.Module:
+    """The network of CLS.MODEL and CLS.STAGE.
+
+    Args:
+        cfg: of the run.
+        classes: C.
+        weights: as MODEL.WEIGHTS takes them.
+
+    Raises:
+        ConfigError: its description is wrong.
+        WeightsError: the weights are missing or of another network.
+    """
+    options, stage = cfg.CLS.MODEL, cfg.CLS.STAGE
+    imagenet = weights == "imagenet"
+    try:
+        if options.EXPERTS > 1:
+            model: nn.Module = Experts(
+                lambda: _build_one(cfg, classes, imagenet=imagenet),
+                options.EXPERTS,
+                shared_groups=options.SHARED_GROUPS,
+            )
+        else:
+            model = _build_one(cfg, classes, imagenet=imagenet)
+        if weights and not imagenet:
+            load_weights(model, weights, keep_classifier=not stage.RESET_CLASSIFIER)
+        if stage.RESET_LAST_BLOCK:
+            reset_last_block(model)
+        if stage.LEARNABLE_SCALE != "none":
+            model.classifier = ScaledClassifier(model.classifier)
+    except (ValueError, AttributeError) as error:
+        raise ConfigError(f"CLS.MODEL: {error}") from error
+    return model
+
+
+def _build_one(cfg: CfgNode, classes: int, *, imagenet: bool) -> ImageClassifier:
+    options = cfg.CLS.MODEL
+    return build_classifier(
+        options.NAME,
+        classes,
+        classifier=options.CLASSIFIER,
+        scale=options.SCALE,
+        image_size=cfg.CLS.INPUT.SIZE,
+        pretrained=imagenet,
+        drop_path=options.DROP_PATH,
+    )
+
+
+def load_weights(model: nn.Module, source: str, *, keep_classifier: bool = True) -> None:
+    """Fill a network with the one that a run trained, given its folder or a file of it.
+
+    Args:
+        model: the network.
+        source: folder or file.
+        keep_classifier: whether the classifier's weights are taken, too.
+
+    Raises:
+        CheckpointError: the file is missing or damaged.
+        WeightsError: it holds another network.
+    """
+    state = deployed_state(read_trained(source).weights)
+    if not keep_classifier:
+        load_encoder(model, state, source=source)
+        return
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        first = " ".join(str(error).split())[:300]
+        raise WeightsError(f"{source} is of another network than CLS.MODEL: {first}") from error
+
+
+def deployed_state(state: Mapping[str, Any]) -> dict[str, Any]:
+    """The classifier's part of the weights of a method's network (`TrainingNetwork`)."""
+    own = {k.removeprefix(PREFIX): x for k, x in state.items() if k.startswith(PREFIX)}
+    return own or dict(state)
+
+
+def build_criterion(cfg: CfgNode, counts: Sequence[int]) -> Criterion:
+    """The loss of CLS.LOSS."""
+    options = cfg.CLS.LOSS
+    if options.NAME == "ldam" and (cfg.CLS.MODEL.CLASSIFIER, cfg.CLS.MODEL.SCALE) != ("cosine", 1):
+        raise ConfigError(
+            "CLS.LOSS.NAME = 'ldam' needs CLS.MODEL.CLASSIFIER cosine and CLS.MODEL.SCALE 1.0 (its "
+            "loss scales the cosines by CLS.LOSS.SCALE)"
+        )
+    try:
+        return Criterion(
+            options.NAME,
+            counts,
+            weights=options.WEIGHTS,
+            weights_from=options.WEIGHTS_FROM,
+            beta=options.BETA,
+            gamma=options.GAMMA,
+            tau=options.TAU,
+            largest_margin=options.MARGIN,
+            scale=options.SCALE,
+            smoothing=tuple(options.SMOOTHING),
+        )
+    except ValueError as error:
+        raise ConfigError(f"CLS.LOSS: {error}") from error
+
+
+def build_mixer(cfg: CfgNode, counts: Sequence[int], model: nn.Module) -> Mixer:
+    """The mixing of CLS.MIX in a network."""
+    options = cfg.CLS.MIX
+    try:
+        layers = [None if x == "input" else find_layer(model, x) for x in options.LAYERS]
+        return Mixer(
+            options.KIND,
+            counts=counts,
+            layers=layers,
+            alpha=options.ALPHA,
+            beta=options.BETA,
+            deviation=options.DEVIATION,
+        )
+    except ValueError as error:
+        raise ConfigError(f"CLS.MIX: {error}") from error
+
+
+def build_algorithm(cfg: CfgNode, model: nn.Module, counts: Sequence[int]) -> Algorithm:
+    """The method of CLS.ALGORITHM around a network, which becomes (a part of) its student.
+
+    Args:
+        cfg: of the run, with the schedule in iterations.
+        model: of `build_model`, on the device.
+        counts: training images of each class.
+    """
+    common = {"iterations": cfg.SOLVER.MAX_ITER, "ema_decay": cfg.CLS.EMA_DECAY}
+    stage = cfg.CLS.STAGE
+    if stage.LEARNABLE_SCALE == "alone" and stage.PART != "classifier":
+        raise ConfigError(
+            f"CLS.STAGE.PART = {stage.PART!r} is not allowed with LEARNABLE_SCALE alone (must be "
+            "'classifier')"
+        )
+    try:
+        algorithm = EmpiricalRisk(
+            model,
+            build_criterion(cfg, counts),
+            mixer=build_mixer(cfg, counts, model),
+            part=stage.PART,
+            move_statistics=stage.MOVE_STATISTICS,
+            **common,
+        )
+    except ValueError as error:
+        raise ConfigError(f"CLS: {error}") from error
+    if stage.LEARNABLE_SCALE == "alone":
+        model.classifier.classifier.requires_grad_(False)
+    return algorithm
+
+
+def lr_factor(cfg: CfgNode, name: str) -> float:
+    """Factor of the learning rate of a parameter of the student."""
+    factor = cfg.CLS.STAGE.CLASSIFIER_LR
+    scaled = cfg.CLS.STAGE.LEARNABLE_SCALE != "none"
+    return factor if name.startswith("classifier.classifier." if scaled else "classifier.") else 1.0
+
+
+def method_name(cfg: CfgNode) -> str:
+    """The method in short, as results name it: "cross_entropy + mfw + drw", "ecl"."""
+    options = cfg.CLS
+    if options.ALGORITHM != "erm":
+        return options.ALGORITHM
+    parts = [options.LOSS.NAME]
+    if options.MIX.KIND != "none":
+        parts.append(options.MIX.KIND)
+    if options.LOSS.WEIGHTS != "none":
+        parts.append("drw" if options.LOSS.WEIGHTS_FROM > 0 else options.LOSS.WEIGHTS)
+    if options.SAMPLER.NAME != "instance":
+        parts.append(f"{options.SAMPLER.NAME} sampling")
+    if options.STAGE.PART != "all":
+        parts.append(f"{options.STAGE.PART} alone")
+    return " + ".join(parts)
+
+
+def check_views(cfg: CfgNode, algorithm: type[ClassificationAlgorithm]) -> None:
+    """Raise ConfigError if CLS.INPUT.VIEWS are not as many as the method reads."""
+    names = cfg.CLS.INPUT.VIEWS
+    if len(names) != algorithm.num_views:
+        raise ConfigError(
+            f"CLS.INPUT.VIEWS = {names} is not allowed with CLS.ALGORITHM = {cfg.CLS.ALGORITHM!r} "
+            f"(must be {algorithm.num_views})"
+        )

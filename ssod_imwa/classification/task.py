@@ -1,0 +1,156 @@
+"""Classification, as a run knows it."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from fvcore.common.config import CfgNode
+from fvcore.nn.precise_bn import update_bn_stats
+from torch import nn
+
+from ssod_imwa.averaging import soups
+from ssod_imwa.averaging.episodes import EpisodeSchedule
+from ssod_imwa.averaging.members import Rule
+from ssod_imwa.classification import build
+from ssod_imwa.classification.algorithms.base import deployed
+from ssod_imwa.classification.prediction import evaluate_classifier
+from ssod_imwa.config.reader import check_config
+from ssod_imwa.data.image_catalog import image_fingerprint
+from ssod_imwa.data.image_loader import build_image_batches, build_test_image_batches
+from ssod_imwa.engine import comm
+from ssod_imwa.engine.algorithm import Algorithm
+from ssod_imwa.engine.hooks import undisturbed
+from ssod_imwa.task import Batches, Evaluator, Recompute, Task, pick_device
+
+
+class ClassificationTask(Task):
+    """Training and test images of a configuration, and the classifier trained on them.
+
+    Raises:
+        UserError: the configuration or the data are wrong.
+    """
+
+    name = "classification"
+
+    def __init__(self, cfg: CfgNode) -> None:
+        self.data = build.build_data(cfg)
+        train = self.data.train
+        self.cfg = build.with_iterations(cfg, train)
+        check_config(self.cfg, "CLS.SCHEDULE")
+        self.device = pick_device(cfg.MODEL.DEVICE)
+        self.method = build.method_name(cfg)
+        ratio = f" at ratio {cfg.CLS.IMBALANCE.RATIO:g}" if cfg.CLS.IMBALANCE.RATIO else ""
+        if cfg.CLS.IMBALANCE.PROFILE == "step" and ratio:
+            ratio += " (step)"
+        tests = ", ".join(test.name for test in self.data.tests)
+        self.dataset = f"{train.name}{ratio}, tested on {tests}"
+
+    def build_algorithm(self, device: torch.device) -> Algorithm:
+        train = self.data.train
+        model = build.build_model(self.cfg, len(train.classes), weights=self.cfg.MODEL.WEIGHTS)
+        return build.build_algorithm(self.cfg, model.to(device), train.counts)
+
+    def load_model(self, weights: str) -> nn.Module:
+        cfg = self.cfg
+        model = build.build_model(cfg, len(self.data.train.classes), weights="")
+        build.load_weights(model, weights)
+        return model
+
+    def build_batches(self, schedule: EpisodeSchedule, device: torch.device) -> Batches:
+        cfg, train = self.cfg, self.data.train
+        return build_image_batches(
+            train,
+            schedule,
+            partial(build.build_source, cfg, train),
+            build.build_views(cfg, train, cfg.CLS.INPUT.VIEWS),
+            seed=cfg.SEED,
+            first_member=cfg.IMWA.FIRST_MEMBER,
+            num_workers=cfg.DATALOADER.NUM_WORKERS,
+            rank=comm.rank(),
+            world_size=comm.world_size(),
+            device=device,
+            pin_memory=device.type == "cuda",
+        )
+
+    def build_evaluator(self, *, poll: Callable[[], object] | None = None) -> Evaluator:
+        def evaluate(model: nn.Module) -> dict[str, float]:
+            metrics: dict[str, float] = {}
+            for test in self.data.tests:
+                found = evaluate_classifier(
+                    model,
+                    self.test_batches(test),
+                    classes=test.classes,
+                    train_counts=self.data.train.counts,
+                    group_rule=self.cfg.CLS.GROUP_RULE,
+                    poll=poll,
+                )
+                prefix = f"{test.name}/" if len(self.data.tests) > 1 else ""
+                metrics |= {prefix + name: value for name, value in found.items()}
+            return metrics
+
+        return evaluate
+
+    def test_batches(self, images: Any) -> Any:
+        """Batches of a data set as it is tested: not augmented, in order."""
+        return build_test_image_batches(
+            images,
+            build.build_test_view(self.cfg, images),
+            batch_size=self.cfg.TEST.IMS_PER_BATCH,
+            num_workers=self.cfg.DATALOADER.NUM_WORKERS,
+            device=self.device,
+            rank=comm.rank(),
+            world_size=comm.world_size(),
+        )
+
+    def build_bn_recomputation(self, batches: Batches, *, count: int) -> Recompute:
+        """The first view of the run's first batches through each classifier (precise BN, fvcore)."""
+
+        @torch.no_grad()
+        def recompute(models: Mapping[str, nn.Module]) -> None:
+            for model in models.values():
+                with undisturbed({"model": model}):
+                    classifier = deployed(model).train()
+                    images = (batch.views[0] for batch in itertools.islice(batches(0), count))
+                    update_bn_stats(classifier, images, count)
+
+        return recompute
+
+    def fingerprints(self) -> dict[str, Any]:
+        return {"training images": image_fingerprint(self.data.train)}
+
+    def lr_factor(self, name: str) -> float:
+        return build.lr_factor(self.cfg, name)
+
+    def coefficients(self, algorithm: Algorithm) -> Sequence[float] | Rule | None:
+        merge = self.cfg.CLS.MERGE
+        if merge == "mean":
+            return super().coefficients(algorithm)
+        rule, mean = merge.split("_")
+        metric = soups.metric_of(
+            {"student": algorithm.student},
+            partial(self._balanced_mean, algorithm.student, f"{mean}_mean"),
+        )
+        return partial(soups.greedy if rule == "greedy" else soups.proportional, metric=metric)
+
+    def _balanced_mean(self, model: nn.Module, name: str) -> float:
+        """H- or G-mean on the union of the members' balanced subsets (BTM)."""
+        cfg, train = self.cfg, self.data.train
+        first = cfg.IMWA.FIRST_MEMBER
+        subsets = [
+            build.member_subset(cfg, train, member)
+            for member in range(first, first + cfg.IMWA.MEMBERS)
+        ]
+        images = train.subset(np.unique(np.concatenate(subsets)))
+        with undisturbed({"model": model}), torch.no_grad():
+            metrics = evaluate_classifier(
+                model,
+                self.test_batches(images),
+                classes=train.classes,
+                train_counts=train.counts,
+            )
+        return metrics[name]
