@@ -192,7 +192,7 @@ def build_model(cfg: CfgNode, classes: int, *, weights: str) -> nn.Module:
             load_weights(model, weights, keep_classifier=not stage.RESET_CLASSIFIER)
         if stage.RESET_LAST_BLOCK:
             reset_last_block(model)
-        if stage.LEARNABLE_SCALE != "none":
+        if stage.LEARNABLE_SCALE:
             model.classifier = ScaledClassifier(model.classifier)
     except (ValueError, AttributeError) as error:
         raise ConfigError(f"CLS.MODEL: {error}") from error
@@ -293,13 +293,8 @@ def build_algorithm(cfg: CfgNode, model: nn.Module, counts: Sequence[int]) -> Al
     """
     common = {"iterations": cfg.SOLVER.MAX_ITER, "ema_decay": cfg.CLS.EMA_DECAY}
     stage = cfg.CLS.STAGE
-    if stage.LEARNABLE_SCALE == "alone" and stage.PART != "classifier":
-        raise ConfigError(
-            f"CLS.STAGE.PART = {stage.PART!r} is not allowed with LEARNABLE_SCALE alone (must be "
-            "'classifier')"
-        )
     try:
-        algorithm = EmpiricalRisk(
+        return EmpiricalRisk(
             model,
             build_criterion(cfg, counts),
             mixer=build_mixer(cfg, counts, model),
@@ -309,16 +304,13 @@ def build_algorithm(cfg: CfgNode, model: nn.Module, counts: Sequence[int]) -> Al
         )
     except ValueError as error:
         raise ConfigError(f"CLS: {error}") from error
-    if stage.LEARNABLE_SCALE == "alone":
-        model.classifier.classifier.requires_grad_(False)
-    return algorithm
 
 
 def lr_factor(cfg: CfgNode, name: str) -> float:
     """Factor of the learning rate of a parameter of the student."""
     factor = cfg.CLS.STAGE.CLASSIFIER_LR
-    scaled = cfg.CLS.STAGE.LEARNABLE_SCALE != "none"
-    return factor if name.startswith("classifier.classifier." if scaled else "classifier.") else 1.0
+    prefix = "classifier.classifier." if cfg.CLS.STAGE.LEARNABLE_SCALE else "classifier."
+    return factor if name.startswith(prefix) else 1.0
 
 
 def method_name(cfg: CfgNode) -> str:

@@ -84,7 +84,8 @@ CLS.MIX.ALPHA = 1.0
 CLS.MIX.BETA = 2.0
 CLS.MIX.DEVIATION = "geometric"
 CLS.STAGE = CfgNode()
-# What is trained: "all", "backbone", "classifier", "last_block".
+# What is trained: "all", "backbone", "classifier", "last_block" (and the classifier; on Places-LT),
+# "last_block_only", "scale" (the factors of LEARNABLE_SCALE).
 CLS.STAGE.PART = "all"
 # Start the classifier anew (cRT).
 CLS.STAGE.RESET_CLASSIFIER = False
@@ -92,9 +93,8 @@ CLS.STAGE.RESET_CLASSIFIER = False
 CLS.STAGE.RESET_LAST_BLOCK = False
 # Let batch norms of what is frozen follow the data (MiSLAS's shifted BN).
 CLS.STAGE.MOVE_STATISTICS = False
-# A factor of each class's logit: "none", "alone" is all of the classifier that is trained (LWS), or
-# "with_classifier" (MiSLAS).
-CLS.STAGE.LEARNABLE_SCALE = "none"
+# Multiply each class's logit by a factor that is learnt (MiSLAS; with PART "scale" LWS).
+CLS.STAGE.LEARNABLE_SCALE = False
 # Factor of SOLVER.BASE_LR for the classifier's weights.
 CLS.STAGE.CLASSIFIER_LR = 1.0
 # Factor of the rate from one layer of a ViT to the one below.
@@ -120,8 +120,9 @@ CLS_CHOICES: dict[str, tuple[object, ...]] = {
     "CLS.LOSS.WEIGHTS": ("none", "effective_number"),
     "CLS.MIX.KIND": ("none", "mixup", "mixup_or_cutmix", "remix", "manifold", "mfw"),
     "CLS.MIX.DEVIATION": ("geometric", "arithmetic"),
-    "CLS.STAGE.PART": ("all", "backbone", "classifier", "last_block"),
-    "CLS.STAGE.LEARNABLE_SCALE": ("none", "alone", "with_classifier"),
+    "CLS.STAGE.PART": (
+        *("all", "backbone", "classifier", "last_block", "last_block_only", "scale"),
+    ),
     "CLS.MERGE": ("mean", "adaptive_h", "adaptive_g", "greedy_h", "greedy_g"),
     "CLS.GROUP_RULE": ("standard", "mislas"),
 }
