@@ -24,11 +24,9 @@ import torch
 from ssod_imwa.averaging.soups import fixed, greedy, line, uniform
 from ssod_imwa.averaging.weights import average
 from ssod_imwa.cli import require_absent, run_main
-from ssod_imwa.data.catalog import load_dataset
-from ssod_imwa.detection.build import build_detector, build_evaluator
 from ssod_imwa.engine.atomic import write_checkpoint
 from ssod_imwa.errors import UserError
-from ssod_imwa.task import pick_device
+from ssod_imwa.task import open_task, pick_device
 from ssod_imwa.trained import TrainedModels, read_trained
 
 RULES = ("uniform", "fixed", "greedy", "line")
@@ -47,7 +45,11 @@ def parse_arguments() -> argparse.Namespace:
         "--weights", nargs="+", type=float, metavar="W", help="for --rule fixed: one a model, sum 1"
     )
     parser.add_argument("--dataset", metavar="NAME", help="for greedy and line: what to measure on")
-    parser.add_argument("--metric", default="AP", metavar="NAME", help="for greedy and line (AP)")
+    parser.add_argument(
+        "--metric",
+        metavar="NAME",
+        help="for greedy and line (AP in detection, top1 of classifiers)",
+    )
     arguments = parser.parse_args()
     if (arguments.rule == "fixed") != (arguments.weights is not None):
         parser.error("--rule fixed and --weights belong together; give both or neither")
@@ -71,17 +73,20 @@ def coefficients_of(arguments: argparse.Namespace, soups: Sequence[TrainedModels
 
 
 def build_metric(
-    trained: TrainedModels, dataset: str, name: str
+    trained: TrainedModels, dataset: str, name: str | None
 ) -> Callable[[Mapping[str, torch.Tensor]], float]:
     """A function from weights to a metric in percent; it prints what it finds."""
-    cfg = trained.config
-    test = load_dataset(dataset, root=cfg.DATASETS.ROOT, on_bad_record=cfg.DATASETS.ON_BAD_RECORD)
-    detector = build_detector(cfg, len(test.classes)).to(pick_device(cfg.MODEL.DEVICE))
-    evaluate = build_evaluator(cfg, (test,))
+    cfg = trained.config.clone()
+    cfg.defrost()
+    cfg.DATASETS.TEST = [dataset]
+    name = name or ("AP" if cfg.TASK == "detection" else "top1")
+    task = open_task(cfg)
+    model = task.load_model(str(trained.path)).to(pick_device(cfg.MODEL.DEVICE)).eval()
+    evaluate = task.build_evaluator()
 
     def metric(weights: Mapping[str, torch.Tensor]) -> float:
-        detector.load_state_dict(weights)
-        metrics = evaluate(detector)
+        model.load_state_dict(weights)
+        metrics = evaluate(model)
         if name not in metrics:
             raise UserError(f"--metric {name} is not allowed (must be one of {', '.join(metrics)})")
         print(f"{name} {metrics[name]:.2f}")

@@ -9,6 +9,7 @@ Examples:
   %(prog)s digits_train digits_test
   %(prog)s voc:my_cells:train coco:pallets/train.json:pallets/images --root /data
   %(prog)s folder:photos --unlabelled --fast
+  %(prog)s cifar10_lt100_train folder:birds/train --classification
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ import numpy as np
 
 from ssod_imwa.cli import run_main
 from ssod_imwa.data.catalog import available, read_dataset
+from ssod_imwa.data.image_catalog import available_images, load_images
+from ssod_imwa.data.image_validation import find_image_problems
 from ssod_imwa.data.structures import DetectionDataset
 from ssod_imwa.data.validation import Problem, find_problems
 
@@ -29,14 +32,19 @@ from ssod_imwa.data.validation import Problem, find_problems
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__,
-        epilog=f"Names of the catalogue: {', '.join(available())}",
+        epilog=f"Names for detection: {', '.join(available())}; with --classification: "
+        f"{', '.join(available_images())}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "names",
         nargs="+",
         metavar="NAME",
-        help="of the catalogue, or coco:FILE.json:IMAGES, voc:FOLDER:SPLIT, folder:FOLDER",
+        help="of the catalogue, or coco:FILE.json:IMAGES, voc:FOLDER:SPLIT, folder:FOLDER; with "
+        "--classification folder:FOLDER (a folder a class) or list:FILE.txt:IMAGES",
+    )
+    parser.add_argument(
+        "--classification", action="store_true", help="one label an image instead of boxes"
     )
     parser.add_argument("--root", help="folder of all data sets ($DETECTRON2_DATASETS, datasets)")
     parser.add_argument("--unlabelled", action="store_true", help="check the images alone")
@@ -48,22 +56,49 @@ def main() -> int:
     """Check each data set."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     arguments = parse_arguments()
-    failures = 0
-    for name in arguments.names:
-        dataset, problems = read_dataset(
-            name, root=arguments.root, labelled=not arguments.unlabelled
-        )
-        problems += find_problems(dataset, read_pixels=not arguments.fast)
-        serious = [problem for problem in problems if problem.level != "note"]
-        failures += bool(serious)
-        print_problems(serious)
-        for what, count in sorted(Counter(p.what for p in problems if p.level == "note").items()):
-            rule = next(p.rule for p in problems if p.what == what)
-            print(f"note: {count} x {what} ({rule})")
-        problems_found = f"{len(serious)} problem{'' if len(serious) == 1 else 's'}"
-        print(f"{name}: {len(dataset)} images, {problems_found}")
-        print_classes(dataset)
-    return min(failures, 1)
+    check = check_images if arguments.classification else check_detection
+    return min(sum(check(name, arguments) for name in arguments.names), 1)
+
+
+def check_detection(name: str, arguments: argparse.Namespace) -> bool:
+    """Print what is wrong in a detection set; whether anything is."""
+    dataset, problems = read_dataset(name, root=arguments.root, labelled=not arguments.unlabelled)
+    problems += find_problems(dataset, read_pixels=not arguments.fast)
+    serious = [problem for problem in problems if problem.level != "note"]
+    print_problems(serious)
+    for what, count in sorted(Counter(p.what for p in problems if p.level == "note").items()):
+        rule = next(p.rule for p in problems if p.what == what)
+        print(f"note: {count} x {what} ({rule})")
+    print_summary(name, len(dataset), serious)
+    print_classes(dataset)
+    return bool(serious)
+
+
+def check_images(name: str, arguments: argparse.Namespace) -> bool:
+    """Print what is wrong in a classification set; whether anything is."""
+    dataset = load_images(name, root=arguments.root)
+    problems = find_image_problems(dataset, read_pixels=not arguments.fast)
+    print_problems(problems)
+    print_summary(name, len(dataset), problems)
+    width = max(map(len, dataset.classes))
+    print(f"  {'class':{width}} {'images':>7}")
+    for class_name, count in zip(dataset.classes, dataset.counts, strict=True):
+        print(f"  {class_name:{width}} {count:>7}")
+    print_imbalance(dataset.counts, "images")
+    return bool(problems)
+
+
+def print_summary(name: str, images: int, problems: list[Problem]) -> None:
+    """One line on the whole set."""
+    plural = "" if len(problems) == 1 else "s"
+    print(f"{name}: {images} images, {len(problems)} problem{plural}")
+
+
+def print_imbalance(counts: list[int], what: str) -> None:
+    """The ratio of the largest class to the smallest."""
+    if min(counts) > 0:
+        ratio = max(counts) / min(counts)
+        print(f"  imbalance {ratio:.1f} (most over fewest {what} of a class)")
 
 
 def print_problems(problems: list[Problem]) -> None:
@@ -92,8 +127,7 @@ def print_classes(dataset: DetectionDataset) -> None:
         difficult = sum(int((chosen & a.difficult).sum()) for chosen, a in pairs)
         boxes.append(int(np.sum([chosen.sum() for chosen in of_class])) - crowds)
         print(f"  {name:{width}} {images:>7} {boxes[-1]:>7} {difficult:>9} {crowds:>7}")
-    if min(boxes) > 0:
-        print(f"  imbalance {max(boxes) / min(boxes):.1f} (most over fewest boxes of a class)")
+    print_imbalance(boxes, "boxes")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Export a trained detector to files that its toolkit loads without this package.
+"""Export a trained detector or classifier to files that its library loads without this package.
 
 Examples:
   a finished run    %(prog)s output/digits_unbiased_teacher_imwa --output detector.pth
@@ -7,7 +7,9 @@ Examples:
 
 Takes the averaged EMA model (the student if the method has no EMA or burn-in is not over), and
 prints the SHA-256 of the written file and the Python lines that load it. For torchvision it is one
-state dict, for detectron2 a checkpoint with its configuration beside it (FILE with .yaml).
+state dict, for detectron2 a checkpoint with its configuration beside it (FILE with .yaml). Of a
+classifier it is one state dict without what only training needs; networks that neither torchvision
+nor timm has are loaded by this package's classes.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from ssod_imwa.detection.build import build_detector, load_weights
 from ssod_imwa.detection.detectors.export import exported_state, loading_code
 from ssod_imwa.engine.atomic import write_checkpoint
 from ssod_imwa.engine.output import FINAL
-from ssod_imwa.trained import read_trained
+from ssod_imwa.trained import TrainedModels, read_trained
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -40,28 +42,39 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def export_detector(trained: TrainedModels, output: Path) -> str:
+    """Write a detector; the lines that load it."""
+    cfg = trained.config
+    detector = build_detector(cfg, num_classes=cfg.MODEL.ROI_HEADS.NUM_CLASSES)
+    load_weights(detector, str(trained.path))
+    if cfg.MODEL.TOOLKIT == "detectron2":
+        from ssod_imwa.integrations.detectron2 import export
+
+        require_absent(output.with_suffix(".yaml"))
+        return export.export_detector(detector, cfg, output)
+    write_checkpoint(output, exported_state(detector))
+    return "# Class 0 is background; labels count from 1.\n" + loading_code(
+        detector, str(output), min_size=cfg.INPUT.MIN_SIZE_TEST, max_size=cfg.INPUT.MAX_SIZE_TEST
+    )
+
+
+def export_classifier(trained: TrainedModels, output: Path) -> str:
+    """Write a classifier; the lines that load it."""
+    from ssod_imwa.classification import export
+
+    model = export.trained_classifier(trained)
+    write_checkpoint(output, export.exported_classifier(model))
+    return export.loading_code(model, trained.config, str(output))
+
+
 def main() -> None:
     """Write the file and say how to load it."""
     arguments = parse_arguments()
     require_absent(arguments.output)
     trained = read_trained(arguments.source)
-    cfg = trained.config
-    detector = build_detector(cfg, num_classes=cfg.MODEL.ROI_HEADS.NUM_CLASSES)
-    load_weights(detector, str(trained.path))
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    if cfg.MODEL.TOOLKIT == "detectron2":
-        from ssod_imwa.integrations.detectron2.export import export_detector
-
-        require_absent(arguments.output.with_suffix(".yaml"))
-        code = export_detector(detector, cfg, arguments.output)
-    else:
-        write_checkpoint(arguments.output, exported_state(detector))
-        code = "# Class 0 is background; labels count from 1.\n" + loading_code(
-            detector,
-            str(arguments.output),
-            min_size=cfg.INPUT.MIN_SIZE_TEST,
-            max_size=cfg.INPUT.MAX_SIZE_TEST,
-        )
+    export = export_detector if trained.config.TASK == "detection" else export_classifier
+    code = export(trained, arguments.output)
     digest = hashlib.sha256(arguments.output.read_bytes()).hexdigest()
     print(f"{arguments.output}: the {trained.inference_model} of {trained.path}")
     print(f"sha256 {digest}\n")

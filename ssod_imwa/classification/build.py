@@ -241,6 +241,11 @@ def deployed_state(state: Mapping[str, Any]) -> dict[str, Any]:
     return own or dict(state)
 
 
+def number_of_classes(state: Mapping[str, Any]) -> int:
+    """C of a classifier with these weights."""
+    return next(len(x) for name, x in state.items() if name.endswith("classifier.weight"))
+
+
 def build_criterion(cfg: CfgNode, counts: Sequence[int]) -> Criterion:
     """The loss of CLS.LOSS."""
     options = cfg.CLS.LOSS

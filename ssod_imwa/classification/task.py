@@ -108,7 +108,7 @@ class ClassificationTask(Task):
         )
 
     def build_bn_recomputation(self, batches: Batches, *, count: int) -> Recompute:
-        """The first views of the run's first batches through each classifier (fvcore's precise BN)."""
+        """First views of the run's first batches through each classifier (fvcore's precise BN)."""
 
         @torch.no_grad()
         def recompute(models: Mapping[str, nn.Module]) -> None:

@@ -1,0 +1,79 @@
+"""A trained classifier as one plain state dict, and the lines that load it."""
+
+from __future__ import annotations
+
+import torch
+from fvcore.common.config import CfgNode
+from torch import nn
+
+from ssod_imwa.classification import build
+from ssod_imwa.classification.models.heads import ScaledClassifier
+from ssod_imwa.classification.models.torchvision_models import TorchvisionResNet
+from ssod_imwa.classification.models.weights import exported_state
+from ssod_imwa.trained import TrainedModels
+
+
+def trained_classifier(trained: TrainedModels) -> nn.Module:
+    """The classifier of a run in eval mode on the CPU, without what only its training needed.
+
+    Raises:
+        WeightsError: the weights are not those of the run's configuration.
+    """
+    state = build.deployed_state(trained.weights)
+    model = build.build_model(trained.config, build.number_of_classes(state), weights="")
+    build.load_weights(model, str(trained.path))
+    return model.eval()
+
+
+def exported_classifier(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The weights as copies on the CPU, under the names of the network's library if it has one."""
+    state = exported_state(model) if _is_of_library(model) else model.state_dict()
+    return {name: x.detach().cpu().clone() for name, x in state.items()}
+
+
+def loading_code(model: nn.Module, cfg: CfgNode, path: str) -> str:
+    """Python lines that make `model` with the weights at `path`.
+
+    torchvision's ResNets need nothing of this package.
+
+    Args:
+        model: the exported classifier.
+        cfg: of its run.
+        path: where the weights were written.
+    """
+    classes = build.number_of_classes(model.state_dict())
+    mean, std = ([round(x, 6) for x in values] for values in build.statistics(cfg))
+    lines = [f"# Images: RGB, values 0..1, minus {mean}, divided by {std}.", "import torch"]
+    if _is_of_library(model):
+        name = cfg.CLS.MODEL.NAME
+        lines += [
+            f"from torchvision.models import {name}",
+            f"model = {name}(num_classes={classes})",
+        ]
+    else:
+        lines += [
+            "from ssod_imwa.classification.build import build_model",
+            "from ssod_imwa.config import load_config",
+            f"cfg = load_config(overrides={_overrides(cfg)})",
+            f"model = build_model(cfg, {classes}, weights='')",
+        ]
+    lines += [f"model.load_state_dict(torch.load({path!r}, weights_only=True))", "model.eval()"]
+    return "\n".join(lines) + "\n"
+
+
+def _is_of_library(model: nn.Module) -> bool:
+    """Whether torchvision builds the whole network by its name."""
+    if not isinstance(model, TorchvisionResNet) or not hasattr(model.stem, "maxpool"):
+        return False
+    classifier = model.classifier
+    if isinstance(classifier, ScaledClassifier):  # exported as the linear one it is equal to
+        classifier = classifier.classifier
+    return isinstance(classifier, nn.Linear)
+
+
+def _overrides(cfg: CfgNode) -> list[str]:
+    """What describes the network."""
+    given = {f"CLS.MODEL.{key}": value for key, value in cfg.CLS.MODEL.items()}
+    given["CLS.INPUT.SIZE"] = cfg.CLS.INPUT.SIZE
+    given["CLS.STAGE.LEARNABLE_SCALE"] = cfg.CLS.STAGE.LEARNABLE_SCALE
+    return [str(x) for pair in given.items() for x in pair]
