@@ -1,0 +1,167 @@
+"""Networks by name, and their layers by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from difflib import get_close_matches
+
+from torch import nn
+
+from ssod_imwa.classification.models.base import ImageClassifier
+from ssod_imwa.classification.models.cifar_resnet import CifarResNet
+from ssod_imwa.classification.models.classifiers import ClassifierKind
+from ssod_imwa.classification.models.experts import Experts
+from ssod_imwa.classification.models.resnet12 import ResNet12
+from ssod_imwa.classification.models.torchvision_models import NAMES, TorchvisionResNet
+from ssod_imwa.classification.models.vit import ViT
+from ssod_imwa.classification.models.wide_resnet import WideResNet
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a network is built from besides its name; see `build_classifier`."""
+
+    classes: int
+    classifier: ClassifierKind
+    scale: float
+    image_size: int
+    pretrained: bool
+    drop_path: float
+
+
+Builder = Callable[[Settings], ImageClassifier]
+
+
+def _cifar_resnet(depth: int) -> Builder:
+    return lambda s: CifarResNet(s.classes, depth=depth, classifier=s.classifier, scale=s.scale)
+
+
+def _wide_resnet(width: int) -> Builder:
+    return lambda s: WideResNet(s.classes, width=width, classifier=s.classifier, scale=s.scale)
+
+
+def _torchvision(name: str, *, small_stem: bool = False) -> Builder:
+    return lambda s: TorchvisionResNet(
+        name,
+        s.classes,
+        small_stem=small_stem,
+        pretrained=s.pretrained,
+        classifier=s.classifier,
+        scale=s.scale,
+    )
+
+
+def _resnet12(s: Settings) -> ResNet12:
+    return ResNet12(s.classes, classifier=s.classifier, scale=s.scale)
+
+
+def _vit(*, patch_size: int, dim: int, depth: int, heads: int) -> Builder:
+    return lambda s: ViT(
+        s.classes,
+        image_size=s.image_size,
+        patch_size=patch_size,
+        dim=dim,
+        depth=depth,
+        heads=heads,
+        drop_path=s.drop_path,
+        classifier=s.classifier,
+        scale=s.scale,
+    )
+
+
+MODELS: dict[str, Builder] = {
+    **{f"cifar_resnet{depth}": _cifar_resnet(depth) for depth in (20, 32, 44, 56)},
+    **{f"wrn_28_{width}": _wide_resnet(width) for width in (2, 8)},
+    **{name: _torchvision(name) for name in NAMES},
+    "resnet18_small": _torchvision("resnet18", small_stem=True),
+    "resnet12": _resnet12,
+    "vit_base_patch16": _vit(patch_size=16, dim=768, depth=12, heads=12),
+    "vit_tiny_patch4_32": _vit(patch_size=4, dim=96, depth=6, heads=3),
+}
+
+
+def build_classifier(
+    name: str,
+    classes: int,
+    *,
+    image_size: int,
+    classifier: ClassifierKind = "linear",
+    scale: float = 30.0,
+    pretrained: bool = False,
+    drop_path: float = 0.0,
+) -> ImageClassifier:
+    """A network with random weights, or ImageNet's.
+
+    Args:
+        name: one of `MODELS`.
+        classes: C.
+        image_size: height and width of the images in pixels; only vision transformers are bound
+            to it.
+        classifier: "linear" or "cosine".
+        scale: of the cosine classifier.
+        pretrained: begin with torchvision's ImageNet weights, but for the classifier.
+        drop_path: of vision transformers, see `ViT`.
+
+    Raises:
+        ValueError: the name is not known, or an argument is out of range or does not go with it.
+        WeightsError: the ImageNet weights can be neither found nor downloaded.
+
+    Example:
+        >>> model = build_classifier("vit_tiny_patch4_32", 10, image_size=32)
+        >>> model.num_features, len(model.groups)
+        (96, 7)
+    """
+    if name not in MODELS:
+        raise ValueError(
+            f"model = {name!r} is not allowed{_nearest(name, MODELS)} (must be one of "
+            f"{list(MODELS)})"
+        )
+    if classes < 1:
+        raise ValueError(f"classes = {classes} is not allowed (must be at least 1)")
+    if pretrained and name not in NAMES:
+        raise ValueError(
+            f"pretrained = True is not allowed with model = {name!r} (must be one of {list(NAMES)})"
+        )
+    if drop_path != 0 and not name.startswith("vit"):
+        raise ValueError(
+            f"drop_path = {drop_path} is not allowed with model = {name!r} (must be 0: only "
+            "vision transformers have it)"
+        )
+    settings = Settings(classes, classifier, scale, image_size, pretrained, drop_path)
+    return MODELS[name](settings)
+
+
+def find_layer(model: ImageClassifier | Experts, name: str) -> nn.Module:
+    """The layer of a dotted name, whose output methods may mix.
+
+    Args:
+        model: of experts, names begin with "experts.0.".
+        name: a group, such as "layer3", or a layer in one, such as "layer3.2".
+
+    Raises:
+        ValueError: there is no such layer.
+
+    Example:
+        >>> model = CifarResNet(10, depth=14)
+        >>> find_layer(model, "layer3.1") is model.layer3[1]
+        True
+    """
+    layers = dict(model.named_modules(remove_duplicate=False))
+    del layers[""]  # the model itself
+    if name not in layers:
+        groups = (
+            [f"experts.0.{group}" for group in model.experts[0].group_names]
+            if isinstance(model, Experts)
+            else list(model.group_names)
+        )
+        raise ValueError(
+            f"layer = {name!r} is not allowed{_nearest(name, layers)} (must be one of {groups}, or "
+            "a layer in one)"
+        )
+    return layers[name]
+
+
+def _nearest(name: str, names: Iterable[str]) -> str:
+    found = get_close_matches(name, names, n=1)
+    return f", did you mean {found[0]!r}?" if found else ""
