@@ -77,14 +77,20 @@ def set_train_mode(
                     layer.train()
 
 
-def reset_last_block(model: ImageClassifier) -> None:
-    """Draw the weights of the last block anew, statistics included, as on Places-LT."""
-    _reset(model, _blocks(model.groups[-1])[-1])
+def reset_last_block(model: ImageClassifier | Experts) -> None:
+    """Draw the weights of each last block anew, statistics included, as on Places-LT."""
+    for classifier in _classifiers(model):
+        _reset(classifier, _blocks(classifier.groups[-1])[-1])
 
 
-def reset_classifier(model: ImageClassifier) -> None:
-    """Draw the classifier's weights anew, as when the network was built; scales become 1."""
-    _reset(model, model.classifier)
+def reset_classifier(model: ImageClassifier | Experts) -> None:
+    """Draw each classifier's weights anew, as when it was built; scales become 1."""
+    for classifier in _classifiers(model):
+        _reset(classifier, classifier.classifier)
+
+
+def _classifiers(model: ImageClassifier | Experts) -> list[ImageClassifier]:
+    return list(model.experts) if isinstance(model, Experts) else [model]
 
 
 def _reset(model: ImageClassifier, part: nn.Module) -> None:
@@ -99,7 +105,7 @@ def _frozen(model: ImageClassifier | Experts, part: Part) -> list[nn.Module]:
     if part not in PARTS:
         raise ValueError(f"part = {part!r} is not allowed (must be one of {list(PARTS)})")
     if isinstance(model, Experts):
-        return [module for expert in model.experts for module in _frozen(expert, part)]
+        return [module for expert in _classifiers(model) for module in _frozen(expert, part)]
     if part == "all":
         return []
     if part == "backbone":

@@ -163,3 +163,18 @@ def test_classifier_is_drawn_anew_as_it_was_built(classifier):
     assert abs(inner.std().item() / expected - 1) < 5 / (2 * inner.numel()) ** 0.5
     assert model.classifier.scale.eq(1).all()
     assert model.stem[0].weight.eq(7).all()
+
+
+@pytest.mark.parametrize("reset", [reset_last_block, reset_classifier])
+def test_each_expert_is_drawn_anew_and_differently(reset):
+    torch.manual_seed(0)
+    model = Experts(lambda: CifarResNet(5, depth=8), 2, shared_groups=2)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.fill_(7)
+    reset(model)
+    name = "classifier" if reset is reset_classifier else "layer3"
+    changed = {n for n, p in model.named_parameters() if not p.eq(7).all()}
+    assert changed == {n for n, _ in model.named_parameters() if f".{name}." in n}
+    a, b = (expert.get_submodule(name).state_dict().values() for expert in model.experts)
+    assert any(not x.equal(y) for x, y in zip(a, b, strict=True))
