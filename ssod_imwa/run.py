@@ -156,6 +156,7 @@ def _assemble(task: Task, device: torch.device, *, overwrite: bool) -> tuple[Tra
         weight_decay=solver.WEIGHT_DECAY,
         weight_decay_norm=solver.WEIGHT_DECAY_NORM,
         lr_factor=task.lr_factor,
+        groups=task.parameter_groups(algorithm.student),
     )
     batches = task.build_batches(schedule, device)
     clip = solver.CLIP_GRADIENTS
@@ -245,11 +246,11 @@ def _build_hooks(
     return [
         LRHook(multiplier),
         *([members] if cfg.TEST.EVAL_MEMBERS else []),
+        *task.hooks(),
         IMWAHook(imwa),
         MetricsHook(writers, cfg.LOG_PERIOD),
         checkpoint,
         averages,
-        *task.hooks(),
         ConfigHook(output / CONFIG_FILE, cfg),
         ResultsHook(output / FILE_NAME, task, evaluations, checkpoint),
         signals,

@@ -66,12 +66,16 @@ class Task(ABC):
         """Factor of the learning rate of the student's parameter with this name."""
         return 1.0
 
+    def parameter_groups(self, student: nn.Module) -> list[dict[str, Any]] | None:
+        """The optimizer's groups, if not all parameters but norms are treated alike."""
+        return None
+
     def coefficients(self, algorithm: Algorithm) -> Sequence[float] | Rule | None:
         """How IMWA weighs members."""
         return self.cfg.IMWA.COEFFICIENTS or None
 
     def hooks(self) -> list[HookBase]:
-        """Hooks of the task's own, called after evaluation."""
+        """Hooks of the task's own, called while a member's last weights are still live."""
         return []
 
 

@@ -9,15 +9,13 @@ from typing import Any
 from fvcore.common.config import CfgNode
 from torch import nn
 
-from ssod_imwa.classification.algorithms.base import ClassificationAlgorithm
-from ssod_imwa.classification.algorithms.erm import EmpiricalRisk
-from ssod_imwa.classification.criteria import Criterion
-from ssod_imwa.classification.mixers import Mixer
+from ssod_imwa.classification.algorithms.mae import encoder_state
 from ssod_imwa.classification.models.base import ImageClassifier
-from ssod_imwa.classification.models.build import build_classifier, find_layer
+from ssod_imwa.classification.models.build import build_classifier
 from ssod_imwa.classification.models.experts import Experts
 from ssod_imwa.classification.models.freezing import reset_last_block
 from ssod_imwa.classification.models.heads import ScaledClassifier
+from ssod_imwa.classification.models.mae import MaskedAutoencoder
 from ssod_imwa.classification.models.weights import load_encoder
 from ssod_imwa.data.class_samplers import BatchSource, balanced_subset, class_sampler
 from ssod_imwa.data.image_augmentation import Statistics
@@ -26,7 +24,6 @@ from ssod_imwa.data.image_views import small_view
 from ssod_imwa.data.images import ClassificationDataset, impose_imbalance
 from ssod_imwa.data.large_views import large_view
 from ssod_imwa.data.sampler import BatchStream
-from ssod_imwa.engine.algorithm import Algorithm
 from ssod_imwa.errors import ConfigError, WeightsError
 from ssod_imwa.trained import read_trained
 
@@ -224,7 +221,11 @@ def load_weights(model: nn.Module, source: str, *, keep_classifier: bool = True)
         CheckpointError: the file is missing or damaged.
         WeightsError: it holds another network.
     """
-    state = deployed_state(read_trained(source).weights)
+    trained = read_trained(source)
+    state = deployed_state(trained.weights)
+    if trained.config.CLS.ALGORITHM == "mae" and not isinstance(model, MaskedAutoencoder):
+        load_encoder(model, encoder_state(state), source=source)
+        return
     if not keep_classifier:
         load_encoder(model, state, source=source)
         return
@@ -246,100 +247,8 @@ def number_of_classes(state: Mapping[str, Any]) -> int:
     return next(len(x) for name, x in state.items() if name.endswith("classifier.weight"))
 
 
-def build_criterion(cfg: CfgNode, counts: Sequence[int]) -> Criterion:
-    """The loss of CLS.LOSS."""
-    options = cfg.CLS.LOSS
-    if options.NAME == "ldam" and (cfg.CLS.MODEL.CLASSIFIER, cfg.CLS.MODEL.SCALE) != ("cosine", 1):
-        raise ConfigError(
-            "CLS.LOSS.NAME = 'ldam' needs CLS.MODEL.CLASSIFIER cosine and CLS.MODEL.SCALE 1.0 (its "
-            "loss scales the cosines by CLS.LOSS.SCALE)"
-        )
-    try:
-        return Criterion(
-            options.NAME,
-            counts,
-            weights=options.WEIGHTS,
-            weights_from=options.WEIGHTS_FROM,
-            beta=options.BETA,
-            gamma=options.GAMMA,
-            tau=options.TAU,
-            largest_margin=options.MARGIN,
-            scale=options.SCALE,
-            smoothing=tuple(options.SMOOTHING),
-        )
-    except ValueError as error:
-        raise ConfigError(f"CLS.LOSS: {error}") from error
-
-
-def build_mixer(cfg: CfgNode, counts: Sequence[int], model: nn.Module) -> Mixer:
-    """The mixing of CLS.MIX in a network."""
-    options = cfg.CLS.MIX
-    try:
-        layers = [None if x == "input" else find_layer(model, x) for x in options.LAYERS]
-        return Mixer(
-            options.KIND,
-            counts=counts,
-            layers=layers,
-            alpha=options.ALPHA,
-            beta=options.BETA,
-            deviation=options.DEVIATION,
-        )
-    except ValueError as error:
-        raise ConfigError(f"CLS.MIX: {error}") from error
-
-
-def build_algorithm(cfg: CfgNode, model: nn.Module, counts: Sequence[int]) -> Algorithm:
-    """The method of CLS.ALGORITHM around a network, which becomes (a part of) its student.
-
-    Args:
-        cfg: of the run, with the schedule in iterations.
-        model: of `build_model`, on the device.
-        counts: training images of each class.
-    """
-    common = {"iterations": cfg.SOLVER.MAX_ITER, "ema_decay": cfg.CLS.EMA_DECAY}
-    stage = cfg.CLS.STAGE
-    try:
-        return EmpiricalRisk(
-            model,
-            build_criterion(cfg, counts),
-            mixer=build_mixer(cfg, counts, model),
-            part=stage.PART,
-            move_statistics=stage.MOVE_STATISTICS,
-            **common,
-        )
-    except ValueError as error:
-        raise ConfigError(f"CLS: {error}") from error
-
-
 def lr_factor(cfg: CfgNode, name: str) -> float:
     """Factor of the learning rate of a parameter of the student."""
     factor = cfg.CLS.STAGE.CLASSIFIER_LR
     prefix = "classifier.classifier." if cfg.CLS.STAGE.LEARNABLE_SCALE else "classifier."
-    return factor if name.startswith(prefix) else 1.0
-
-
-def method_name(cfg: CfgNode) -> str:
-    """The method in short, as results name it: "cross_entropy + mfw + drw", "ecl"."""
-    options = cfg.CLS
-    if options.ALGORITHM != "erm":
-        return options.ALGORITHM
-    parts = [options.LOSS.NAME]
-    if options.MIX.KIND != "none":
-        parts.append(options.MIX.KIND)
-    if options.LOSS.WEIGHTS != "none":
-        parts.append("drw" if options.LOSS.WEIGHTS_FROM > 0 else options.LOSS.WEIGHTS)
-    if options.SAMPLER.NAME != "instance":
-        parts.append(f"{options.SAMPLER.NAME} sampling")
-    if options.STAGE.PART != "all":
-        parts.append(f"{options.STAGE.PART} alone")
-    return " + ".join(parts)
-
-
-def check_views(cfg: CfgNode, algorithm: type[ClassificationAlgorithm]) -> None:
-    """Raise ConfigError if CLS.INPUT.VIEWS are not as many as the method reads."""
-    names = cfg.CLS.INPUT.VIEWS
-    if len(names) != algorithm.num_views:
-        raise ConfigError(
-            f"CLS.INPUT.VIEWS = {names} is not allowed with CLS.ALGORITHM = {cfg.CLS.ALGORITHM!r} "
-            f"(must be {algorithm.num_views})"
-        )
+    return factor if name.removeprefix(PREFIX).startswith(prefix) else 1.0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,15 +17,27 @@ from torch import nn
 from ssod_imwa.averaging import soups
 from ssod_imwa.averaging.episodes import EpisodeSchedule
 from ssod_imwa.averaging.members import Rule
-from ssod_imwa.classification import build
+from ssod_imwa.classification import build, methods
 from ssod_imwa.classification.algorithms.base import deployed
+from ssod_imwa.classification.algorithms.mae import reconstruction_error
+from ssod_imwa.classification.models.mae import MaskedAutoencoder
+from ssod_imwa.classification.models.vit import ViT, layer_decay_groups
 from ssod_imwa.classification.prediction import evaluate_classifier
+from ssod_imwa.classification.tracking import (
+    CLASSES_FILE,
+    SNAPSHOT_FOLDER,
+    ClassTrackingHook,
+    SnapshotHook,
+)
 from ssod_imwa.config.reader import check_config
 from ssod_imwa.data.image_catalog import image_fingerprint
 from ssod_imwa.data.image_loader import build_image_batches, build_test_image_batches
+from ssod_imwa.data.images import ClassificationDataset
 from ssod_imwa.engine import comm
 from ssod_imwa.engine.algorithm import Algorithm
 from ssod_imwa.engine.hooks import undisturbed
+from ssod_imwa.engine.trainer import HookBase
+from ssod_imwa.errors import ConfigError
 from ssod_imwa.task import Batches, Evaluator, Recompute, Task, pick_device
 
 
@@ -43,7 +56,7 @@ class ClassificationTask(Task):
         self.cfg = build.with_iterations(cfg, train)
         check_config(self.cfg, "CLS.SCHEDULE")
         self.device = pick_device(cfg.MODEL.DEVICE)
-        self.method = build.method_name(cfg)
+        self.method = methods.method_name(cfg)
         ratio = f" at ratio {cfg.CLS.IMBALANCE.RATIO:g}" if cfg.CLS.IMBALANCE.RATIO else ""
         if cfg.CLS.IMBALANCE.PROFILE == "step" and ratio:
             ratio += " (step)"
@@ -53,11 +66,13 @@ class ClassificationTask(Task):
     def build_algorithm(self, device: torch.device) -> Algorithm:
         train = self.data.train
         model = build.build_model(self.cfg, len(train.classes), weights=self.cfg.MODEL.WEIGHTS)
-        return build.build_algorithm(self.cfg, model.to(device), train.counts)
+        return methods.build_algorithm(self.cfg, model.to(device), train.counts)
 
     def load_model(self, weights: str) -> nn.Module:
         cfg = self.cfg
         model = build.build_model(cfg, len(self.data.train.classes), weights="")
+        if cfg.CLS.ALGORITHM == "mae":
+            model = methods.build_autoencoder(cfg, model)
         build.load_weights(model, weights)
         return model
 
@@ -81,21 +96,50 @@ class ClassificationTask(Task):
         def evaluate(model: nn.Module) -> dict[str, float]:
             metrics: dict[str, float] = {}
             for test in self.data.tests:
-                found = evaluate_classifier(
-                    model,
-                    self.test_batches(test),
-                    classes=test.classes,
-                    train_counts=self.data.train.counts,
-                    group_rule=self.cfg.CLS.GROUP_RULE,
-                    poll=poll,
-                )
+                found = self._evaluate(model, test, poll)
                 prefix = f"{test.name}/" if len(self.data.tests) > 1 else ""
                 metrics |= {prefix + name: value for name, value in found.items()}
             return metrics
 
         return evaluate
 
-    def test_batches(self, images: Any) -> Any:
+    def _evaluate(
+        self, model: nn.Module, test: ClassificationDataset, poll: Callable[[], object] | None
+    ) -> dict[str, float]:
+        if isinstance(model, MaskedAutoencoder):
+            return reconstruction_error(model, self.test_batches(test))
+        return evaluate_classifier(
+            model,
+            self.test_batches(test),
+            classes=test.classes,
+            train_counts=self.data.train.counts,
+            group_rule=self.cfg.CLS.GROUP_RULE,
+            poll=poll,
+        )
+
+    def hooks(self) -> list[HookBase]:
+        cfg, folder = self.cfg, Path(self.cfg.OUTPUT_DIR)
+        found: list[HookBase] = []
+        first = cfg.IMWA.FIRST_MEMBER
+        if cfg.CLS.TRACK_PERIOD:
+            train, test = self.data.train, self.data.tests[0]
+            found.append(
+                ClassTrackingHook(
+                    folder / CLASSES_FILE,
+                    self.test_batches(train),
+                    self.test_batches(test),
+                    classes=len(train.classes),
+                    period=cfg.CLS.TRACK_PERIOD,
+                    seed=cfg.SEED,
+                    first_member=first,
+                )
+            )
+        if cfg.CLS.SNAPSHOT_PERIOD:
+            period = cfg.CLS.SNAPSHOT_PERIOD
+            found.append(SnapshotHook(folder / SNAPSHOT_FOLDER, period=period, first_member=first))
+        return found
+
+    def test_batches(self, images: ClassificationDataset) -> Any:
         """Batches of a data set as it is tested: not augmented, in order."""
         return build_test_image_batches(
             images,
@@ -125,6 +169,19 @@ class ClassificationTask(Task):
 
     def lr_factor(self, name: str) -> float:
         return build.lr_factor(self.cfg, name)
+
+    def parameter_groups(self, student: nn.Module) -> list[dict[str, Any]] | None:
+        decay, solver = self.cfg.CLS.STAGE.LAYER_DECAY, self.cfg.SOLVER
+        if decay == 1:
+            return None
+        if not isinstance(student, ViT):
+            raise ConfigError(
+                f"CLS.STAGE.LAYER_DECAY = {decay:g} is not allowed with {self.cfg.CLS.MODEL.NAME} "
+                "(must be 1.0; vision transformers alone have it)"
+            )
+        return layer_decay_groups(
+            student, lr=solver.BASE_LR, weight_decay=solver.WEIGHT_DECAY, layer_decay=decay
+        )
 
     def coefficients(self, algorithm: Algorithm) -> Sequence[float] | Rule | None:
         merge = self.cfg.CLS.MERGE

@@ -5,7 +5,8 @@ from fvcore.common.config import CfgNode
 INFINITY = float("inf")
 
 CLS = CfgNode()
-# Method: "erm" is one loss on one view (LOSS, MIX, STAGE say which); docs/classification.md.
+# Method: "erm" is one loss on one view (LOSS, MIX, STAGE say which), "mae" LiVT's pre-training;
+# docs/classification.md.
 CLS.ALGORITHM = "erm"
 # Decay of an EMA copy, which is then evaluated and shipped; 0 keeps none.
 CLS.EMA_DECAY = 0.0
@@ -99,6 +100,60 @@ CLS.STAGE.LEARNABLE_SCALE = False
 CLS.STAGE.CLASSIFIER_LR = 1.0
 # Factor of the rate from one layer of a ViT to the one below.
 CLS.STAGE.LAYER_DECAY = 1.0
+CLS.BCL = CfgNode()
+# Balanced contrastive learning: temperature, weights of its two losses, inner width of its heads,
+# width of projections.
+CLS.BCL.TEMPERATURE = 0.1
+CLS.BCL.CE_WEIGHT = 2.0
+CLS.BCL.CONTRASTIVE_WEIGHT = 0.6
+CLS.BCL.HIDDEN = 512
+CLS.BCL.WIDTH = 128
+CLS.PACO = CfgNode()
+# PaCo and GPaCo: weight of a sample beside a class's 1, temperature, rows of the queue, momentum of
+# the slow network (PaCo alone), width of projections.
+CLS.PACO.ALPHA = 0.01
+CLS.PACO.TEMPERATURE = 0.05
+CLS.PACO.QUEUE = 1024
+CLS.PACO.MOMENTUM = 0.999
+CLS.PACO.WIDTH = 32
+CLS.MOCO = CfgNode()
+# The contrastive loss of NCL's and ECL's experts, on the second view.
+CLS.MOCO.TEMPERATURE = 0.2
+CLS.MOCO.QUEUE = 1024
+CLS.MOCO.MOMENTUM = 0.999
+CLS.MOCO.WIDTH = 64
+# Never move the key heads, as NCL's public code does.
+CLS.MOCO.LEGACY_KEY_HEAD = False
+CLS.NCL = CfgNode()
+# Classes that an image is compared on; 0 takes 0.3 of them.
+CLS.NCL.HARD_CATEGORIES = 0
+CLS.NCL.DISTILLATION_WEIGHT = 0.6
+# 0 trains without MoCo and its second view.
+CLS.NCL.CONTRASTIVE_WEIGHT = 1.0
+CLS.ECL = CfgNode()
+# Weight of distillation; at 0 each expert learns by itself.
+CLS.ECL.ALPHA = 0.6
+# Weight of the contrastive loss; 0 trains without MoCo and its second view.
+CLS.ECL.BETA = 1.0
+# What is distilled, of "logits" and "features".
+CLS.ECL.DISTIL = ["logits", "features"]
+CLS.ECL.TEMPERATURE = 1.0
+# Weight of a sample in the distillation of logits: "cls_over_ref", "ref_over_cls", or "none" for 1.
+CLS.ECL.TRANSFER = "cls_over_ref"
+# Its largest value; 0 for no limit.
+CLS.ECL.TRANSFER_CLIP = 0.0
+# Distil logits with the log prior added, as NCL does.
+CLS.ECL.COMPENSATED = False
+CLS.MAE = CfgNode()
+# The part of the patches that is masked, and the decoder.
+CLS.MAE.MASK_RATIO = 0.75
+CLS.MAE.DECODER_WIDTH = 512
+CLS.MAE.DECODER_DEPTH = 8
+CLS.MAE.DECODER_HEADS = 16
+# Own iterations between two records of what each class has learnt (classes.json), and between two
+# snapshots of each member's weights; 0 makes none. tools/analyze.py draws both.
+CLS.TRACK_PERIOD = 0
+CLS.SNAPSHOT_PERIOD = 0
 # How members become one at an episode's end: "mean"; "adaptive_h" and "adaptive_g" in proportion to
 # their H- or G-mean on the balanced training images; "greedy_h", "greedy_g" (BTM, Table 6).
 CLS.MERGE = "mean"
@@ -106,7 +161,8 @@ CLS.MERGE = "mean"
 CLS.GROUP_RULE = "standard"
 
 CLS_CHOICES: dict[str, tuple[object, ...]] = {
-    "CLS.ALGORITHM": ("erm",),
+    "CLS.ALGORITHM": ("erm", "bcl", "paco", "gpaco", "ncl", "ecl", "mae"),
+    "CLS.ECL.TRANSFER": ("cls_over_ref", "ref_over_cls", "none"),
     "CLS.MODEL.CLASSIFIER": ("linear", "cosine"),
     "CLS.IMBALANCE.PROFILE": ("exponential", "step"),
     "CLS.IMBALANCE.SPLIT": ("cao", "first"),
@@ -144,6 +200,23 @@ CLS_RANGES: dict[str, tuple[float, float]] = {
     "CLS.LOSS.WEIGHTS_FROM": (0, 1),
     "CLS.LOSS.SMOOTHING": (0, 1),
     "CLS.STAGE.CLASSIFIER_LR": (0, INFINITY),
+    **{f"CLS.{name}.TEMPERATURE": (0, INFINITY) for name in ("BCL", "PACO", "MOCO", "ECL")},
+    **{f"CLS.{name}.WIDTH": (1, INFINITY) for name in ("BCL", "PACO", "MOCO")},
+    **{f"CLS.{name}.MOMENTUM": (0, 1) for name in ("PACO", "MOCO")},
+    **{f"CLS.{name}.QUEUE": (1, INFINITY) for name in ("PACO", "MOCO")},
+    "CLS.BCL.HIDDEN": (1, INFINITY),
+    "CLS.BCL.CE_WEIGHT": (0, INFINITY),
+    "CLS.BCL.CONTRASTIVE_WEIGHT": (0, INFINITY),
+    "CLS.PACO.ALPHA": (0, INFINITY),
+    "CLS.NCL.HARD_CATEGORIES": (0, INFINITY),
+    "CLS.NCL.DISTILLATION_WEIGHT": (0, INFINITY),
+    "CLS.NCL.CONTRASTIVE_WEIGHT": (0, INFINITY),
+    "CLS.ECL.ALPHA": (0, INFINITY),
+    "CLS.ECL.BETA": (0, INFINITY),
+    "CLS.ECL.TRANSFER_CLIP": (0, INFINITY),
+    "CLS.MAE.MASK_RATIO": (0, 1),
+    "CLS.TRACK_PERIOD": (0, INFINITY),
+    "CLS.SNAPSHOT_PERIOD": (0, INFINITY),
     "CLS.STAGE.LAYER_DECAY": (0, 1),
 }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -26,6 +27,7 @@ def build_optimizer(
     weight_decay: float,
     weight_decay_norm: float,
     lr_factor: Callable[[str], float] = lambda name: 1.0,
+    groups: list[dict[str, Any]] | None = None,
 ) -> torch.optim.Optimizer:
     """An optimizer over the trainable parameters of a model, each of them once.
 
@@ -39,15 +41,18 @@ def build_optimizer(
         weight_decay: for all parameters but those of normalisation layers.
         weight_decay_norm: for scale and shift of normalisation layers.
         lr_factor: name of a parameter -> factor of its learning rate.
+        groups: of parameters with `initial_lr` and `weight_decay`, instead of those by the three
+            arguments before.
 
     Raises:
         ValueError: the name is unknown or the model has nothing to train.
     """
     decays = {False: weight_decay, True: weight_decay_norm}
-    groups = [
-        {"params": params, "weight_decay": decays[norm], "initial_lr": lr * factor}
-        for (norm, factor), params in _split_parameters(model, lr_factor).items()
-    ]
+    if groups is None:
+        groups = [
+            {"params": params, "weight_decay": decays[norm], "initial_lr": lr * factor}
+            for (norm, factor), params in _split_parameters(model, lr_factor).items()
+        ]
     if not groups:
         raise ValueError("the model has no parameter with requires_grad (nothing to train)")
     # fused: on a CPU, where the default is a loop in Python, 2 (SGD) to 4 times as fast.
