@@ -1,0 +1,207 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from ssod_imwa.classification.algorithms.bcl import BalancedContrastive, BCLNetwork
+
+LARGE = {"temperature": 0.07, "ce_weight": 1.0, "contrastive_weight": 0.35}
+
+
+def network(tiny, classifier="cosine"):
+    return tiny.build(lambda: BCLNetwork(tiny.Net(classifier), hidden=7, width=5))
+
+
+def method(tiny, classifier="cosine", *, iterations=4, **settings):
+    return BalancedContrastive(
+        network(tiny, classifier), tiny.COUNTS, iterations=iterations, **settings
+    )
+
+
+def in_float64(batch):
+    return type(batch)(tuple(view.double() for view in batch.views), batch.labels, batch.indices)
+
+
+def projected_by_hand(head, rows):
+    """Linear, batch norm by the rows, ReLU, linear, and to length 1."""
+    first, norm, _, last = [
+        {name: p.detach().numpy() for name, p in layer.named_parameters()} for layer in head
+    ]
+    rows = rows @ first["weight"].T + first["bias"]
+    rows = (rows - rows.mean(0)) / np.sqrt(rows.var(0) + 1e-5) * norm["weight"] + norm["bias"]
+    rows = np.maximum(rows, 0) @ last["weight"].T + last["bias"]
+    return rows / np.sqrt((rows**2).sum(1, keepdims=True))
+
+
+def cross_entropy_by_hand(features, weights, labels, *, scale, counts):
+    total = 0.0
+    for feature, label in zip(features, labels, strict=True):
+        logits = []
+        for weight, count in zip(weights, counts, strict=True):
+            length = math.sqrt(sum(x * x for x in feature) * sum(w * w for w in weight))
+            cosine = sum(x * w for x, w in zip(feature, weight, strict=True)) / length
+            logits.append(scale * cosine + math.log(count / sum(counts)))
+        total += math.log(sum(math.exp(z) for z in logits)) - logits[label]
+    return total / len(labels)
+
+
+def contrastive_by_hand(projections, labels, prototypes, temperature):
+    pool = [*projections, *prototypes]
+    pool_labels = [*labels, *range(len(prototypes))]
+    total = 0.0
+    for i, label in enumerate(labels):
+        scores = [float(projections[i] @ row) / temperature for row in pool]
+        others = [j for j in range(len(pool)) if j != i]
+        bottom = 0.0
+        for c in range(len(prototypes)):
+            of_class = [math.exp(scores[j]) for j in others if pool_labels[j] == c]
+            bottom += sum(of_class) / len(of_class)
+        positives = [scores[j] for j in others if pool_labels[j] == label]
+        total += math.log(bottom) - sum(positives) / len(positives)
+    return total / len(labels)
+
+
+@pytest.mark.parametrize("settings", [{}, LARGE])
+def test_losses_are_the_two_of_the_paper(tiny, settings):
+    algorithm = method(tiny, **settings)
+    algorithm.student.double()
+    batch = in_float64(tiny.batch(0, views=3))
+    algorithm.set_train_mode()
+    records = algorithm.losses(batch, 0)
+    with torch.no_grad():
+        features = algorithm.student.deployed.features(torch.cat(batch.views)).numpy()
+    labels, size = batch.labels.tolist(), len(batch.labels)
+    weights = algorithm.student.deployed.classifier.weight.detach().numpy()
+    settings = {"temperature": 0.1, "ce_weight": 2.0, "contrastive_weight": 0.6, **settings}
+    ce = cross_entropy_by_hand(
+        features[:size].tolist(), weights.tolist(), labels, scale=5.0, counts=tiny.COUNTS
+    )
+    contrastive = contrastive_by_hand(
+        projected_by_hand(algorithm.student.projection, features[size:]),
+        labels + labels,
+        projected_by_hand(algorithm.student.prototype_projection, weights),
+        settings["temperature"],
+    )
+    expected = {
+        "loss_ce": settings["ce_weight"] * ce,
+        "loss_contrastive": settings["contrastive_weight"] * contrastive,
+    }
+    found = {name: value.item() for name, value in records.items() if name.startswith("loss")}
+    assert found == pytest.approx(expected, rel=1e-6)  # the prior is kept in float32
+
+
+def test_every_parameter_gets_a_gradient(tiny):
+    algorithm = method(tiny)
+    records = algorithm.losses(tiny.batch(0, views=3), 0)
+    (records["loss_ce"] + records["loss_contrastive"]).backward()
+    assert tiny.without_gradient(algorithm.student) == set()
+
+
+def test_prototypes_teach_the_classifier(tiny):
+    algorithm = method(tiny)
+    algorithm.losses(tiny.batch(0, views=3), 0)["loss_contrastive"].backward()
+    weights = algorithm.student.deployed.classifier.weight
+    assert (weights.grad.abs().sum(1) > 1e-4).all()
+
+
+def test_a_loss_of_weight_0_still_reaches_every_parameter(tiny):
+    algorithm = method(tiny, ce_weight=0.0, contrastive_weight=0.0)
+    records = algorithm.losses(tiny.batch(0, views=3), 0)
+    (records["loss_ce"] + records["loss_contrastive"]).backward()
+    assert tiny.without_gradient(algorithm.student) == set()
+    assert not any(p.grad.any() for p in algorithm.student.parameters())
+
+
+@pytest.mark.parametrize("classifier", ["linear", "cosine"])
+def test_evaluation_gives_the_classifiers_logits(tiny, classifier):
+    algorithm = method(tiny, classifier)
+    tiny.trainer(algorithm, 4).train()
+    images = tiny.batch(1).views[0]
+    model = algorithm.inference_model(3).eval()
+    before = tiny.copied(model.state_dict())
+    logits = model(images)
+    assert torch.equal(logits, model.deployed.classifier(model.deployed.features(images)))
+    assert logits.shape == (len(images), 3)
+    assert tiny.same(model.state_dict(), before)
+
+
+def test_training_lowers_the_loss(tiny):
+    algorithm = method(tiny, iterations=40)
+    batch = tiny.batch(0, views=3)
+    optimizer = torch.optim.SGD(algorithm.student.parameters(), lr=0.05, momentum=0.9)
+    totals = []
+    for t in range(40):
+        records = algorithm.losses(batch, t)
+        total = records["loss_ce"] + records["loss_contrastive"]
+        optimizer.zero_grad()
+        total.backward()
+        optimizer.step()
+        totals.append(total.item())
+    assert totals[-1] < 0.5 * totals[0]
+
+
+def test_a_frozen_encoder_keeps_weights_and_statistics(tiny):
+    algorithm = method(tiny, part="classifier")
+    before = tiny.copied(algorithm.student.state_dict())
+    tiny.trainer(algorithm, 4).train()
+    after = algorithm.student.state_dict()
+    moved = {name.rpartition(".")[0] for name in after if not tiny.same(after[name], before[name])}
+    heads = ("projection", "prototype_projection")
+    expected = {f"{head}.{layer}" for head in heads for layer in (0, 1, 3)}
+    assert moved == {"deployed.classifier", *expected}
+
+
+@pytest.mark.parametrize("ema_decay", [0.0, 0.9])
+def test_imwa_averages_encoder_heads_classifier_and_statistics(tiny, ema_decay):
+    algorithm, members = method(tiny, ema_decay=ema_decay), tiny.Members()
+    tiny.trainer(algorithm, 4, episodes=2, members=2, hooks=[members]).train()
+    assert set(algorithm.models()) == ({"student", "teacher"} if ema_decay else {"student"})
+    tiny.check_average(algorithm, members)
+
+
+def test_one_member_in_two_episodes_is_plain_training_bitwise(tiny):
+    plain, wrapped = method(tiny), method(tiny)
+    tiny.trainer(plain, 4, imwa=False).train()
+    tiny.trainer(wrapped, 4, episodes=2).train()
+    assert tiny.same(tiny.states(plain), tiny.states(wrapped))
+
+
+def test_a_run_goes_on_from_its_saved_state_bitwise(tiny):
+    save, straight = tiny.SaveAt(2), method(tiny, ema_decay=0.9)
+    tiny.trainer(straight, 4, episodes=2, members=2, hooks=[save]).train()
+    resumed = method(tiny, ema_decay=0.9)
+    trainer = tiny.trainer(resumed, 4, episodes=2, members=2)
+    trainer.load_state_dict(save.read())
+    trainer.train()
+    assert tiny.same(tiny.states(straight), tiny.states(resumed))
+
+
+def test_half_precision_gives_losses_in_float32(tiny):
+    algorithm, batch = method(tiny), tiny.batch(0, views=3)
+    exact = algorithm.losses(batch, 0)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        records = algorithm.losses(batch, 0)
+    for name in ("loss_ce", "loss_contrastive"):
+        assert records[name].dtype == torch.float32
+        assert records[name].item() == pytest.approx(exact[name].item(), rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"temperature": 0.0}, "temperature = 0.0 is not allowed"),
+        ({"ce_weight": -1.0}, "ce_weight = -1.0 is not allowed"),
+        ({"contrastive_weight": math.nan}, "contrastive_weight = nan is not allowed"),
+        ({"iterations": 0}, "iterations = 0 is not allowed"),
+        ({"part": "head"}, "part = 'head' is not allowed"),
+    ],
+)
+def test_settings_out_of_range_are_refused(tiny, settings, message):
+    with pytest.raises(ValueError, match=message):
+        method(tiny, **settings)
+
+
+def test_counts_of_other_classes_are_refused(tiny):
+    with pytest.raises(ValueError, match=r"2 counts are not allowed .*the network's 3 classes"):
+        BalancedContrastive(network(tiny), [5, 3], iterations=1)
