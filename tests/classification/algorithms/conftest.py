@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import os
+import traceback
 from types import SimpleNamespace
 
 import pytest
@@ -14,6 +16,7 @@ from ssod_imwa.averaging.imwa import IMWA
 from ssod_imwa.classification.models.base import ImageClassifier
 from ssod_imwa.classification.models.classifiers import make_classifier
 from ssod_imwa.data.image_loader import ImageBatch
+from ssod_imwa.engine import launch
 from ssod_imwa.engine.hooks import IMWAHook
 from ssod_imwa.engine.seeding import counted_generator
 from ssod_imwa.engine.trainer import HookBase, Trainer
@@ -173,6 +176,31 @@ def check_average(algorithm, members):
             assert torch.equal(value, expected), (name, key)
 
 
+def on_two_ranks(function, folder):
+    """Run a function of the rank in two forked processes; what they returned, in rank order."""
+    children = []
+    for rank in (0, 1):
+        pid = os.fork()
+        if pid == 0:
+            _child(function, rank, folder)
+        children.append(pid)
+    assert [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children] == [0, 0]
+    return [torch.load(folder / f"result{rank}.pt", weights_only=True) for rank in (0, 1)]
+
+
+def _child(function, rank, folder):
+    code = 1
+    try:
+        place = f"file://{folder}/rendezvous"
+        with launch._process_group(rank, 2, rank, place, use_cuda=False):
+            torch.save(function(rank), folder / f"result{rank}.pt")
+        code = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(code)
+
+
 def without_gradient(module):
     """Names of the parameters that the last backward pass did not reach."""
     return {name for name, p in module.named_parameters() if p.grad is None}
@@ -195,6 +223,7 @@ def tiny():
         states=states,
         check_average=check_average,
         without_gradient=without_gradient,
+        on_two_ranks=on_two_ranks,
     )
 
 

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from ssod_imwa.classification.algorithms.bcl import BalancedContrastive, BCLNetwork
+from ssod_imwa.engine.launch import distribute
 
 LARGE = {"temperature": 0.07, "ce_weight": 1.0, "contrastive_weight": 0.35}
 
@@ -152,6 +153,21 @@ def test_a_frozen_encoder_keeps_weights_and_statistics(tiny):
     assert moved == {"deployed.classifier", *expected}
 
 
+# A process that has started CUDA's threads cannot be forked.
+@pytest.mark.skipif(torch.cuda.is_available(), reason="forks, which CUDA does not bear")
+def test_ranks_train_one_network(tiny, tmp_path):
+    def train(rank):
+        algorithm = method(tiny)
+        distribute(algorithm)
+        trainer = tiny.trainer(algorithm, 2)
+        trainer._batches = lambda start: iter(tiny.batch(rank, t, views=3) for t in range(2))
+        trainer.train()
+        return tiny.states(algorithm)
+
+    one, other = tiny.on_two_ranks(train, tmp_path)
+    assert tiny.same(one, other)
+
+
 @pytest.mark.parametrize("ema_decay", [0.0, 0.9])
 def test_imwa_averages_encoder_heads_classifier_and_statistics(tiny, ema_decay):
     algorithm, members = method(tiny, ema_decay=ema_decay), tiny.Members()
@@ -167,9 +183,12 @@ def test_one_member_in_two_episodes_is_plain_training_bitwise(tiny):
     assert tiny.same(tiny.states(plain), tiny.states(wrapped))
 
 
-def test_a_run_goes_on_from_its_saved_state_bitwise(tiny):
-    save, straight = tiny.SaveAt(2), method(tiny, ema_decay=0.9)
-    tiny.trainer(straight, 4, episodes=2, members=2, hooks=[save]).train()
+@pytest.mark.parametrize("step", [1, 2])
+def test_a_run_goes_on_from_its_saved_state_bitwise(tiny, step):
+    save, straight = tiny.SaveAt(step), method(tiny, ema_decay=0.9)
+    trainer = tiny.trainer(straight, 4, episodes=2, members=2)
+    trainer.register_hooks([save])
+    trainer.train()
     resumed = method(tiny, ema_decay=0.9)
     trainer = tiny.trainer(resumed, 4, episodes=2, members=2)
     trainer.load_state_dict(save.read())

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from ssod_imwa.classification.algorithms.paco import GPaCo, PaCo, ParametricNetwork
+from ssod_imwa.engine.launch import distribute
 
 both = pytest.mark.parametrize("kind", [PaCo, GPaCo])
 
@@ -184,6 +185,27 @@ def test_the_queue_takes_all_micro_batches_of_a_step(tiny, kind):
     tiny.trainer(algorithm, 2, imwa=False, accumulation=2).train()
     labels = torch.cat([tiny.batch(0, t, views=2).labels for t in range(2)])
     assert torch.equal(algorithm.queue.labels[:12].sort().values, labels.sort().values)
+
+
+# A process that has started CUDA's threads cannot be forked.
+@pytest.mark.skipif(torch.cuda.is_available(), reason="forks, which CUDA does not bear")
+@both
+def test_ranks_have_one_queue_of_all_their_features(tiny, tmp_path, kind):
+    def train(rank):
+        algorithm = method(tiny, kind)
+        distribute(algorithm)
+        trainer = tiny.trainer(algorithm, 2)
+        trainer._batches = lambda start: (
+            tiny.batch(0, t, views=2).split(2)[rank] for t in range(start, 2)
+        )
+        trainer.train()
+        return tiny.states(algorithm)
+
+    one, other = tiny.on_two_ranks(train, tmp_path)
+    assert tiny.same(one, other)
+    parts = [part.labels for t in range(2) for part in tiny.batch(0, t, views=2).split(2)]
+    assert torch.equal(one["own"]["queue"]["labels"][:12], torch.cat(parts))
+    assert not torch.equal(parts[0], parts[1])
 
 
 @both
