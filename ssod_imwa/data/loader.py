@@ -7,34 +7,26 @@ stops between members. Its processes are started once and live until the run's l
 from __future__ import annotations
 
 import logging
-import multiprocessing
-import os
-import signal
-import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from multiprocessing import forkserver, resource_tracker
 from typing import Any, Literal
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from ssod_imwa.averaging.episodes import EpisodeSchedule
 from ssod_imwa.data.sampler import DataOrder, Kind, SampleKey, ScheduleSampler
 from ssod_imwa.data.structures import DetectionBatch, DetectionDataset, ImageRecord, Sample
-from ssod_imwa.data.transfer import Packed, SharedRecords, pack, unpack
+from ssod_imwa.data.transfer import Packed, SharedRecords, pack
 from ssod_imwa.data.views import ImageTransform, TestView, make_sample, read_record
+from ssod_imwa.data.workers import deliveries
 from ssod_imwa.engine.seeding import counted_generator
-from ssod_imwa.errors import DataError, UserError
+from ssod_imwa.errors import DataError
 
 logger = logging.getLogger(__name__)
 
 # So many unreadable images in a row are no longer broken records but a missing disk.
 MAX_REPLACEMENTS = 10
-
-
-class LoaderError(UserError):
-    """A process that reads images has died."""
 
 
 @dataclass
@@ -146,8 +138,8 @@ def build_train_batches(
             rank=rank,
             world_size=world_size,
         )
-        deliveries = _deliveries(reader, sampler, num_workers=num_workers, pin_memory=pin_memory)
-        return _report_replacements(deliveries, reported)
+        delivered = deliveries(reader, sampler, num_workers=num_workers, pin_memory=pin_memory)
+        return _report_replacements(delivered, reported)
 
     return batches
 
@@ -198,7 +190,7 @@ class _TestBatches:
         return len(self.positions)
 
     def __iter__(self) -> Iterator[list[TestImage]]:
-        return _deliveries(
+        return deliveries(
             self.reader, self.positions, num_workers=self.num_workers, pin_memory=self.pin_memory
         )
 
@@ -278,106 +270,10 @@ def _shared(records: Sequence[ImageRecord], num_workers: int) -> Sequence[ImageR
     return SharedRecords(records) if num_workers and len(records) else records
 
 
-def _deliveries(
-    reader: Dataset, sampler: Iterable[Any], *, num_workers: int, pin_memory: bool
-) -> Iterator[Any]:
-    """What the reader makes of each item of the sampler, in order; errors are raised here."""
-    loader = DataLoader(
-        reader,
-        sampler=sampler,
-        batch_size=None,
-        collate_fn=_as_it_is,
-        num_workers=num_workers,
-        worker_init_fn=_outlive_signals,
-        multiprocessing_context=_context() if num_workers else None,
-        pin_memory=pin_memory,
-        # Its own generator: the default draws from, and so moves, the global one.
-        generator=torch.Generator(),
-    )
-    iterator = iter(loader)
-    while True:
-        try:
-            packed = next(iterator)
-        except StopIteration:
-            return
-        except (RuntimeError, OSError, EOFError) as error:
-            if not num_workers or not _tells_of_death(error):
-                raise
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise LoaderError(
-                f"a process that reads images has died ({reason}); usual causes are too little "
-                "memory or shared memory (df -h /dev/shm): lower DATALOADER.NUM_WORKERS"
-            ) from error
-        value = unpack(packed)
-        if isinstance(value, DataError):
-            raise value
-        yield value
-
-
-def _report_replacements(deliveries: Iterator[Any], reported: set[str]) -> Iterator[DetectionBatch]:
-    for batch, replaced in deliveries:
+def _report_replacements(delivered: Iterator[Any], reported: set[str]) -> Iterator[DetectionBatch]:
+    for batch, replaced in delivered:
         for path, reason in replaced.items():
             if path not in reported:
                 logger.warning("%s; the next image of the same stream takes its place", reason)
                 reported.add(path)
         yield batch
-
-
-def _tells_of_death(error: Exception) -> bool:
-    """Whether a process has died, as opposed to an error raised in one and passed on."""
-    if isinstance(error, RuntimeError):
-        return "DataLoader worker (pid" in str(error) or "Pin memory thread" in str(error)
-    # The process died between announcing a batch and handing over its shared memory.
-    return "in DataLoader worker process" not in str(error)
-
-
-def _as_it_is(packed: Packed) -> Packed:
-    return packed
-
-
-# Whether a process can tell who sent it a signal (Linux can, macOS cannot).
-_SENDER_IS_KNOWN = hasattr(signal, "sigtimedwait")
-
-
-def _outlive_signals(worker: int) -> None:
-    """Signals to the whole job are the trainer's to serve: its last step still needs a batch."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_trainer, daemon=True).start()
-
-
-def _end_with_trainer() -> None:
-    """End this process when the trainer is gone, or sends SIGTERM, as Python does at its exit.
-
-    PyTorch's own watch is over the fork server, which lives as long as any process that it forked.
-    """
-    trainer = multiprocessing.parent_process()
-    while trainer is not None and trainer.is_alive():
-        if _SENDER_IS_KNOWN:
-            received = signal.sigtimedwait({signal.SIGTERM}, 1.0)
-            if received is not None and received.si_pid == trainer.pid:
-                break
-        else:
-            trainer.join()
-    os._exit(0)
-
-
-def _context() -> multiprocessing.context.BaseContext:
-    """Processes that inherit neither threads nor a GPU context, which a fork would break."""
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
-    # Import torch once in the server instead of once in every process.
-    context.set_forkserver_preload([__name__])
-    if _SENDER_IS_KNOWN:
-        _start_fork_server()
-    return context
-
-
-def _start_fork_server() -> None:
-    """Start it, if it does not run, with SIGTERM blocked, which it and its forks inherit."""
-    resource_tracker.ensure_running()  # would unblock SIGTERM when it is started by the next call
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    try:
-        forkserver.ensure_running()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)

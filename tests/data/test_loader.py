@@ -13,11 +13,12 @@ import torch
 from PIL import Image
 
 from ssod_imwa.averaging.episodes import EpisodeSchedule
-from ssod_imwa.data import loader
-from ssod_imwa.data.loader import LoaderError, build_test_batches, build_train_batches
+from ssod_imwa.data import workers
+from ssod_imwa.data.loader import build_test_batches, build_train_batches
 from ssod_imwa.data.sampler import DataOrder
 from ssod_imwa.data.structures import Annotations, DetectionDataset, ImageRecord
 from ssod_imwa.data.views import StrongView, TestView, WeakView, make_sample, read_image
+from ssod_imwa.data.workers import LoaderError
 from ssod_imwa.engine.seeding import counted_generator
 from ssod_imwa.errors import DataError
 
@@ -283,9 +284,9 @@ def test_errors_of_our_own_are_not_taken_for_a_death(labelled):
     with pytest.raises(OSError, match=r"^a bug$"):
         next(build(labelled, weak=Broken())(0))
     passed_on = "Caught {} in DataLoader worker process 0.\nOriginal Traceback: a bug"
-    assert not loader._tells_of_death(OSError(passed_on.format("OSError")))
-    assert not loader._tells_of_death(RuntimeError(passed_on.format("RuntimeError")))
-    assert loader._tells_of_death(ConnectionResetError())
+    assert not workers._tells_of_death(OSError(passed_on.format("OSError")))
+    assert not workers._tells_of_death(RuntimeError(passed_on.format("RuntimeError")))
+    assert workers._tells_of_death(ConnectionResetError())
 
 
 SCRIPT = """
@@ -416,4 +417,4 @@ def test_test_batches_do_not_depend_on_the_number_of_processes(labelled):
 
 
 def test_worker_context_does_not_fork_this_process():
-    assert loader._context().get_start_method() in ("forkserver", "spawn")
+    assert workers._context("ssod_imwa.data.loader").get_start_method() in ("forkserver", "spawn")

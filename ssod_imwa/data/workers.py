@@ -1,0 +1,130 @@
+"""Processes that read images for this one: they outlive its signals but never itself."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Iterable, Iterator
+from multiprocessing import forkserver, resource_tracker
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from ssod_imwa.data.transfer import Packed, unpack
+from ssod_imwa.errors import DataError, UserError
+
+
+class LoaderError(UserError):
+    """A process that reads images has died."""
+
+
+def deliveries(
+    reader: Dataset, sampler: Iterable[Any], *, num_workers: int, pin_memory: bool
+) -> Iterator[Any]:
+    """What a reader makes of each item of a sampler, in order.
+
+    Args:
+        reader: item -> what `pack` made of the value, or of a DataError.
+        sampler: the items.
+        num_workers: processes that read; 0 reads in this one.
+        pin_memory: deliver tensors in page-locked memory.
+
+    Raises:
+        DataError: the reader has packed one.
+        LoaderError: a process has died.
+    """
+    loader = DataLoader(
+        reader,
+        sampler=sampler,
+        batch_size=None,
+        collate_fn=_as_it_is,
+        num_workers=num_workers,
+        worker_init_fn=_outlive_signals,
+        multiprocessing_context=_context(type(reader).__module__) if num_workers else None,
+        pin_memory=pin_memory,
+        # Its own generator: the default draws from, and so moves, the global one.
+        generator=torch.Generator(),
+    )
+    iterator = iter(loader)
+    while True:
+        try:
+            packed = next(iterator)
+        except StopIteration:
+            return
+        except (RuntimeError, OSError, EOFError) as error:
+            if not num_workers or not _tells_of_death(error):
+                raise
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise LoaderError(
+                f"a process that reads images has died ({reason}); usual causes are too little "
+                "memory or shared memory (df -h /dev/shm): lower DATALOADER.NUM_WORKERS"
+            ) from error
+        value = unpack(packed)
+        if isinstance(value, DataError):
+            raise value
+        yield value
+
+
+def _tells_of_death(error: Exception) -> bool:
+    """Whether a process has died, as opposed to an error raised in one and passed on."""
+    if isinstance(error, RuntimeError):
+        return "DataLoader worker (pid" in str(error) or "Pin memory thread" in str(error)
+    # The process died between announcing a batch and handing over its shared memory.
+    return "in DataLoader worker process" not in str(error)
+
+
+def _as_it_is(packed: Packed) -> Packed:
+    return packed
+
+
+# Whether a process can tell who sent it a signal (Linux can, macOS cannot).
+_SENDER_IS_KNOWN = hasattr(signal, "sigtimedwait")
+
+
+def _outlive_signals(worker: int) -> None:
+    """Signals to the whole job are the trainer's to serve: its last step still needs a batch."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_trainer, daemon=True).start()
+
+
+def _end_with_trainer() -> None:
+    """End this process when the trainer is gone, or sends SIGTERM, as Python does at its exit.
+
+    PyTorch's own watch is over the fork server, which lives as long as any process that it forked.
+    """
+    trainer = multiprocessing.parent_process()
+    while trainer is not None and trainer.is_alive():
+        if _SENDER_IS_KNOWN:
+            received = signal.sigtimedwait({signal.SIGTERM}, 1.0)
+            if received is not None and received.si_pid == trainer.pid:
+                break
+        else:
+            trainer.join()
+    os._exit(0)
+
+
+def _context(module: str) -> multiprocessing.context.BaseContext:
+    """Processes that inherit neither threads nor a GPU context, which a fork would break.
+
+    The module, and with it torch, is imported once in the server instead of once in every process.
+    """
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([module])
+    if _SENDER_IS_KNOWN:
+        _start_fork_server()
+    return context
+
+
+def _start_fork_server() -> None:
+    """Start it, if it does not run, with SIGTERM blocked, which it and its forks inherit."""
+    resource_tracker.ensure_running()  # would unblock SIGTERM when it is started by the next call
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
