@@ -10,6 +10,7 @@ The few random numbers are drawn on the CPU, so every device sees the same image
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Literal, NamedTuple, get_args
 
 import numpy as np
@@ -69,11 +70,30 @@ def draw_crops(
     """
     if count < 1:
         raise ValueError(f"count = {count} is not allowed (must be at least 1)")
+    numbers = torch.from_numpy(generator.random((count, 3)))
+    return crops_of(numbers, padding=padding, flip=flip)
+
+
+def crops_of(numbers: torch.Tensor, *, padding: int = 4, flip: float = 0.5) -> Crops:
+    """The crop and flip that three uniform numbers stand for: top, left, mirrored.
+
+    Args:
+        numbers: float64 (B, 3), in [0, 1).
+        padding: pixels on each side, at least 0.
+        flip: probability of mirroring, 0..1.
+
+    Raises:
+        ValueError: a number is out of range.
+
+    Example:
+        >>> crops = crops_of(torch.tensor([[0.0, 0.5, 0.99]]), padding=4)
+        >>> crops.top.item(), crops.left.item(), crops.mirrored.item()
+        (0, 4, False)
+    """
     if padding < 0:
         raise ValueError(f"padding = {padding} is not allowed (must be at least 0)")
     if not 0 <= flip <= 1:
         raise ValueError(f"flip = {flip} is not allowed (must be 0..1)")
-    numbers = torch.from_numpy(generator.random((count, 3)))
     top, left = (numbers[:, :2] * (2 * padding + 1)).long().unbind(1)
     return Crops(top, left, numbers[:, 2] < flip)
 
@@ -136,8 +156,19 @@ def normalise(images: torch.Tensor, statistics: Statistics = CIFAR_STATISTICS) -
     """
     if images.dtype != torch.uint8:
         raise ValueError(f"images of {images.dtype} are not allowed (must be torch.uint8, 0..255)")
-    mean, std = (torch.tensor(values, device=images.device)[:, None, None] for values in statistics)
-    return (images / 255 - mean) / std
+    scale, shift = _scale_and_shift(statistics, images.device)
+    return images.float().mul_(scale).sub_(shift)
+
+
+@lru_cache(maxsize=16)
+def _scale_and_shift(
+    statistics: Statistics, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """1 / (255 std) and mean / std; kept, because a copy to a GPU would wait for it every time."""
+    mean, std = (torch.tensor(values, dtype=torch.float64) for values in statistics)
+    parts = (1 / (255 * std), mean / std)
+    scale, shift = (part.float().to(device)[:, None, None] for part in parts)
+    return scale, shift
 
 
 def _pad(images: torch.Tensor, padding: int, fill: Fill) -> torch.Tensor:
