@@ -27,6 +27,9 @@ def parameters(module):
 )
 def test_each_expert_alone_gives_its_features_and_logits(build, shared_groups):
     model = experts(3, shared_groups, build).eval()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_()
     images = torch.randn(4, 3, 16, 16)
     features, logits = model.expert_features(images), model.expert_logits(images)
     assert len(features) == model.num_experts == 3

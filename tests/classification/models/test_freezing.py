@@ -56,6 +56,14 @@ def test_a_step_changes_the_part_and_its_statistics_alone(part):
     assert statistics == {name for name in buffers if name.startswith(TRAINED[part])}
 
 
+def test_the_part_that_was_trained_before_does_not_matter():
+    model = scaled()
+    train_only(model, "classifier")
+    train_only(model, "last_block_only")
+    names = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert {name[:9] for name in names} == {"layer3.1."}
+
+
 def test_frozen_statistics_move_if_asked():
     model = scaled()
     train_only(model, "classifier", move_statistics=True)

@@ -53,14 +53,19 @@ def test_long_lists_are_cut():
         load_encoder(CifarResNet(10, depth=8), {}, source="x")
 
 
-def test_positions_are_resized_as_maps_without_the_class_token():
+@pytest.mark.parametrize("side", [3, 6])
+def test_positions_are_resized_as_maps_without_the_class_token(side):
     torch.manual_seed(0)
     positions = torch.randn(1, 1 + 16, 3)
-    resized = resized_positions(positions, torch.empty(1, 1 + 36, 3))
+    resized = resized_positions(positions, torch.empty(1, 1 + side * side, 3))
     grid = positions[:, 1:].reshape(1, 4, 4, 3).permute(0, 3, 1, 2)
-    expected = F.interpolate(grid, size=(6, 6), mode="bicubic", align_corners=False)
+    expected = F.interpolate(grid, size=(side, side), mode="bicubic", align_corners=False)
     assert resized[:, 0].equal(positions[:, 0])
-    assert torch.allclose(resized[:, 1:], expected.permute(0, 2, 3, 1).reshape(1, 36, 3))
+    assert torch.allclose(resized[:, 1:], expected.permute(0, 2, 3, 1).reshape(1, -1, 3))
+
+
+def test_positions_that_cannot_be_resized_are_returned():
+    positions = torch.randn(1, 1 + 16, 3)
     assert resized_positions(positions, torch.empty(1, 17, 3)) is positions
     assert resized_positions(positions, torch.empty(1, 1 + 12, 3)) is positions  # no square
 
