@@ -1,0 +1,1 @@
+"""What a trained classifier makes of rare classes: features, gradients, weights, decisions."""
