@@ -5,82 +5,21 @@ import shutil
 import signal
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from fvcore.common.config import CfgNode
-from PIL import Image
 
 from ssod_imwa import run
 from ssod_imwa.averaging.episodes import EpisodeSchedule
-from ssod_imwa.config import get_cfg, load_config
-from ssod_imwa.config.reader import keys
 from ssod_imwa.detection import build
 from ssod_imwa.engine.hooks import LRHook
 from ssod_imwa.errors import CheckpointError, ConfigError, DataError, UserError
 from ssod_imwa.results import read_results
-from ssod_imwa.run_hooks import ResultsHook
 from ssod_imwa.trained import read_trained
 
 
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    """Eight training and four test images with a bright square or a dark one each."""
-    folder = tmp_path_factory.mktemp("datasets")
-    generator = np.random.default_rng(0)
-    for split, count in (("train", 8), ("test", 4)):
-        (folder / split).mkdir()
-        images, annotations = [], []
-        for i in range(count):
-            pixels = generator.integers(90, 160, (48, 64, 3), dtype=np.uint8)
-            x, y = (int(v) for v in generator.integers(2, 24, 2))
-            pixels[y : y + 16, x : x + 20] = 250 * (i % 2)
-            Image.fromarray(pixels).save(folder / split / f"{i}.png")
-            images.append({"id": i, "file_name": f"{i}.png", "width": 64, "height": 48})
-            box = {"id": i, "image_id": i, "bbox": [x, y, 20, 16], "category_id": i % 2 + 1}
-            annotations.append({**box, "area": 320, "iscrowd": 0})
-        categories = [{"id": 1, "name": "dark"}, {"id": 2, "name": "bright"}]
-        content = {"images": images, "annotations": annotations, "categories": categories}
-        (folder / f"{split}.json").write_text(json.dumps(content))
-    return folder
-
-
 @pytest.fixture
-def config(root, tmp_path):
-    """A function that loads a run of seconds, changed by KEY VALUE pairs."""
-
-    def load(*overrides, output="run"):
-        settings = {
-            "OUTPUT_DIR": tmp_path / output,
-            "DATASETS.ROOT": root,
-            "DATASETS.TRAIN": ["coco:train.json:train"],
-            "DATASETS.TEST": ["coco:test.json:test"],
-            "DATASETS.SPLIT.PERCENT": 50,
-            "DATALOADER.NUM_WORKERS": 0,
-            "MODEL.RESNETS.DEPTH": 18,
-            "MODEL.RESNETS.NORM": "BN",
-            "MODEL.BACKBONE.FREEZE_AT": 0,
-            "MODEL.FPN.OUT_CHANNELS": 16,
-            "MODEL.ROI_BOX_HEAD.FC_DIM": 16,
-            "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": 8,
-            "MODEL.RPN.PRE_NMS_TOPK_TRAIN": 50,
-            "MODEL.RPN.PRE_NMS_TOPK_TEST": 50,
-            "INPUT.MIN_SIZE_TRAIN": [48],
-            "INPUT.MIN_SIZE_TEST": 48,
-            "SOLVER.MAX_ITER": 4,
-            "SOLVER.WARMUP_ITERS": 1,
-            "SOLVER.IMS_PER_BATCH": 2,
-            "SOLVER.IMS_PER_BATCH_UNLABELED": 2,
-            "SSOD.ALGORITHM": "unbiased_teacher",
-            "SSOD.BURN_IN_ITERS": 1,
-            "SSOD.EMA_DECAY": 0.9,
-            "SSOD.BBOX_THRESHOLD": 0.2,
-            "LOG_PERIOD": 1,
-        }
-        pairs = [str(x) for pair in settings.items() for x in pair]
-        return load_config(overrides=[*pairs, *map(str, overrides)])
-
-    return load
+def config(detection_config):
+    return detection_config
 
 
 @pytest.fixture(autouse=True)
@@ -255,49 +194,6 @@ def test_a_test_image_that_is_cut_off_stops_the_run_before_it_trains(config, roo
     with pytest.raises(DataError, match=re.escape(f"image {image} cannot be read")):
         run.train(cfg)
     assert not os.path.exists(cfg.OUTPUT_DIR)
-
-
-class Recording(CfgNode):
-    """Notes which keys are read."""
-
-    def __getattr__(self, name):
-        value = super().__getattr__(name)
-        self.__dict__["read"].add(self.__dict__["prefix"] + name)
-        return value
-
-    def __getitem__(self, name):
-        if "read" in self.__dict__:
-            self.__dict__["read"].add(self.__dict__["prefix"] + name)
-        return super().__getitem__(name)
-
-
-def recording(node, read, prefix=""):
-    copy = Recording()
-    for key, value in dict.items(node):
-        inner = recording(value, read, f"{prefix}{key}.") if isinstance(value, CfgNode) else value
-        dict.__setitem__(copy, key, inner)
-    copy.__dict__.update(read=read, prefix=prefix)
-    return copy
-
-
-def test_every_key_is_read_by_something(config, monkeypatch):
-    read = set()
-    plain = config(
-        *("IMWA.MEMBERS", 2, "IMWA.EPISODES", 2, "IMWA.BN", "recompute"),
-        *("SOLVER.CLIP_GRADIENTS.ENABLED", True),
-        *("SOLVER.AMP.ENABLED", True, "SOLVER.AMP.DTYPE", "bfloat16"),
-    )
-    cfg = recording(plain, read)
-    # Whole-tree readers would make every key count as read.
-    monkeypatch.setattr(run, "_identity", lambda task: {})
-    monkeypatch.setattr(CfgNode, "dump", lambda self: "", raising=False)
-    monkeypatch.setattr(ResultsHook, "_write", lambda hook: None)
-    with_classes = build.with_classes
-    monkeypatch.setattr(  # its copy would not record
-        build, "with_classes", lambda cfg, classes: with_classes(cfg, classes) and cfg
-    )
-    run.train(cfg)
-    assert set(keys(get_cfg())) - read == set()
 
 
 def test_recomputed_batch_norms_are_those_of_the_first_batch(config):

@@ -1,0 +1,196 @@
+"""Whole classification runs, on long-tailed digits with tiny networks."""
+
+import os
+import signal
+
+import pytest
+import torch
+
+from ssod_imwa import run
+from ssod_imwa.config import load_config
+from ssod_imwa.engine.hooks import LRHook
+from ssod_imwa.errors import ConfigError, DataError, UserError
+from ssod_imwa.results import read_results
+from ssod_imwa.trained import read_trained
+
+
+@pytest.fixture
+def config(tmp_path):
+    """A function that loads a run of seconds, changed by KEY VALUE pairs."""
+
+    def load(*overrides, output="run"):
+        settings = {
+            "TASK": "classification",
+            "OUTPUT_DIR": tmp_path / output,
+            "DATASETS.TRAIN": ["digit_images_train"],
+            "DATASETS.TEST": ["digit_images_test"],
+            "CLS.MODEL.NAME": "cifar_resnet20",
+            "CLS.IMBALANCE.RATIO": 20,
+            "CLS.INPUT.FLIP": False,
+            "SOLVER.MAX_ITER": 4,
+            "SOLVER.BASE_LR": 0.1,
+            "SOLVER.WARMUP_ITERS": 1,
+            "SOLVER.IMS_PER_BATCH": 16,
+            "TEST.IMS_PER_BATCH": 128,
+            "LOG_PERIOD": 1,
+        }
+        pairs = [str(x) for pair in settings.items() for x in pair]
+        return load_config(overrides=[*pairs, *map(str, overrides)])
+
+    return load
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def final_weights(cfg):
+    models = read_trained(cfg.OUTPUT_DIR).models
+    return {f"{m}.{k}": v for m, state in models.items() for k, v in state.items()}
+
+
+def assert_equal(first, second):
+    assert first.keys() == second.keys()
+    different = [name for name in first if not torch.equal(first[name], second[name])]
+    assert not different
+
+
+def mean_of(first, second):
+    return {
+        k: ((v.double() + second[k].double()) / 2).to(v.dtype) if v.is_floating_point() else v
+        for k, v in first.items()
+    }
+
+
+def test_a_run_leaves_results_in_percent_that_evaluation_repeats(config):
+    cfg = config("IMWA.MEMBERS", 2, "IMWA.EPISODES", 2, "CLS.EMA_DECAY", 0.9)
+    assert run.train(cfg) == 0
+    results = read_results(cfg.OUTPUT_DIR)
+    assert (results.task, results.method) == ("classification", "cross_entropy")
+    stages = [(x.model, x.stage) for x in results.evaluations]
+    models = ("student", "teacher")
+    assert stages == [(model, stage) for stage in ("average", "final") for model in models]
+    found = results.headline().metrics
+    assert {"top1", "top5", "many", "medium", "few", "h_mean", "recall-9", "ece"} <= found.keys()
+    assert run.evaluate(cfg) == pytest.approx(found)
+
+
+def test_one_member_is_plain_training_whatever_the_episodes(config):
+    plain, cut = config(output="plain"), config("IMWA.EPISODES", 3, output="cut")
+    for cfg in (plain, cut):
+        run.train(cfg)
+    assert_equal(final_weights(plain), final_weights(cut))
+
+
+@pytest.mark.parametrize("sampler", ["instance", "balanced_subset"])
+def test_one_episode_is_the_mean_of_separate_runs(config, sampler):
+    settings = ("CLS.SAMPLER.NAME", sampler, "CLS.SAMPLER.PER_CLASS", 5)
+    together = config(*settings, "IMWA.MEMBERS", 2, output="together")
+    alone = [config(*settings, "IMWA.FIRST_MEMBER", m, output=f"member{m}") for m in range(2)]
+    for cfg in (together, *alone):
+        run.train(cfg)
+    first, second = (final_weights(cfg) for cfg in alone)
+    assert any(not torch.equal(first[k], second[k]) for k in first)
+    assert_equal(final_weights(together), mean_of(first, second))
+
+
+def test_a_stopped_and_resumed_run_equals_one_that_never_stopped(config, monkeypatch):
+    settings = ("IMWA.MEMBERS", 2, "IMWA.EPISODES", 2, "CLS.MIX.KIND", "mfw")
+    settings += ("CLS.MIX.LAYERS", ["layer3"], "CLS.EMA_DECAY", 0.9)
+    whole, parts = config(*settings, output="whole"), config(*settings, output="parts")
+    run.train(whole)
+    before_step = LRHook.before_step
+
+    def interrupted(hook):
+        before_step(hook)
+        if hook.trainer.iter == 3:
+            signal.raise_signal(signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LRHook, "before_step", interrupted)
+        assert run.train(parts) == 128 + signal.SIGTERM
+    assert run.train(parts, resume_from=True) == 0
+    assert_equal(final_weights(whole), final_weights(parts))
+    first, second = (read_results(cfg.OUTPUT_DIR).evaluations for cfg in (whole, parts))
+    assert str(first) == str(second)
+
+
+def test_a_schedule_in_epochs_counts_the_images_that_are_sampled(config):
+    # 478 images at ratio 20, in batches of 16: 29.875 iterations an epoch.
+    cfg = config("CLS.SCHEDULE.EPOCHS", 0.1, "CLS.SCHEDULE.STEPS", [0.05], "CLS.SCHEDULE.WARMUP", 0)
+    run.train(cfg)
+    assert read_results(cfg.OUTPUT_DIR).iterations == 3
+    cfg = read_trained(cfg.OUTPUT_DIR).config
+    assert (cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS, cfg.SOLVER.WARMUP_ITERS) == (3, [1], 0)
+
+
+def test_a_second_stage_starts_from_the_first_and_trains_its_part_alone(config):
+    first = config(output="first")
+    run.train(first)
+    second = config(
+        *("MODEL.WEIGHTS", first.OUTPUT_DIR, "CLS.STAGE.PART", "classifier"),
+        *("CLS.STAGE.RESET_CLASSIFIER", True, "CLS.SAMPLER.NAME", "class"),
+        output="second",
+    )
+    run.train(second)
+    before, after = final_weights(first), final_weights(second)
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"student.classifier.weight", "student.classifier.bias"}
+
+
+def test_learnable_scales_are_all_that_lws_trains(config):
+    first = config(output="first")
+    run.train(first)
+    second = config(
+        *("MODEL.WEIGHTS", first.OUTPUT_DIR, "CLS.STAGE.PART", "scale"),
+        *("CLS.STAGE.LEARNABLE_SCALE", True, "CLS.SAMPLER.NAME", "class"),
+        output="second",
+    )
+    run.train(second)
+    before, after = final_weights(first), final_weights(second)
+    assert torch.equal(
+        before["student.classifier.weight"], after["student.classifier.classifier.weight"]
+    )
+    assert not torch.equal(after["student.classifier.scale"], torch.ones(10))
+
+
+@pytest.mark.parametrize("merge", ["adaptive_h", "greedy_g"])
+def test_members_are_merged_by_their_means_on_balanced_images(config, merge, tmp_path):
+    cfg = config(
+        *("IMWA.MEMBERS", 2, "CLS.SAMPLER.NAME", "balanced_subset", "CLS.MERGE", merge),
+        *("CLS.SAMPLER.PER_CLASS", 5),
+    )
+    run.train(cfg)
+    assert read_results(cfg.OUTPUT_DIR).headline().metrics["h_mean"] >= 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        (["DATASETS.TRAIN", "['digits_train']"], DataError, "did you mean digit_images_train"),
+        (["DATASETS.TRAIN", "[]"], ConfigError, "must name one data set"),
+        (["DATASETS.TEST", "[]"], ConfigError, "DATASETS.TEST"),
+        (["CLS.IMBALANCE.RATIO", 500], DataError, "ratio = 500"),
+        (["CLS.IMBALANCE.MAXIMUM", 10], DataError, "without images"),
+        (["CLS.INPUT.VIEWS", "['plain', 'plain']"], ConfigError, "must be 1"),
+        (["CLS.INPUT.VIEWS", "['plane']"], ConfigError, "CLS.INPUT"),
+        (["CLS.MODEL.NAME", "cifar_resnet33"], ConfigError, "CLS.MODEL"),
+        (["CLS.MIX.KIND", "mfw", "CLS.MIX.LAYERS", "['layer9']"], ConfigError, "layer9"),
+        (["CLS.MIX.KIND", "mixup", "CLS.LOSS.NAME", "gml"], ConfigError, "mixes labels"),
+        (["CLS.LOSS.NAME", "ldam"], ConfigError, "CLS.MODEL.CLASSIFIER cosine"),
+        (["CLS.LOSS.NAME", "focal", "CLS.LOSS.WEIGHTS", "effective_number"], ConfigError, "CLS.L"),
+        (["CLS.SCHEDULE.EPOCHS", 0.001], ConfigError, "0 iterations"),
+        (["CLS.STAGE.PART", "scale"], ConfigError, "ScaledClassifier"),
+        (["MODEL.WEIGHTS", "absent"], UserError, "absent"),
+    ],
+)  # fmt: skip
+def test_bad_input_stops_before_anything_is_written(config, settings, error, message):
+    cfg = config(*settings)
+    with pytest.raises(error, match=message) as caught:
+        run.train(cfg)
+    assert "\n" not in str(caught.value)
+    assert not os.path.exists(os.path.join(cfg.OUTPUT_DIR, "metrics.json"))

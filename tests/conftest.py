@@ -1,0 +1,67 @@
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ssod_imwa.config import load_config
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """Eight training and four test images with a bright square or a dark one each."""
+    folder = tmp_path_factory.mktemp("datasets")
+    generator = np.random.default_rng(0)
+    for split, count in (("train", 8), ("test", 4)):
+        (folder / split).mkdir()
+        images, annotations = [], []
+        for i in range(count):
+            pixels = generator.integers(90, 160, (48, 64, 3), dtype=np.uint8)
+            x, y = (int(v) for v in generator.integers(2, 24, 2))
+            pixels[y : y + 16, x : x + 20] = 250 * (i % 2)
+            Image.fromarray(pixels).save(folder / split / f"{i}.png")
+            images.append({"id": i, "file_name": f"{i}.png", "width": 64, "height": 48})
+            box = {"id": i, "image_id": i, "bbox": [x, y, 20, 16], "category_id": i % 2 + 1}
+            annotations.append({**box, "area": 320, "iscrowd": 0})
+        categories = [{"id": 1, "name": "dark"}, {"id": 2, "name": "bright"}]
+        content = {"images": images, "annotations": annotations, "categories": categories}
+        (folder / f"{split}.json").write_text(json.dumps(content))
+    return folder
+
+
+@pytest.fixture
+def detection_config(root, tmp_path):
+    """A function that loads a run of seconds, changed by KEY VALUE pairs."""
+
+    def load(*overrides, output="run"):
+        settings = {
+            "OUTPUT_DIR": tmp_path / output,
+            "DATASETS.ROOT": root,
+            "DATASETS.TRAIN": ["coco:train.json:train"],
+            "DATASETS.TEST": ["coco:test.json:test"],
+            "DATASETS.SPLIT.PERCENT": 50,
+            "DATALOADER.NUM_WORKERS": 0,
+            "MODEL.RESNETS.DEPTH": 18,
+            "MODEL.RESNETS.NORM": "BN",
+            "MODEL.BACKBONE.FREEZE_AT": 0,
+            "MODEL.FPN.OUT_CHANNELS": 16,
+            "MODEL.ROI_BOX_HEAD.FC_DIM": 16,
+            "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": 8,
+            "MODEL.RPN.PRE_NMS_TOPK_TRAIN": 50,
+            "MODEL.RPN.PRE_NMS_TOPK_TEST": 50,
+            "INPUT.MIN_SIZE_TRAIN": [48],
+            "INPUT.MIN_SIZE_TEST": 48,
+            "SOLVER.MAX_ITER": 4,
+            "SOLVER.WARMUP_ITERS": 1,
+            "SOLVER.IMS_PER_BATCH": 2,
+            "SOLVER.IMS_PER_BATCH_UNLABELED": 2,
+            "SSOD.ALGORITHM": "unbiased_teacher",
+            "SSOD.BURN_IN_ITERS": 1,
+            "SSOD.EMA_DECAY": 0.9,
+            "SSOD.BBOX_THRESHOLD": 0.2,
+            "LOG_PERIOD": 1,
+        }
+        pairs = [str(x) for pair in settings.items() for x in pair]
+        return load_config(overrides=[*pairs, *map(str, overrides)])
+
+    return load
