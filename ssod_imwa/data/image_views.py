@@ -15,9 +15,34 @@ from typing import Literal, Protocol, get_args
 
 import torch
 
-from ssod_imwa.data.image_augmentation import Statistics, crop_and_flip, crops_of, normalise
+from ssod_imwa.data.auto_augment import CifarAutoAugment
+from ssod_imwa.data.color_augmentation import ORDERS, jitter, make_grey
+from ssod_imwa.data.image_augmentation import (
+    BOX_ATTEMPTS,
+    Statistics,
+    boxes_of,
+    crop_and_flip,
+    crops_of,
+    cut_out,
+    normalise,
+    resize_and_flip,
+    standardise,
+)
+from ssod_imwa.data.image_filters import blur
 
-SmallViewName = Literal["none", "plain"]
+SmallViewName = Literal["none", "plain", "strong", "sim"]
+
+# Cutout's hole for 32 pixels was 16.
+HOLE = 1 / 2
+
+# The view of contrastive learning (SimCLR, MoCo v2), with the crops of long-tailed work.
+SIM_SCALE = (0.2, 1.0)
+SIM_JITTER = (0.4, 0.4, 0.4, 0.1)
+SIM_JITTER_CHANCE = 0.8
+SIM_GREY_CHANCE = 0.2
+SIM_BLUR_CHANCE = 0.5
+SIM_BLUR_SIGMA = (0.1, 2.0)  # pixels
+SIM_BLUR_RADIUS = 6
 
 
 class BatchView(Protocol):
@@ -48,9 +73,12 @@ def small_view(
 
     Args:
         name: "none": normalised alone, for testing. "plain": padded, cropped and mirrored (LDAM).
+            "strong": that, AutoAugment's policy for CIFAR-10 and Cutout (Balanced Meta-Softmax,
+            PaCo, NCL). "sim": a part of the image enlarged, mirrored, its colours jittered, made
+            grey and blurred, each by chance (second view of PaCo and NCL).
         statistics: to normalise with.
         size: H = W of the images, in pixels.
-        padding: of the crops of "plain", in pixels.
+        padding: of the crops of "plain" and "strong", in pixels.
         flip: mirror half of the images; False for digits and the like.
 
     Raises:
@@ -71,7 +99,11 @@ def small_view(
         raise ValueError(f"padding = {padding} is not allowed (must be at least 0)")
     if name == "none":
         return NormalisedView(statistics, size)
-    return PlainView(statistics, size, padding=padding, flip=0.5 if flip else 0.0)
+    chance = 0.5 if flip else 0.0
+    if name == "sim":
+        return SimView(statistics, size, flip=chance)
+    make = PlainView if name == "plain" else StrongView
+    return make(statistics, size, padding=padding, flip=chance)
 
 
 @dataclass(frozen=True)
@@ -105,6 +137,70 @@ class PlainView:
         _check(self, images, numbers, self.size)
         crops = crops_of(numbers, padding=self.padding, flip=self.flip)
         return normalise(crop_and_flip(images, crops, padding=self.padding), self.statistics)
+
+
+class StrongView:
+    """Crop and mirror as `PlainView` does, augment, and cut out a black square."""
+
+    def __init__(self, statistics: Statistics, size: int, *, padding: int, flip: float) -> None:
+        self.statistics = statistics
+        self.size = size
+        self.padding = padding
+        self.flip = flip
+        self.augment = CifarAutoAugment(size)
+        self.numbers = 3 + self.augment.numbers + 2
+
+    def __call__(self, images: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
+        """Crop, mirror, augment, cut out and normalise."""
+        _check(self, images, numbers, self.size)
+        for_crop, for_policy, for_hole = numbers.split([3, self.augment.numbers, 2], dim=1)
+        crops = crops_of(for_crop, padding=self.padding, flip=self.flip)
+        images = crop_and_flip(images, crops, padding=self.padding)
+        images = self.augment(images, for_policy)
+        images = cut_out(images, for_hole, length=int(HOLE * self.size))
+        return normalise(images, self.statistics)
+
+
+@dataclass(frozen=True)
+class SimView:
+    """Enlarge a part, mirror with probability `flip`, jitter, make grey, and blur, by chance."""
+
+    statistics: Statistics
+    size: int
+    flip: float
+
+    numbers = 2 * BOX_ATTEMPTS + 2 + 1 + 6 + 1 + 2
+
+    def __call__(self, images: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
+        """Change pixels as floating-point numbers, which are never rounded, and normalise."""
+        _check(self, images, numbers, self.size)
+        for_box, for_flip, for_jitter, for_grey, for_blur = numbers.split(
+            [2 * BOX_ATTEMPTS + 2, 1, 6, 1, 2], dim=1
+        )
+        boxes = boxes_of(for_box, size=self.size, scale=SIM_SCALE)
+        images = resize_and_flip(images.float() / 255, boxes, for_flip[:, 0] < self.flip)
+        images = _jitter(images, for_jitter)
+        images = make_grey(images, for_grey[:, 0] < SIM_GREY_CHANCE)
+        images = _blur(images, for_blur)
+        return standardise(images, self.statistics)
+
+
+def _jitter(images: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
+    chosen = numbers[:, 0] < SIM_JITTER_CHANCE
+    widths = torch.tensor(SIM_JITTER, dtype=torch.float64)
+    middles = torch.tensor([1.0, 1.0, 1.0, 0.0], dtype=torch.float64)
+    amounts = middles + (2 * numbers[:, 1:5] - 1) * widths
+    orders = (numbers[:, 5] * len(ORDERS)).long()
+    return jitter(images, amounts, orders, chosen)
+
+
+def _blur(images: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
+    rows = (numbers[:, 0] < SIM_BLUR_CHANCE).nonzero()[:, 0]
+    smallest, largest = SIM_BLUR_SIGMA
+    sigmas = smallest + (largest - smallest) * numbers[rows, 1]
+    rows = rows.to(images.device, non_blocking=True)
+    radius = min(SIM_BLUR_RADIUS, images.shape[-1] - 1)
+    return images.index_copy(0, rows, blur(images[rows], sigmas, radius=radius))
 
 
 def _check(view: BatchView, images: torch.Tensor, numbers: torch.Tensor, size: int) -> None:

@@ -1,15 +1,25 @@
+import math
+
 import numpy as np
 import pytest
 import torch
+from torchvision.transforms import RandomResizedCrop
+from torchvision.transforms.v2 import functional as F
 
 from ssod_imwa.data.image_augmentation import (
     CIFAR_STATISTICS,
     IMAGENET_STATISTICS,
     INATURALIST_STATISTICS,
+    Boxes,
     Crops,
+    boxes_of,
     crop_and_flip,
+    crops_of,
+    cut_out,
     draw_crops,
     normalise,
+    resize_and_flip,
+    standardise,
 )
 from ssod_imwa.engine.seeding import counted_generator
 
@@ -76,6 +86,13 @@ def test_images_are_not_changed_and_not_shared():
     assert images.equal(before)
 
 
+def test_crops_are_drawn_from_three_numbers_each():
+    numbers = counted_generator(1, "crops").random((6, 3))
+    drawn = draw_crops(6, padding=3, generator=counted_generator(1, "crops"))
+    for part, expected in zip(crops_of(torch.from_numpy(numbers), padding=3), drawn, strict=True):
+        assert part.equal(expected)
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("fill", ["zero", "reflect"])
@@ -133,6 +150,107 @@ def test_normalised_images_are_those_of_float64(statistics):
     result = normalise(images, statistics)
     assert result.dtype == torch.float32
     assert np.abs(result.numpy() - expected).max() < 1e-6
+
+
+def test_images_of_0_to_1_are_standardised_as_those_of_0_to_255():
+    images = noise(4, 3, 5, 6)
+    result = standardise(images.float() / 255, IMAGENET_STATISTICS)
+    assert torch.allclose(result, normalise(images, IMAGENET_STATISTICS), atol=1e-6)
+
+
+# ----------------------------------------------------------------------------- parts of an image
+
+
+def box_of_a_plain_loop(numbers, size, scale):
+    """torchvision's rule with given numbers."""
+    for area_number, ratio_number in numbers[:20].reshape(10, 2):
+        area = size * size * (scale[0] + (scale[1] - scale[0]) * area_number)
+        ratio = math.exp(math.log(3 / 4) + (math.log(4 / 3) - math.log(3 / 4)) * ratio_number)
+        width, height = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < width <= size and 0 < height <= size:
+            break
+    else:
+        height = width = size
+    top, left = int(numbers[20] * (size - height + 1)), int(numbers[21] * (size - width + 1))
+    return [top, left, height, width]
+
+
+@pytest.mark.parametrize(("size", "scale"), [(32, (0.2, 1.0)), (7, (0.9, 1.0)), (8, (0.99, 1.0))])
+def test_boxes_are_those_of_a_plain_loop(size, scale):
+    numbers = np.random.default_rng(0).random((500, 22))
+    boxes = boxes_of(torch.from_numpy(numbers), size=size, scale=scale)
+    expected = [box_of_a_plain_loop(row, size, scale) for row in numbers]
+    assert torch.stack(boxes, 1).tolist() == expected
+
+
+def test_boxes_that_never_fit_are_the_whole_image():
+    # Twice the area never fits.
+    boxes = boxes_of(torch.full((1, 22), 0.5, dtype=torch.float64), size=9, scale=(2.0, 2.0))
+    assert [part.item() for part in boxes] == [0, 0, 9, 9]
+
+
+def test_boxes_are_distributed_as_torchvisions():
+    count, size, scale = 4000, 32, (0.2, 1.0)
+    numbers = torch.from_numpy(np.random.default_rng(0).random((count, 22)))
+    found = torch.stack(boxes_of(numbers, size=size, scale=scale), 1).double()
+    image = torch.zeros(3, size, size)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        drawn = [
+            RandomResizedCrop.get_params(image, list(scale), [3 / 4, 4 / 3]) for _ in range(count)
+        ]
+    expected = torch.tensor(drawn).double()
+    for statistic in (lambda x: x, torch.square):
+        a, b = statistic(found), statistic(expected)
+        error = ((a.var(0) + b.var(0)) / count).sqrt()
+        assert ((a.mean(0) - b.mean(0)).abs() < 5 * error).all()
+
+
+def every_box(size):
+    sides = [(top, height) for height in range(1, size + 1) for top in range(size - height + 1)]
+    boxes = [(top, left, height, width) for top, height in sides for left, width in sides]
+    return Boxes(*torch.tensor(boxes).unbind(1))
+
+
+def test_parts_are_enlarged_as_torchvision_does():
+    boxes = every_box(5)
+    count = len(boxes.top)
+    images = noise(count, 3, 5, 5).float() / 255
+    mirrored = torch.arange(count) % 2 == 1
+    result = resize_and_flip(images, boxes, mirrored)
+    for b in range(count):
+        box = [int(part[b]) for part in boxes]
+        expected = F.resized_crop(images[b], *box, [5, 5], antialias=True)
+        expected = expected.flip(-1) if mirrored[b] else expected
+        assert torch.allclose(result[b], expected, rtol=0, atol=1e-5)
+
+
+def test_the_whole_image_is_left_as_it_is():
+    images = noise(2, 3, 32, 32).float() / 255
+    whole = Boxes(*(torch.tensor([x, x]) for x in (0, 0, 32, 32)))
+    result = resize_and_flip(images, whole, torch.tensor([False, True]))
+    assert torch.allclose(result[0], images[0], atol=1e-5)
+    assert torch.allclose(result[1], images[1].flip(2), atol=1e-5)
+
+
+# ------------------------------------------------------------------------------------------ holes
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "length"), [(8, 8, 4), (5, 7, 2), (4, 4, 0), (3, 3, 8)]
+)
+def test_holes_are_those_of_a_plain_loop(height, width, length):
+    rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    centres = torch.stack([rows.flatten(), columns.flatten()], 1)
+    numbers = (centres + 0.5) / torch.tensor([height, width])
+    images = noise(len(centres), 3, height, width)
+    expected = images.clone()
+    for image, (y, x) in zip(expected, centres.tolist(), strict=True):
+        top, left = max(0, y - length // 2), max(0, x - length // 2)
+        image[:, top : max(0, y + length // 2), left : max(0, x + length // 2)] = 0
+    result = cut_out(images, numbers, length=length)
+    assert result.equal(expected)
+    assert result.dtype == torch.uint8
 
 
 # -------------------------------------------------------------------------------------- errors
