@@ -169,8 +169,8 @@ def test_nothing_is_mirrored_if_flips_are_off(name):
     if name == "sim":
         numbers[:, :20] = 0.99  # nearly the whole image
     if name == "strong":
-        # Neither operation of the policy, and a hole in the upper left corner.
-        numbers[:, 3:] = torch.tensor([0.02, 0.99, 0.99, 0, 0, 0, 0])
+        # Neither operation of the policy, and a hole in the lower right corner.
+        numbers[:, 3:] = torch.tensor([0.02, 0.99, 0.99, 0, 0, 0.99, 0.99])
     result = view(images, numbers)
     brighter = result[..., :8].mean((1, 2, 3)) > result[..., -8:].mean((1, 2, 3))
     assert brighter.all()
