@@ -153,6 +153,7 @@ def _assemble(task: Task, device: torch.device, *, overwrite: bool) -> tuple[Tra
         name=solver.OPTIMIZER,
         lr=solver.BASE_LR,
         momentum=solver.MOMENTUM,
+        beta2=solver.BETA2,
         weight_decay=solver.WEIGHT_DECAY,
         weight_decay_norm=solver.WEIGHT_DECAY_NORM,
         lr_factor=task.lr_factor,

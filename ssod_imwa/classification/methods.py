@@ -137,7 +137,9 @@ def _bcl(cfg: CfgNode, model: nn.Module, counts: Counts, device: Any) -> Algorit
 
 def _paco(cfg: CfgNode, model: nn.Module, counts: Counts, device: Any) -> Algorithm:
     options, head = cfg.CLS.PACO, cfg.CLS.ALGORITHM
-    network = ParametricNetwork(model, head=head, width=options.WIDTH).to(device)
+    network = ParametricNetwork(
+        model, head=head, hidden=options.HIDDEN or None, width=options.WIDTH
+    ).to(device)
     common = {
         "alpha": options.ALPHA,
         "temperature": options.TEMPERATURE,
@@ -206,6 +208,8 @@ def _experts(
 
 
 def _mae(cfg: CfgNode, model: nn.Module, counts: Counts, device: Any) -> Algorithm:
+    if cfg.CLS.EMA_DECAY:
+        raise ValueError(f"CLS.EMA_DECAY = {cfg.CLS.EMA_DECAY:g} is not allowed (must be 0)")
     return MaskedPretraining(build_autoencoder(cfg, model).to(device))
 
 

@@ -110,11 +110,13 @@ CLS.BCL.HIDDEN = 512
 CLS.BCL.WIDTH = 128
 CLS.PACO = CfgNode()
 # PaCo and GPaCo: weight of a sample beside a class's 1, temperature, rows of the queue, momentum of
-# the slow network (PaCo alone), width of projections.
+# the slow network (PaCo alone), inner width of the head (0 takes that of the features), width of
+# projections.
 CLS.PACO.ALPHA = 0.01
 CLS.PACO.TEMPERATURE = 0.05
 CLS.PACO.QUEUE = 1024
 CLS.PACO.MOMENTUM = 0.999
+CLS.PACO.HIDDEN = 0
 CLS.PACO.WIDTH = 32
 CLS.MOCO = CfgNode()
 # The contrastive loss of NCL's and ECL's experts, on the second view.
@@ -208,6 +210,7 @@ CLS_RANGES: dict[str, tuple[float, float]] = {
     "CLS.BCL.CE_WEIGHT": (0, INFINITY),
     "CLS.BCL.CONTRASTIVE_WEIGHT": (0, INFINITY),
     "CLS.PACO.ALPHA": (0, INFINITY),
+    "CLS.PACO.HIDDEN": (0, INFINITY),
     "CLS.NCL.HARD_CATEGORIES": (0, INFINITY),
     "CLS.NCL.DISTILLATION_WEIGHT": (0, INFINITY),
     "CLS.NCL.CONTRASTIVE_WEIGHT": (0, INFINITY),

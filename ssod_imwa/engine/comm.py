@@ -111,3 +111,17 @@ def average_buffers_(models: Mapping[str, nn.Module]) -> None:
         if name not in parameters and tensor.is_floating_point()
     }
     copy_(buffers, average_over_ranks(buffers))
+
+
+def gather_rows(rows: torch.Tensor) -> torch.Tensor:
+    """The rows of all ranks, (ranks * n, ...), in rank order and without gradients.
+
+    Args:
+        rows: (n, ...), of equal shape on every rank; one process gets them back as they are.
+    """
+    if world_size() == 1:
+        return rows
+    rows = rows.detach().contiguous()
+    parts = [torch.empty_like(rows) for _ in range(world_size())]
+    dist.all_gather(parts, rows)
+    return torch.cat(parts)

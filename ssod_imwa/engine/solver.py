@@ -26,6 +26,7 @@ def build_optimizer(
     momentum: float,
     weight_decay: float,
     weight_decay_norm: float,
+    beta2: float = 0.999,
     lr_factor: Callable[[str], float] = lambda name: 1.0,
     groups: list[dict[str, Any]] | None = None,
 ) -> torch.optim.Optimizer:
@@ -37,9 +38,10 @@ def build_optimizer(
         model: parameters with `requires_grad` False are left out.
         name: "SGD" or "AdamW".
         lr: learning rate after warm-up.
-        momentum: SGD's momentum; AdamW's first beta (its second is 0.999).
+        momentum: SGD's momentum; AdamW's first beta.
         weight_decay: for all parameters but those of normalisation layers.
         weight_decay_norm: for scale and shift of normalisation layers.
+        beta2: AdamW's second beta.
         lr_factor: name of a parameter -> factor of its learning rate.
         groups: of parameters with `initial_lr` and `weight_decay`, instead of those by the three
             arguments before.
@@ -59,7 +61,7 @@ def build_optimizer(
     if name == "SGD":
         return torch.optim.SGD(groups, lr=lr, momentum=momentum, fused=True)
     if name == "AdamW":
-        return torch.optim.AdamW(groups, lr=lr, betas=(momentum, 0.999), fused=True)
+        return torch.optim.AdamW(groups, lr=lr, betas=(momentum, beta2), fused=True)
     raise ValueError(f"optimizer {name!r} is not known (choose SGD or AdamW)")
 
 

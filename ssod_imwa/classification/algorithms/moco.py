@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import nn
 
 from ssod_imwa.classification.algorithms.expert_network import (
@@ -125,18 +124,10 @@ class ExpertContrast:
             return keys, keys
         # Shuffle-BN: a query and its key must not share the statistics of their batch. The order is
         # a function of the step, so that all ranks know it.
-        together = _gathered(images)
+        together = comm.gather_rows(images)
         numbers = counted_generator("shuffle", t, len(self._new)).permutation(len(together))
         order = torch.from_numpy(numbers).to(images.device)
         mine = slice(comm.rank() * len(images), (comm.rank() + 1) * len(images))
         shuffled = self._encoder(together[order[mine]])
-        everyones = _gathered(shuffled.transpose(0, 1))[order.argsort()].transpose(0, 1)
+        everyones = comm.gather_rows(shuffled.transpose(0, 1))[order.argsort()].transpose(0, 1)
         return everyones[:, mine], everyones
-
-
-def _gathered(rows: torch.Tensor) -> torch.Tensor:
-    """The rows of all ranks, in rank order."""
-    rows = rows.contiguous()
-    parts = [torch.empty_like(rows) for _ in range(comm.world_size())]
-    dist.all_gather(parts, rows)
-    return torch.cat(parts)

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
@@ -146,7 +145,7 @@ class ParametricContrastive(ClassificationAlgorithm):
         """Write the step's features, of all micro-batches, into the queue."""
         super().after_step(t)
         for features, labels in self._new:
-            self.queue.write_(_gathered(features), _gathered(labels))
+            self.queue.write_(comm.gather_rows(features), comm.gather_rows(labels))
         self._new.clear()
 
     def state_dict(self) -> dict[str, Any]:
@@ -239,12 +238,3 @@ class GPaCo(ParametricContrastive):
         return self._records(
             logits, labels.repeat(2), features, others=features[:0], other_labels=labels[:0]
         )
-
-
-def _gathered(rows: torch.Tensor) -> torch.Tensor:
-    """The rows of all ranks, in rank order: the queue is the same on each, as are checkpoints."""
-    if comm.world_size() == 1:
-        return rows
-    parts = [torch.empty_like(rows) for _ in range(comm.world_size())]
-    dist.all_gather(parts, rows.contiguous())
-    return torch.cat(parts)
