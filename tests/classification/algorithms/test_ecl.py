@@ -1,4 +1,5 @@
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -192,8 +193,7 @@ def test_what_is_not_distilled_is_not_computed(tiny, ecl, distil):
 
 def test_transfer_weights_are_recorded_by_group(tiny, ecl):
     algorithm = ecl()  # counts 30, 10, 4: medium, few, few
-    batch = tiny.batch(0, views=2)
-    batch.labels = torch.tensor([0, 0, 1, 2, 1, 1])
+    batch = replace(tiny.batch(0, views=2), labels=torch.tensor([0, 0, 1, 2, 1, 1]))
     out = algorithm.student(batch.views[0])
     weights = torch.tensor(
         [
@@ -211,7 +211,7 @@ def test_transfer_weights_are_recorded_by_group(tiny, ecl):
     medium = records["transfer_medium"]
     torch.testing.assert_close(medium, weights[:, :2].mean())
     torch.testing.assert_close(records["transfer_few"], weights[:, 2:].mean())
-    batch.labels = torch.tensor([2, 2, 1, 2, 1, 1])
+    batch = replace(batch, labels=torch.tensor([2, 2, 1, 2, 1, 1]))
     later = algorithm.losses(batch, 1)
     assert torch.equal(later["transfer_medium"], medium)  # none in this batch
     assert not torch.equal(later["transfer_few"], records["transfer_few"])

@@ -62,6 +62,15 @@ def test_reference_heads_are_of_the_classifiers_kind(tiny):
     torch.testing.assert_close(head.weight.norm(dim=1), torch.ones(3))
 
 
+def test_reference_heads_begin_as_the_network_draws_its_classifier(tiny):
+    class Marked(tiny.Net):
+        def initialise(self, part):
+            torch.nn.init.constant_(part.weight, 7.0)
+
+    network = CollaborativeNetwork(Experts(Marked, 2), reference=True)
+    assert all((head.weight == 7).all() for head in network.references)
+
+
 def test_query_heads_have_the_width_asked_for(tiny, network):
     first, _, last = network(width=7, hidden=11).projections[2]
     assert (first.in_features, first.out_features, last.out_features) == (6, 11, 7)

@@ -207,6 +207,7 @@ def test_two_ranks_shuffle_the_images_of_keys(tiny, network, tmp_path):
         contrast.key.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
         for t in range(3):
             contrast.loss(torch.zeros(EXPERTS, 6, WIDTH), images[rank], t)
+            contrast.after_step()
         return seen
 
     one, other = tiny.on_two_ranks(look, tmp_path)

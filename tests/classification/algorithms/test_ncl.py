@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from ssod_imwa.classification.algorithms.collaborative import train_accuracy
 from ssod_imwa.classification.algorithms.expert_network import CollaborativeNetwork
 from ssod_imwa.classification.algorithms.moco import ExpertContrast
 from ssod_imwa.classification.algorithms.ncl import NCL
@@ -141,6 +142,13 @@ def test_gradients_reach_both_sides_of_each_pair(tiny, ncl):
         assert gradient.any()
     sum(value for name, value in records.items() if name.startswith("loss")).backward()
     assert tiny.without_gradient(algorithm.student) == set()
+
+
+def test_training_accuracy_is_that_of_the_mean_of_logits():
+    one, other = [[3.0, 0.0], [0.0, 1.0]], [[0.0, 2.0], [2.0, 0.0]]
+    logits = torch.tensor([one, other])  # the mean predicts 0 for both images
+    assert train_accuracy(logits, torch.tensor([0, 0])).item() == 100
+    assert train_accuracy(logits, torch.tensor([0, 1])).item() == 50
 
 
 def test_without_contrast_it_owns_nothing_and_reads_one_view(tiny, ncl):
