@@ -1,5 +1,6 @@
 # make demo     train Unbiased Teacher + IMWA on digit scenes, with table, curves and pictures
 # make compare  the same beside supervised, plain Unbiased Teacher and twice the iterations
+# make demo-classification  CE, MFW, BTM and ECL on long-tailed digits, each plain and with IMWA
 # make test     lint, types and the fast tests;  make test-all  the slow ones, too
 PYTHON ?= python3
 VENV ?= .venv
@@ -8,7 +9,7 @@ INSTALLED := $(VENV)/.installed
 DEMO := output/digits_unbiased_teacher_imwa
 COMPARED := digits_supervised digits_unbiased_teacher digits_unbiased_teacher_2x
 
-.PHONY: demo compare test test-all lint clean
+.PHONY: demo compare demo-classification test test-all lint clean
 
 $(INSTALLED): setup.py pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -26,6 +27,9 @@ compare: demo
 	  $(BIN)/python tools/train_net.py --config-file configs/digits/$${run#digits_}.yaml --resume || exit; \
 	done
 	$(BIN)/python tools/compare_runs.py $(COMPARED:%=output/%) $(DEMO)
+
+demo-classification: $(INSTALLED)
+	$(BIN)/python tools/reproduce.py configs/tables/digits_demo.yaml
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -88,7 +88,7 @@ def test_command_lines_are_found():
     ]
 
 
-@pytest.mark.parametrize("target", ["demo", "compare", "test", "test-all"])
+@pytest.mark.parametrize("target", ["demo", "compare", "demo-classification", "test", "test-all"])
 def test_make_targets_name_files_that_exist(target):
     done = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -1,0 +1,173 @@
+import importlib.util
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+from ssod_imwa.cli import run_main
+from ssod_imwa.engine.hooks import LRHook
+from ssod_imwa.results import read_results
+from ssod_imwa.trained import read_trained
+
+ROOT = Path(__file__).parents[2]
+
+TABLE = f"""
+title: Digits
+metrics: [top1, h_mean]
+overrides:
+  CLS.SCHEDULE.EPOCHS: 0
+  CLS.SCHEDULE.WARMUP: 0
+  SOLVER.MAX_ITER: 2
+  SOLVER.WARMUP_ITERS: 0
+  SOLVER.IMS_PER_BATCH: 4
+  MODEL.DEVICE: cpu
+runs:
+  second:
+    config: {ROOT}/configs/digit_images/crt.yaml
+    overrides: {{CLS.STAGE.RESET_CLASSIFIER: False, CLS.STAGE.MOVE_STATISTICS: False}}
+    after: first
+  first: {{config: {ROOT}/configs/digit_images/cross_entropy.yaml}}
+  never: {{config: {ROOT}/configs/digit_images/mfw.yaml}}
+rows:
+  - {{label: CE, run: first, paper: {{top1: 71.1}}, source: "MFW, Table 2"}}
+  - {{label: cRT, run: second, against: CE}}
+  - {{label: MFW, run: never}}
+"""
+
+
+@pytest.fixture
+def tool():
+    spec = importlib.util.spec_from_file_location("reproduce", ROOT / "tools" / "reproduce.py")
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    return tool
+
+
+@pytest.fixture
+def reproduce(tool, monkeypatch, capsys, tmp_path):
+    (tmp_path / "digits.yaml").write_text(TABLE)
+
+    def run(*arguments):
+        common = [str(tmp_path / "digits.yaml"), "--output", str(tmp_path / "out")]
+        monkeypatch.setattr(sys, "argv", ["reproduce.py", *common, *map(str, arguments)])
+        with pytest.raises(SystemExit) as stopped:
+            run_main(tool.main)
+        return stopped.value.code, *capsys.readouterr()
+
+    return run
+
+
+def refuse(cfg, **options):
+    raise AssertionError(f"{cfg.OUTPUT_DIR} is trained")
+
+
+def test_trains_what_rows_need_once_and_prints_the_table(reproduce, tool, monkeypatch, tmp_path):
+    arguments = ("--rows", "CE", "cRT", "--format", "markdown")
+    status, out, _ = reproduce(*arguments)
+    folder = tmp_path / "out" / "digits"
+    assert status == 0
+    assert {p.name for p in folder.iterdir()} == {"first_seed1", "second_seed1", "table.md"}
+    first, second = (read_results(folder / f"{name}_seed1") for name in ("first", "second"))
+    assert (first.iterations, first.seed) == (2, 1)
+    # The second stage trained the classifier alone, from the first run's model.
+    before, after = (read_trained(folder / f"{n}_seed1").weights for n in ("first", "second"))
+    changed = {key.split(".")[0] for key in before if not before[key].equal(after[key])}
+    assert changed == {"classifier"}
+    top1 = [results.headline().metrics["top1"] for results in (first, second)]
+    lines = out.splitlines()
+    assert lines[0] == "Digits (ours: seed 1)"
+    assert lines[2] == "| method | top1, paper | top1 | gain in top1 | h_mean | seeds | source |"
+    assert lines[4].startswith(f"| CE | 71.1 | {top1[0]:.2f} |  | ")
+    assert lines[4].endswith("| 1 | MFW, Table 2 |")
+    assert lines[5].startswith(f"| cRT |  | {top1[1]:.2f} | {top1[1] - top1[0]:+.2f} | ")
+    assert (folder / "table.md").read_text() == out
+
+    monkeypatch.setattr(tool, "train", refuse)
+    assert reproduce(*arguments)[:2] == (0, out)
+    # A third row brings a run that is not there.
+    with pytest.raises(AssertionError, match="never_seed1 is trained"):
+        reproduce()
+
+
+def test_print_only_trains_nothing_and_creates_nothing(reproduce, tool, monkeypatch, tmp_path):
+    monkeypatch.setattr(tool, "train", refuse)
+    status, out, _ = reproduce("--print-only", "--seeds", 1, 2)
+    assert status == 0
+    assert "Digits (ours: seed 1, 2)" in out
+    assert "71.1" in out
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture
+def trained(tool, monkeypatch):
+    """The configurations that would have been trained."""
+    found = []
+    monkeypatch.setattr(tool, "train", lambda cfg, **options: found.append(cfg) or 0)
+    return found
+
+
+def test_scale_shortens_every_run_in_a_folder_of_its_own(reproduce, trained, tmp_path):
+    epochs = (
+        "SOLVER.MAX_ITER",
+        500,
+        "CLS.SCHEDULE.EPOCHS",
+        10,
+        "CLS.SCHEDULE.WARMUP",
+        2,
+        "IMWA.EPISODES",
+        500,
+    )
+    _, out, _ = reproduce(*epochs, "--scale", 0.1, "--rows", "CE")
+    (cfg,) = trained
+    # 478 images in batches of 4, ten times: 1,195 iterations, and two times: 239.
+    assert (cfg.SOLVER.MAX_ITER, cfg.SOLVER.WARMUP_ITERS, cfg.IMWA.EPISODES) == (120, 24, 120)
+    assert Path(cfg.OUTPUT_DIR) == tmp_path / "out" / "digits_x0.1" / "first_seed1"
+    assert "(ours: seed 1, 0.1 times the schedule, SOLVER.MAX_ITER = 500," in out
+
+
+def test_seeds_data_root_and_overrides_reach_every_run(reproduce, trained, tmp_path):
+    reproduce("--rows", "cRT", "--seeds", 3, 5, "--data-root", tmp_path, "LOG_PERIOD", 7)
+    folder = tmp_path / "out" / "digits"
+    assert [(Path(cfg.OUTPUT_DIR).name, cfg.SEED, cfg.MODEL.WEIGHTS) for cfg in trained] == [
+        ("first_seed3", 3, ""),
+        ("second_seed3", 3, str(folder / "first_seed3")),
+        ("first_seed5", 5, ""),
+        ("second_seed5", 5, str(folder / "first_seed5")),
+    ]
+    assert {(cfg.DATASETS.ROOT, cfg.LOG_PERIOD) for cfg in trained} == {(str(tmp_path), 7)}
+
+
+def test_a_signal_ends_it_with_the_status_of_training_and_it_goes_on(
+    reproduce, monkeypatch, tmp_path
+):
+    original = LRHook.before_step
+
+    def stop(self):
+        original(self)
+        if self.trainer.iter == 0:
+            signal.raise_signal(signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LRHook, "before_step", stop)
+        status, out, _ = reproduce("--rows", "cRT")
+    assert (status, out) == (128 + signal.SIGTERM, "")
+    folder = tmp_path / "out" / "digits"
+    assert {p.name for p in folder.iterdir()} == {"first_seed1"}
+    assert "CE" in reproduce("--rows", "CE")[1]
+    assert read_results(folder / "first_seed1").headline().stage == "final"
+
+
+def test_mistakes_are_one_line_and_status_2(reproduce, trained):
+    for arguments, message in (
+        (("--rows", "CRT"), "'CRT' is not a row; did you mean 'cRT'?"),
+        (("--scale", "0"), "--scale 0 is not allowed (must be above 0)"),
+        (("SOLVER.MAX_ITR", "3"), "SOLVER.MAX_ITR is not a configuration key"),
+    ):
+        status, _, error = reproduce(*arguments)
+        assert status == 2
+        assert message in error.splitlines()[-1]
+    reproduce("--rows", "CE")
+    status, _, error = reproduce("SOLVER.MAX_ITER", 3, "--rows", "CE")
+    assert (status, error.splitlines()[-1].startswith("error: ")) == (2, True)
+    assert "SOLVER.MAX_ITER = 2, which is now 3 (remove it, or choose another --output)" in error
