@@ -230,10 +230,26 @@ def load_weights(model: nn.Module, source: str, *, keep_classifier: bool = True)
         load_encoder(model, state, source=source)
         return
     try:
-        model.load_state_dict(state)
+        model.load_state_dict(_folded(state, like=model))
     except RuntimeError as error:
         first = " ".join(str(error).split())[:300]
         raise WeightsError(f"{source} is of another network than CLS.MODEL: {first}") from error
+
+
+def _folded(state: Mapping[str, Any], *, like: nn.Module) -> Mapping[str, Any]:
+    """A scaled linear classifier's state as that of the linear one that it is equal to.
+
+    So that a run can go on from a second stage, whose scales it does not have. A cosine classifier,
+    without bias, is equal to no other with scales.
+    """
+    scale, bias = "classifier.scale", "classifier.classifier.bias"
+    if scale in like.state_dict() or scale not in state or bias not in state:
+        return state
+    plain = {k: x for k, x in state.items() if not k.startswith("classifier.")}
+    weight = state["classifier.classifier.weight"]
+    plain["classifier.weight"] = state[scale][:, None] * weight
+    plain["classifier.bias"] = state[scale] * state[bias]
+    return plain
 
 
 def deployed_state(state: Mapping[str, Any]) -> dict[str, Any]:

@@ -158,6 +158,21 @@ def test_learnable_scales_are_all_that_lws_trains(config):
     assert not torch.equal(after["student.classifier.scale"], torch.ones(10))
 
 
+def test_a_run_goes_on_from_a_stage_with_scales_by_folding_them(config):
+    scaled = config("CLS.STAGE.LEARNABLE_SCALE", "True")
+    run.train(scaled)
+    before = read_trained(scaled.OUTPUT_DIR).weights
+    scale = before["classifier.scale"]
+    assert not scale.eq(1).all()
+    # A rate of 0 leaves the weights that the run started from.
+    after = config("MODEL.WEIGHTS", scaled.OUTPUT_DIR, "SOLVER.BASE_LR", "0", output="next")
+    run.train(after)
+    weights = read_trained(after.OUTPUT_DIR).weights
+    inner = "classifier.classifier."
+    assert weights["classifier.weight"].equal(scale[:, None] * before[f"{inner}weight"])
+    assert weights["classifier.bias"].equal(scale * before[f"{inner}bias"])
+
+
 @pytest.mark.parametrize("merge", ["adaptive_h", "greedy_g"])
 def test_members_are_merged_by_their_means_on_balanced_images(config, merge, tmp_path):
     cfg = config(
