@@ -176,7 +176,7 @@ def report(table: Table, rows: Sequence[Row], found: Found) -> tuple[list[str], 
         header += [f"{metric}, paper", metric] if metric in printed else [metric]
         if gains and metric == table.metrics[0]:
             header.append(f"gain in {metric}")
-    header += ["seeds", "source"]
+    header += ["seeds", *(["source"] if printed else [])]
     by_label = {row.label: row for row in table.rows}
     cells = []
     for row in rows:
@@ -188,7 +188,7 @@ def report(table: Table, rows: Sequence[Row], found: Found) -> tuple[list[str], 
             line.append(spread_text(Spread.of(x.get(metric, math.nan) for x in ours.values())))
             if gains and metric == table.metrics[0]:
                 line.append(_gain(metric, ours, by_label.get(row.against or ""), found))
-        cells.append([*line, str(len(ours)), row.source])
+        cells.append([*line, str(len(ours)), *([row.source] if printed else [])])
     return header, cells
 
 

@@ -67,14 +67,14 @@ def test_paper_and_ours_stand_side_by_side():
 
 def test_without_paper_or_gains_there_are_no_columns_for_them():
     table = table_of(Row("CE", "ce"), metrics=("top1",))
-    assert report(table, table.rows, {})[0] == ["method", "top1", "seeds", "source"]
+    assert report(table, table.rows, {})[0] == ["method", "top1", "seeds"]
 
 
 def test_a_gain_counts_the_other_row_even_if_it_is_not_shown():
     table = table_of(Row("CE", "ce"), Row("MFW", "mfw", against="CE"), metrics=("top1",))
     found = {("ce", 1): results_of(1, 70.0), ("mfw", 1): results_of(1, 71.5)}
     _, (cells,) = report(table, table.rows[1:], found)
-    assert cells == ["MFW", "71.50", "+1.50", "1", ""]
+    assert cells == ["MFW", "71.50", "+1.50", "1"]
 
 
 def test_a_row_shows_the_headline_a_model_or_a_member():

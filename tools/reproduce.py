@@ -36,7 +36,7 @@ from ssod_imwa.reproduction import (
     write_recipe,
 )
 from ssod_imwa.results import Results
-from ssod_imwa.run import train
+from ssod_imwa.run import FREE_KEYS, train
 from ssod_imwa.task import open_task
 from ssod_imwa.visualization.table import comparison_markdown, comparison_table
 
@@ -161,7 +161,7 @@ def caption_of(arguments: argparse.Namespace, table: Table) -> str:
     seeds = ", ".join(map(str, arguments.seeds))
     schedule = "" if arguments.scale == 1 else f", {arguments.scale:g} times the schedule"
     changed = zip(arguments.overrides[::2], arguments.overrides[1::2], strict=False)
-    settings = "".join(f", {key} = {value}" for key, value in changed)
+    settings = "".join(f", {key} = {value}" for key, value in changed if key not in FREE_KEYS)
     return f"{table.title} (ours: seed {seeds}{schedule}{settings})"
 
 
