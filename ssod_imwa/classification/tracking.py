@@ -1,0 +1,214 @@
+"""Hooks that watch a classifier while it trains: numbers of each class, and snapshots."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ssod_imwa.averaging.episodes import Position
+from ssod_imwa.classification.analysis.features import extract, feature_deviation
+from ssod_imwa.classification.analysis.gradients import by_class, measure_reaction
+from ssod_imwa.data.image_loader import ImageBatch
+from ssod_imwa.engine import comm
+from ssod_imwa.engine.atomic import remove_checkpoint, write_checkpoint
+from ssod_imwa.engine.hooks import undisturbed
+from ssod_imwa.engine.output import on_main
+from ssod_imwa.engine.seeding import counted_generator
+from ssod_imwa.engine.trainer import HookBase
+from ssod_imwa.engine.writers import JSONWriter
+
+CLASSES_FILE = "classes.json"
+SNAPSHOT_FOLDER = "snapshots"
+_SNAPSHOT = re.compile(r"member(\d+)_t(\d{7,})\.pth")
+
+
+class ClassTrackingHook(HookBase):
+    """Writes how the student treats each class, one JSON object a line.
+
+    A row has where it was made (`iteration`, `episode`, `member`, `t`, counted from 0) and lists of
+    a number for each class: `accuracy`, `gradient_norm`, `ratio` (see `ClassReaction`) and
+    `deviation` (see `feature_deviation`), null where a class has no images. All are measured in
+    eval mode, without augmentation or mixing, and disturb nothing: the run is the same without.
+
+    It belongs before IMWA's hook, while a member's last weights are still live, and before the
+    checkpoint, which then knows the row.
+
+    Args:
+        path: of the file, `classes.json`.
+        train: batches of the training images or of a fixed balanced part, readable again and again.
+        test: batches of the test images.
+        classes: C.
+        period: own iterations of a member between two rows; the last one always has a row.
+        seed: of the run, for the subsets of `feature_deviation`.
+        first_member: number of the schedule's member 0.
+        group: see `measure_reaction`.
+        draws: R of `feature_deviation`.
+
+    Raises:
+        ValueError: `period` is below 1.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        train: Iterable[ImageBatch],
+        test: Iterable[ImageBatch],
+        *,
+        classes: int,
+        period: int,
+        seed: int,
+        first_member: int = 0,
+        group: str | None = None,
+        draws: int = 1000,
+    ) -> None:
+        _check_period(period)
+        self._writer = JSONWriter(path)
+        self._train = train
+        self._test = test
+        self._classes = classes
+        self._period = period
+        self._seed = seed
+        self._first_member = first_member
+        self._group = group
+        self._draws = draws
+
+    @property
+    def name(self) -> str:
+        return "class tracking"
+
+    def before_train(self) -> None:
+        if comm.is_main():
+            self._writer.open(self.trainer.start_iter)
+
+    def after_step(self) -> None:
+        position = self.trainer.position
+        if not _is_due(position, self._period, self.trainer.schedule.iterations):
+            return
+        found = self._measure(position)
+        if comm.is_main():
+            place = {
+                "iteration": position.global_step,
+                "episode": position.episode,
+                "member": position.member,
+                "t": position.t,
+            }
+            self._writer.write(place | {name: _listed(values) for name, values in found.items()})
+
+    def after_train(self) -> None:
+        self._writer.close()
+
+    def state_dict(self) -> dict[str, Any]:
+        return self._writer.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._writer.load_state_dict(state)
+
+    def _measure(self, position: Position) -> dict[str, np.ndarray]:
+        student = self.trainer.algorithm.student
+        with undisturbed({"student": student}):
+            reaction = measure_reaction(student, self._train, group=self._group)
+            test = extract(student, self._test)
+        member = self._first_member + position.member
+        classes = by_class(reaction, classes=self._classes)
+        return {
+            "accuracy": classes.accuracy,
+            "gradient_norm": classes.gradient_norm,
+            "ratio": classes.ratio,
+            "deviation": feature_deviation(
+                reaction.features,
+                reaction.labels,
+                test.joined_features,
+                test.labels,
+                classes=self._classes,
+                generator=counted_generator(self._seed, "deviation", member, position.t),
+                draws=self._draws,
+            ),
+        }
+
+
+class SnapshotHook(HookBase):
+    """Keeps the student's weights of each member while it trains, for IMWA's figure 1.
+
+    `member0_t0000123.pth` holds "student", its state dict after the member's own iteration 123,
+    "member" and "t". It belongs before IMWA's hook, while a member's last weights are still live.
+    A new run removes the snapshots of an earlier one after its first step.
+
+    Args:
+        folder: of the files, made when the first one is written.
+        period: own iterations of a member between two snapshots; the last one always has one.
+        first_member: number of the schedule's member 0.
+
+    Raises:
+        ValueError: `period` is below 1.
+    """
+
+    def __init__(self, folder: str | Path, *, period: int, first_member: int = 0) -> None:
+        _check_period(period)
+        self._folder = Path(folder)
+        self._period = period
+        self._first_member = first_member
+
+    @property
+    def name(self) -> str:
+        return "snapshots"
+
+    def after_step(self) -> None:
+        position = self.trainer.position
+        if position.global_step == 0:
+            on_main(self._remove_earlier)
+        if _is_due(position, self._period, self.trainer.schedule.iterations):
+            on_main(lambda: self._write(position))
+
+    def _write(self, position: Position) -> None:
+        member = self._first_member + position.member
+        self._folder.mkdir(parents=True, exist_ok=True)
+        content = {
+            "student": self.trainer.algorithm.student.state_dict(),
+            "member": member,
+            "t": position.t,
+        }
+        write_checkpoint(snapshot_path(self._folder, member, position.t), content)
+
+    def _remove_earlier(self) -> None:
+        for path in snapshot_files(self._folder).values():
+            remove_checkpoint(path)
+
+
+def snapshot_path(folder: str | Path, member: int, t: int) -> Path:
+    """Where a member's weights after its own iteration t are.
+
+    Example:
+        >>> snapshot_path("run", 0, 123).as_posix()
+        'run/member0_t0000123.pth'
+    """
+    return Path(folder) / f"member{member}_t{t:07d}.pth"
+
+
+def snapshot_files(folder: str | Path) -> dict[tuple[int, int], Path]:
+    """The snapshots in a folder by (t, member), in this order; not verified."""
+    found = {
+        (int(match[2]), int(match[1])): path
+        for path in Path(folder).glob("member*_t*.pth")
+        if (match := _SNAPSHOT.fullmatch(path.name))
+    }
+    return dict(sorted(found.items()))
+
+
+def _check_period(period: int) -> None:
+    if period < 1:
+        raise ValueError(f"period = {period} is not allowed (must be at least 1)")
+
+
+def _is_due(position: Position, period: int, iterations: int) -> bool:
+    done = position.t + 1
+    return done % period == 0 or done == iterations
+
+
+def _listed(values: np.ndarray) -> list[float | None]:
+    """Six digits are beyond any noise here, and thousands of classes make long lines."""
+    return [float(f"{x:.6g}") if math.isfinite(x) else None for x in values.tolist()]
