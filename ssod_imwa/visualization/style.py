@@ -1,0 +1,92 @@
+"""How figures look: colours, markers and dashes that stay apart in grey and to all eyes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+"""Okabe and Ito's palette; lines differ in marker or dash, too, for prints in grey."""
+
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+DASHES = ("-", "--", ":", "-.")
+DPI = 120
+COLOURMAP = "viridis"  # even in lightness, so it survives a print in grey
+
+MOST_NAMES = 30
+"""Classes up to which each is named on an axis."""
+
+_STEPS = tuple(digit * 10**power for power in range(8) for digit in (1, 2, 5))
+
+GROUP_COLOURS = {"many": "#0072B2", "medium": "#E69F00", "few": "#D55E00"}
+GROUP_MARKERS = {"many": "o", "medium": "s", "few": "^"}
+
+
+def colour(number: int) -> str:
+    """The colour of the line with this number; they repeat after seven."""
+    return COLOURS[number % len(COLOURS)]
+
+
+def marker(number: int) -> str:
+    """The marker of the line with this number."""
+    return MARKERS[number % len(MARKERS)]
+
+
+def dash(number: int) -> str:
+    """The dash of the line with this number."""
+    return DASHES[number % len(DASHES)]
+
+
+def panels(
+    rows: int, columns: int, *, width: float = 5.5, height: float = 3.4, **options: bool | str
+) -> tuple[Figure, list[list[Axes]]]:
+    """A figure without pyplot and its axes, by row and column; width and height are a panel's."""
+    size = (1 + width * columns, 0.4 + height * rows)
+    figure = Figure(figsize=size, layout="constrained", dpi=DPI)
+    axes = figure.subplots(rows, columns, squeeze=False, **options)
+    return figure, [list(row) for row in axes]
+
+
+def finish(axis: Axes, *, x: str, y: str, legend: str | None = "best") -> None:
+    """Labels, a faint grid and, if something has a label, a legend.
+
+    Args:
+        axis: what is finished.
+        x: what the horizontal axis is, with a unit.
+        y: what the vertical axis is, with a unit.
+        legend: where it is, as matplotlib calls it, or "right" for beside the axis; None for none.
+    """
+    axis.set_xlabel(x)
+    axis.set_ylabel(y)
+    axis.grid(alpha=0.3)
+    axis.set_axisbelow(True)
+    if legend is None or not axis.get_legend_handles_labels()[0]:
+        return
+    if legend == "right":
+        axis.legend(fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5))
+    else:
+        axis.legend(fontsize="small", loc=legend)
+
+
+def class_ticks(axis: Axes, names: Sequence[str], *, both: bool = False, block: int = 1) -> None:
+    """Names of classes below an axis (and beside it, if `both`), or ranks if they are many.
+
+    Args:
+        axis: with the classes at 0, 1, ...
+        names: of the classes; of more than 30 every so many gets its rank, from 0.
+        both: name the rows, too.
+        block: classes that stand at one place together, for the ranks.
+    """
+    if len(names) <= MOST_NAMES and block == 1:
+        at, shown = list(range(len(names))), list(names)
+    else:
+        classes = len(names) * block
+        step = next(x for x in _STEPS if classes <= 8 * x)
+        ranks = range(0, classes, step)
+        at, shown = [rank / block for rank in ranks], [str(rank) for rank in ranks]
+    # About so many letters fit side by side.
+    axis.set_xticks(at, shown, rotation=90 if sum(map(len, shown)) > 45 else 0)
+    if both:
+        axis.set_yticks(at, shown)
