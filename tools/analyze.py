@@ -1,0 +1,156 @@
+#!/usr/bin/env python
+"""See where a trained classifier errs, and what its weights are like.
+
+Examples:
+  is its confidence right?            %(prog)s calibration output/digits_mfw
+  which classes suffer?               %(prog)s classes output/digits_mfw
+  how flat is the minimum?            %(prog)s landscape output/digits_mfw
+  what lies between two runs?         %(prog)s interpolate output/seed1 output/seed2
+
+Each subject prints its numbers and writes a picture to RUN/pictures; --help after its name says
+what is seen in it. RUN is the OUTPUT_DIR of a classification run. See docs/analysis.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from ssod_imwa.cli import print_table, run_main
+
+# What the subject asks, and what is seen in its picture.
+SUBJECTS = {
+    "calibration": (
+        "is a confidence of p right with probability p?",
+        "Bars are accuracy by confidence. On the dashed line confidence is right; a hatched gap "
+        "above a bar is overconfidence. ECE is the mean gap.",
+    ),
+    "confusion": (
+        "which classes are taken for which?",
+        "Rows are true classes, columns predictions, the most frequent class first. Bright cells "
+        "left of the diagonal in lower rows: rare classes are taken for frequent ones.",
+    ),
+    "classes": (
+        "how does recall go with the number of training images?",
+        "Recall of each class below its number of training images; many, medium and few are "
+        "shaded. With CLS.TRACK_PERIOD in the run also curves of each class over the training.",
+    ),
+    "features": (
+        "do features of rare classes differ between training and test? (MFW)",
+        "Training accuracy, gradient norm, classification ratio and feature deviation against "
+        "training images. Rare classes that are remembered but not learnt have a high deviation "
+        "between training and test features.",
+    ),
+    "landscape": (
+        "how flat is the minimum? (ECL)",
+        "Test loss and accuracy when noise of growing size is added to the weights. The wider the "
+        "valley, the flatter the minimum.",
+    ),
+    "interpolate": (
+        "what lies between two runs? (BTM)",
+        "Test metrics of (1 - lambda) A + lambda B. A curve without a dip: the two networks can be "
+        "averaged; one above both ends: averaging helps.",
+    ),
+    "members": (
+        "what does averaging members gain over the training? (IMWA)",
+        "For each snapshot the metric of the members and of their average, the gain over the "
+        "best member, and the distance of the members. Needs CLS.SNAPSHOT_PERIOD in the run.",
+    ),
+    "experts": (
+        "how different are the experts? (ECL)",
+        "Mean distance of two experts' features for each class; small is agreement. The table has "
+        "the accuracy of each expert alone.",
+    ),
+    "embedding": (
+        "which classes do the features tell apart?",
+        "Test images as points, those with like features close together (t-SNE). Clusters of "
+        "mixed colours are classes the features do not tell apart; distances between clusters "
+        "mean nothing.",
+    ),
+    "tau": (
+        "what do corrections after training gain?",
+        "Accuracy over the strength tau of two corrections: subtracting tau log priors from the "
+        "logits, and dividing a class's weights by their norm to the power tau. Few rises and "
+        "many falls with tau; the dotted line is the best of all classes.",
+    ),
+}
+BN_CHOICES = ("average", "recompute")
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    subjects = parser.add_subparsers(dest="subject", metavar="SUBJECT", required=True)
+    added = {}
+    for name, (question, seen) in SUBJECTS.items():
+        added[name] = subject = subjects.add_parser(name, help=question, description=seen)
+        subject.add_argument("run", metavar="RUN", help="OUTPUT_DIR of a run")
+        if name == "interpolate":
+            subject.add_argument("other", metavar="RUN_B", help="another run, or a file of it")
+        subject.add_argument("--output", metavar="DIR", help="folder (default: RUN/pictures)")
+        subject.add_argument(
+            "--weights", metavar="FILE", help="of the network (default: RUN's newest model)"
+        )
+        subject.add_argument(
+            "--opts", nargs="*", default=[], metavar="KEY VALUE", help="settings to change"
+        )
+    add_options(added)
+    return parser.parse_args()
+
+
+def add_options(subjects: dict[str, argparse.ArgumentParser]) -> None:
+    """Options of one subject each, named like the arguments of its function."""
+    subjects["calibration"].add_argument(
+        "--bins", type=int, default=15, metavar="N", help="of confidence (15)"
+    )
+    subjects["features"].add_argument(
+        "--group", metavar="NAME", help="gradients after this group, such as layer1 (pooled ones)"
+    )
+    flat, line = subjects["landscape"], subjects["interpolate"]
+    flat.add_argument("--directions", type=int, default=5, metavar="N", help="random ones (5)")
+    flat.add_argument("--points", type=int, default=21, metavar="N", help="along each, odd (21)")
+    flat.add_argument("--radius", type=float, default=1.0, metavar="R", help="largest step (1)")
+    flat.add_argument("--plane", action="store_true", help="a plane of two directions instead")
+    line.add_argument("--points", type=int, default=11, metavar="N", help="of lambda (11)")
+    line.add_argument(
+        "--bn", choices=(*BN_CHOICES, "both"), default="average", help="batch norms (average)"
+    )
+    for subject in (flat, line):
+        subject.add_argument(
+            "--images", type=int, default=0, metavar="N", help="about so many test images (all)"
+        )
+    members, points = subjects["members"], subjects["embedding"]
+    members.add_argument(
+        "--bn", choices=BN_CHOICES, default="average", help="batch norms (average)"
+    )
+    members.add_argument("--metric", default="top1", metavar="NAME", help="to compare (top1)")
+    points.add_argument("--images", type=int, default=50, metavar="N", help="of each class (50)")
+    points.add_argument("--classes", type=int, default=10, metavar="N", help="at most (10)")
+    points.add_argument("--perplexity", type=float, default=30.0, metavar="P", help="of t-SNE (30)")
+
+
+def main() -> None:
+    """Analyse, print the numbers, write the pictures and name the files."""
+    arguments = vars(parse_arguments())
+    # Seconds to import, which --help need not wait for.
+    from ssod_imwa.classification.analysis import commands, weight_commands
+    from ssod_imwa.classification.analysis.build import open_run
+
+    subject, output = arguments.pop("subject"), arguments.pop("output")
+    run = open_run(
+        arguments.pop("run"), weights=arguments.pop("weights"), overrides=arguments.pop("opts")
+    )
+    analyse = getattr(commands, subject, None) or getattr(weight_commands, subject)
+    found = analyse(run, **arguments)
+    for table in found.tables:
+        print_table(table)
+    folder = Path(output or run.folder / "pictures")
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, figure in found.figures.items():
+        figure.savefig(folder / name)
+        print(folder / name)
+
+
+if __name__ == "__main__":
+    run_main(main)
