@@ -20,6 +20,7 @@ from ssod_imwa.classification.criteria import Criterion
 from ssod_imwa.classification.mixers import Mixer
 from ssod_imwa.classification.models.build import find_layer
 from ssod_imwa.classification.models.mae import MaskedAutoencoder
+from ssod_imwa.classification.models.vit import ViT
 from ssod_imwa.engine.algorithm import Algorithm
 from ssod_imwa.errors import ConfigError
 
@@ -216,6 +217,11 @@ def _mae(cfg: CfgNode, model: nn.Module, counts: Counts, device: Any) -> Algorit
 def build_autoencoder(cfg: CfgNode, model: nn.Module) -> MaskedAutoencoder:
     """The masked autoencoder around a vision transformer."""
     options = cfg.CLS.MAE
+    if not isinstance(model, ViT):
+        raise ConfigError(
+            f"CLS.MODEL.NAME = {cfg.CLS.MODEL.NAME!r} is not allowed with CLS.ALGORITHM = 'mae' "
+            "(must be a vision transformer: vit_base_patch16, vit_tiny_patch4_32)"
+        )
     try:
         return MaskedAutoencoder(
             model,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -20,6 +21,7 @@ from ssod_imwa.averaging.members import Rule
 from ssod_imwa.classification import build, methods
 from ssod_imwa.classification.algorithms.base import deployed
 from ssod_imwa.classification.algorithms.mae import reconstruction_error
+from ssod_imwa.classification.models.freezing import set_train_mode
 from ssod_imwa.classification.models.mae import MaskedAutoencoder
 from ssod_imwa.classification.models.vit import ViT, layer_decay_groups
 from ssod_imwa.classification.prediction import evaluate_classifier
@@ -40,6 +42,8 @@ from ssod_imwa.engine.trainer import HookBase
 from ssod_imwa.errors import ConfigError
 from ssod_imwa.task import Batches, Evaluator, Recompute, Task, pick_device
 
+logger = logging.getLogger(__name__)
+
 
 class ClassificationTask(Task):
     """Training and test images of a configuration, and the classifier trained on them.
@@ -57,6 +61,8 @@ class ClassificationTask(Task):
         check_config(self.cfg, "CLS.SCHEDULE")
         self.device = pick_device(cfg.MODEL.DEVICE)
         self.method = methods.method_name(cfg)
+        if cfg.CLS.SAMPLER.NAME == build.SUBSET:
+            _report_short_classes(train, cfg.CLS.SAMPLER.PER_CLASS)
         ratio = f" at ratio {cfg.CLS.IMBALANCE.RATIO:g}" if cfg.CLS.IMBALANCE.RATIO else ""
         if cfg.CLS.IMBALANCE.PROFILE == "step" and ratio:
             ratio += " (step)"
@@ -153,12 +159,14 @@ class ClassificationTask(Task):
 
     def build_bn_recomputation(self, batches: Batches, *, count: int) -> Recompute:
         """First views of the run's first batches through each classifier (fvcore's precise BN)."""
+        stage = self.cfg.CLS.STAGE
 
         @torch.no_grad()
         def recompute(models: Mapping[str, nn.Module]) -> None:
             for model in models.values():
                 with undisturbed({"model": model}):
-                    classifier = deployed(model).train()
+                    classifier = deployed(model)
+                    set_train_mode(classifier, stage.PART, move_statistics=stage.MOVE_STATISTICS)
                     images = (batch.views[0] for batch in itertools.islice(batches(0), count))
                     update_bn_stats(classifier, images, count)
 
@@ -187,6 +195,11 @@ class ClassificationTask(Task):
         merge = self.cfg.CLS.MERGE
         if merge == "mean":
             return super().coefficients(algorithm)
+        if self.cfg.IMWA.STORE != "dict":
+            raise ConfigError(
+                f"IMWA.STORE = {self.cfg.IMWA.STORE!r} is not allowed with CLS.MERGE = {merge!r} "
+                "(must be 'dict': it looks at every member)"
+            )
         rule, mean = merge.split("_")
         metric = soups.metric_of(
             {"student": algorithm.student},
@@ -211,3 +224,22 @@ class ClassificationTask(Task):
                 train_counts=train.counts,
             )
         return metrics[name]
+
+
+def _report_short_classes(train: ClassificationDataset, per_class: int) -> None:
+    """Say which classes give all they have to a balanced subset, as in BTM's experiments."""
+    short = [
+        f"{name} ({count})"
+        for name, count in zip(train.classes, train.counts, strict=True)
+        if count < per_class
+    ]
+    if short:
+        shown = ", ".join(short[:5]) + (", ..." if len(short) > 5 else "")
+        logger.info(
+            "%d of %d classes have fewer than CLS.SAMPLER.PER_CLASS = %d images and give all of "
+            "them, none twice: %s",
+            len(short),
+            len(train.classes),
+            per_class,
+            shown,
+        )

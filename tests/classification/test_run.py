@@ -173,6 +173,14 @@ def test_a_run_goes_on_from_a_stage_with_scales_by_folding_them(config):
     assert weights["classifier.bias"].equal(scale * before[f"{inner}bias"])
 
 
+def test_a_class_smaller_than_a_balanced_subset_is_named(config, caplog):
+    caplog.set_level("INFO")
+    run.train(config("CLS.SAMPLER.NAME", "balanced_subset", "CLS.SAMPLER.PER_CLASS", 8))
+    # At ratio 20 class 9 has 7 images.
+    assert "1 of 10 classes have fewer than CLS.SAMPLER.PER_CLASS = 8 images" in caplog.text
+    assert "9 (7)" in caplog.text
+
+
 @pytest.mark.parametrize("merge", ["adaptive_h", "greedy_g"])
 def test_members_are_merged_by_their_means_on_balanced_images(config, merge, tmp_path):
     cfg = config(
@@ -201,6 +209,10 @@ def test_members_are_merged_by_their_means_on_balanced_images(config, merge, tmp
         (["CLS.SCHEDULE.EPOCHS", 0.001], ConfigError, "0 iterations"),
         (["CLS.STAGE.PART", "scale"], ConfigError, "ScaledClassifier"),
         (["MODEL.WEIGHTS", "absent"], UserError, "absent"),
+        (["CLS.MERGE", "greedy_h", "IMWA.STORE", "stream"], ConfigError, "must be 'dict'"),
+        (["CLS.ALGORITHM", "ecl", "CLS.INPUT.VIEWS", "['sim', 'sim']"], ConfigError, "at least 2"),
+        (["CLS.ALGORITHM", "mae"], ConfigError, "must be a vision transformer"),
+        (["CLS.STAGE.LAYER_DECAY", "0.75"], ConfigError, "vision transformers"),
     ],
 )  # fmt: skip
 def test_bad_input_stops_before_anything_is_written(config, settings, error, message):
