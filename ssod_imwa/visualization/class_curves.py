@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Colormap, ListedColormap, LogNorm, Normalize
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from ssod_imwa.visualization.classification import frequency_order
 from ssod_imwa.visualization.plots import MetricsError
@@ -71,6 +72,7 @@ def class_curves_figure(
         axis.axhline(1, color="black", ls=":", lw=1)  # predicted as often as it occurs
     for axis in grid[-1]:
         axis.set_xlabel("epochs of a member")
+        axis.xaxis.set_major_locator(MaxNLocator(8, integer=axis.get_xlim()[1] > 5))
     handles, labels = grid[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, fontsize="small", loc="outside upper left", ncols=2)
     bar = ScalarMappable(scale, colours)

@@ -83,7 +83,8 @@ def reliability_figure(bins: ReliabilityBins) -> Figure:
     upper.set_title(f"ECE {100 * ece:.2f} %, largest gap {100 * mce:.1f} %")
     upper.set_xlim(0, 1)
     upper.set_ylim(0, 1)
-    finish(upper, x="", y="share that is right", legend="upper left")
+    finish(upper, x="", y="share that is right", legend=None)
+    figure.legend(fontsize="small", loc="outside upper left", ncols=3)
     lower.bar(middles, bins.images, 0.95 * width, color=COLOURS[2])
     finish(lower, x="confidence (highest probability)", y="images")
     return figure

@@ -56,7 +56,8 @@ def finish(axis: Axes, *, x: str, y: str, legend: str | None = "best") -> None:
         axis: what is finished.
         x: what the horizontal axis is, with a unit.
         y: what the vertical axis is, with a unit.
-        legend: where it is, as matplotlib calls it, or "right" for beside the axis; None for none.
+        legend: where it is, as matplotlib calls it, "right" for beside the
+            axis, or "below"; None for none.
     """
     axis.set_xlabel(x)
     axis.set_ylabel(y)
@@ -66,6 +67,8 @@ def finish(axis: Axes, *, x: str, y: str, legend: str | None = "best") -> None:
         return
     if legend == "right":
         axis.legend(fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5))
+    elif legend == "below":
+        axis.legend(fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=3)
     else:
         axis.legend(fontsize="small", loc=legend)
 

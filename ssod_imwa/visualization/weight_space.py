@@ -201,5 +201,5 @@ def tau_figure(
             text = f"{label}: {value:.1f} %"
             axis.axhline(value, color=COLOURS[3], ls=dash(number + 1), lw=1, label=text)
         axis.set_title(title, fontsize=10)
-        finish(axis, x="τ", y="accuracy (%)")
+        finish(axis, x="τ", y="accuracy (%)", legend="below")
     return figure

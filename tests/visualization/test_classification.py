@@ -48,7 +48,8 @@ def test_reliability_has_a_bar_for_each_bin_and_the_gap_to_confidence():
     assert [bar.get_height() for bar in lower.containers[0]] == [0, 3]
     assert upper.get_title() == "ECE 6.67 %, largest gap 6.7 %"
     assert lower.get_xlabel() == "confidence (highest probability)"
-    assert legend(upper) == ["calibrated", "accuracy", "gap to mean confidence"]
+    texts = [text.get_text() for text in reliability_figure(bins).legends[0].get_texts()]
+    assert texts == ["calibrated", "accuracy", "gap to mean confidence"]
     assert line(upper, "calibrated").get_xydata().tolist() == [[0, 0], [1, 1]]
 
 
