@@ -127,6 +127,11 @@ class ClassificationTask(Task):
         cfg, folder = self.cfg, Path(self.cfg.OUTPUT_DIR)
         found: list[HookBase] = []
         first = cfg.IMWA.FIRST_MEMBER
+        if cfg.CLS.TRACK_PERIOD and cfg.CLS.ALGORITHM == "mae":
+            raise ConfigError(
+                f"CLS.TRACK_PERIOD = {cfg.CLS.TRACK_PERIOD} is not allowed with CLS.ALGORITHM = "
+                "'mae' (must be 0: it classifies nothing)"
+            )
         if cfg.CLS.TRACK_PERIOD:
             train, test = self.data.train, self.data.tests[0]
             found.append(

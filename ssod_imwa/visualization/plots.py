@@ -20,12 +20,8 @@ from matplotlib.ticker import MaxNLocator
 from ssod_imwa.data.structures import DetectionDataset
 from ssod_imwa.errors import DataError, UserError
 from ssod_imwa.results import MODELS, Evaluation, Results, main_metrics
+from ssod_imwa.visualization.style import DPI, colour, dash, marker
 
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-"""Okabe and Ito's palette; lines differ in marker or dash, too, for prints in grey."""
-
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-_DPI = 120
 _TITLES = {
     "pseudo_boxes": "pseudo-labels per image",
     "pseudo_score": "mean score of pseudo-labels",
@@ -96,7 +92,7 @@ def training_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
             "own iteration t (optimizer steps of one member)": _draw_by_member,
         }
     size = (1 + 5.5 * len(columns), 2.8 * len(panels))
-    figure = Figure(figsize=size, layout="constrained", dpi=_DPI)
+    figure = Figure(figsize=size, layout="constrained", dpi=DPI)
     axes = figure.subplots(len(panels), len(columns), squeeze=False, sharex="col")
     for row_of_axes, (title, chosen) in zip(axes, panels.items(), strict=True):
         for axis, draw in zip(row_of_axes, columns.values(), strict=True):
@@ -135,14 +131,14 @@ def episodes_figure(results: Results, *, metrics: Sequence[str] | None = None) -
         )
     columns = min(2, len(metrics))
     rows = -(-len(metrics) // columns)
-    figure = Figure(figsize=(6 * columns, 4.2 * rows), layout="constrained", dpi=_DPI)
+    figure = Figure(figsize=(6 * columns, 4.2 * rows), layout="constrained", dpi=DPI)
     panels = figure.subplots(rows, columns, squeeze=False).flat
     for axis in list(panels)[len(metrics) :]:
         axis.remove()
     for axis, metric in zip(figure.axes, metrics, strict=True):
         for number, model in enumerate(MODELS):
             of_model = [x for x in results.evaluations if x.model == model]
-            _draw_episodes(axis, of_model, metric, model, _COLOURS[number])
+            _draw_episodes(axis, of_model, metric, model, colour(number))
         axis.set_xlabel("episode")
         axis.set_ylabel(f"{metric} (%)")
         axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
@@ -181,7 +177,7 @@ def classes_figure(datasets: Sequence[DetectionDataset]) -> Figure:
             )
     counts = np.array([class_counts(dataset) for dataset in datasets]).reshape(-1, len(classes))
     order = np.argsort(-counts[0], kind="stable")
-    figure = Figure(figsize=(max(6, 0.35 * len(classes)), 4.5), layout="constrained", dpi=_DPI)
+    figure = Figure(figsize=(max(6, 0.35 * len(classes)), 4.5), layout="constrained", dpi=DPI)
     axis = figure.subplots()
     width = 0.8 / len(datasets)
     for i, dataset in enumerate(datasets):
@@ -191,7 +187,7 @@ def classes_figure(datasets: Sequence[DetectionDataset]) -> Figure:
             at,
             counts[i][order],
             width,
-            color=_COLOURS[i % len(_COLOURS)],
+            color=colour(i),
             label=f"{dataset.name} ({boxes} boxes on {images} images)",
         )
     if counts.max() >= 10 * max(1, counts.min()):
@@ -218,7 +214,7 @@ def class_counts(dataset: DetectionDataset) -> list[int]:
 def _draw_by_step(axis: Axes, rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> None:
     for number, name in enumerate(names):
         steps, values = _column(rows, name, "iteration")
-        axis.plot(steps, values, color=_colour(number), ls=_dash(number), lw=1, label=name)
+        axis.plot(steps, values, color=colour(number), ls=dash(number), lw=1, label=name)
 
 
 def _draw_by_member(axis: Axes, rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> None:
@@ -228,11 +224,11 @@ def _draw_by_member(axis: Axes, rows: Sequence[Mapping[str, Any]], names: Sequen
         own = [row for row in rows if row.get("member", 0) == member]
         for number, name in enumerate(names):
             steps, values = _column(own, name, "t")
-            colour = _colour(i if len(names) == 1 else number)
-            axis.plot(steps, values, color=colour, ls=_dash(i), lw=1)
+            which = i if len(names) == 1 else number
+            axis.plot(steps, values, color=colour(which), ls=dash(i), lw=1)
     for i, member in enumerate(members):
-        colour = _colour(i) if len(names) == 1 else "black"
-        axis.plot([], [], color=colour, ls=_dash(i), lw=1, label=f"member {member + 1}")
+        shown = colour(i) if len(names) == 1 else "black"
+        axis.plot([], [], color=shown, ls=dash(i), lw=1, label=f"member {member + 1}")
 
 
 def _column(
@@ -250,10 +246,10 @@ def _draw_episodes(
     averages = {x.episode: x.metrics.get(metric, math.nan) for x in evaluations if x.member is None}
     members = sorted({x.member for x in evaluations if x.member is not None})
     if averages:
-        marker = "o" if model == "teacher" else "s"
+        shape = "o" if model == "teacher" else "s"
         label = f"{model}, average" if len(members) > 1 else model
         episodes = [episode + 1 for episode in averages]
-        axis.plot(episodes, list(averages.values()), color=colour, marker=marker, label=label)
+        axis.plot(episodes, list(averages.values()), color=colour, marker=shape, label=label)
     for number, member in enumerate(members):
         own = [x for x in evaluations if x.member == member]
         axis.scatter(
@@ -261,14 +257,6 @@ def _draw_episodes(
             [x.metrics.get(metric, math.nan) for x in own],
             facecolors="none",
             edgecolors=colour,
-            marker=_MARKERS[number % len(_MARKERS)],
+            marker=marker(number),
             label=f"{model}, member {member + 1}",
         )
-
-
-def _colour(number: int) -> str:
-    return _COLOURS[number % len(_COLOURS)]
-
-
-def _dash(number: int) -> str:
-    return ("-", "--", ":", "-.")[number % 4]
