@@ -2,6 +2,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from ssod_imwa.config import load_config
@@ -65,3 +66,12 @@ def detection_config(root, tmp_path):
         return load_config(overrides=[*pairs, *map(str, overrides)])
 
     return load
+
+
+@pytest.fixture
+def one_thread():
+    """PyTorch in one thread, as tests run side by side."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from support import assert_equal, final_weights, mean_of
 
 from ssod_imwa import run
 from ssod_imwa.averaging.episodes import EpisodeSchedule
@@ -14,31 +15,13 @@ from ssod_imwa.detection import build
 from ssod_imwa.engine.hooks import LRHook
 from ssod_imwa.errors import CheckpointError, ConfigError, DataError, UserError
 from ssod_imwa.results import read_results
-from ssod_imwa.trained import read_trained
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture
 def config(detection_config):
     return detection_config
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-def final_weights(cfg):
-    models = read_trained(cfg.OUTPUT_DIR).models
-    return {f"{m}.{k}": v for m, state in models.items() for k, v in state.items()}
-
-
-def assert_equal(first, second):
-    assert first.keys() == second.keys()
-    different = [name for name in first if not torch.equal(first[name], second[name])]
-    assert not different
 
 
 def rows(cfg):
@@ -77,13 +60,9 @@ def test_one_episode_is_the_mean_of_separate_runs(config):
     alone = [config("IMWA.FIRST_MEMBER", m, output=f"member{m}") for m in range(2)]
     for cfg in (together, *alone):
         run.train(cfg)
-    members = [final_weights(cfg) for cfg in alone]
-    assert any(not torch.equal(members[0][k], members[1][k]) for k in members[0])
-    mean = {
-        k: ((v.double() + members[1][k].double()) / 2).to(v.dtype) if v.is_floating_point() else v
-        for k, v in members[0].items()
-    }
-    assert_equal(final_weights(together), mean)
+    first, second = (final_weights(cfg) for cfg in alone)
+    assert any(not torch.equal(first[k], second[k]) for k in first)
+    assert_equal(final_weights(together), mean_of(first, second))
 
 
 @pytest.mark.parametrize(

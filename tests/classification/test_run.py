@@ -5,6 +5,7 @@ import signal
 
 import pytest
 import torch
+from support import assert_equal, final_weights, mean_of
 
 from ssod_imwa import run
 from ssod_imwa.config import load_config
@@ -12,6 +13,8 @@ from ssod_imwa.engine.hooks import LRHook
 from ssod_imwa.errors import ConfigError, DataError, UserError
 from ssod_imwa.results import read_results
 from ssod_imwa.trained import read_trained
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture
@@ -38,32 +41,6 @@ def config(tmp_path):
         return load_config(overrides=[*pairs, *map(str, overrides)])
 
     return load
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-def final_weights(cfg):
-    models = read_trained(cfg.OUTPUT_DIR).models
-    return {f"{m}.{k}": v for m, state in models.items() for k, v in state.items()}
-
-
-def assert_equal(first, second):
-    assert first.keys() == second.keys()
-    different = [name for name in first if not torch.equal(first[name], second[name])]
-    assert not different
-
-
-def mean_of(first, second):
-    return {
-        k: ((v.double() + second[k].double()) / 2).to(v.dtype) if v.is_floating_point() else v
-        for k, v in first.items()
-    }
 
 
 def test_a_run_leaves_results_in_percent_that_evaluation_repeats(config):

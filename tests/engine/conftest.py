@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
-import io
 from dataclasses import dataclass
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from support import SaveAt
 from torch import nn
 
 from ssod_imwa.averaging.episodes import EpisodeSchedule
@@ -113,21 +113,6 @@ def build_trainer(
         first_member=first_member,
         **options,
     )
-
-
-class SaveAt(HookBase):
-    """Stands where the checkpoint hook stands: before the evaluation of averages."""
-
-    def __init__(self, step):
-        self.step, self.file = step, io.BytesIO()
-
-    def after_step(self):
-        if self.trainer.iter == self.step:
-            torch.save(self.trainer.state_dict(), self.file)
-
-    def read(self):
-        self.file.seek(0)
-        return torch.load(self.file, weights_only=True)
 
 
 def copied_state(model):

@@ -3,12 +3,12 @@ import signal
 import subprocess
 import sys
 import textwrap
-import traceback
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
+from support import needs_fork, on_two_ranks
 from torch import nn
 
 import ssod_imwa
@@ -17,36 +17,6 @@ from ssod_imwa.engine import comm, launch
 from ssod_imwa.engine.hooks import EvaluationHook, Evaluations, IMWAHook, SignalHook
 from ssod_imwa.engine.trainer import HookBase, NonFiniteError
 from ssod_imwa.errors import UserError
-
-# Forked ranks start at once, where spawned ones import torch for seconds. A process that has
-# started CUDA's threads cannot be forked.
-needs_fork = pytest.mark.skipif(torch.cuda.is_available(), reason="forks, which CUDA does not bear")
-
-
-def on_two_ranks(function, tmp_path):
-    """Run a function in two processes and return what they returned, in rank order."""
-    children = []
-    for rank in (0, 1):
-        pid = os.fork()
-        if pid == 0:
-            _child(function, rank, tmp_path)
-        children.append(pid)
-    codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children]
-    assert codes == [0, 0]
-    return [torch.load(tmp_path / f"result{rank}.pt", weights_only=True) for rank in (0, 1)]
-
-
-def _child(function, rank, tmp_path):
-    code = 1
-    try:
-        init_method = f"file://{tmp_path}/rendezvous"
-        with launch._process_group(rank, 2, rank, init_method, use_cuda=False):
-            torch.save(function(rank), tmp_path / f"result{rank}.pt")
-        code = 0
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        os._exit(code)
 
 
 @needs_fork

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import io
-import os
-import traceback
 from types import SimpleNamespace
 
 import pytest
 import torch
+from support import SaveAt, on_two_ranks
 from torch import nn
 
 from ssod_imwa.averaging.episodes import EpisodeSchedule
@@ -16,7 +14,6 @@ from ssod_imwa.averaging.imwa import IMWA
 from ssod_imwa.classification.models.base import ImageClassifier
 from ssod_imwa.classification.models.classifiers import make_classifier
 from ssod_imwa.data.image_loader import ImageBatch
-from ssod_imwa.engine import launch
 from ssod_imwa.engine.hooks import IMWAHook
 from ssod_imwa.engine.seeding import counted_generator
 from ssod_imwa.engine.trainer import HookBase, Trainer
@@ -129,21 +126,6 @@ class Members(HookBase):
             self.states[position.episode, position.member] = states(self.trainer.algorithm)
 
 
-class SaveAt(HookBase):
-    """Saves the state of the run after a global step, as a checkpoint does."""
-
-    def __init__(self, step):
-        self.step, self.file = step, io.BytesIO()
-
-    def after_step(self):
-        if self.trainer.iter == self.step:
-            torch.save(self.trainer.state_dict(), self.file)
-
-    def read(self):
-        self.file.seek(0)
-        return torch.load(self.file, weights_only=True)
-
-
 def copied(state):
     """A snapshot of a nested state, whose tensors are live."""
     if isinstance(state, dict):
@@ -174,31 +156,6 @@ def check_average(algorithm, members):
             values = torch.stack([state[name][key].double() for state in of_members])
             expected = values.mean(0).to(value.dtype)
             assert torch.equal(value, expected), (name, key)
-
-
-def on_two_ranks(function, folder):
-    """Run a function of the rank in two forked processes; what they returned, in rank order."""
-    children = []
-    for rank in (0, 1):
-        pid = os.fork()
-        if pid == 0:
-            _child(function, rank, folder)
-        children.append(pid)
-    assert [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children] == [0, 0]
-    return [torch.load(folder / f"result{rank}.pt", weights_only=True) for rank in (0, 1)]
-
-
-def _child(function, rank, folder):
-    code = 1
-    try:
-        place = f"file://{folder}/rendezvous"
-        with launch._process_group(rank, 2, rank, place, use_cuda=False):
-            torch.save(function(rank), folder / f"result{rank}.pt")
-        code = 0
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        os._exit(code)
 
 
 def without_gradient(module):
