@@ -12,9 +12,10 @@ from torch import nn
 
 from ssod_imwa.averaging.episodes import EpisodeSchedule
 from ssod_imwa.averaging.members import Rule
+from ssod_imwa.engine import comm
 from ssod_imwa.engine.algorithm import Algorithm
 from ssod_imwa.engine.trainer import HookBase
-from ssod_imwa.errors import UserError
+from ssod_imwa.errors import ConfigError, UserError
 
 Batches = Callable[[int], Iterator[Any]]
 Evaluator = Callable[[nn.Module], dict[str, float]]
@@ -92,6 +93,16 @@ def open_task(cfg: CfgNode) -> Task:
     from ssod_imwa.detection.task import DetectionTask
 
     return DetectionTask(cfg)
+
+
+def check_batch_size(cfg: CfgNode, key: str) -> None:
+    """Raise ConfigError if a batch of SOLVER's cannot be cut for processes and accumulation."""
+    images, processes, steps = cfg.SOLVER[key], comm.world_size(), cfg.SOLVER.ACCUMULATION_STEPS
+    if images % (processes * steps):
+        raise ConfigError(
+            f"SOLVER.{key} = {images} is not allowed on {processes} processes with {steps} "
+            "accumulation steps (must be a multiple)"
+        )
 
 
 def pick_device(name: str) -> torch.device:

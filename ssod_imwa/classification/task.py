@@ -40,7 +40,7 @@ from ssod_imwa.engine.algorithm import Algorithm
 from ssod_imwa.engine.hooks import undisturbed
 from ssod_imwa.engine.trainer import HookBase
 from ssod_imwa.errors import ConfigError
-from ssod_imwa.task import Batches, Evaluator, Recompute, Task, pick_device
+from ssod_imwa.task import Batches, Evaluator, Recompute, Task, check_batch_size, pick_device
 
 logger = logging.getLogger(__name__)
 
@@ -84,6 +84,7 @@ class ClassificationTask(Task):
 
     def build_batches(self, schedule: EpisodeSchedule, device: torch.device) -> Batches:
         cfg, train = self.cfg, self.data.train
+        check_batch_size(cfg, "IMS_PER_BATCH")
         return build_image_batches(
             train,
             schedule,

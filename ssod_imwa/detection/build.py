@@ -28,6 +28,7 @@ from ssod_imwa.detection.evaluation import evaluate_detections, predict
 from ssod_imwa.engine import comm
 from ssod_imwa.engine.algorithm import Algorithm
 from ssod_imwa.errors import ConfigError
+from ssod_imwa.task import check_batch_size
 
 Batches = Callable[[int], Iterator[DetectionBatch]]
 
@@ -218,11 +219,7 @@ def build_batches(cfg: CfgNode, data: DetectionData, schedule: EpisodeSchedule) 
     """What the trainer reads: a global step -> the batches from there on."""
     weak, strong = build_views(cfg)
     for key in ("IMS_PER_BATCH", "IMS_PER_BATCH_UNLABELED"):
-        if cfg.SOLVER[key] % (comm.world_size() * cfg.SOLVER.ACCUMULATION_STEPS):
-            raise ConfigError(
-                f"SOLVER.{key} = {cfg.SOLVER[key]} is not allowed on {comm.world_size()} processes "
-                f"with {cfg.SOLVER.ACCUMULATION_STEPS} accumulation steps (must be a multiple)"
-            )
+        check_batch_size(cfg, key)
     return build_train_batches(
         data.labelled,
         data.unlabelled,
