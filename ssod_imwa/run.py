@@ -40,6 +40,7 @@ FREE_KEYS = (
     "DATASETS.ROOT",
     "DATALOADER.NUM_WORKERS",
     "SOLVER.CHECKPOINT_PERIOD",
+    "SOLVER.CHECKPOINT_EPISODES",
     "SOLVER.CHECKPOINT_KEEP",
     "TEST.EVAL_PERIOD",
     "TEST.EVAL_MEMBERS",
@@ -215,6 +216,7 @@ def _build_hooks(
         output,
         run=_identity(task),
         period=solver.CHECKPOINT_PERIOD,
+        episodes=solver.CHECKPOINT_EPISODES,
         keep=solver.CHECKPOINT_KEEP,
         overwrite=overwrite,
     )

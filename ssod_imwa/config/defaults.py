@@ -157,8 +157,10 @@ _C.SOLVER.CLIP_GRADIENTS.CLIP_VALUE = 1.0
 _C.SOLVER.AMP = CfgNode()
 _C.SOLVER.AMP.ENABLED = False
 _C.SOLVER.AMP.DTYPE = "float16"
-# Global steps between checkpoints besides the one at each episode's end; 0 writes only those.
+# Global steps between checkpoints besides those at ends of episodes; 0 writes only those.
 _C.SOLVER.CHECKPOINT_PERIOD = 0
+# Episodes between two checkpoints at an episode's end; more than 1 where episodes are very short.
+_C.SOLVER.CHECKPOINT_EPISODES = 1
 # Older resume files kept beside the newest.
 _C.SOLVER.CHECKPOINT_KEEP = 1
 
@@ -270,6 +272,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "SOLVER.STEPS": (0, INFINITY),
     "SOLVER.CLIP_GRADIENTS.CLIP_VALUE": (0, INFINITY),
     "SOLVER.CHECKPOINT_PERIOD": (0, INFINITY),
+    "SOLVER.CHECKPOINT_EPISODES": (1, INFINITY),
     "SOLVER.CHECKPOINT_KEEP": (1, INFINITY),
     "TEST.EVAL_PERIOD": (0, INFINITY),
     "TEST.DETECTIONS_PER_IMAGE": (1, INFINITY),

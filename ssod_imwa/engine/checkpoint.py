@@ -59,7 +59,7 @@ MAX_FAILURES = 3
 
 
 class CheckpointHook(HookBase):
-    """Writes checkpoints at each episode's end, each `period` steps, at the last step and on call.
+    """Writes checkpoints at ends of episodes, each `period` steps, at the last step and on call.
 
     It belongs after every hook whose state changes in `after_step`. All ranks hold it; the first
     one writes while the others wait.
@@ -70,6 +70,7 @@ class CheckpointHook(HookBase):
             world size, data set fingerprints, optimizer class, ...). `resume` compares all of it
             but "config", a text that is kept for the reader.
         period: global steps between checkpoints beside those at an episode's end; 0 is none.
+        episodes: episodes from one checkpoint at an episode's end to the next.
         keep: older checkpoints kept beside the newest.
         on_write_error: "warn" tries again after the next step and raises after 3 failures in a row
             (at the last step all 3 at once), "raise" gives up at the first.
@@ -87,6 +88,7 @@ class CheckpointHook(HookBase):
         *,
         run: Mapping[str, Any],
         period: int = 0,
+        episodes: int = 1,
         keep: int = 1,
         on_write_error: str = "warn",
         overwrite: bool = False,
@@ -94,6 +96,8 @@ class CheckpointHook(HookBase):
         for argument, value in (("period", period), ("keep", keep)):
             if value < 0:
                 raise ValueError(f"{argument} = {value} is not allowed (must be at least 0)")
+        if episodes < 1:
+            raise ValueError(f"episodes = {episodes} is not allowed (must be at least 1)")
         if on_write_error not in ("warn", "raise"):
             raise ValueError(
                 f"on_write_error = {on_write_error!r} is not allowed (must be 'warn' or 'raise')"
@@ -101,6 +105,7 @@ class CheckpointHook(HookBase):
         self.directory = Path(directory)
         self.run = plain(dict(run), "run")
         self.period = period
+        self.episodes = episodes
         self.keep = keep
         self.on_write_error = on_write_error
         self.overwrite = overwrite
@@ -155,7 +160,8 @@ class CheckpointHook(HookBase):
     @property
     def _is_due(self) -> bool:
         periodic = self.period > 0 and (self.trainer.iter + 1) % self.period == 0
-        return periodic or self.trainer.position.ends_episode
+        position = self.trainer.position
+        return periodic or (position.ends_episode and (position.episode + 1) % self.episodes == 0)
 
     def _try(self) -> None:
         """One attempt to write; counts failures."""

@@ -38,6 +38,13 @@ def test_period_and_keep(line, tmp_path, period, keep, expected):
     assert len(list(tmp_path.glob("*.json"))) == len(list(tmp_path.glob("*.pth")))
 
 
+@pytest.mark.parametrize(("episodes", "expected"), [(2, [5, 3]), (3, [5]), (4, [5])])
+def test_episodes_between_checkpoints(line, tmp_path, episodes, expected):
+    # Three episodes of two steps; the last step always has one.
+    line.build(tmp_path, episodes=episodes, keep=9).train()
+    assert list(resume_files(tmp_path)) == expected
+
+
 def test_save_now_writes_once_per_step(line, tmp_path, monkeypatch):
     written = []
     write = checkpoint.write_checkpoint
