@@ -31,6 +31,8 @@ compare: demo
 
 demo-classification: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python tools/reproduce.py configs/tables/digits_demo.yaml
+	$(BIN)/python tools/analyze.py classes output/digits_demo/btm_seed1
+	$(BIN)/python tools/analyze.py confusion output/digits_demo/btm_seed1
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
