@@ -5,18 +5,20 @@ from __future__ import annotations
 import difflib
 import hashlib
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from ssod_imwa.data.catalog import data_root
+from ssod_imwa.data.image_lists import load_list_file
 from ssod_imwa.data.images import (
     ClassificationDataset,
     load_cifar,
     load_cifar10_lt100,
     load_digit_images,
     load_image_folder,
-    load_list_file,
     read_into_memory,
 )
+from ssod_imwa.data.tiny_imagenet import load_tiny_imagenet
 from ssod_imwa.errors import DataError
 
 Loader = Callable[[Path], ClassificationDataset]
@@ -49,6 +51,8 @@ def _loaders() -> dict[str, Loader]:
         loaders[f"cifar10_lt100_{split}"] = lambda root, split=split: load_cifar10_lt100(
             root, split
         )
+    for split in ("train", "val"):
+        loaders[f"tiny_imagenet_{split}"] = partial(load_tiny_imagenet, split=split)
     for name, (folder, file) in _LISTS.items():
         loaders[name] = lambda root, name=name, folder=folder, file=file: load_list_file(
             root / file, root / folder, name=name

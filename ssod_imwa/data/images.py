@@ -31,19 +31,6 @@ CIFAR10_CLASSES = (
     *("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
 )
 
-# Images and classes of the published lists, by file name (Kang et al., arXiv 1910.09217). Places-LT
-# was issued twice; only the list of 62,500 images is the one papers report on.
-PUBLISHED_LISTS = {
-    "ImageNet_LT_train": (115_846, 1000),
-    "ImageNet_LT_val": (20_000, 1000),
-    "ImageNet_LT_test": (50_000, 1000),
-    "Places_LT_train": (62_500, 365),
-    "Places_LT_val": (7_300, 365),
-    "Places_LT_test": (36_500, 365),
-    "iNaturalist18_train": (437_513, 8142),
-    "iNaturalist18_val": (24_426, 8142),
-}
-
 DIGIT_SIZE = 32
 
 
@@ -177,7 +164,7 @@ def load_image_folder(
         paths = [p for p in (folder / class_name).rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES]
         files += map(str, sorted(paths))
         labels += [label] * len(paths)
-    return _of_files(name, files, labels, classes)
+    return dataset_of_files(name, files, labels, classes)
 
 
 def read_into_memory(dataset: ClassificationDataset) -> ClassificationDataset:
@@ -215,52 +202,6 @@ def load_cifar10_lt100(root: str | Path, split: Literal["train", "test"]) -> Cla
     folder = Path(root) / "cifar10_lt100" / split
     name = f"cifar10_lt100_{split}"
     return read_into_memory(load_image_folder(folder, name=name, classes=CIFAR10_CLASSES))
-
-
-def load_list_file(
-    list_file: str | Path,
-    image_folder: str | Path,
-    *,
-    name: str,
-    classes: Sequence[str] | None = None,
-) -> ClassificationDataset:
-    """The images of a list with lines "PATH LABEL", as of ImageNet-LT, Places-LT, iNaturalist 2018.
-
-    A file named like one of `PUBLISHED_LISTS` has to have its number of images and classes. Whether
-    the images exist is not looked up: on network disks that takes longer than an epoch.
-
-    Args:
-        list_file: labels are 0..C-1; paths may contain spaces.
-        image_folder: what the paths are relative to.
-        name: of the data set.
-        classes: names in label order; None numbers them "0".."C-1", up to the largest label.
-
-    Raises:
-        DataError: the file or folder is missing, a line has another form, or a class has no images.
-    """
-    list_file, image_folder = Path(list_file), Path(image_folder)
-    if not image_folder.is_dir():
-        raise DataError(f"{name}: image folder {image_folder} does not exist")
-    try:
-        lines = list_file.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        raise DataError(f"{name}: list of images {list_file} does not exist") from None
-    files: list[str] = []
-    labels: list[int] = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        path, _, label = line.strip().rpartition(" ")
-        if not path or not label.isdecimal():
-            raise DataError(f'{list_file}:{number}: {line!r} is not allowed (write "PATH LABEL")')
-        files.append(str(image_folder / path))
-        labels.append(int(label))
-    if not files:
-        raise DataError(f"{name}: list of images {list_file} is empty")
-    _check_published(list_file, len(files), max(labels) + 1)
-    if classes is None:
-        classes = [str(label) for label in range(max(labels) + 1)]
-    return _of_files(name, files, labels, classes)
 
 
 def load_cifar(
@@ -329,9 +270,14 @@ def _check_split(split: str) -> None:
         raise ValueError(f"split = {split!r} is not allowed (must be 'train' or 'test')")
 
 
-def _of_files(
+def dataset_of_files(
     name: str, files: Sequence[str], labels: Sequence[int], classes: Sequence[str]
 ) -> ClassificationDataset:
+    """A data set of files, each class of which has to have an image.
+
+    Raises:
+        DataError: a label is out of range, or a class has no images.
+    """
     numbers = torch.tensor(labels, dtype=torch.int64)
     dataset = ClassificationDataset(name, numbers, tuple(classes), files=tuple(files))
     empty = [c for c, count in enumerate(dataset.counts) if count == 0]
@@ -359,13 +305,4 @@ def _check_class_folders(
     if unknown:
         raise DataError(
             f"{name}: {folder} has a folder {unknown[0]} that is none of the {len(classes)} classes"
-        )
-
-
-def _check_published(list_file: Path, images: int, classes: int) -> None:
-    expected = PUBLISHED_LISTS.get(list_file.stem)
-    if expected not in (None, (images, classes)):
-        raise DataError(
-            f"{list_file} has {images} images of {classes} classes, the published list has "
-            f"{expected[0]} of {expected[1]} (get it again, or rename a list of your own)"
         )

@@ -7,7 +7,6 @@ import torch
 from PIL import Image
 from torchvision.datasets import CIFAR10, CIFAR100
 
-from ssod_imwa.data import images as images_module
 from ssod_imwa.data.images import (
     CIFAR10_CLASSES,
     ClassificationDataset,
@@ -16,7 +15,6 @@ from ssod_imwa.data.images import (
     load_cifar10_lt100,
     load_digit_images,
     load_image_folder,
-    load_list_file,
     read_into_memory,
 )
 from ssod_imwa.errors import DataError
@@ -168,61 +166,6 @@ def test_images_of_two_sizes_do_not_go_into_memory(tree, write_image):
 
 
 # ---------------------------------------------------------------------------------- list files
-
-
-@pytest.fixture
-def write_list(tmp_path):
-    def write(text, name="list.txt"):
-        (tmp_path / name).write_text(text)
-        return tmp_path / name
-
-    return write
-
-
-def test_list_file_is_read_in_its_order(write_list, tmp_path):
-    file = write_list("train/b/1.jpg 1\ntrain/a/my cat.jpg 0\n\ntrain/b/2.jpg 1\n")
-    dataset = load_list_file(file, tmp_path, name="x")
-    assert dataset.labels.tolist() == [1, 0, 1]
-    assert dataset.classes == ("0", "1")
-    assert dataset.files[1] == str(tmp_path / "train/a/my cat.jpg")
-    assert load_list_file(file, tmp_path, name="x", classes=("a", "b")).classes == ("a", "b")
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("a.jpg 0\nb.jpg\n", r"list.txt:2: 'b.jpg' is not allowed \(write \"PATH LABEL\"\)"),
-        ("a.jpg 0\nb.jpg -1\n", "list.txt:2"),
-        ("a.jpg zero\n", "list.txt:1"),
-        ("7\n", "list.txt:1"),
-        ("\n", "is empty"),
-        ("a.jpg 0\nb.jpg 2\n", r"x: 1 of 3 classes have no images: 1 \(1\)"),
-    ],
-)
-def test_bad_lists_are_refused(write_list, tmp_path, text, message):
-    with pytest.raises(DataError, match=message):
-        load_list_file(write_list(text), tmp_path, name="x")
-
-
-def test_labels_beyond_the_given_classes_are_refused(write_list, tmp_path):
-    with pytest.raises(DataError, match=r"labels are 0..1, with 1 classes"):
-        load_list_file(write_list("a.jpg 0\nb.jpg 1\n"), tmp_path, name="x", classes=("a",))
-
-
-def test_missing_lists_and_folders_are_named(write_list, tmp_path):
-    with pytest.raises(DataError, match=r"list of images .*none.txt does not exist"):
-        load_list_file(tmp_path / "none.txt", tmp_path, name="x")
-    with pytest.raises(DataError, match=r"image folder .*none does not exist"):
-        load_list_file(write_list("a.jpg 0\n"), tmp_path / "none", name="x")
-
-
-def test_a_published_list_has_to_be_whole(write_list, tmp_path, monkeypatch):
-    file = write_list("a.jpg 0\nb.jpg 1\n", "Places_LT_train.txt")
-    message = r"has 2 images of 2 classes, the published list has 62500 of 365"
-    with pytest.raises(DataError, match=message):
-        load_list_file(file, tmp_path, name="x")
-    monkeypatch.setitem(images_module.PUBLISHED_LISTS, "Places_LT_train", (2, 2))
-    assert len(load_list_file(file, tmp_path, name="x")) == 2
 
 
 # ---------------------------------------------------------------------------------------- CIFAR
