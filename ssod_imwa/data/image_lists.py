@@ -35,9 +35,9 @@ def load_list_file(
 
     A text file has lines "PATH LABEL", as of ImageNet-LT, Places-LT, iNaturalist 2018. A file that
     ends in .json is iNaturalist's own, whose "annotations" name one of "images" by its id, or BBN's
-    and NCL's, whose "annotations" have an "fpath". A list named like one of `PUBLISHED_LISTS` has to
-    have its number of images and classes. Whether the images exist is not looked up: on network
-    disks that takes longer than an epoch.
+    and NCL's, whose "annotations" have an "fpath". A list named like one of `PUBLISHED_LISTS` needs
+    its number of images and classes. Whether the images exist is not looked up: on network disks
+    that takes longer than an epoch.
 
     Args:
         list_file: labels are 0..C-1; paths may contain spaces.
