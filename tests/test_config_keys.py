@@ -95,7 +95,7 @@ def test_every_key_is_read_by_something(read, detection_config):
         experts = ("CLS.MODEL.EXPERTS", 2, "CLS.INPUT.VIEWS", two)
         read_by_classification(read, "CLS.ALGORITHM", method, *experts)
     decoder = ("CLS.MAE.DECODER_WIDTH", 16, "CLS.MAE.DECODER_DEPTH", 1, "CLS.MAE.DECODER_HEADS", 2)
-    vit = ("CLS.MODEL.NAME", "vit_tiny_patch4_32")
+    vit = ("CLS.MODEL.NAME", "vit_tiny_patch4_32", "CLS.TRACK_PERIOD", 0)
     read_by_classification(read, "CLS.ALGORITHM", "mae", *vit, *decoder)
     # Read where images are files, and where there are weights to begin with.
     elsewhere = {"CLS.INPUT.JITTER", "CLS.STAGE.RESET_CLASSIFIER"}
