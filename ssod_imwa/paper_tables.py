@@ -147,6 +147,15 @@ def needed_runs(table: Table, rows: Iterable[Row]) -> list[Run]:
     return _in_order(table, [row.run for row in rows])
 
 
+def shown_runs(table: Table, rows: Iterable[Row]) -> list[Run]:
+    """The runs whose numbers are in these rows, their gains' other rows included."""
+    by_label = {row.label: row for row in table.rows}
+    names = []
+    for row in rows:
+        names += [row.run, *([by_label[row.against].run] if row.against else [])]
+    return [table.runs[name] for name in dict.fromkeys(names)]
+
+
 def _in_order(table: Table, names: Iterable[str]) -> list[Run]:
     """These runs and all that come before them, each after the one it starts from."""
     ordered: dict[str, Run] = {}

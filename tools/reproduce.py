@@ -26,7 +26,7 @@ from rich.logging import RichHandler
 
 from ssod_imwa.cli import print_table, run_main
 from ssod_imwa.engine.atomic import write_text
-from ssod_imwa.paper_tables import Run, Table, choose_rows, needed_runs, read_table
+from ssod_imwa.paper_tables import Run, Table, choose_rows, needed_runs, read_table, shown_runs
 from ssod_imwa.reproduction import (
     check_recipe,
     finished,
@@ -91,7 +91,7 @@ def main() -> int:
                 return status
     found = {
         (run.name, seed): results
-        for run in table.runs.values()
+        for run in shown_runs(table, rows)
         for seed in arguments.seeds
         if (results := finished_run(arguments, table, run, seed))
     }

@@ -138,6 +138,15 @@ def test_seeds_data_root_and_overrides_reach_every_run(reproduce, trained, tmp_p
     assert {(cfg.DATASETS.ROOT, cfg.LOG_PERIOD) for cfg in trained} == {(str(tmp_path), 7)}
 
 
+def test_rows_that_are_not_shown_may_have_been_trained_with_other_settings(reproduce):
+    settings = ("SOLVER.BASE_LR", 0.01, "--rows")
+    assert reproduce("--rows", "CE")[0] == 0
+    assert reproduce(*settings, "MFW")[0] == 0
+    status, _, errors = reproduce(*settings, "cRT")  # its gain is over CE
+    assert status == 2
+    assert "SOLVER.BASE_LR = 0.1, which is now 0.01" in errors
+
+
 def test_a_signal_ends_it_with_the_status_of_training_and_it_goes_on(
     reproduce, monkeypatch, tmp_path
 ):
