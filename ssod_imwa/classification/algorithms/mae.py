@@ -8,6 +8,7 @@ import torch
 
 from ssod_imwa.classification.models.mae import MaskedAutoencoder
 from ssod_imwa.data.image_loader import ImageBatch
+from ssod_imwa.engine import comm
 from ssod_imwa.engine.algorithm import Algorithm
 from ssod_imwa.engine.seeding import counted_generator
 
@@ -49,7 +50,7 @@ def reconstruction_error(
 
     Args:
         model: in eval mode.
-        batches: of one view; brought to the model's device.
+        batches: of one view, this rank's part of them; brought to the model's device.
 
     Returns:
         `reconstruction_error`, of pixels that have mean 0 and variance 1 in each patch.
@@ -64,6 +65,8 @@ def reconstruction_error(
         error = model(batch.views[0].to(device), noise.to(device))
         total += error.item() * len(noise)
         images += len(noise)
+    gathered = comm.all_gather((total, images))
+    total, images = (sum(part) for part in zip(*gathered, strict=True))
     if images == 0:
         raise ValueError("0 images are not allowed (must be at least 1)")
     return {"reconstruction_error": total / images}

@@ -3,6 +3,7 @@ import math
 
 import pytest
 import torch
+from support import needs_fork, on_two_ranks
 
 from ssod_imwa.classification.algorithms.mae import (
     MaskedPretraining,
@@ -107,6 +108,19 @@ def test_the_error_is_the_mean_over_images_whatever_their_batches(tiny):
     for batches in (parts, parts[::-1], in_parts(batch, 1)):
         result = reconstruction_error(model, iter(batches))["reconstruction_error"]
         assert result == pytest.approx(whole, rel=1e-5)
+
+
+@needs_fork
+def test_ranks_share_the_images_and_agree_on_the_error(tiny, tmp_path):
+    model = method(tiny).student.eval()
+    batch = tiny.batch(3)
+    whole = reconstruction_error(model, [batch])["reconstruction_error"]
+
+    def measure(rank):
+        return reconstruction_error(model, in_parts(batch, 1)[rank::2])
+
+    for found in on_two_ranks(measure, tmp_path):
+        assert found["reconstruction_error"] == pytest.approx(whole, rel=1e-5)
 
 
 def test_the_error_is_the_same_at_every_call_and_leaves_the_generator_alone(tiny):
