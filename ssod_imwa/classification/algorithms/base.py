@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from ssod_imwa.averaging.ema import ModelEMA, warmup_decay
 from ssod_imwa.engine.algorithm import Algorithm
 
 
-class TrainingNetwork(nn.Module):
+class TrainingNetwork(nn.Module, ABC):
     """A classifier together with what only its training needs: projection heads, more classifiers.
 
     In eval mode it is the classifier: images (B, 3, H, W) to logits (B, C). In training mode it
@@ -30,9 +31,9 @@ class TrainingNetwork(nn.Module):
     def forward(self, *inputs: torch.Tensor) -> Any:
         return self.outputs(*inputs) if self.training else self.deployed(*inputs)
 
+    @abstractmethod
     def outputs(self, *inputs: torch.Tensor) -> Any:
         """What the losses need."""
-        raise NotImplementedError
 
 
 def deployed(network: nn.Module) -> nn.Module:
