@@ -17,6 +17,7 @@ from ssod_imwa.classification.evaluation import (
     group_accuracies,
     top_k_accuracy,
 )
+from ssod_imwa.classification.losses import post_hoc_logits
 from ssod_imwa.classification.models.classifiers import tau_normalised
 
 DISTANCES = ("cosine", "euclidean")
@@ -46,25 +47,6 @@ def accuracies(
     }
 
 
-def adjusted_logits(
-    logits: np.ndarray, train_counts: Sequence[int] | np.ndarray, tau: float
-) -> np.ndarray:
-    """Post-hoc logit adjustment: z − τ log π, π_c = n_c / Σ n.
-
-    Args:
-        logits: (..., C) of a network trained by cross-entropy.
-        train_counts: (C,), at least 1 each.
-        tau: 0 changes nothing, 1 is what theory says for a uniform test set.
-
-    Source: Menon et al. (arXiv 2007.07314), equation 9; ECL, equation 4.
-
-    Example:
-        >>> adjusted_logits(np.array([[0.0, 0.0]]), [1, 1], 1.0) > 0
-        array([[ True,  True]])
-    """
-    return logits - tau * log_prior(train_counts).double().numpy()
-
-
 def adjustment_sweep(
     logits: np.ndarray,
     labels: np.ndarray,
@@ -73,17 +55,18 @@ def adjustment_sweep(
     train_counts: Sequence[int] | np.ndarray,
     group_rule: str = "standard",
 ) -> dict[str, np.ndarray]:
-    """`accuracies` of post-hoc logit adjustment, (taus,) for each name.
+    """`accuracies` of `losses.post_hoc_logits`, (taus,) for each name.
 
     Args:
         logits: (N, C).
         labels: (N,).
-        taus: τ of `adjusted_logits`.
+        taus: τ; 0 changes nothing, 1 is what theory says for a uniform test set.
         train_counts: (C,).
         group_rule: see `group_accuracies`.
     """
+    scores, prior = torch.from_numpy(logits).double(), log_prior(train_counts).double()
     return _swept(
-        [adjusted_logits(logits, train_counts, tau) for tau in taus],
+        [post_hoc_logits(scores, prior, tau=tau).numpy() for tau in taus],
         labels,
         train_counts=train_counts,
         group_rule=group_rule,

@@ -3,6 +3,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from support import needs_fork
 
 from ssod_imwa.classification.algorithms.bcl import BalancedContrastive, BCLNetwork
 from ssod_imwa.engine.launch import distribute
@@ -153,8 +154,7 @@ def test_a_frozen_encoder_keeps_weights_and_statistics(tiny):
     assert moved == {"deployed.classifier", *expected}
 
 
-# A process that has started CUDA's threads cannot be forked.
-@pytest.mark.skipif(torch.cuda.is_available(), reason="forks, which CUDA does not bear")
+@needs_fork
 def test_ranks_train_one_network(tiny, tmp_path):
     def train(rank):
         algorithm = method(tiny)

@@ -3,6 +3,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from support import needs_fork
 
 from ssod_imwa.classification.algorithms.paco import GPaCo, PaCo, ParametricNetwork
 from ssod_imwa.engine.launch import distribute
@@ -187,8 +188,7 @@ def test_the_queue_takes_all_micro_batches_of_a_step(tiny, kind):
     assert torch.equal(algorithm.queue.labels[:12].sort().values, labels.sort().values)
 
 
-# A process that has started CUDA's threads cannot be forked.
-@pytest.mark.skipif(torch.cuda.is_available(), reason="forks, which CUDA does not bear")
+@needs_fork
 @both
 def test_ranks_have_one_queue_of_all_their_features(tiny, tmp_path, kind):
     def train(rank):

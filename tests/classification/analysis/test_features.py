@@ -29,10 +29,15 @@ def test_features_and_logits_come_in_the_data_sets_order(tiny):
     np.testing.assert_array_equal(found.joined_features, found.features)
 
 
+class Network(TrainingNetwork):
+    def outputs(self, images):
+        return images
+
+
 def test_a_methods_network_counts_as_what_it_deploys(tiny):
     images, labels = tiny.images_and_labels()
     plain = extract(tiny.net(), tiny.batches(images, labels))
-    around = extract(TrainingNetwork(tiny.net()).eval(), tiny.batches(images, labels))
+    around = extract(Network(tiny.net()).eval(), tiny.batches(images, labels))
     np.testing.assert_array_equal(plain.logits, around.logits)
 
 
