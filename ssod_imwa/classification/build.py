@@ -6,12 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from fvcore.common.config import CfgNode
 from torch import nn
 
 from ssod_imwa.classification.algorithms.mae import encoder_state
 from ssod_imwa.classification.models.base import ImageClassifier
 from ssod_imwa.classification.models.build import build_classifier
+from ssod_imwa.classification.models.classifiers import tau_normalised
 from ssod_imwa.classification.models.experts import Experts
 from ssod_imwa.classification.models.freezing import reset_last_block
 from ssod_imwa.classification.models.heads import ScaledClassifier
@@ -187,6 +189,8 @@ def build_model(cfg: CfgNode, classes: int, *, weights: str) -> nn.Module:
             model = _build_one(cfg, classes, imagenet=imagenet)
         if weights and not imagenet:
             load_weights(model, weights, keep_classifier=not stage.RESET_CLASSIFIER)
+            if stage.TAU_NORM:
+                normalise_classifier(model, stage.TAU_NORM)
         if stage.RESET_LAST_BLOCK:
             reset_last_block(model)
         if stage.LEARNABLE_SCALE:
@@ -207,6 +211,26 @@ def _build_one(cfg: CfgNode, classes: int, *, imagenet: bool) -> ImageClassifier
         pretrained=imagenet,
         drop_path=options.DROP_PATH,
     )
+
+
+@torch.no_grad()
+def normalise_classifier(model: nn.Module, tau: float) -> None:
+    """Give a trained network the τ-normalised classifier, and a bias of 0 in place of its own.
+
+    Raises:
+        ConfigError: its classifier is not linear, or a class's weights are all 0.
+    """
+    classifier = getattr(model, "classifier", None)
+    if not isinstance(classifier, nn.Linear):
+        raise ConfigError(
+            f"CLS.STAGE.TAU_NORM = {tau:g} is not allowed (must be 0 unless CLS.MODEL.CLASSIFIER "
+            "is linear and CLS.MODEL.EXPERTS 1)"
+        )
+    try:
+        classifier.weight.copy_(tau_normalised(classifier, tau).weight)
+    except ValueError as error:
+        raise ConfigError(f"CLS.STAGE.TAU_NORM = {tau:g}: {error}") from error
+    classifier.bias.zero_()
 
 
 def load_weights(model: nn.Module, source: str, *, keep_classifier: bool = True) -> None:

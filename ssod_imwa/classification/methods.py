@@ -65,6 +65,8 @@ def method_name(cfg: CfgNode) -> str:
         parts.append("drw" if options.LOSS.WEIGHTS_FROM > 0 else options.LOSS.WEIGHTS)
     if options.SAMPLER.NAME != "instance":
         parts.append(f"{options.SAMPLER.NAME} sampling")
+    if options.STAGE.TAU_NORM:
+        parts.append(f"tau-norm {options.STAGE.TAU_NORM:g}")
     if options.STAGE.PART != "all":
         parts.append(f"{options.STAGE.PART} alone")
     return " + ".join(parts)

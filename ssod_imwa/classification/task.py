@@ -70,8 +70,13 @@ class ClassificationTask(Task):
         self.dataset = f"{train.name}{ratio}, tested on {tests}"
 
     def build_algorithm(self, device: torch.device) -> Algorithm:
-        train = self.data.train
-        model = build.build_model(self.cfg, len(train.classes), weights=self.cfg.MODEL.WEIGHTS)
+        train, weights = self.data.train, self.cfg.MODEL.WEIGHTS
+        if self.cfg.CLS.STAGE.TAU_NORM and weights in ("", "imagenet"):
+            raise ConfigError(
+                f"MODEL.WEIGHTS = {weights!r} is not allowed with CLS.STAGE.TAU_NORM (must be the "
+                "run whose classifier is to be normalised)"
+            )
+        model = build.build_model(self.cfg, len(train.classes), weights=weights)
         return methods.build_algorithm(self.cfg, model.to(device), train.counts)
 
     def load_model(self, weights: str) -> nn.Module:

@@ -96,6 +96,9 @@ CLS.STAGE.RESET_LAST_BLOCK = False
 CLS.STAGE.MOVE_STATISTICS = False
 # Multiply each class's logit by a factor that is learnt (MiSLAS; with PART "scale" LWS).
 CLS.STAGE.LEARNABLE_SCALE = False
+# Divide each class's weights in MODEL.WEIGHTS by their norm to this power, and drop its bias
+# (tau-norm); 0 leaves them as they are.
+CLS.STAGE.TAU_NORM = 0.0
 # Factor of SOLVER.BASE_LR for the classifier's weights.
 CLS.STAGE.CLASSIFIER_LR = 1.0
 # Factor of the rate from one layer of a ViT to the one below.
@@ -202,6 +205,7 @@ CLS_RANGES: dict[str, tuple[float, float]] = {
     "CLS.LOSS.WEIGHTS_FROM": (0, 1),
     "CLS.LOSS.SMOOTHING": (0, 1),
     "CLS.STAGE.CLASSIFIER_LR": (0, INFINITY),
+    "CLS.STAGE.TAU_NORM": (0, INFINITY),
     **{f"CLS.{name}.TEMPERATURE": (0, INFINITY) for name in ("BCL", "PACO", "MOCO", "ECL")},
     **{f"CLS.{name}.WIDTH": (1, INFINITY) for name in ("BCL", "PACO", "MOCO")},
     **{f"CLS.{name}.MOMENTUM": (0, 1) for name in ("PACO", "MOCO")},

@@ -1,6 +1,7 @@
 """Whole classification runs, on long-tailed digits with tiny networks."""
 
 import os
+import re
 import signal
 
 import pytest
@@ -148,6 +149,41 @@ def test_a_run_goes_on_from_a_stage_with_scales_by_folding_them(config):
     inner = "classifier.classifier."
     assert weights["classifier.weight"].equal(scale[:, None] * before[f"{inner}weight"])
     assert weights["classifier.bias"].equal(scale * before[f"{inner}bias"])
+
+
+def test_tau_norm_is_the_first_stage_with_normalised_weights_and_no_bias(config):
+    first = config(output="first")
+    run.train(first)
+    second = config(
+        *("MODEL.WEIGHTS", first.OUTPUT_DIR, "CLS.STAGE.TAU_NORM", 0.6),
+        *("CLS.STAGE.PART", "classifier", "SOLVER.BASE_LR", 0, "SOLVER.MAX_ITER", 1),
+        output="second",
+    )
+    run.train(second)
+    before, after = final_weights(first), final_weights(second)
+    expected = before["student.classifier.weight"].double()
+    for c, row in enumerate(expected):
+        expected[c] = row / sum(float(x) ** 2 for x in row) ** (0.6 / 2)
+    torch.testing.assert_close(after.pop("student.classifier.weight"), expected.float())
+    assert not after.pop("student.classifier.bias").any()
+    assert_equal(after, {name: before[name] for name in after})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ((), "MODEL.WEIGHTS = '' is not allowed with CLS.STAGE.TAU_NORM"),
+        (("CLS.MODEL.CLASSIFIER", "cosine"), "unless CLS.MODEL.CLASSIFIER is linear"),
+    ],
+)
+def test_tau_norm_needs_a_trained_linear_classifier(config, changes, message):
+    weights = ()
+    if changes:
+        first = config(*changes, output="first")
+        run.train(first)
+        weights = ("MODEL.WEIGHTS", first.OUTPUT_DIR)
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        run.train(config("CLS.STAGE.TAU_NORM", 1.0, *changes, *weights))
 
 
 def test_a_class_smaller_than_a_balanced_subset_is_named(config, caplog):
