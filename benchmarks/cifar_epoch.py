@@ -1,11 +1,13 @@
-"""Images per second of a ResNet-32's epoch: our input beside the public codes' usual one.
+"""Images per second of a ResNet-32's epoch: ours beside that of the public codes.
 
-The usual one is a torchvision data set (one array, a Pillow image for each item), transforms that
-run image by image and a DataLoader with processes. Ours is a batch augmented at once where the
-images are kept. Both make the same recipes with torchvision's AutoAugment, and train the same
-network by the same step (channels_last, fused SGD, nothing read back), in turn, several times.
-Medians over every ten steps are compared. Starting the processes is not counted, though it comes
-back every epoch.
+The usual input is a torchvision data set (one array, a Pillow image for each item), transforms
+that run image by image and a DataLoader with processes. Ours is a batch augmented at once where
+the images are kept. Both make the same recipes with torchvision's AutoAugment. The usual step is
+that of the public codes: contiguous images, SGD as it comes, loss and accuracy read back each time.
+Ours is the trainer's: channels last, fused SGD, nothing read back. `public` is the usual input
+and step, `usual` the usual input with our step, `ours` our input and step; they run in turn,
+several times. Medians over every ten steps are compared. Starting the processes is not counted,
+though it comes back every epoch.
 
     python benchmarks/cifar_epoch.py                             # noise of CIFAR's shape
     python benchmarks/cifar_epoch.py --data FOLDER               # cifar10_lt100 in a folder
@@ -14,7 +16,7 @@ back every epoch.
 
 Columns: `images/s` and `step` are of training, `input` is the time of a batch without training.
 `share` is input / step: what the step waits for, where nothing runs beside it (ours, or 0
-processes). `ratio` is ours over the usual one.
+processes). The rows `ours/...` are ours over another.
 """
 
 from __future__ import annotations
@@ -136,21 +138,25 @@ def our_batches(
 
 
 class _Training:
-    """A network and its step, the same for both inputs."""
+    """A network and its step, that of our trainer or of the public codes."""
 
-    def __init__(self, classes: int, args: argparse.Namespace) -> None:
-        model = CifarResNet(classes).to(args.device, memory_format=torch.channels_last)
+    def __init__(self, classes: int, args: argparse.Namespace, *, public: bool) -> None:
+        layout = torch.contiguous_format if public else torch.channels_last
+        model = CifarResNet(classes).to(args.device, memory_format=layout)
+        settings = {} if public else {"fused": True}
         self.optimizer = torch.optim.SGD(
-            model.parameters(), lr=0.1, momentum=0.9, weight_decay=2e-4, fused=True
+            model.parameters(), lr=0.1, momentum=0.9, weight_decay=2e-4, **settings
         )
         self.model: nn.Module = torch.compile(model) if args.compile else model
-        self.device, self.amp = args.device, args.amp
+        self.device, self.amp, self.public = args.device, args.amp, public
 
     def step(self, batch: Batch) -> None:
         images, labels = batch
-        images = images.contiguous(memory_format=torch.channels_last)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.amp):
-            loss = F.cross_entropy(self.model(images), labels)
+            logits = self.model(images)
+            loss = F.cross_entropy(logits, labels)
+        if self.public:
+            loss.item(), (logits.argmax(1) == labels).float().mean().item()
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
@@ -178,23 +184,30 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize()
 
 
+# Input and step of each row.
+ROWS = {
+    "public": (usual_batches, True),
+    "usual": (usual_batches, False),
+    "ours": (our_batches, False),
+}
+
+
 def measure(
     dataset: ClassificationDataset, recipe: str, args: argparse.Namespace
 ) -> dict[str, tuple[float, float]]:
-    """Median seconds of a training step and of a batch without training, for each input."""
+    """Median seconds of a training step and of a batch without training, for each row."""
     steps = args.images // args.batch_size
     # Every process keeps two batches ready; none of those may count as made in no time.
     skipped = 2 * args.workers + 3
-    makers = {"usual": usual_batches, "ours": our_batches}
-    training: dict[str, list[float]] = {name: [] for name in makers}
-    alone: dict[str, list[float]] = {name: [] for name in makers}
+    training: dict[str, list[float]] = {name: [] for name in ROWS}
+    alone: dict[str, list[float]] = {name: [] for name in ROWS}
     for _ in range(args.repeats):
-        for name, make in makers.items():
-            train = _Training(len(dataset.classes), args)
+        for name, (make, public) in ROWS.items():
+            train = _Training(len(dataset.classes), args, public=public)
             for use, taken in ((train.step, training), (_drop, alone)):
                 batches = make(dataset, recipe, steps=steps + skipped, args=args)
                 taken[name] += seconds(batches, use, skipped=skipped, device=args.device)
-    return {n: (statistics.median(training[n]), statistics.median(alone[n])) for n in makers}
+    return {n: (statistics.median(training[n]), statistics.median(alone[n])) for n in ROWS}
 
 
 def _drop(batch: Batch) -> None:
@@ -202,7 +215,7 @@ def _drop(batch: Batch) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Print a row for each recipe and input."""
+    """Print rows for each recipe."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", help="folder with cifar10_lt100; default: noise")
     parser.add_argument("--images", type=int, default=12_406, help="images of an epoch")
@@ -210,8 +223,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=RECIPES)
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="of the usual input")
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
-    parser.add_argument("--amp", action="store_true", help="bfloat16, on both sides")
-    parser.add_argument("--compile", action="store_true", help="the network, on both sides")
+    parser.add_argument("--amp", action="store_true", help="bfloat16, in all rows")
+    parser.add_argument("--compile", action="store_true", help="the network, in all rows")
     parser.add_argument("--repeats", type=int, default=3)
     args = parser.parse_args(arguments)
     if args.images < args.batch_size:
@@ -223,15 +236,18 @@ def main(arguments: list[str] | None = None) -> None:
     where = torch.cuda.get_device_name() if args.device.type == "cuda" else "CPU"
     threads = torch.get_num_threads()
     print(f"ResNet-32 on {where}, {threads} threads, {args.workers} processes of the usual input")
-    print(f"{'recipe':<8}{'input':<8}{'images/s':>10}{'step ms':>10}{'input ms':>10}{'share':>8}")
+    print(f"{'recipe':<8}{'row':<13}{'images/s':>10}{'step ms':>10}{'input ms':>10}{'share':>8}")
     for recipe in args.recipes:
         found = measure(dataset, recipe, args)
         for name, (step, alone) in found.items():
             rate = args.batch_size / step
             row = f"{rate:>10.0f}{1e3 * step:>10.1f}{1e3 * alone:>10.2f}{alone / step:>8.1%}"
-            print(f"{recipe:<8}{name:<8}{row}", flush=True)
-        step, alone = (usual / ours for usual, ours in zip(*found.values(), strict=True))
-        print(f"{recipe:<8}{'ratio':<8}{step:>10.2f}{'':>10}{alone:>10.1f}", flush=True)
+            print(f"{recipe:<8}{name:<13}{row}", flush=True)
+        for other in ("public", "usual"):
+            step, alone = (a / b for a, b in zip(found[other], found["ours"], strict=True))
+            print(
+                f"{recipe:<8}{f'ours/{other}':<13}{step:>10.2f}{'':>10}{alone:>10.1f}", flush=True
+            )
 
 
 if __name__ == "__main__":

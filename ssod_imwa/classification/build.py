@@ -197,7 +197,8 @@ def build_model(cfg: CfgNode, classes: int, *, weights: str) -> nn.Module:
             model.classifier = ScaledClassifier(model.classifier)
     except (ValueError, AttributeError) as error:
         raise ConfigError(f"CLS.MODEL: {error}") from error
-    return model
+    # Convolutions are faster with the channels of a pixel side by side, and hand that on.
+    return model.to(memory_format=torch.channels_last)
 
 
 def _build_one(cfg: CfgNode, classes: int, *, imagenet: bool) -> ImageClassifier:

@@ -13,6 +13,7 @@ from ssod_imwa.config import load_config
 from ssod_imwa.engine.hooks import LRHook
 from ssod_imwa.errors import ConfigError, DataError, UserError
 from ssod_imwa.results import read_results
+from ssod_imwa.task import open_task
 from ssod_imwa.trained import read_trained
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -184,6 +185,24 @@ def test_tau_norm_needs_a_trained_linear_classifier(config, changes, message):
         weights = ("MODEL.WEIGHTS", first.OUTPUT_DIR)
     with pytest.raises(ConfigError, match=re.escape(message)):
         run.train(config("CLS.STAGE.TAU_NORM", 1.0, *changes, *weights))
+
+
+@pytest.mark.parametrize("name", ["cifar_resnet20", "wrn_28_2", "resnet18"])
+def test_convolutions_see_the_channels_of_a_pixel_side_by_side(config, name):
+    task = open_task(config("CLS.MODEL.NAME", name))
+    student = task.build_algorithm(torch.device("cpu")).student
+    layouts = {}
+
+    def note(module, inputs, output):
+        layouts[module] = output.is_contiguous(memory_format=torch.channels_last)
+
+    for module in student.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            module.register_forward_hook(note)
+    with torch.no_grad():
+        student(torch.rand(2, 3, 32, 32))
+    assert layouts
+    assert all(layouts.values())
 
 
 def test_a_class_smaller_than_a_balanced_subset_is_named(config, caplog):
