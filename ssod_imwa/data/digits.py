@@ -27,11 +27,11 @@ from ssod_imwa.errors import DataError
 
 logger = logging.getLogger(__name__)
 
-VERSION = 2  # of the drawing rules; scenes of another version are not the same data set
+VERSION = 1  # of the drawing rules; scenes of another version are not the same data set
 SIZE = 128
 TRAIN_SCENES = 1000
 TEST_SCENES = 400
-IMBALANCE = 10
+IMBALANCE = 20
 CLASSES = tuple("0123456789")
 
 _OBJECTS = (2, 5)

@@ -77,7 +77,7 @@ def test_scenes_are_sound_and_as_described(root):
         longer = (boxes[:, 2:] - boxes[:, :2]).max(axis=1)
         assert 20 <= longer.min() < longer.max() <= 44
     counts = np.bincount(np.concatenate([r.annotations.labels for r in train.records]))
-    assert 8 < counts[0] / counts[9] < 12.5
+    assert 15 < counts[0] / counts[9] < 25
     counts = np.bincount(np.concatenate([r.annotations.labels for r in test.records]))
     assert counts.max() - counts.min() <= 1
 
@@ -121,7 +121,7 @@ def test_a_seed_gives_the_same_pixels_and_another_seed_others(root, tmp_path):
     assert not any(np.array_equal(a, b) for a, b in zip(first, other, strict=True))
     # Written out: with other pixels, published results would no longer be about this data set.
     digest = hashlib.sha256(b"".join(image.tobytes() for image in first)).hexdigest()
-    assert digest[:16] == "05feadf385bdff70"
+    assert digest[:16] == "1ccb5ae44d98f28c"
 
 
 def test_train_and_test_share_no_handwriting():
