@@ -3,9 +3,13 @@ import ast
 import re
 import runpy
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
+
+from ssod_imwa.results import read_results
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "datasets" / "README.md"]
@@ -94,3 +98,23 @@ def test_make_targets_name_files_that_exist(target):
     assert done.returncode == 0, done.stderr
     named = re.findall(r"(?:tools|configs)/[\w/$}{#]+\.\w+", done.stdout)
     assert not [name for name in named if "$" not in name and not (ROOT / name).exists()]
+
+
+@pytest.mark.slow
+def test_the_commands_for_own_images_train(tmp_path, monkeypatch):
+    page = ROOT / "docs/classification.md"
+    (block,) = (block for block in blocks(page, "bash") if "folder:birds" in block)
+    for split, counts in (("train", (40, 20, 4)), ("test", (3, 3, 3))):
+        for species, count in zip(("crow", "gull", "kiwi"), counts, strict=True):
+            folder = tmp_path / "birds" / split / species
+            folder.mkdir(parents=True)
+            for i in range(count):
+                Image.effect_noise((60, 40), 50).convert("RGB").save(folder / f"{i}.jpg")
+    assert "CLS.SCHEDULE.EPOCHS 30 " in block
+    block = block.replace("CLS.SCHEDULE.EPOCHS 30 ", "CLS.SCHEDULE.EPOCHS 1 ")
+    block = block.replace("python tools/", f"{sys.executable} {ROOT}/tools/")
+    block = block.replace(" configs/", f" {ROOT}/configs/")
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    subprocess.run(["bash", "-e", "-c", block], cwd=tmp_path, check=True)
+    assert "top1" in read_results(tmp_path / "output/birds").headline().metrics
