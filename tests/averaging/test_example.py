@@ -1,7 +1,9 @@
-"""The example and the benchmark run and say what they promise."""
+"""The example and the benchmarks run and say what they promise."""
 
 import importlib.util
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -38,3 +40,21 @@ def test_benchmark_writes_its_table(tmp_path, capsys):
     assert {row["operation"] for row in written["rows"]} == {"average", "re-seed", "EMA step"}
     assert all(row["milliseconds"] > 0 for row in written["rows"])
     assert capsys.readouterr().out.count("\n") == 2 + len(written["rows"])
+
+
+@pytest.mark.slow
+def test_overhead_benchmark_sees_what_a_second_member_holds(tmp_path):
+    output = tmp_path / "overhead.json"
+    command = [sys.executable, str(ROOT / "benchmarks/imwa_overhead.py"), "--small-images"]
+    settings = ["--device", "cpu", "--steps", "1", "--episodes", "2", "--members", "1", "2"]
+    subprocess.run([*command, *settings, "--output", str(output)], check=True, capture_output=True)
+    rows = json.loads(output.read_text())["rows"]
+    assert [(row["store"], row["members"]) for row in rows] == [
+        (store, members) for store in ("dict", "stream") for members in (1, 2)
+    ]
+    for plain, imwa in (rows[:2], rows[2:]):
+        assert imwa["boundary_seconds"] > plain["boundary_seconds"]
+    # A dict holds the finished member's student and teacher; a stream's float64 sum is twice that.
+    for number, copies in ((0, 1), (2, 2)):
+        extra = rows[number + 1]["peak_bytes"] - rows[number]["peak_bytes"]
+        assert extra == pytest.approx(copies * rows[0]["pair_bytes"], rel=0.05)
