@@ -18,6 +18,7 @@ from pathlib import Path
 
 from ssod_imwa.cli import run_main
 from ssod_imwa.config import load_config
+from ssod_imwa.errors import ConfigError
 from ssod_imwa.run import CONFIG_FILE, newest_model
 from ssod_imwa.visualization.build import build_prediction_sheet, build_view_sheets
 from ssod_imwa.visualization.pictures import save_png
@@ -72,6 +73,11 @@ def main() -> None:
     if arguments.run_dir is not None:
         overrides += ["OUTPUT_DIR", arguments.run_dir]  # the folder may have been moved
     cfg = load_config(arguments.config_file or Path(arguments.run_dir) / CONFIG_FILE, overrides)
+    if cfg.TASK != "detection":
+        raise ConfigError(
+            f"{arguments.run_dir or arguments.config_file} is of {cfg.TASK} (must be of detection; "
+            "tools/analyze.py draws classifiers)"
+        )
     weights = arguments.weights or newest_model(cfg.OUTPUT_DIR)
     if arguments.views:
         labelled, unlabelled = build_view_sheets(cfg, weights, images=arguments.images)

@@ -164,3 +164,13 @@ def test_a_threshold_that_is_no_score_is_refused(capsys, monkeypatch, threshold)
         module.parse_arguments()
     assert stop.value.code == 2
     assert f"--threshold = {threshold} is not allowed" in capsys.readouterr().err
+
+
+def test_a_run_of_classification_is_sent_to_the_other_tool(visualize, tmp_path):
+    (tmp_path / "config.yaml").write_text("TASK: classification\n")
+    status, printed, error = visualize(tmp_path)
+    assert (status, printed) == (2, "")
+    assert error == (
+        f"error: {tmp_path} is of classification (must be of detection; tools/analyze.py draws "
+        "classifiers)\n"
+    )
