@@ -255,7 +255,10 @@ def main() -> None:
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
         for setting, result in zip(settings, pool.imap(measure, settings), strict=True):
             rows.append((setting, result))
-            console.log(f"M={setting.members} {setting.store}/{setting.store_device} done")
+            console.log(
+                f"M={setting.members} {setting.store}/{setting.store_device}: boundary "
+                f"{1e3 * result.boundary_seconds:.1f} ms, peak {result.peak_bytes / GB:.3f} GB"
+            )
     console.print(make_table(rows))
     if arguments.output:
         hardware = platform.processor() or platform.machine()
