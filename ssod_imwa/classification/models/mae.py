@@ -88,8 +88,10 @@ class MaskedAutoencoder(nn.Module):
                 if isinstance(layer, nn.Linear):
                     nn.init.xavier_uniform_(layer.weight)
                     nn.init.zeros_(layer.bias)
-        # The patch embedding is a linear layer on a patch's pixels.
-        nn.init.xavier_uniform_(encoder.stem.patch_embed.proj.weight.view(encoder.num_features, -1))
+        # The patch embedding is a linear layer on a patch's pixels, whatever its layout in memory.
+        weight = encoder.stem.patch_embed.proj.weight
+        flat = weight.new_empty(encoder.num_features, weight[0].numel())
+        weight.copy_(nn.init.xavier_uniform_(flat).view(weight.shape))
         nn.init.normal_(encoder.stem.cls_token, std=WEIGHT_STD)
         nn.init.normal_(self.mask_token, std=WEIGHT_STD)
         rows, columns = encoder.stem.patch_embed.grid_size
