@@ -1,7 +1,7 @@
 # make demo     train Unbiased Teacher + IMWA on digit scenes, with table, curves and pictures
 # make compare  the same beside supervised, plain Unbiased Teacher and twice the iterations
 # make demo-classification  CE, MFW, BTM and ECL on long-tailed digits, each plain and with IMWA, in
-#               six minutes of one core (a second thread gains little, and much is lost if it waits)
+#               five minutes of one core (a second thread gains little, and much is lost if it waits)
 # make test     lint, types and the fast tests;  make test-all  the slow ones, too
 PYTHON ?= python3
 VENV ?= .venv

@@ -156,7 +156,8 @@ class _Training:
             logits = self.model(images)
             loss = F.cross_entropy(logits, labels)
         if self.public:
-            loss.item(), (logits.argmax(1) == labels).float().mean().item()
+            loss.item()
+            (logits.argmax(1) == labels).float().mean().item()
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()

@@ -168,7 +168,7 @@ class EvaluationHook(HookBase):
         done = {record["global_step"] for record in self._own_records()}
         if self._is_due(last) and last.global_step not in done:
             logger.info(
-                "evaluating global step %d, which the last run did not finish", last.global_step + 1
+                "evaluating global step %d, which its checkpoint precedes", last.global_step + 1
             )
             self._run(last)
 

@@ -165,9 +165,6 @@ def test_images_of_two_sizes_do_not_go_into_memory(tree, write_image):
         read_into_memory(load_image_folder(root, name="x"))
 
 
-# ---------------------------------------------------------------------------------- list files
-
-
 # ---------------------------------------------------------------------------------------- CIFAR
 
 
