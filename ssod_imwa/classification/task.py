@@ -76,6 +76,11 @@ class ClassificationTask(Task):
                 f"MODEL.WEIGHTS = {weights!r} is not allowed with CLS.STAGE.TAU_NORM (must be the "
                 "run whose classifier is to be normalised)"
             )
+        if self.cfg.CLS.STAGE.TAU_NORM and self.cfg.CLS.STAGE.RESET_CLASSIFIER:
+            raise ConfigError(
+                "CLS.STAGE.RESET_CLASSIFIER = True is not allowed with CLS.STAGE.TAU_NORM (must be "
+                "False: a new classifier has nothing to normalise)"
+            )
         model = build.build_model(self.cfg, len(train.classes), weights=weights)
         return methods.build_algorithm(self.cfg, model.to(device), train.counts)
 

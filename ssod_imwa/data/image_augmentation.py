@@ -2,7 +2,7 @@
 
     generator = counted_generator(seed, "crops", member, t)
     images = dataset.images[batch]  # uint8 (B, 3, H, W)
-    crops = draw_crops(len(batch), padding=4, generator=generator)
+    crops = crops_of(torch.from_numpy(generator.random((len(batch), 3))), padding=4)
     inputs = normalise(crop_and_flip(images, crops, padding=4), CIFAR_STATISTICS)
 
 The few random numbers are drawn on the CPU, so every device sees the same images.
@@ -14,7 +14,6 @@ import math
 from functools import lru_cache
 from typing import Literal, NamedTuple, get_args
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -46,37 +45,11 @@ class Crops(NamedTuple):
     """bool (B,)."""
 
 
-def draw_crops(
-    count: int, *, padding: int = 4, flip: float = 0.5, generator: np.random.Generator
-) -> Crops:
-    """A crop and a flip for each image of a batch, in CPU memory.
-
-    Image b takes the b-th triple of numbers. With a generator counted by (seed, member, t) its crop
-    is a function of (seed, member, t, slot), whatever the batch size is; several processes draw for
-    the global batch and take their slots.
-
-    Args:
-        count: B, at least 1.
-        padding: pixels on each side, at least 0.
-        flip: probability of mirroring, 0..1.
-        generator: source of the randomness.
-
-    Raises:
-        ValueError: a number is out of range.
-
-    Example:
-        >>> crops = draw_crops(2, padding=4, generator=np.random.default_rng(0))
-        >>> crops.top.shape, crops.mirrored.dtype
-        (torch.Size([2]), torch.bool)
-    """
-    if count < 1:
-        raise ValueError(f"count = {count} is not allowed (must be at least 1)")
-    numbers = torch.from_numpy(generator.random((count, 3)))
-    return crops_of(numbers, padding=padding, flip=flip)
-
-
 def crops_of(numbers: torch.Tensor, *, padding: int = 4, flip: float = 0.5) -> Crops:
     """The crop and flip that three uniform numbers stand for: top, left, mirrored.
+
+    With numbers of a generator counted by (seed, member, t), image b's crop is a function of
+    (seed, member, t, slot), whatever the batch size is.
 
     Args:
         numbers: float64 (B, 3), in [0, 1).

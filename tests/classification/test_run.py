@@ -175,6 +175,7 @@ def test_tau_norm_is_the_first_stage_with_normalised_weights_and_no_bias(config)
     [
         ((), "MODEL.WEIGHTS = '' is not allowed with CLS.STAGE.TAU_NORM"),
         (("CLS.MODEL.CLASSIFIER", "cosine"), "unless CLS.MODEL.CLASSIFIER is linear"),
+        (("CLS.STAGE.RESET_CLASSIFIER", True), "a new classifier has nothing to normalise"),
     ],
 )
 def test_tau_norm_needs_a_trained_linear_classifier(config, changes, message):

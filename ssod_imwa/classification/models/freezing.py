@@ -80,25 +80,16 @@ def set_train_mode(
 def reset_last_block(model: ImageClassifier | Experts) -> None:
     """Draw the weights of each last block anew, statistics included, as on Places-LT."""
     for classifier in _classifiers(model):
-        _reset(classifier, _blocks(classifier.groups[-1])[-1])
-
-
-def reset_classifier(model: ImageClassifier | Experts) -> None:
-    """Draw each classifier's weights anew, as when it was built; scales become 1."""
-    for classifier in _classifiers(model):
-        _reset(classifier, classifier.classifier)
+        block = _blocks(classifier.groups[-1])[-1]
+        for module in block.modules():
+            reset = getattr(module, "reset_parameters", None)
+            if reset is not None:
+                reset()
+        classifier.initialise(block)
 
 
 def _classifiers(model: ImageClassifier | Experts) -> list[ImageClassifier]:
     return list(model.experts) if isinstance(model, Experts) else [model]
-
-
-def _reset(model: ImageClassifier, part: nn.Module) -> None:
-    for module in part.modules():
-        reset = getattr(module, "reset_parameters", None)
-        if reset is not None:
-            reset()
-    model.initialise(part)
 
 
 def _frozen(model: ImageClassifier | Experts, part: Part) -> list[nn.Module]:

@@ -6,7 +6,6 @@ from ssod_imwa.classification.models.cifar_resnet import CifarResNet
 from ssod_imwa.classification.models.experts import Experts
 from ssod_imwa.classification.models.freezing import (
     PARTS,
-    reset_classifier,
     reset_last_block,
     set_train_mode,
     train_only,
@@ -156,33 +155,14 @@ def test_last_block_is_drawn_anew_as_it_was_built():
     assert abs(weight.std().item() / (2 / (9 * 512)) ** 0.5 - 1) < 5 / (2 * weight.numel()) ** 0.5
 
 
-@pytest.mark.parametrize("classifier", ["linear", "cosine"])
-def test_classifier_is_drawn_anew_as_it_was_built(classifier):
-    torch.manual_seed(0)
-    model = CifarResNet(100, depth=8, classifier=classifier)
-    model.classifier = ScaledClassifier(model.classifier)
-    with torch.no_grad():
-        for p in model.parameters():
-            p.fill_(7)
-    reset_classifier(model)
-    inner = model.classifier.classifier.weight
-    # Kaiming's 2 / 64, or rows of norm 1: 1 / 64.
-    expected = ((2 if classifier == "linear" else 1) / 64) ** 0.5
-    assert abs(inner.std().item() / expected - 1) < 5 / (2 * inner.numel()) ** 0.5
-    assert model.classifier.scale.eq(1).all()
-    assert model.stem[0].weight.eq(7).all()
-
-
-@pytest.mark.parametrize("reset", [reset_last_block, reset_classifier])
-def test_each_expert_is_drawn_anew_and_differently(reset):
+def test_each_expert_is_drawn_anew_and_differently():
     torch.manual_seed(0)
     model = Experts(lambda: CifarResNet(5, depth=8), 2, shared_groups=2)
     with torch.no_grad():
         for p in model.parameters():
             p.fill_(7)
-    reset(model)
-    name = "classifier" if reset is reset_classifier else "layer3"
+    reset_last_block(model)
     changed = {n for n, p in model.named_parameters() if not p.eq(7).all()}
-    assert changed == {n for n, _ in model.named_parameters() if f".{name}." in n}
-    a, b = (expert.get_submodule(name).state_dict().values() for expert in model.experts)
+    assert changed == {n for n, _ in model.named_parameters() if ".layer3." in n}
+    a, b = (expert.layer3.state_dict().values() for expert in model.experts)
     assert any(not x.equal(y) for x, y in zip(a, b, strict=True))
