@@ -4,14 +4,14 @@ The usual input is a torchvision data set (one array, a Pillow image for each it
 that run image by image and a DataLoader with processes. Ours is a batch augmented at once where
 the images are kept. Both make the same recipes with torchvision's AutoAugment. The usual step is
 that of the public codes: contiguous images, SGD as it comes, loss and accuracy read back each time.
-Ours is the trainer's: channels last, fused SGD, nothing read back. `public` is the usual input
-and step, `usual` the usual input with our step, `ours` our input and step; they run in turn,
-several times. Medians over every ten steps are compared. Starting the processes is not counted,
-though it comes back every epoch.
+Our step is `Trainer`'s, with all that it checks and seeds. `public` is the usual input and step,
+`usual` the usual input with our step, `ours` our input and step; they run in turn, several times.
+Medians over every ten steps are compared. Starting the processes is not counted, though it comes
+back every epoch, nor is compiling.
 
     python benchmarks/cifar_epoch.py                             # noise of CIFAR's shape
     python benchmarks/cifar_epoch.py --data FOLDER               # cifar10_lt100 in a folder
-    python benchmarks/cifar_epoch.py --device cuda --workers 16 --amp --compile
+    python benchmarks/cifar_epoch.py --device cuda --workers 16 --amp --compile reduce-overhead
     python benchmarks/cifar_epoch.py --images 2560 --repeats 1   # a minute on two CPU cores
 
 Columns: `images/s` and `step` are of training, `input` is the time of a batch without training.
@@ -22,34 +22,38 @@ processes). The rows `ours/...` are ours over another.
 from __future__ import annotations
 
 import argparse
-import itertools
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from ssod_imwa.averaging.episodes import EpisodeSchedule
+from ssod_imwa.classification.algorithms.erm import EmpiricalRisk
+from ssod_imwa.classification.criteria import Criterion
+from ssod_imwa.classification.mixers import Mixer
 from ssod_imwa.classification.models.cifar_resnet import CifarResNet
 from ssod_imwa.data.class_samplers import BatchSource, class_sampler
 from ssod_imwa.data.image_augmentation import CIFAR_STATISTICS
-from ssod_imwa.data.image_loader import build_image_batches
+from ssod_imwa.data.image_loader import ImageBatch, build_image_batches
 from ssod_imwa.data.image_views import small_view
 from ssod_imwa.data.images import CIFAR10_CLASSES, ClassificationDataset, load_cifar10_lt100
+from ssod_imwa.engine.solver import build_optimizer
+from ssod_imwa.engine.trainer import HookBase, Trainer
 
 RECIPES = ("plain", "strong")
 HOLE = 16  # pixels, of Cutout
 CHUNK = 10  # steps that are timed together, so that a GPU need not be waited for at each
+MODES = ("default", "reduce-overhead", "max-autotune")  # of torch.compile
 
-# Inputs and labels, on the device.
-Batch = tuple[torch.Tensor, torch.Tensor]
+Batches = Iterator[ImageBatch]
 
 
 def make_noise(count: int) -> ClassificationDataset:
@@ -96,7 +100,7 @@ def _cut_out(image: torch.Tensor) -> torch.Tensor:
 
 def usual_batches(
     dataset: ClassificationDataset, recipe: str, *, steps: int, args: argparse.Namespace
-) -> Iterator[Batch]:
+) -> Batches:
     """Batches of the usual input."""
     # One pass for all steps: processes are started once.
     order = torch.arange(steps * args.batch_size) % len(dataset)
@@ -109,12 +113,12 @@ def usual_batches(
         pin_memory=args.device.type == "cuda",
     )
     for images, labels in loader:
-        yield images.to(args.device, non_blocking=True), labels.to(args.device, non_blocking=True)
+        yield ImageBatch((images,), labels, labels).to(args.device)
 
 
 def our_batches(
     dataset: ClassificationDataset, recipe: str, *, steps: int, args: argparse.Namespace
-) -> Iterator[Batch]:
+) -> Batches:
     """Batches of our input."""
 
     def source(member: int) -> BatchSource:
@@ -130,62 +134,86 @@ def our_batches(
 
     view = small_view(recipe, CIFAR_STATISTICS, size=32)
     schedule = EpisodeSchedule(steps)
-    batches = build_image_batches(dataset, schedule, source, [view], seed=1, device=args.device)
-    return ((batch.views[0], batch.labels) for batch in batches(0))
+    return build_image_batches(dataset, schedule, source, [view], seed=1, device=args.device)(0)
 
 
 # ------------------------------------------------------------------------------------- measuring
 
 
-class _Training:
-    """A network and its step, that of our trainer or of the public codes."""
+class _Clock(HookBase):
+    """Seconds a step, of every few steps, without the first ones.
 
-    def __init__(self, classes: int, args: argparse.Namespace, *, public: bool) -> None:
-        layout = torch.contiguous_format if public else torch.channels_last
-        model = CifarResNet(classes).to(args.device, memory_format=layout)
-        settings = {} if public else {"fused": True}
-        self.optimizer = torch.optim.SGD(
-            model.parameters(), lr=0.1, momentum=0.9, weight_decay=2e-4, **settings
-        )
-        self.model: nn.Module = torch.compile(model) if args.compile else model
-        self.device, self.amp, self.public = args.device, args.amp, public
+    Args:
+        skipped: steps that do not count: batches made while the processes started.
+        device: waited for before the clock is read.
+    """
 
-    def step(self, batch: Batch) -> None:
-        images, labels = batch
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.amp):
-            logits = self.model(images)
-            loss = F.cross_entropy(logits, labels)
-        if self.public:
-            loss.item()
-            (logits.argmax(1) == labels).float().mean().item()
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        self.optimizer.step()
+    def __init__(self, skipped: int, device: torch.device) -> None:
+        self.remaining = skipped
+        self.device = device
+        self.taken: list[float] = []
+        self._start: float | None = None
 
-
-def seconds(
-    batches: Iterator[Batch], use: Callable[[Batch], object], *, skipped: int, device: torch.device
-) -> list[float]:
-    """Seconds a batch, of every few batches, without those made while the processes started."""
-    for batch in itertools.islice(batches, skipped):
-        use(batch)
-    _wait(device)
-    taken = []
-    start = time.perf_counter()
-    while chunk := [use(batch) for batch in itertools.islice(batches, CHUNK)]:
-        _wait(device)
+    def after_step(self) -> None:
+        self.remaining -= 1
+        if self.remaining > 0:
+            return
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
         now = time.perf_counter()
-        taken.append((now - start) / len(chunk))
-        start = now
-    return taken
+        if self._start is not None:
+            self.taken.append((now - self._start) / CHUNK)
+        self.remaining = CHUNK
+        self._start = now
 
 
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
+def train_as_public(batches: Batches, clock: _Clock, *, args: argparse.Namespace) -> None:
+    """Train with the step of the public codes."""
+    model = CifarResNet(len(CIFAR10_CLASSES)).to(args.device)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=2e-4)
+    for batch in batches:
+        with torch.autocast(args.device.type, torch.bfloat16, enabled=args.amp):
+            logits = model(batch.views[0])
+            loss = F.cross_entropy(logits, batch.labels)
+        loss.item()
+        (logits.argmax(1) == batch.labels).float().mean().item()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        clock.after_step()
 
 
-# Input and step of each row.
+def train_as_ours(batches: Batches, clock: _Clock, *, steps: int, args: argparse.Namespace) -> None:
+    """Train with our trainer."""
+    counts = [1] * len(CIFAR10_CLASSES)
+    model = CifarResNet(len(counts)).to(args.device, memory_format=torch.channels_last)
+    algorithm = EmpiricalRisk(
+        model, Criterion("cross_entropy", counts), mixer=Mixer(counts=counts), iterations=steps
+    )
+    if args.compile:
+        algorithm.parallel_student = torch.compile(model, mode=args.compile)
+    optimizer = build_optimizer(
+        model, name="SGD", lr=0.1, momentum=0.9, weight_decay=2e-4, weight_decay_norm=2e-4
+    )
+    trainer = Trainer(
+        algorithm,
+        EpisodeSchedule(steps),
+        lambda start: batches,
+        optimizer,
+        seed=1,
+        amp_dtype=torch.bfloat16 if args.amp else None,
+    )
+    trainer.register_hooks([clock])
+    trainer.train()
+
+
+def read_alone(batches: Batches, clock: _Clock) -> None:
+    """Use batches for nothing."""
+    for _ in batches:
+        clock.after_step()
+
+
+# Input of each row, and whether its step is that of the public codes.
 ROWS = {
     "public": (usual_batches, True),
     "usual": (usual_batches, False),
@@ -197,22 +225,21 @@ def measure(
     dataset: ClassificationDataset, recipe: str, args: argparse.Namespace
 ) -> dict[str, tuple[float, float]]:
     """Median seconds of a training step and of a batch without training, for each row."""
-    steps = args.images // args.batch_size
     # Every process keeps two batches ready; none of those may count as made in no time.
     skipped = 2 * args.workers + 3
+    steps = skipped + max(args.images // args.batch_size, CHUNK)
+    ours = partial(train_as_ours, steps=steps, args=args)
+    public = partial(train_as_public, args=args)
     training: dict[str, list[float]] = {name: [] for name in ROWS}
     alone: dict[str, list[float]] = {name: [] for name in ROWS}
     for _ in range(args.repeats):
-        for name, (make, public) in ROWS.items():
-            train = _Training(len(dataset.classes), args, public=public)
-            for use, taken in ((train.step, training), (_drop, alone)):
-                batches = make(dataset, recipe, steps=steps + skipped, args=args)
-                taken[name] += seconds(batches, use, skipped=skipped, device=args.device)
+        for name, (make, is_public) in ROWS.items():
+            uses = ((public if is_public else ours, training), (read_alone, alone))
+            for use, taken in uses:
+                clock = _Clock(skipped, args.device)
+                use(make(dataset, recipe, steps=steps, args=args), clock)
+                taken[name] += clock.taken
     return {n: (statistics.median(training[n]), statistics.median(alone[n])) for n in ROWS}
-
-
-def _drop(batch: Batch) -> None:
-    """Use a batch for nothing."""
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -225,7 +252,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="of the usual input")
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
     parser.add_argument("--amp", action="store_true", help="bfloat16, in all rows")
-    parser.add_argument("--compile", action="store_true", help="the network, in all rows")
+    parser.add_argument("--compile", choices=MODES, help="the network, in our step")
     parser.add_argument("--repeats", type=int, default=3)
     args = parser.parse_args(arguments)
     if args.images < args.batch_size:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from fvcore.common.config import CfgNode
 from torch import nn
 
@@ -17,7 +18,7 @@ from ssod_imwa.classification.algorithms.moco import ExpertContrast
 from ssod_imwa.classification.algorithms.ncl import NCL
 from ssod_imwa.classification.algorithms.paco import GPaCo, PaCo, ParametricNetwork
 from ssod_imwa.classification.criteria import Criterion
-from ssod_imwa.classification.mixers import Mixer
+from ssod_imwa.classification.mixers import OF_LAYERS, Mixer
 from ssod_imwa.classification.models.build import find_layer
 from ssod_imwa.classification.models.mae import MaskedAutoencoder
 from ssod_imwa.classification.models.vit import ViT
@@ -50,7 +51,28 @@ def build_algorithm(cfg: CfgNode, model: nn.Module, counts: Counts) -> Algorithm
             f"CLS.INPUT.VIEWS = {names} is not allowed with CLS.ALGORITHM = {name!r} "
             f"(must be {algorithm.num_views})"
         )
+    if cfg.CLS.MODEL.COMPILE:
+        algorithm.parallel_student = _compiled(cfg, algorithm.student, device)
     return algorithm
+
+
+def _compiled(cfg: CfgNode, student: nn.Module, device: torch.device) -> nn.Module:
+    """The student as training steps call it; what is evaluated and saved stays the plain module."""
+    mode, mix = cfg.CLS.MODEL.COMPILE, cfg.CLS.MIX.KIND
+    if mix in OF_LAYERS:
+        raise ConfigError(
+            f"CLS.MODEL.COMPILE = {mode!r} is not allowed with CLS.MIX.KIND = {mix!r} (must be '': "
+            "a compiled network does not see what is mixed inside it)"
+        )
+    try:
+        # Nothing is compiled before its first call: better to fail here than in the first step.
+        torch.compile(torch.neg)(torch.ones(1, device=device))
+    except torch._dynamo.exc.TorchDynamoException as error:
+        first = str(error).splitlines()[0]
+        raise ConfigError(
+            f"CLS.MODEL.COMPILE = {mode!r}: nothing can be compiled here ({first})"
+        ) from error
+    return torch.compile(student, mode=mode)
 
 
 def method_name(cfg: CfgNode) -> str:

@@ -34,6 +34,7 @@ from ssod_imwa.classification.mixing import (
 
 Kind = Literal["none", "mixup", "mixup_or_cutmix", "remix", "manifold", "mfw"]
 OF_IMAGES = ("mixup", "mixup_or_cutmix", "remix")
+OF_LAYERS = ("manifold", "mfw")
 
 
 @dataclass(frozen=True)

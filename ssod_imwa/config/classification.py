@@ -22,6 +22,9 @@ CLS.MODEL.EXPERTS = 1
 CLS.MODEL.SHARED_GROUPS = 0
 # Probability with which a ViT's last block is left out (stochastic depth).
 CLS.MODEL.DROP_PATH = 0.0
+# torch.compile's mode for training steps: "" (not compiled), "default", "reduce-overhead" (with
+# CUDA graphs), "max-autotune". Needs a C++ compiler and half a minute; rounds differently.
+CLS.MODEL.COMPILE = ""
 CLS.INPUT = CfgNode()
 # Edge of the images that the network sees, in pixels.
 CLS.INPUT.SIZE = 32
@@ -169,6 +172,7 @@ CLS_CHOICES: dict[str, tuple[object, ...]] = {
     "CLS.ALGORITHM": ("erm", "bcl", "paco", "gpaco", "ncl", "ecl", "mae"),
     "CLS.ECL.TRANSFER": ("cls_over_ref", "ref_over_cls", "none"),
     "CLS.MODEL.CLASSIFIER": ("linear", "cosine"),
+    "CLS.MODEL.COMPILE": ("", "default", "reduce-overhead", "max-autotune"),
     "CLS.IMBALANCE.PROFILE": ("exponential", "step"),
     "CLS.IMBALANCE.SPLIT": ("cao", "first"),
     "CLS.SAMPLER.NAME": (

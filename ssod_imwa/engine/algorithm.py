@@ -26,7 +26,8 @@ class Algorithm(ABC):
     Attributes:
         student: the model that gradients train.
         teacher: its exponential moving average, or None if the method has none.
-        parallel_student: what `losses` calls: the student, or its DistributedDataParallel wrapper.
+        parallel_student: what `losses` calls: the student, or its wrapper (compiled,
+            DistributedDataParallel).
     """
 
     def __init__(self, student: nn.Module, teacher: nn.Module | None = None) -> None:

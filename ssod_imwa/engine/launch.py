@@ -106,7 +106,7 @@ def distribute(algorithm: Algorithm) -> None:
         return
     device = next(algorithm.student.parameters()).device
     algorithm.parallel_student = DistributedDataParallel(
-        algorithm.student,
+        algorithm.parallel_student,
         device_ids=[device.index] if device.type == "cuda" else None,
         broadcast_buffers=False,
     )
