@@ -22,6 +22,7 @@ processes). The rows `ours/...` are ours over another.
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import statistics
 import time
@@ -239,6 +240,8 @@ def measure(
                 clock = _Clock(skipped, args.device)
                 use(make(dataset, recipe, steps=steps, args=args), clock)
                 taken[name] += clock.taken
+                # What the trainer's cycle of references keeps would else be freed in a process.
+                gc.collect()
     return {n: (statistics.median(training[n]), statistics.median(alone[n])) for n in ROWS}
 
 

@@ -29,8 +29,8 @@ class BasicBlock(nn.Module):
         self.bn2 = nn.BatchNorm2d(channels)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        inner = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
-        return F.relu(inner + self._shortcut(x))
+        inner = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)), inplace=True)))
+        return F.relu(inner + self._shortcut(x), inplace=True)
 
     def _shortcut(self, x: torch.Tensor) -> torch.Tensor:
         if self.stride == 1 and self.new_channels == 0:
@@ -74,7 +74,7 @@ class CifarResNet(ImageClassifier):
             raise ValueError(f"depth = {depth} is not allowed (must be 6n + 2: 8, 14, 20, ..., 32)")
         blocks = (depth - 2) // 6
         self.num_features = WIDTHS[-1]
-        self.stem = nn.Sequential(_conv(3, WIDTHS[0]), nn.BatchNorm2d(WIDTHS[0]), nn.ReLU())
+        self.stem = nn.Sequential(_conv(3, WIDTHS[0]), nn.BatchNorm2d(WIDTHS[0]), nn.ReLU(True))
         self.layer1 = _stage(WIDTHS[0], WIDTHS[0], blocks, stride=1)
         self.layer2 = _stage(WIDTHS[0], WIDTHS[1], blocks, stride=2)
         self.layer3 = _stage(WIDTHS[1], WIDTHS[2], blocks, stride=2)

@@ -50,8 +50,8 @@ class PreActivationUnit(nn.Module):
         )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        active = F.leaky_relu(self.bn1(x), SLOPE)
-        inner = self.conv2(F.leaky_relu(self.bn2(self.conv1(active)), SLOPE))
+        active = F.leaky_relu(self.bn1(x), SLOPE, inplace=True)
+        inner = self.conv2(F.leaky_relu(self.bn2(self.conv1(active)), SLOPE, inplace=True))
         return inner + self.shortcut(active if self.activate_shortcut else x)
 
 
