@@ -18,6 +18,7 @@ from ssod_imwa.engine import comm
 from ssod_imwa.engine.checkpoint import CheckpointHook, prepare_output, resume
 from ssod_imwa.engine.hooks import EvaluationHook, Evaluations, IMWAHook, LRHook, SignalHook
 from ssod_imwa.engine.launch import distribute
+from ssod_imwa.engine.memory import keep_freed_memory
 from ssod_imwa.engine.seeding import seed_everything
 from ssod_imwa.engine.solver import build_optimizer, gradient_clipper, lr_multiplier
 from ssod_imwa.engine.trainer import HookBase, Trainer
@@ -71,6 +72,8 @@ def train(
         UserError: something in the configuration, the data or OUTPUT_DIR is wrong.
     """
     device = pick_device(cfg.MODEL.DEVICE)
+    if device.type == "cpu":
+        keep_freed_memory()
     task = open_task(cfg)
     cfg = task.cfg
     lock = prepare_output(cfg.OUTPUT_DIR, resume=bool(resume_from), overwrite=overwrite)
