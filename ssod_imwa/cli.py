@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from rich.console import Console
+from rich.logging import RichHandler
 from rich.table import Table
 
 from ssod_imwa.errors import UserError
@@ -31,6 +32,22 @@ def require_absent(path: Path) -> None:
     """
     if path.exists():
         raise UserError(f"{path} is there already (remove it, or choose another --output)")
+
+
+def log_to_stderr(level: int = logging.INFO) -> None:
+    """Send log lines to standard error: coloured on a terminal, one plain line each elsewhere.
+
+    Rich would break the lines of a file at 80 columns, where grep finds them no more.
+    """
+    console = Console(stderr=True)
+    handler: logging.Handler = logging.StreamHandler()
+    line = "[%(asctime)s] %(levelname)-8s %(message)s"
+    if console.is_terminal:
+        handler = RichHandler(console=console, show_path=False, log_time_format="[%H:%M:%S]")
+        line = "%(message)s"
+    logging.basicConfig(
+        level=level, format=line, datefmt="%H:%M:%S", handlers=[handler], force=True
+    )
 
 
 def print_table(table: Table, console: Console | None = None) -> None:

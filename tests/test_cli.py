@@ -1,10 +1,11 @@
 import io
+import logging
 
 import pytest
 from rich.console import Console
 from rich.table import Table
 
-from ssod_imwa.cli import print_table, run_main
+from ssod_imwa.cli import log_to_stderr, print_table, run_main
 from ssod_imwa.errors import DataError
 
 
@@ -32,6 +33,24 @@ def test_a_table_loses_nothing_on_a_narrow_page(is_terminal, lines):
     assert text.count("12.34") == 12
     assert {"four", "words", "to", "wrap"} <= set(text.split())
     assert len(text.splitlines()) == 2 + lines
+
+
+@pytest.fixture
+def _root_logger():
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:], root.level = handlers, level
+
+
+@pytest.mark.usefixtures("_root_logger")
+def test_a_log_line_stays_whole_in_a_file(capsys):
+    log_to_stderr()
+    logging.getLogger("x").info("word " * 60)
+    logging.getLogger("x").debug("not shown")
+    line, end = capsys.readouterr().err.split("\n")
+    assert line.endswith("INFO     " + "word " * 60)
+    assert end == ""
 
 
 def test_a_user_error_is_one_line_and_status_2(capsys):

@@ -21,10 +21,8 @@ import logging
 from pathlib import Path
 
 from fvcore.common.config import CfgNode
-from rich.console import Console
-from rich.logging import RichHandler
 
-from ssod_imwa.cli import print_table, run_main
+from ssod_imwa.cli import log_to_stderr, print_table, run_main
 from ssod_imwa.engine.atomic import write_text
 from ssod_imwa.paper_tables import Run, Table, choose_rows, needed_runs, read_table, shown_runs
 from ssod_imwa.reproduction import (
@@ -76,10 +74,7 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> int:
     """Train what is missing, then print."""
     arguments = parse_arguments()
-    handler = RichHandler(
-        console=Console(stderr=True), show_path=False, log_time_format="[%H:%M:%S]"
-    )
-    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[handler], force=True)
+    log_to_stderr()
     table = read_table(arguments.table)
     rows = choose_rows(table, arguments.rows)
     if not arguments.print_only:

@@ -17,10 +17,7 @@ from __future__ import annotations
 import argparse
 import logging
 
-from rich.console import Console
-from rich.logging import RichHandler
-
-from ssod_imwa.cli import print_table, run_main
+from ssod_imwa.cli import log_to_stderr, print_table, run_main
 from ssod_imwa.config import load_config
 from ssod_imwa.engine import comm
 from ssod_imwa.engine.launch import launch
@@ -63,10 +60,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def work(arguments: argparse.Namespace) -> int:
     """What each process does."""
-    console = Console(stderr=True)
-    handler = RichHandler(console=console, show_path=False, log_time_format="[%H:%M:%S]")
-    level = logging.INFO if comm.is_main() else logging.ERROR
-    logging.basicConfig(level=level, format="%(message)s", handlers=[handler], force=True)
+    log_to_stderr(logging.INFO if comm.is_main() else logging.ERROR)
     cfg = load_config(arguments.config_file, arguments.overrides)
     if arguments.eval_only:
         # The file's MODEL.WEIGHTS are what training starts from.
