@@ -4,7 +4,8 @@ The usual input is a torchvision data set (one array, a Pillow image for each it
 that run image by image and a DataLoader with processes. Ours is a batch augmented at once where
 the images are kept. Both make the same recipes with torchvision's AutoAugment. The usual step is
 that of the public codes: contiguous images, SGD as it comes, loss and accuracy read back each time.
-Our step is `Trainer`'s, with all that it checks and seeds. `public` is the usual input and step,
+Our step is `Trainer`'s, with all that it checks and seeds, in a process that keeps its memory, as
+`run.train` does (the public codes' process does not). `public` is the usual input and step,
 `usual` the usual input with our step, `ours` our input and step; they run in turn, several times.
 Medians over every ten steps are compared. Starting the processes is not counted, though it comes
 back every epoch, nor is compiling.
@@ -27,7 +28,9 @@ import os
 import statistics
 import time
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
+from multiprocessing import get_context
 
 import numpy as np
 import torch
@@ -46,6 +49,7 @@ from ssod_imwa.data.image_augmentation import CIFAR_STATISTICS
 from ssod_imwa.data.image_loader import ImageBatch, build_image_batches
 from ssod_imwa.data.image_views import small_view
 from ssod_imwa.data.images import CIFAR10_CLASSES, ClassificationDataset, load_cifar10_lt100
+from ssod_imwa.engine.memory import keep_freed_memory
 from ssod_imwa.engine.solver import build_optimizer
 from ssod_imwa.engine.trainer import HookBase, Trainer
 
@@ -168,7 +172,9 @@ class _Clock(HookBase):
         self._start = now
 
 
-def train_as_public(batches: Batches, clock: _Clock, *, args: argparse.Namespace) -> None:
+def train_as_public(
+    batches: Batches, clock: _Clock, *, steps: int, args: argparse.Namespace
+) -> None:
     """Train with the step of the public codes."""
     model = CifarResNet(len(CIFAR10_CLASSES)).to(args.device)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=2e-4)
@@ -186,6 +192,8 @@ def train_as_public(batches: Batches, clock: _Clock, *, args: argparse.Namespace
 
 def train_as_ours(batches: Batches, clock: _Clock, *, steps: int, args: argparse.Namespace) -> None:
     """Train with our trainer."""
+    if args.device.type == "cpu":
+        keep_freed_memory()
     counts = [1] * len(CIFAR10_CLASSES)
     model = CifarResNet(len(counts)).to(args.device, memory_format=torch.channels_last)
     algorithm = EmpiricalRisk(
@@ -214,35 +222,46 @@ def read_alone(batches: Batches, clock: _Clock) -> None:
         clock.after_step()
 
 
-# Input of each row, and whether its step is that of the public codes.
+# Input and step of each row.
 ROWS = {
-    "public": (usual_batches, True),
-    "usual": (usual_batches, False),
-    "ours": (our_batches, False),
+    "public": (usual_batches, train_as_public),
+    "usual": (usual_batches, train_as_ours),
+    "ours": (our_batches, train_as_ours),
 }
+
+
+def measure_row(
+    name: str, dataset: ClassificationDataset, recipe: str, args: argparse.Namespace
+) -> list[list[float]]:
+    """Seconds of training steps, and of batches without training."""
+    torch.backends.cudnn.benchmark = True
+    make, train = ROWS[name]
+    # Every process keeps two batches ready; none of those may count as made in no time.
+    skipped = 2 * args.workers + 3
+    steps = skipped + max(args.images // args.batch_size, CHUNK)
+    found = []
+    for use in (partial(train, steps=steps, args=args), read_alone):
+        clock = _Clock(skipped, args.device)
+        use(make(dataset, recipe, steps=steps, args=args), clock)
+        found.append(clock.taken)
+        # What the trainer's cycle of references keeps would else be freed in a loader's process.
+        gc.collect()
+    return found
 
 
 def measure(
     dataset: ClassificationDataset, recipe: str, args: argparse.Namespace
 ) -> dict[str, tuple[float, float]]:
     """Median seconds of a training step and of a batch without training, for each row."""
-    # Every process keeps two batches ready; none of those may count as made in no time.
-    skipped = 2 * args.workers + 3
-    steps = skipped + max(args.images // args.batch_size, CHUNK)
-    ours = partial(train_as_ours, steps=steps, args=args)
-    public = partial(train_as_public, args=args)
-    training: dict[str, list[float]] = {name: [] for name in ROWS}
-    alone: dict[str, list[float]] = {name: [] for name in ROWS}
-    for _ in range(args.repeats):
-        for name, (make, is_public) in ROWS.items():
-            uses = ((public if is_public else ours, training), (read_alone, alone))
-            for use, taken in uses:
-                clock = _Clock(skipped, args.device)
-                use(make(dataset, recipe, steps=steps, args=args), clock)
-                taken[name] += clock.taken
-                # What the trainer's cycle of references keeps would else be freed in a process.
-                gc.collect()
-    return {n: (statistics.median(training[n]), statistics.median(alone[n])) for n in ROWS}
+    taken: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in ROWS}
+    # Each in a process of its own, as ours changes how a process holds memory.
+    with ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=1) as processes:
+        for _ in range(args.repeats):
+            for name, rows in taken.items():
+                found = processes.submit(measure_row, name, dataset, recipe, args).result()
+                for row, seconds in zip(rows, found, strict=True):
+                    row += seconds
+    return {name: tuple(map(statistics.median, rows)) for name, rows in taken.items()}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -260,7 +279,6 @@ def main(arguments: list[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     if args.images < args.batch_size:
         parser.error(f"--images {args.images} is not allowed (must be at least --batch-size)")
-    torch.backends.cudnn.benchmark = True
     dataset = (
         make_noise(args.images) if args.data is None else load_cifar10_lt100(args.data, "train")
     )
