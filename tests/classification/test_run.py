@@ -3,12 +3,15 @@
 import os
 import re
 import signal
+from dataclasses import replace
 
 import pytest
 import torch
+from fvcore.nn import FlopCountAnalysis
 from support import assert_equal, final_weights, mean_of
 
 from ssod_imwa import run
+from ssod_imwa.classification import build
 from ssod_imwa.config import load_config
 from ssod_imwa.engine.hooks import LRHook
 from ssod_imwa.errors import ConfigError, DataError, UserError
@@ -75,6 +78,41 @@ def test_one_episode_is_the_mean_of_separate_runs(config, sampler):
     first, second = (final_weights(cfg) for cfg in alone)
     assert any(not torch.equal(first[k], second[k]) for k in first)
     assert_equal(final_weights(together), mean_of(first, second))
+
+
+def test_one_balanced_subset_is_fine_tuning_on_its_images(config, monkeypatch):
+    first = config(output="first")
+    run.train(first)
+    settings = ("MODEL.WEIGHTS", first.OUTPUT_DIR, "SOLVER.MAX_ITER", 7)
+    merged = config(
+        *settings, "CLS.SAMPLER.NAME", "balanced_subset", "CLS.SAMPLER.PER_CLASS", 5, output="btm"
+    )
+    run.train(merged)
+    build_data = build.build_data
+
+    def subset_alone(cfg):
+        data = build_data(cfg)
+        positions = build.member_subset(merged, data.train, 0)
+        return replace(data, train=data.train.subset(positions))
+
+    monkeypatch.setattr(build, "build_data", subset_alone)
+    tuned = config(*settings, output="tuned")
+    run.train(tuned)
+    assert_equal(final_weights(merged), final_weights(tuned))
+
+
+def test_a_merged_model_costs_what_one_costs(config):
+    one = config("SOLVER.MAX_ITER", 1, output="one")
+    merged = config("SOLVER.MAX_ITER", 1, "IMWA.MEMBERS", 3, output="merged")
+    costs = []
+    for cfg in (one, merged):
+        run.train(cfg)
+        model = open_task(cfg).load_model(cfg.OUTPUT_DIR).eval()
+        flops = FlopCountAnalysis(model, torch.zeros(1, 3, 32, 32))
+        flops.unsupported_ops_warnings(False)
+        shapes = {name: x.shape for name, x in model.state_dict().items()}
+        costs.append((flops.total(), shapes))
+    assert costs[0] == costs[1]
 
 
 def test_a_stopped_and_resumed_run_equals_one_that_never_stopped(config, monkeypatch):
