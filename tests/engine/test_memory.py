@@ -13,14 +13,13 @@ from ssod_imwa.engine.memory import keep_freed_memory
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    step = [torch.ones(2**21) for _ in range(32)]  # 8 MB each, 2048 pages
-    del step
+    torch.ones(2**24)  # 64 MB, which glibc by itself always takes from the system
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 torch.set_num_threads(1)
 if {keep}:
     assert keep_freed_memory()
-print(statistics.median_low(faults() for _ in range(15)))
+print(statistics.median_low(faults() for _ in range(25)))
 """
 
 
@@ -31,5 +30,6 @@ def faults(*, keep):
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
 def test_freed_memory_is_taken_again_without_page_faults():
-    assert faults(keep=False) > 10_000
-    assert faults(keep=True) < 100
+    without = faults(keep=False)
+    assert without > 0
+    assert faults(keep=True) < without / 10
