@@ -44,6 +44,7 @@ from ssod_imwa.classification.algorithms.erm import EmpiricalRisk
 from ssod_imwa.classification.criteria import Criterion
 from ssod_imwa.classification.mixers import Mixer
 from ssod_imwa.classification.models.cifar_resnet import CifarResNet
+from ssod_imwa.config.classification import CLS_CHOICES
 from ssod_imwa.data.class_samplers import BatchSource, class_sampler
 from ssod_imwa.data.image_augmentation import CIFAR_STATISTICS
 from ssod_imwa.data.image_loader import ImageBatch, build_image_batches
@@ -56,7 +57,7 @@ from ssod_imwa.engine.trainer import HookBase, Trainer
 RECIPES = ("plain", "strong")
 HOLE = 16  # pixels, of Cutout
 CHUNK = 10  # steps that are timed together, so that a GPU need not be waited for at each
-MODES = ("default", "reduce-overhead", "max-autotune")  # of torch.compile
+MODES = [mode for mode in CLS_CHOICES["CLS.MODEL.COMPILE"] if mode]  # of torch.compile
 
 Batches = Iterator[ImageBatch]
 

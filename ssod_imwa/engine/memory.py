@@ -14,8 +14,8 @@ def keep_freed_memory() -> bool:
     """Let glibc keep what is freed for the next allocation, instead of giving it back at once.
 
     Left alone, it returns a step's activations to the system when the step ends, and the next step
-    pays a page fault for every 4 KB of them: up to a tenth of a ResNet-32's step. What one tensor
-    of more than 1 GB takes still goes back. The process stays as large as it has been.
+    pays a page fault for every 4 KB of them. What one tensor of more than 1 GB takes still goes
+    back. The process stays as large as it has been.
 
     Returns:
         Whether the C library is one that can be told.
