@@ -13,7 +13,7 @@ back every epoch, nor is compiling.
     python benchmarks/cifar_epoch.py                             # noise of CIFAR's shape
     python benchmarks/cifar_epoch.py --data FOLDER               # cifar10_lt100 in a folder
     python benchmarks/cifar_epoch.py --device cuda --workers 16 --amp --compile reduce-overhead
-    python benchmarks/cifar_epoch.py --images 2560 --repeats 1   # a minute on two CPU cores
+    python benchmarks/cifar_epoch.py --images 2560 --repeats 1   # two minutes on two CPU cores
 
 Columns: `images/s` and `step` are of training, `input` is the time of a batch without training.
 `share` is input / step: what the step waits for, where nothing runs beside it (ours, or 0
