@@ -40,16 +40,20 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from ssod_imwa.averaging.episodes import EpisodeSchedule
-from ssod_imwa.classification.algorithms.erm import EmpiricalRisk
 from ssod_imwa.classification.criteria import Criterion
+from ssod_imwa.classification.data.augmentation import CIFAR_STATISTICS
+from ssod_imwa.classification.data.datasets import (
+    CIFAR10_CLASSES,
+    ClassificationDataset,
+    load_cifar10_lt100,
+)
+from ssod_imwa.classification.data.loader import ImageBatch, build_image_batches
+from ssod_imwa.classification.data.samplers import BatchSource, class_sampler
+from ssod_imwa.classification.data.small_views import small_view
+from ssod_imwa.classification.methods.erm import EmpiricalRisk
 from ssod_imwa.classification.mixers import Mixer
 from ssod_imwa.classification.models.cifar_resnet import CifarResNet
 from ssod_imwa.config.classification import CLS_CHOICES
-from ssod_imwa.data.class_samplers import BatchSource, class_sampler
-from ssod_imwa.data.image_augmentation import CIFAR_STATISTICS
-from ssod_imwa.data.image_loader import ImageBatch, build_image_batches
-from ssod_imwa.data.image_views import small_view
-from ssod_imwa.data.images import CIFAR10_CLASSES, ClassificationDataset, load_cifar10_lt100
 from ssod_imwa.engine.memory import keep_freed_memory
 from ssod_imwa.engine.solver import build_optimizer
 from ssod_imwa.engine.trainer import HookBase, Trainer
@@ -197,16 +201,16 @@ def train_as_ours(batches: Batches, clock: _Clock, *, steps: int, args: argparse
         keep_freed_memory()
     counts = [1] * len(CIFAR10_CLASSES)
     model = CifarResNet(len(counts)).to(args.device, memory_format=torch.channels_last)
-    algorithm = EmpiricalRisk(
+    method = EmpiricalRisk(
         model, Criterion("cross_entropy", counts), mixer=Mixer(counts=counts), iterations=steps
     )
     if args.compile:
-        algorithm.parallel_student = torch.compile(model, mode=args.compile)
+        method.parallel_student = torch.compile(model, mode=args.compile)
     optimizer = build_optimizer(
         model, name="SGD", lr=0.1, momentum=0.9, weight_decay=2e-4, weight_decay_norm=2e-4
     )
     trainer = Trainer(
-        algorithm,
+        method,
         EpisodeSchedule(steps),
         lambda start: batches,
         optimizer,

@@ -30,10 +30,10 @@ from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms import v2
 
 from ssod_imwa.averaging.episodes import EpisodeSchedule
-from ssod_imwa.data.folder import load_folder
-from ssod_imwa.data.loader import build_train_batches
-from ssod_imwa.data.structures import Annotations, DetectionDataset, ImageRecord
-from ssod_imwa.data.views import (
+from ssod_imwa.detection.data.folder import load_folder
+from ssod_imwa.detection.data.loader import build_train_batches
+from ssod_imwa.detection.data.records import Annotations, DetectionDataset, ImageRecord
+from ssod_imwa.detection.data.views import (
     BLUR_RADIUS,
     ERASING_AREA,
     ERASING_ASPECT,
@@ -139,8 +139,8 @@ def our_batches(
         None,
         EpisodeSchedule(steps),
         seed=1,
-        batch_labelled=batch,
-        batch_unlabelled=0,
+        batch_labeled=batch,
+        batch_unlabeled=0,
         weak=WeakView([edge], MAX_SIZE),
         strong=StrongView(),
         num_workers=workers,

@@ -33,9 +33,9 @@ from rich.table import Table
 
 from ssod_imwa.averaging.episodes import EpisodeSchedule
 from ssod_imwa.averaging.imwa import IMWA
-from ssod_imwa.data.structures import DetectionBatch, ImageRecord, Sample, Targets, View
-from ssod_imwa.detection.algorithms.unbiased_teacher import UnbiasedTeacher
-from ssod_imwa.detection.detectors.torchvision import build_faster_rcnn
+from ssod_imwa.detection.data.records import DetectionBatch, ImageRecord, Sample, Targets, View
+from ssod_imwa.detection.detectors.faster_rcnn import build_faster_rcnn
+from ssod_imwa.detection.methods.unbiased_teacher import UnbiasedTeacher
 from ssod_imwa.engine.hooks import IMWAHook
 from ssod_imwa.engine.solver import build_optimizer
 from ssod_imwa.engine.trainer import HookBase, Trainer
@@ -120,26 +120,24 @@ def synthetic_batches(*, small: bool) -> DetectionBatch:
     generator = torch.Generator().manual_seed(0)
     shape = (3, height, width)
 
-    def view(*, labelled: bool) -> View:
+    def view(*, labeled: bool) -> View:
         image = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
         boxes = torch.tensor([[8.0, 8, 60, 70], [30, 40, 100, 110]])
-        targets = Targets(boxes, torch.tensor([0, 3])) if labelled else None
+        targets = Targets(boxes, torch.tensor([0, 3])) if labeled else None
         return View(image, torch.eye(3, dtype=torch.float64), targets)
 
-    def samples(*, labelled: bool) -> list[Sample]:
+    def samples(*, labeled: bool) -> list[Sample]:
         record = ImageRecord("noise.png", 0, width, height)
-        return [
-            Sample(record, view(labelled=labelled), view(labelled=labelled)) for _ in range(count)
-        ]
+        return [Sample(record, view(labeled=labeled), view(labeled=labeled)) for _ in range(count)]
 
-    return DetectionBatch(samples(labelled=True), samples(labelled=False))
+    return DetectionBatch(samples(labeled=True), samples(labeled=False))
 
 
 def build_trainer(setting: Setting) -> Trainer:
     """Unbiased Teacher with the paper's detector."""
     torch.manual_seed(0)
     detector = build_faster_rcnn(num_classes=CLASSES, depth=50).to(setting.device)
-    algorithm = UnbiasedTeacher(detector, burn_in=1)
+    method = UnbiasedTeacher(detector, burn_in=1)
     optimizer = build_optimizer(
         detector, name="SGD", lr=1e-4, momentum=0.9, weight_decay=1e-4, weight_decay_norm=0.0
     )
@@ -150,13 +148,13 @@ def build_trainer(setting: Setting) -> Trainer:
     def batches(start: int) -> Iterator[DetectionBatch]:
         return itertools.repeat(batch, len(schedule) - start)
 
-    return Trainer(algorithm, schedule, batches, optimizer, seed=1)
+    return Trainer(method, schedule, batches, optimizer, seed=1)
 
 
 def measure(setting: Setting) -> Measurement:
     """Train once and report; runs in a process of its own."""
     trainer = build_trainer(setting)
-    models = trainer.algorithm.models()
+    models = trainer.method.models()
     imwa = IMWA(
         trainer.schedule,
         models,

@@ -1,6 +1,6 @@
 """IMWA in a plain PyTorch loop, on scikit-learn's handwritten digits.
 
-Two members learn from 100 labelled digits, each in its own order, are averaged five times and go on
+Two members learn from 100 labeled digits, each in its own order, are averaged five times and go on
 from the average. The paper trains detectors and classifiers on imbalanced data with M = 2, E = 20;
 this shows how the pieces fit, not the paper's gains. Run it with
 
@@ -24,7 +24,7 @@ from torch import nn
 from ssod_imwa.averaging import IMWA, EpisodeSchedule
 
 ITERATIONS, EPISODES, MEMBERS = 300, 5, 2
-LABELLED = 100
+LABELED = 100
 BATCH = 8
 
 
@@ -37,7 +37,7 @@ def load() -> tuple[torch.Tensor, torch.Tensor]:
 def batch_of(member: int, t: int) -> torch.Tensor:
     """Indices of a member's batch at its own iteration t: a function of both, so runs repeat."""
     generator = torch.Generator().manual_seed(1000 * t + member)
-    return torch.randint(LABELLED, (BATCH,), generator=generator)
+    return torch.randint(LABELED, (BATCH,), generator=generator)
 
 
 def main() -> list[tuple[list[float], float]]:
@@ -50,8 +50,8 @@ def main() -> list[tuple[list[float], float]]:
 
     @torch.no_grad()
     def accuracy() -> float:
-        found = model(images[LABELLED:]).argmax(1)
-        return 100 * (found == labels[LABELLED:]).float().mean().item()
+        found = model(images[LABELED:]).argmax(1)
+        return 100 * (found == labels[LABELED:]).float().mean().item()
 
     schedule = EpisodeSchedule(ITERATIONS, episodes=EPISODES, members=MEMBERS)
     imwa = IMWA(

@@ -35,7 +35,7 @@ def require_absent(path: Path) -> None:
 
 
 def log_to_stderr(level: int = logging.INFO) -> None:
-    """Send log lines to standard error: coloured on a terminal, one plain line each elsewhere.
+    """Send log lines to standard error: colored on a terminal, one plain line each elsewhere.
 
     Rich would break the lines of a file at 80 columns, where grep finds them no more.
     """

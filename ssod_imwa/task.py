@@ -13,7 +13,7 @@ from torch import nn
 from ssod_imwa.averaging.episodes import EpisodeSchedule
 from ssod_imwa.averaging.members import Rule
 from ssod_imwa.engine import comm
-from ssod_imwa.engine.algorithm import Algorithm
+from ssod_imwa.engine.method import Method
 from ssod_imwa.engine.trainer import HookBase
 from ssod_imwa.errors import ConfigError, UserError
 
@@ -30,7 +30,7 @@ class Task(ABC):
         name: "detection" or "classification".
         dataset: what is trained and tested on, in words.
         method: of training, as results name it.
-        fold: of the labelled images, None if there is no choice.
+        fold: of the labeled images, None if there is no choice.
     """
 
     cfg: CfgNode
@@ -40,7 +40,7 @@ class Task(ABC):
     fold: int | None = None
 
     @abstractmethod
-    def build_algorithm(self, device: torch.device) -> Algorithm:
+    def build_method(self, device: torch.device) -> Method:
         """The method around its model, on the device, with the initial weights."""
 
     @abstractmethod
@@ -71,7 +71,7 @@ class Task(ABC):
         """The optimizer's groups, if not all parameters but norms are treated alike."""
         return None
 
-    def coefficients(self, algorithm: Algorithm) -> Sequence[float] | Rule | None:
+    def coefficients(self, method: Method) -> Sequence[float] | Rule | None:
         """How IMWA weighs members."""
         return self.cfg.IMWA.COEFFICIENTS or None
 

@@ -1,4 +1,6 @@
 import json
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -75,3 +77,23 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def real_data():
+    """Folder of bccd and voc2007_mini: real photographs, kept outside the repository."""
+    beside = Path(__file__).parents[2] / "shared" / "data"
+    folder = Path(os.environ.get("SSOD_IMWA_REAL_DATA", beside))
+    if not (folder / "bccd").is_dir():
+        pytest.skip(f"no real data in {folder} (set SSOD_IMWA_REAL_DATA)")
+    return folder
+
+
+@pytest.fixture
+def write_image():
+    def write(path, width=40, height=30, mode="RGB"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        noise = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+        Image.fromarray(noise).convert(mode).save(path)
+
+    return write

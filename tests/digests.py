@@ -4,9 +4,10 @@ Examples:
   compare with what is recorded for this machine  python tests/digests.py
   record, at the revision before the change       python tests/digests.py --record
 
-Six recipes cover both tasks: two detection methods, and the losses, mixing, contrastive views, experts,
-EMA and averages of classification. Bits depend on the processor and on torch, so digests are kept for
-each pair of them in digests.json. Takes two minutes on one core; exit status 1 when a digest differs.
+Six recipes cover both tasks: two detection methods, and the losses, mixing, contrastive views,
+experts, EMA and averages of classification. Bits depend on the processor and on torch, so digests
+are kept for each pair of them in digests.json. Takes two minutes on one core; exit status 1 when a
+digest differs.
 """
 
 from __future__ import annotations
@@ -90,7 +91,9 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         for name, recipe in RECIPES.items():
             found[name] = train(recipe, Path(folder) / name.replace(" ", "_"))
-            same = "" if arguments.record else ("  same" if found[name] == known[name] else "  OTHER")
+            same = (
+                "" if arguments.record else ("  same" if found[name] == known[name] else "  OTHER")
+            )
             print(f"{found[name][:16]}  {name}{same}", flush=True)
     if arguments.record:
         RECORD.write_text(json.dumps(records | {environment(): found}, indent=1) + "\n")

@@ -9,7 +9,7 @@ import torch
 
 from ssod_imwa.engine import launch
 from ssod_imwa.engine.trainer import HookBase
-from ssod_imwa.trained import read_trained
+from ssod_imwa.runs.trained import read_trained
 
 # Forked ranks start at once, where spawned ones import torch for seconds. A process that has
 # started CUDA's threads cannot be forked.

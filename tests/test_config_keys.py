@@ -4,12 +4,12 @@ import pytest
 import torch
 from fvcore.common.config import CfgNode
 
-from ssod_imwa import run
 from ssod_imwa.averaging.episodes import EpisodeSchedule
 from ssod_imwa.config import get_cfg, load_config
 from ssod_imwa.config.reader import keys
 from ssod_imwa.detection import build
-from ssod_imwa.run_hooks import ResultsHook
+from ssod_imwa.runs import run
+from ssod_imwa.runs.hooks import ResultsHook
 from ssod_imwa.task import open_task
 
 
@@ -74,13 +74,13 @@ def read_by_classification(read, *overrides):
     pairs = [str(x) for pair in settings.items() for x in pair]
     cfg = recording(load_config(overrides=[*pairs, *map(str, overrides)]), read)
     task = open_task(cfg)
-    algorithm = task.build_algorithm(torch.device("cpu"))
-    task.parameter_groups(algorithm.student)
+    method = task.build_method(torch.device("cpu"))
+    task.parameter_groups(method.student)
     task.lr_factor("classifier.weight")
-    task.coefficients(algorithm)
+    task.coefficients(method)
     task.hooks()
     next(task.build_batches(EpisodeSchedule(4), torch.device("cpu"))(0))
-    task.build_evaluator()(algorithm.student.eval())
+    task.build_evaluator()(method.student.eval())
 
 
 def test_every_key_is_read_by_something(read, detection_config):

@@ -38,7 +38,7 @@ SUBJECTS = {
     "features": (
         "do features of rare classes differ between training and test? (MFW)",
         "Training accuracy, gradient norm, classification ratio and feature deviation against "
-        "training images. Rare classes that are remembered but not learnt have a high deviation "
+        "training images. Rare classes that are remembered but not learned have a high deviation "
         "between training and test features.",
     ),
     "landscape": (
@@ -64,7 +64,7 @@ SUBJECTS = {
     "embedding": (
         "which classes do the features tell apart?",
         "Test images as points, those with like features close together (t-SNE). Clusters of "
-        "mixed colours are classes the features do not tell apart; distances between clusters "
+        "mixed colors are classes the features do not tell apart; distances between clusters "
         "mean nothing.",
     ),
     "tau": (
@@ -134,15 +134,15 @@ def main() -> None:
     """Analyse, print the numbers, write the pictures and name the files."""
     arguments = vars(parse_arguments())
     # Seconds to import, which --help need not wait for.
-    from ssod_imwa.classification.analysis import commands, weight_commands
-    from ssod_imwa.classification.analysis.build import open_run
+    from ssod_imwa.analysis import commands, weight_commands
+    from ssod_imwa.analysis.build import open_run
 
     subject, output = arguments.pop("subject"), arguments.pop("output")
     run = open_run(
         arguments.pop("run"), weights=arguments.pop("weights"), overrides=arguments.pop("opts")
     )
-    analyse = getattr(commands, subject, None) or getattr(weight_commands, subject)
-    found = analyse(run, **arguments)
+    analyze = getattr(commands, subject, None) or getattr(weight_commands, subject)
+    found = analyze(run, **arguments)
     for table in found.tables:
         print_table(table)
     folder = Path(output or run.folder / "pictures")

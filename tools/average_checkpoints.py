@@ -24,10 +24,10 @@ import torch
 from ssod_imwa.averaging.soups import fixed, greedy, line, uniform
 from ssod_imwa.averaging.weights import average
 from ssod_imwa.cli import require_absent, run_main
-from ssod_imwa.engine.atomic import write_checkpoint
+from ssod_imwa.engine.checkpoint.atomic import write_checkpoint
 from ssod_imwa.errors import UserError
+from ssod_imwa.runs.trained import TrainedModels, read_trained
 from ssod_imwa.task import open_task, pick_device
-from ssod_imwa.trained import TrainedModels, read_trained
 
 RULES = ("uniform", "fixed", "greedy", "line")
 

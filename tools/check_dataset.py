@@ -3,12 +3,12 @@
 
 Exit status: 0 when clean, 1 when there are problems, 2 when a data set cannot be read at all.
 "error" stops a run unless DATASETS.ON_BAD_RECORD is skip; "warning" is logged by a run; what needs
-no action, such as greyscale images, is counted as a note.
+no action, such as grayscale images, is counted as a note.
 
 Examples:
   %(prog)s digits_train digits_test
   %(prog)s voc:my_cells:train coco:pallets/train.json:pallets/images --root /data
-  %(prog)s folder:photos --unlabelled --fast
+  %(prog)s folder:photos --unlabeled --fast
   %(prog)s cifar10_lt100_train folder:birds/train --classification
 """
 
@@ -21,12 +21,12 @@ from itertools import groupby
 
 import numpy as np
 
+from ssod_imwa.classification.data.catalog import available_images, load_images
+from ssod_imwa.classification.data.validation import find_image_problems
 from ssod_imwa.cli import run_main
-from ssod_imwa.data.catalog import available, read_dataset
-from ssod_imwa.data.image_catalog import available_images, load_images
-from ssod_imwa.data.image_validation import find_image_problems
-from ssod_imwa.data.structures import DetectionDataset
-from ssod_imwa.data.validation import Problem, find_problems
+from ssod_imwa.detection.data.catalog import available, read_dataset
+from ssod_imwa.detection.data.records import DetectionDataset
+from ssod_imwa.detection.data.validation import Problem, find_problems
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -40,14 +40,14 @@ def parse_arguments() -> argparse.Namespace:
         "names",
         nargs="+",
         metavar="NAME",
-        help="of the catalogue, or coco:FILE.json:IMAGES, voc:FOLDER:SPLIT, folder:FOLDER; with "
+        help="of the catalog, or coco:FILE.json:IMAGES, voc:FOLDER:SPLIT, folder:FOLDER; with "
         "--classification folder:FOLDER (a folder a class) or list:FILE.txt:IMAGES",
     )
     parser.add_argument(
         "--classification", action="store_true", help="one label an image instead of boxes"
     )
     parser.add_argument("--root", help="folder of all data sets ($DETECTRON2_DATASETS, datasets)")
-    parser.add_argument("--unlabelled", action="store_true", help="check the images alone")
+    parser.add_argument("--unlabeled", action="store_true", help="check the images alone")
     parser.add_argument("--fast", action="store_true", help="do not open the image files")
     return parser.parse_args()
 
@@ -62,7 +62,7 @@ def main() -> int:
 
 def check_detection(name: str, arguments: argparse.Namespace) -> bool:
     """Print what is wrong in a detection set; whether anything is."""
-    dataset, problems = read_dataset(name, root=arguments.root, labelled=not arguments.unlabelled)
+    dataset, problems = read_dataset(name, root=arguments.root, labeled=not arguments.unlabeled)
     problems += find_problems(dataset, read_pixels=not arguments.fast)
     serious = [problem for problem in problems if problem.level != "note"]
     print_problems(serious)
@@ -112,16 +112,16 @@ def print_problems(problems: list[Problem]) -> None:
 
 def print_classes(dataset: DetectionDataset) -> None:
     """Images and boxes of each class, and how imbalanced they are."""
-    labelled = [r.annotations for r in dataset.records if r.annotations is not None]
-    if not labelled:
+    labeled = [r.annotations for r in dataset.records if r.annotations is not None]
+    if not labeled:
         print("  no labels")
         return
     width = max(map(len, dataset.classes))
     print(f"  {'class':{width}} {'images':>7} {'boxes':>7} {'difficult':>9} {'crowds':>7}")
     boxes = []
     for label, name in enumerate(dataset.classes):
-        of_class = [a.labels == label for a in labelled]
-        pairs = list(zip(of_class, labelled, strict=True))
+        of_class = [a.labels == label for a in labeled]
+        pairs = list(zip(of_class, labeled, strict=True))
         images = sum(bool((chosen & ~a.crowd).any()) for chosen, a in pairs)
         crowds = sum(int((chosen & a.crowd).sum()) for chosen, a in pairs)
         difficult = sum(int((chosen & a.difficult).sum()) for chosen, a in pairs)

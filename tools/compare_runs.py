@@ -21,8 +21,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ssod_imwa.cli import print_table, run_main
-from ssod_imwa.results import MODELS, group_runs, read_results
-from ssod_imwa.run import read_settings
+from ssod_imwa.runs.results import MODELS, group_runs, read_results
+from ssod_imwa.runs.run import read_settings
 from ssod_imwa.visualization.table import comparison_markdown, comparison_rows, comparison_table
 
 

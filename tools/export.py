@@ -21,9 +21,9 @@ from pathlib import Path
 from ssod_imwa.cli import require_absent, run_main
 from ssod_imwa.detection.build import build_detector, load_weights
 from ssod_imwa.detection.detectors.export import exported_state, loading_code
-from ssod_imwa.engine.atomic import write_checkpoint
-from ssod_imwa.engine.output import FINAL
-from ssod_imwa.trained import TrainedModels, read_trained
+from ssod_imwa.engine.checkpoint.atomic import write_checkpoint
+from ssod_imwa.engine.checkpoint.output import FINAL
+from ssod_imwa.runs.trained import TrainedModels, read_trained
 
 
 def parse_arguments() -> argparse.Namespace:

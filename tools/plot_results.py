@@ -19,8 +19,8 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from ssod_imwa.cli import run_main
-from ssod_imwa.data.catalog import load_dataset
-from ssod_imwa.results import FILE_NAME, read_results
+from ssod_imwa.detection.data.catalog import load_dataset
+from ssod_imwa.runs.results import FILE_NAME, read_results
 from ssod_imwa.visualization.plots import (
     classes_figure,
     episodes_figure,

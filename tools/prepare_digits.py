@@ -14,8 +14,8 @@ from __future__ import annotations
 import argparse
 
 from ssod_imwa.cli import run_main
-from ssod_imwa.data.catalog import data_root
-from ssod_imwa.data.digits import IMBALANCE, TEST_SCENES, TRAIN_SCENES, make_digits
+from ssod_imwa.detection.data.catalog import data_root
+from ssod_imwa.detection.data.digits import IMBALANCE, TEST_SCENES, TRAIN_SCENES, make_digits
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -24,15 +24,16 @@ import logging
 from pathlib import Path
 
 from ssod_imwa.cli import run_main
-from ssod_imwa.data.catalog import data_root, fingerprint, load_dataset
-from ssod_imwa.data.split_files import (
+from ssod_imwa.detection.data.catalog import data_root, fingerprint, load_dataset
+from ssod_imwa.detection.data.records import DetectionDataset
+from ssod_imwa.detection.data.split_files import (
     coco_content,
     coco_split_paths,
     part_of_coco,
-    unlabelled_partner,
+    unlabeled_partner,
     write_json,
 )
-from ssod_imwa.data.splits import (
+from ssod_imwa.detection.data.splits import (
     class_counts,
     index_file_content,
     split_dataset,
@@ -40,16 +41,15 @@ from ssod_imwa.data.splits import (
     verify_index_file,
     with_integer_ids,
 )
-from ssod_imwa.data.structures import DetectionDataset
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("dataset", help="name of the catalogue, or coco:... or voc:...")
+    parser.add_argument("dataset", help="name of the catalog, or coco:... or voc:...")
     parser.add_argument("--root", help="folder of all data sets ($DETECTRON2_DATASETS, datasets)")
-    parser.add_argument("--percent", type=float, nargs="+", help="labelled images in percent")
+    parser.add_argument("--percent", type=float, nargs="+", help="labeled images in percent")
     parser.add_argument(
         "--folds", type=int, nargs="+", default=[1], help="each is the seed of a draw (1)"
     )
@@ -62,7 +62,7 @@ def parse_arguments() -> argparse.Namespace:
         "--on-bad-record", choices=("error", "skip"), default="error", help="(error)"
     )
     parser.add_argument(
-        "--check", type=Path, metavar="FILE", help="verify this index file or labelled COCO file"
+        "--check", type=Path, metavar="FILE", help="verify this index file or labeled COCO file"
     )
     arguments = parser.parse_args()
     if arguments.check is None and not (arguments.percent and arguments.output):
@@ -89,13 +89,13 @@ def main() -> int:
 
 
 def check(dataset: DetectionDataset, path: Path) -> None:
-    """Verify an index file, or the labelled one of two COCO files."""
-    if unlabelled_partner(path).exists():
+    """Verify an index file, or the labeled one of two COCO files."""
+    if unlabeled_partner(path).exists():
         fold, _, percent = path.stem.rpartition(".")[2].partition("@")
         print_split(percent, fold, verify_coco_files(dataset, path)[0])
         return
-    for percent, fold, labelled in verify_index_file(dataset, path):
-        print_split(f"{percent:g}", str(fold), labelled)
+    for percent, fold, labeled in verify_index_file(dataset, path):
+        print_split(f"{percent:g}", str(fold), labeled)
 
 
 def write_index(dataset: DetectionDataset, arguments: argparse.Namespace) -> None:
@@ -123,8 +123,8 @@ def write_coco(dataset: DetectionDataset, arguments: argparse.Namespace) -> None
         for path, part in zip(paths, parts, strict=True):
             write_json(path, part_of_coco(content, part))
         check(dataset, paths[0])
-        labelled, unlabelled = (f"coco:{path.resolve()}:{images}" for path in paths)
-        print(f"written; use DATASETS.TRAIN {labelled} DATASETS.TRAIN_UNLABELED {unlabelled}")
+        labeled, unlabeled = (f"coco:{path.resolve()}:{images}" for path in paths)
+        print(f"written; use DATASETS.TRAIN {labeled} DATASETS.TRAIN_UNLABELED {unlabeled}")
 
 
 def print_header() -> None:
@@ -132,15 +132,15 @@ def print_header() -> None:
     print(f"{'percent':>7} {'fold':>4} {'images':>6} {'boxes':>7}  ids (SHA-256)  class: boxes")
 
 
-def print_split(percent: str, fold: str, labelled: DetectionDataset) -> None:
-    """One line on what a split's labelled images hold, and a warning for missing classes."""
-    counts = class_counts(labelled)
-    images, digest = fingerprint(labelled).split(":")
-    classes = " ".join(f"{c}:{n}" for c, n in zip(labelled.classes, counts, strict=True))
+def print_split(percent: str, fold: str, labeled: DetectionDataset) -> None:
+    """One line on what a split's labeled images hold, and a warning for missing classes."""
+    counts = class_counts(labeled)
+    images, digest = fingerprint(labeled).split(":")
+    classes = " ".join(f"{c}:{n}" for c, n in zip(labeled.classes, counts, strict=True))
     print(f"{percent:>7} {fold:>4} {images:>6} {sum(counts):>7}  {digest[:12]}   {classes}")
-    missing = [c for c, n in zip(labelled.classes, counts, strict=True) if n == 0]
+    missing = [c for c, n in zip(labeled.classes, counts, strict=True) if n == 0]
     if missing:
-        print(f"warning: no labelled box of {', '.join(missing)}; another fold may have some")
+        print(f"warning: no labeled box of {', '.join(missing)}; another fold may have some")
 
 
 if __name__ == "__main__":

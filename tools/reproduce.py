@@ -23,9 +23,8 @@ from pathlib import Path
 from fvcore.common.config import CfgNode
 
 from ssod_imwa.cli import log_to_stderr, print_table, run_main
-from ssod_imwa.engine.atomic import write_text
-from ssod_imwa.paper_tables import Run, Table, choose_rows, needed_runs, read_table, shown_runs
-from ssod_imwa.reproduction import (
+from ssod_imwa.engine.checkpoint.atomic import write_text
+from ssod_imwa.papers.reproduction import (
     check_recipe,
     finished,
     report,
@@ -33,8 +32,9 @@ from ssod_imwa.reproduction import (
     scaled,
     write_recipe,
 )
-from ssod_imwa.results import Results
-from ssod_imwa.run import FREE_KEYS, train
+from ssod_imwa.papers.tables import Run, Table, choose_rows, needed_runs, read_table, shown_runs
+from ssod_imwa.runs.results import Results
+from ssod_imwa.runs.run import FREE_KEYS, train
 from ssod_imwa.task import open_task
 from ssod_imwa.visualization.table import comparison_markdown, comparison_table
 

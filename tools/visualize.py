@@ -8,7 +8,7 @@ Examples:
   weak and strong views with labels and the teacher's pseudo-labels
                                 %(prog)s RUN_DIR --views
 
-Writes predictions.png, or labelled_views.png and pseudo_labels.png, to RUN_DIR/pictures.
+Writes predictions.png, or labeled_views.png and pseudo_labels.png, to RUN_DIR/pictures.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from ssod_imwa.analysis.detection import build_prediction_sheet, build_view_sheets
 from ssod_imwa.cli import run_main
 from ssod_imwa.config import load_config
 from ssod_imwa.errors import ConfigError
-from ssod_imwa.run import CONFIG_FILE, newest_model
-from ssod_imwa.visualization.build import build_prediction_sheet, build_view_sheets
+from ssod_imwa.runs.run import CONFIG_FILE, newest_model
 from ssod_imwa.visualization.pictures import save_png
 
 
@@ -42,7 +42,7 @@ def parse_arguments() -> argparse.Namespace:
         "--dataset",
         metavar="NAME",
         default="",
-        help="labelled data set (default: the first of DATASETS.TEST)",
+        help="labeled data set (default: the first of DATASETS.TEST)",
     )
     parser.add_argument("--images", type=int, default=8, metavar="N", help="how many (8)")
     parser.add_argument(
@@ -80,8 +80,8 @@ def main() -> None:
         )
     weights = arguments.weights or newest_model(cfg.OUTPUT_DIR)
     if arguments.views:
-        labelled, unlabelled = build_view_sheets(cfg, weights, images=arguments.images)
-        sheets = {"labelled_views.png": labelled, "pseudo_labels.png": unlabelled}
+        labeled, unlabeled = build_view_sheets(cfg, weights, images=arguments.images)
+        sheets = {"labeled_views.png": labeled, "pseudo_labels.png": unlabeled}
     else:
         sheet = build_prediction_sheet(
             cfg,

@@ -78,7 +78,7 @@ def write_(
 
 
 def scratch(like: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
-    """Uninitialised tensors of these shapes, in one piece of memory."""
+    """Uninitialized tensors of these shapes, in one piece of memory."""
     sizes = [tensor.numel() for tensor in like]
     flat = torch.empty(sum(sizes), dtype=dtype, device=like[0].device)
     parts = flat.split(sizes)

@@ -1,4 +1,4 @@
-"""What tensors must fulfil to be averaged: kind, equal shapes, finite values, unchanged bits."""
+"""What tensors must fulfill to be averaged: kind, equal shapes, finite values, unchanged bits."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ def check_supported(name: str, tensor: Tensor) -> None:
     if not plain or tensor.layout is not torch.strided or tensor.is_quantized or _is_lazy(tensor):
         raise TypeError(
             f"{name} is a {type(tensor).__name__} ({tensor.layout}, {tensor.dtype}); sharded "
-            "(DTensor, FSDP), sparse, quantised and uninitialised tensors cannot be averaged"
+            "(DTensor, FSDP), sparse, quantized and uninitialized tensors cannot be averaged"
         )
     if tensor.is_floating_point() and tensor.element_size() < 2:
-        raise TypeError(f"{name} is {tensor.dtype}; quantised tensors cannot be averaged")
+        raise TypeError(f"{name} is {tensor.dtype}; quantized tensors cannot be averaged")
 
 
 def _is_lazy(tensor: Tensor) -> bool:

@@ -281,7 +281,7 @@ class IMWA:
         """All that `after_step` left outside the live models, optimizer and member state.
 
         Tensors and plain values only, so it loads with `weights_only=True`. The tensors are not
-        copied: serialise them before the next step.
+        copied: serialize them before the next step.
         """
         return {
             "settings": self._settings(),

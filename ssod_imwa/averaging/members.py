@@ -154,7 +154,7 @@ class MemberStore:
             self._release(copies)
 
     def state_dict(self) -> dict[str, Any]:
-        """All that is kept (not copied: serialise it before the next step)."""
+        """All that is kept (not copied: serialize it before the next step)."""
         return {
             "start": self.start,
             "members": list(self.members),

@@ -47,7 +47,7 @@ def named_state(modules: Mapping[str, nn.Module], *, frozen: Collection[str] = (
         "<module>.<parameter or buffer>" -> the tensor itself, non-persistent buffers included.
 
     Raises:
-        TypeError: a tensor is sharded, sparse, quantised or not initialised.
+        TypeError: a tensor is sharded, sparse, quantized or not initialized.
 
     Example:
         >>> student = nn.Linear(2, 1)
@@ -325,7 +325,7 @@ class RunningAverage:
         return result
 
     def state_dict(self) -> dict[str, object]:
-        """The sums (not copied: serialise them before the next `add`) and the counts."""
+        """The sums (not copied: serialize them before the next `add`) and the counts."""
         return {
             "accumulate": self.accumulate,
             "uniform": self.uniform,

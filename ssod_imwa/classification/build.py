@@ -10,24 +10,24 @@ import torch
 from fvcore.common.config import CfgNode
 from torch import nn
 
-from ssod_imwa.classification.algorithms.mae import encoder_state
+from ssod_imwa.classification.data.augmentation import Statistics
+from ssod_imwa.classification.data.catalog import load_images
+from ssod_imwa.classification.data.datasets import ClassificationDataset, impose_imbalance
+from ssod_imwa.classification.data.large_views import large_view
+from ssod_imwa.classification.data.samplers import BatchSource, balanced_subset, class_sampler
+from ssod_imwa.classification.data.small_views import small_view
+from ssod_imwa.classification.methods.mae import encoder_state
 from ssod_imwa.classification.models.base import ImageClassifier
 from ssod_imwa.classification.models.build import build_classifier
-from ssod_imwa.classification.models.classifiers import tau_normalised
+from ssod_imwa.classification.models.classifiers import tau_normalized
 from ssod_imwa.classification.models.experts import Experts
 from ssod_imwa.classification.models.freezing import reset_last_block
 from ssod_imwa.classification.models.heads import ScaledClassifier
 from ssod_imwa.classification.models.mae import MaskedAutoencoder
 from ssod_imwa.classification.models.weights import load_encoder
-from ssod_imwa.data.class_samplers import BatchSource, balanced_subset, class_sampler
-from ssod_imwa.data.image_augmentation import Statistics
-from ssod_imwa.data.image_catalog import load_images
-from ssod_imwa.data.image_views import small_view
-from ssod_imwa.data.images import ClassificationDataset, impose_imbalance
-from ssod_imwa.data.large_views import large_view
-from ssod_imwa.data.sampler import BatchStream
+from ssod_imwa.data.order import BatchStream
 from ssod_imwa.errors import ConfigError, WeightsError
-from ssod_imwa.trained import read_trained
+from ssod_imwa.runs.trained import read_trained
 
 SUBSET = "balanced_subset"
 PREFIX = "deployed."
@@ -52,7 +52,7 @@ def build_data(cfg: CfgNode) -> ClassificationData:
     if len(sets.TRAIN) != 1:
         raise ConfigError(f"DATASETS.TRAIN = {sets.TRAIN} is not allowed (must name one data set)")
     if not sets.TEST:
-        raise ConfigError("DATASETS.TEST = [] is not allowed (name at least one labelled set)")
+        raise ConfigError("DATASETS.TEST = [] is not allowed (name at least one labeled set)")
     in_memory = cfg.CLS.INPUT.IN_MEMORY
     train = load_images(sets.TRAIN[0], root=sets.ROOT, in_memory=in_memory)
     if options.RATIO > 0:
@@ -130,7 +130,7 @@ def build_views(cfg: CfgNode, dataset: ClassificationDataset, names: Sequence[st
 
 
 def build_test_view(cfg: CfgNode, dataset: ClassificationDataset) -> Any:
-    """The view of test images: normalised, and files resized and cropped."""
+    """The view of test images: normalized, and files resized and cropped."""
     (view,) = build_views(cfg, dataset, ["test" if dataset.images is None else "none"])
     return view
 
@@ -140,7 +140,7 @@ def build_source(cfg: CfgNode, train: ClassificationDataset, member: int) -> Bat
     options, batch_size = cfg.CLS.SAMPLER, cfg.SOLVER.IMS_PER_BATCH
     if options.NAME == SUBSET:
         subset = member_subset(cfg, train, member)
-        return BatchStream([subset], batch_size, seed=cfg.SEED, member=member, kind="labelled")
+        return BatchStream([subset], batch_size, seed=cfg.SEED, member=member, kind="labeled")
     return class_sampler(
         options.NAME,
         train.labels,
@@ -190,7 +190,7 @@ def build_model(cfg: CfgNode, classes: int, *, weights: str) -> nn.Module:
         if weights and not imagenet:
             load_weights(model, weights, keep_classifier=not stage.RESET_CLASSIFIER)
             if stage.TAU_NORM:
-                normalise_classifier(model, stage.TAU_NORM)
+                normalize_classifier(model, stage.TAU_NORM)
         if stage.RESET_LAST_BLOCK:
             reset_last_block(model)
         if stage.LEARNABLE_SCALE:
@@ -215,8 +215,8 @@ def _build_one(cfg: CfgNode, classes: int, *, imagenet: bool) -> ImageClassifier
 
 
 @torch.no_grad()
-def normalise_classifier(model: nn.Module, tau: float) -> None:
-    """Give a trained network the τ-normalised classifier, and a bias of 0 in place of its own.
+def normalize_classifier(model: nn.Module, tau: float) -> None:
+    """Give a trained network the τ-normalized classifier, and a bias of 0 in place of its own.
 
     Raises:
         ConfigError: its classifier is not linear, or a class's weights are all 0.
@@ -228,7 +228,7 @@ def normalise_classifier(model: nn.Module, tau: float) -> None:
             "is linear and CLS.MODEL.EXPERTS 1)"
         )
     try:
-        classifier.weight.copy_(tau_normalised(classifier, tau).weight)
+        classifier.weight.copy_(tau_normalized(classifier, tau).weight)
     except ValueError as error:
         raise ConfigError(f"CLS.STAGE.TAU_NORM = {tau:g}: {error}") from error
     classifier.bias.zero_()

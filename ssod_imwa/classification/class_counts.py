@@ -112,7 +112,7 @@ def deferred_weights(weights: torch.Tensor, *, progress: float, start: float = 0
     Raises:
         ValueError: progress or start out of range.
 
-    Source: LDAM-DRW (arXiv 1906.07413), algorithm 1.
+    Source: LDAM-DRW (arXiv 1906.07413), method 1.
 
     Example:
         >>> deferred_weights(torch.tensor([0.5, 1.5]), progress=159 / 200)

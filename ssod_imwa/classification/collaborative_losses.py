@@ -162,8 +162,8 @@ def bkt_weights(
             f"ref_logits of shape {tuple(ref_logits.shape)} do not fit cls_logits of shape"
             f" {tuple(cls_logits.shape)} (must be equal)"
         )
-    cls_losses = _standardised_losses(cls_logits, labels).clamp(min=floor)
-    ref_losses = _standardised_losses(ref_logits, labels).clamp(min=floor)
+    cls_losses = _standardized_losses(cls_logits, labels).clamp(min=floor)
+    ref_losses = _standardized_losses(ref_logits, labels).clamp(min=floor)
     ratio = cls_losses / ref_losses if form == "cls_over_ref" else ref_losses / cls_losses
     return ratio if clip is None else ratio.clamp(max=clip)
 
@@ -244,7 +244,7 @@ def _divergences_to_others(logits: torch.Tensor, temperature: float) -> torch.Te
     return (log_p.exp() * differences).sum(2)
 
 
-def _standardised_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def _standardized_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """−log softmax(z / σ)_y, (K, B), σ over the classes."""
     if logits.dim() != 3 or labels.shape != logits.shape[1:2]:
         raise ValueError(
@@ -255,9 +255,9 @@ def _standardised_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Te
     # Not `std`, which warns when there are no images.
     variance = (logits - logits.mean(2, keepdim=True)).square().mean(2, keepdim=True)
     # Against the largest logit, equal ones are exactly 0 and stay so, whatever they are divided by.
-    centred = logits - logits.amax(2, keepdim=True)
+    centered = logits - logits.amax(2, keepdim=True)
     tiny = torch.finfo(logits.dtype).tiny
-    log_p = F.log_softmax(centred / variance.sqrt().clamp(min=tiny), dim=2)
+    log_p = F.log_softmax(centered / variance.sqrt().clamp(min=tiny), dim=2)
     return -log_p.gather(2, labels.expand(len(logits), -1)[:, :, None]).squeeze(2)
 
 

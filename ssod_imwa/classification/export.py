@@ -10,7 +10,7 @@ from ssod_imwa.classification import build
 from ssod_imwa.classification.models.heads import ScaledClassifier
 from ssod_imwa.classification.models.torchvision_models import TorchvisionResNet
 from ssod_imwa.classification.models.weights import exported_state
-from ssod_imwa.trained import TrainedModels
+from ssod_imwa.runs.trained import TrainedModels
 
 
 def trained_classifier(trained: TrainedModels) -> nn.Module:

@@ -227,7 +227,7 @@ def gml_loss(logits: torch.Tensor, labels: torch.Tensor, log_prior: torch.Tensor
     images = p.new_zeros(logits.shape[1]).index_add(0, labels, torch.ones_like(p))
     recalls = p.new_zeros(logits.shape[1]).index_add(0, labels, p) / images.clamp(min=1)
     present = images > 0
-    # `where` instead of an index: no synchronisation with the device to learn which are present.
+    # `where` instead of an index: no synchronization with the device to learn which are present.
     return -torch.where(present, recalls, 1).log().sum() / present.sum().clamp(min=1)
 
 

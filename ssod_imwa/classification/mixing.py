@@ -36,7 +36,7 @@ def draw_beta(alpha: float, count: int, *, generator: torch.Generator) -> torch.
     """Independent draws from Beta(α, α), float32 on the CPU.
 
     One number of the generator seeds NumPy's sampler, since torch's own takes no generator, and
-    which keeps to (0, 1) for small α too. A generator on the CPU costs no synchronisation.
+    which keeps to (0, 1) for small α too. A generator on the CPU costs no synchronization.
 
     Args:
         alpha: α, above 0; 1 is the uniform distribution.
@@ -95,7 +95,7 @@ class Box(NamedTuple):
 
 
 def draw_box(share: float, height: int, width: int, *, generator: torch.Generator) -> Box:
-    """CutMix's box: `share` of the image's area, its shape the image's, its centre anywhere.
+    """CutMix's box: `share` of the image's area, its shape the image's, its center anywhere.
 
     What lies outside the image is cut off, so the area, and with it the label's share, is often
     smaller: `box_share` is what it has become.

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from ssod_imwa.classification.algorithms.base import deployed
+from ssod_imwa.classification.data.loader import ImageBatch
 from ssod_imwa.classification.evaluation import class_recalls, classification_metrics
+from ssod_imwa.classification.methods.base import deployed
 from ssod_imwa.classification.models.experts import Experts
-from ssod_imwa.data.image_loader import ImageBatch
 from ssod_imwa.engine import comm
 
 # Recalls of more classes than this would make results.json megabytes long.

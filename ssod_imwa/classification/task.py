@@ -18,9 +18,13 @@ from torch import nn
 from ssod_imwa.averaging import soups
 from ssod_imwa.averaging.episodes import EpisodeSchedule
 from ssod_imwa.averaging.members import Rule
-from ssod_imwa.classification import build, methods
-from ssod_imwa.classification.algorithms.base import deployed
-from ssod_imwa.classification.algorithms.mae import reconstruction_error
+from ssod_imwa.classification import build
+from ssod_imwa.classification.data.catalog import image_fingerprint
+from ssod_imwa.classification.data.datasets import ClassificationDataset
+from ssod_imwa.classification.data.loader import build_image_batches, build_test_image_batches
+from ssod_imwa.classification.methods import build as methods
+from ssod_imwa.classification.methods.base import deployed
+from ssod_imwa.classification.methods.mae import reconstruction_error
 from ssod_imwa.classification.models.freezing import set_train_mode
 from ssod_imwa.classification.models.mae import MaskedAutoencoder
 from ssod_imwa.classification.models.vit import ViT, layer_decay_groups
@@ -32,12 +36,9 @@ from ssod_imwa.classification.tracking import (
     SnapshotHook,
 )
 from ssod_imwa.config.reader import check_config
-from ssod_imwa.data.image_catalog import image_fingerprint
-from ssod_imwa.data.image_loader import build_image_batches, build_test_image_batches
-from ssod_imwa.data.images import ClassificationDataset
 from ssod_imwa.engine import comm
-from ssod_imwa.engine.algorithm import Algorithm
 from ssod_imwa.engine.hooks import undisturbed
+from ssod_imwa.engine.method import Method
 from ssod_imwa.engine.trainer import HookBase
 from ssod_imwa.errors import ConfigError
 from ssod_imwa.task import Batches, Evaluator, Recompute, Task, check_batch_size, pick_device
@@ -69,20 +70,20 @@ class ClassificationTask(Task):
         tests = ", ".join(test.name for test in self.data.tests)
         self.dataset = f"{train.name}{ratio}, tested on {tests}"
 
-    def build_algorithm(self, device: torch.device) -> Algorithm:
+    def build_method(self, device: torch.device) -> Method:
         train, weights = self.data.train, self.cfg.MODEL.WEIGHTS
         if self.cfg.CLS.STAGE.TAU_NORM and weights in ("", "imagenet"):
             raise ConfigError(
                 f"MODEL.WEIGHTS = {weights!r} is not allowed with CLS.STAGE.TAU_NORM (must be the "
-                "run whose classifier is to be normalised)"
+                "run whose classifier is to be normalized)"
             )
         if self.cfg.CLS.STAGE.TAU_NORM and self.cfg.CLS.STAGE.RESET_CLASSIFIER:
             raise ConfigError(
                 "CLS.STAGE.RESET_CLASSIFIER = True is not allowed with CLS.STAGE.TAU_NORM (must be "
-                "False: a new classifier has nothing to normalise)"
+                "False: a new classifier has nothing to normalize)"
             )
         model = build.build_model(self.cfg, len(train.classes), weights=weights)
-        return methods.build_algorithm(self.cfg, model.to(device), train.counts)
+        return methods.build_method(self.cfg, model.to(device), train.counts)
 
     def load_model(self, weights: str) -> nn.Module:
         cfg = self.cfg
@@ -207,10 +208,10 @@ class ClassificationTask(Task):
             student, lr=solver.BASE_LR, weight_decay=solver.WEIGHT_DECAY, layer_decay=decay
         )
 
-    def coefficients(self, algorithm: Algorithm) -> Sequence[float] | Rule | None:
+    def coefficients(self, method: Method) -> Sequence[float] | Rule | None:
         merge = self.cfg.CLS.MERGE
         if merge == "mean":
-            return super().coefficients(algorithm)
+            return super().coefficients(method)
         if self.cfg.IMWA.STORE != "dict":
             raise ConfigError(
                 f"IMWA.STORE = {self.cfg.IMWA.STORE!r} is not allowed with CLS.MERGE = {merge!r} "
@@ -218,8 +219,8 @@ class ClassificationTask(Task):
             )
         rule, mean = merge.split("_")
         metric = soups.metric_of(
-            {"student": algorithm.student},
-            partial(self._balanced_mean, algorithm.student, f"{mean}_mean"),
+            {"student": method.student},
+            partial(self._balanced_mean, method.student, f"{mean}_mean"),
         )
         return partial(soups.greedy if rule == "greedy" else soups.proportional, metric=metric)
 

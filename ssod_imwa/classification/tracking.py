@@ -10,14 +10,14 @@ from typing import Any
 
 import numpy as np
 
+from ssod_imwa.analysis.features import extract, feature_deviation
+from ssod_imwa.analysis.gradients import by_class, measure_reaction
 from ssod_imwa.averaging.episodes import Position
-from ssod_imwa.classification.analysis.features import extract, feature_deviation
-from ssod_imwa.classification.analysis.gradients import by_class, measure_reaction
-from ssod_imwa.data.image_loader import ImageBatch
+from ssod_imwa.classification.data.loader import ImageBatch
 from ssod_imwa.engine import comm
-from ssod_imwa.engine.atomic import remove_checkpoint, write_checkpoint
+from ssod_imwa.engine.checkpoint.atomic import remove_checkpoint, write_checkpoint
+from ssod_imwa.engine.checkpoint.output import on_main
 from ssod_imwa.engine.hooks import undisturbed
-from ssod_imwa.engine.output import on_main
 from ssod_imwa.engine.seeding import counted_generator
 from ssod_imwa.engine.trainer import HookBase
 from ssod_imwa.engine.writers import JSONWriter
@@ -109,7 +109,7 @@ class ClassTrackingHook(HookBase):
         self._writer.load_state_dict(state)
 
     def _measure(self, position: Position) -> dict[str, np.ndarray]:
-        student = self.trainer.algorithm.student
+        student = self.trainer.method.student
         with undisturbed({"student": student}):
             reaction = measure_reaction(student, self._train, group=self._group)
             test = extract(student, self._test)
@@ -168,7 +168,7 @@ class SnapshotHook(HookBase):
         member = self._first_member + position.member
         self._folder.mkdir(parents=True, exist_ok=True)
         content = {
-            "student": self.trainer.algorithm.student.state_dict(),
+            "student": self.trainer.method.student.state_dict(),
             "member": member,
             "t": position.t,
         }

@@ -33,7 +33,7 @@ CLS.INPUT.SIZE = 32
 CLS.INPUT.VIEWS = ["plain"]
 # Mirror images at random.
 CLS.INPUT.FLIP = True
-# Colour jitter of the "standard" view.
+# Color jitter of the "standard" view.
 CLS.INPUT.JITTER = True
 # Read the files of "folder:" and "list:" sets into memory; they must be of INPUT.SIZE.
 CLS.INPUT.IN_MEMORY = False
@@ -97,7 +97,7 @@ CLS.STAGE.RESET_CLASSIFIER = False
 CLS.STAGE.RESET_LAST_BLOCK = False
 # Let batch norms of what is frozen follow the data (MiSLAS's shifted BN).
 CLS.STAGE.MOVE_STATISTICS = False
-# Multiply each class's logit by a factor that is learnt (MiSLAS; with PART "scale" LWS).
+# Multiply each class's logit by a factor that is learned (MiSLAS; with PART "scale" LWS).
 CLS.STAGE.LEARNABLE_SCALE = False
 # Divide each class's weights in MODEL.WEIGHTS by their norm to this power, and drop its bias
 # (tau-norm); 0 leaves them as they are.
@@ -158,7 +158,7 @@ CLS.MAE.MASK_RATIO = 0.75
 CLS.MAE.DECODER_WIDTH = 512
 CLS.MAE.DECODER_DEPTH = 8
 CLS.MAE.DECODER_HEADS = 16
-# Own iterations between two records of what each class has learnt (classes.json), and between two
+# Own iterations between two records of what each class has learned (classes.json), and between two
 # snapshots of each member's weights; 0 makes none. tools/analyze.py draws both.
 CLS.TRACK_PERIOD = 0
 CLS.SNAPSHOT_PERIOD = 0

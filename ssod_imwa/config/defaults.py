@@ -62,7 +62,7 @@ _C.MODEL.RPN.POST_NMS_TOPK_TRAIN = 1000
 _C.MODEL.RPN.POST_NMS_TOPK_TEST = 1000
 _C.MODEL.RPN.NMS_THRESH = 0.7
 _C.MODEL.ROI_HEADS = CfgNode()
-# Object classes without background; 0 takes the number from the labelled data set.
+# Object classes without background; 0 takes the number from the labeled data set.
 _C.MODEL.ROI_HEADS.NUM_CLASSES = 0
 _C.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE = 512
 _C.MODEL.ROI_HEADS.POSITIVE_FRACTION = 0.25
@@ -103,15 +103,15 @@ _C.DATASETS = CfgNode()
 _C.DATASETS.ROOT = ""
 # Python modules to import first, which may register data sets.
 _C.DATASETS.IMPORT = []
-# Names of the catalogue (docs/datasets.md), or "coco:FILE.json:IMAGES", "voc:FOLDER:SPLIT"
-# and, for unlabelled images, "folder:FOLDER"; paths are relative to ROOT.
+# Names of the catalog (docs/datasets.md), or "coco:FILE.json:IMAGES", "voc:FOLDER:SPLIT"
+# and, for unlabeled images, "folder:FOLDER"; paths are relative to ROOT.
 _C.DATASETS.TRAIN = []
 _C.DATASETS.TRAIN_UNLABELED = []
 _C.DATASETS.TEST = []
 # A broken record (no image, a box without area, ...) stops the run, or is dropped and counted.
 _C.DATASETS.ON_BAD_RECORD = "error"
 _C.DATASETS.SPLIT = CfgNode()
-# Percentage of TRAIN that keeps its labels; the rest joins the unlabelled images.
+# Percentage of TRAIN that keeps its labels; the rest joins the unlabeled images.
 _C.DATASETS.SPLIT.PERCENT = 100.0
 # Fold of the split file, or seed of the generated split.
 _C.DATASETS.SPLIT.FOLD = 1
@@ -124,7 +124,7 @@ _C.DATALOADER = CfgNode()
 _C.DATALOADER.NUM_WORKERS = 2
 # Put only wide or only tall images in a batch, which saves padding.
 _C.DATALOADER.ASPECT_RATIO_GROUPING = True
-# Leave images of TRAIN without a box out of training, labelled and unlabelled.
+# Leave images of TRAIN without a box out of training, labeled and unlabeled.
 _C.DATALOADER.FILTER_EMPTY_ANNOTATIONS = True
 
 # --------------------------------------------------------------------------------------- solver
@@ -176,9 +176,9 @@ _C.TEST.IMS_PER_BATCH = 8
 # -------------------------------------------------------------------- semi-supervised detection
 _C.SSOD = CfgNode()
 _C.SSOD.ALGORITHM = "supervised"
-# Train on a strong view of the labelled images beside the weak one.
+# Train on a strong view of the labeled images beside the weak one.
 _C.SSOD.STRONG_LABELED = True
-# Iterations (own clock) on labelled images alone before the teacher starts.
+# Iterations (own clock) on labeled images alone before the teacher starts.
 _C.SSOD.BURN_IN_ITERS = 2000
 _C.SSOD.EMA_DECAY = 0.9996
 # A teacher's box becomes a label above this score.

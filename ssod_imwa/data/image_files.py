@@ -1,4 +1,4 @@
-"""Which files are images, whether they are whole, and their size without decoding them."""
+"""Which files are images, whether they are whole, their size without decoding, their pixels."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import struct
 import zlib
 from pathlib import Path
 
-from PIL import Image
+import numpy as np
+import torch
+from PIL import Image, ImageOps
 
 from ssod_imwa.errors import DataError
 
@@ -83,3 +85,43 @@ def _ends_with(path: str | Path, ending: bytes) -> bool:
     with open(path, "rb") as file:
         file.seek(-len(ending), os.SEEK_END)
         return file.read() == ending
+
+
+def read_image(path: str) -> torch.Tensor:
+    """Decode an image file, upright.
+
+    EXIF orientation is applied. Grayscale, palette and CMYK images are converted, transparency is
+    dropped, and of 16-bit channels the high byte is kept.
+
+    Args:
+        path: any format that Pillow reads.
+
+    Returns:
+        uint8 (3, H, W), RGB, interleaved in memory.
+
+    Raises:
+        DataError: the file is missing, damaged or has floating-point pixels.
+    """
+    try:
+        with Image.open(path) as image:
+            ImageOps.exif_transpose(image, in_place=True)
+            array = np.array(_to_rgb(image))
+    except FileNotFoundError:
+        raise DataError(f"image {path} does not exist") from None
+    except DECODING_ERRORS as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(f"image {path} cannot be read: {reason}") from error
+    return from_array(array)
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "F":
+        raise ValueError("floating-point pixels have no defined range")
+    if image.mode.startswith("I"):  # 16-bit grayscale; Pillow's own conversion would saturate
+        image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def from_array(array: np.ndarray) -> torch.Tensor:
+    """A (H, W, 3) array as (3, H, W), interleaved in memory, without a copy."""
+    return torch.from_numpy(array).permute(2, 0, 1)

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ssod_imwa.data.structures import ImageRecord
+from ssod_imwa.detection.data.records import ImageRecord
 
 
 @dataclass

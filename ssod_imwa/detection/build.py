@@ -14,19 +14,19 @@ from fvcore.nn.precise_bn import update_bn_stats
 from torch import nn
 
 from ssod_imwa.averaging.episodes import EpisodeSchedule
-from ssod_imwa.data.catalog import data_root, load_datasets
-from ssod_imwa.data.loader import build_test_batches, build_train_batches
-from ssod_imwa.data.splits import split_dataset
-from ssod_imwa.data.structures import DetectionBatch, DetectionDataset
-from ssod_imwa.data.views import StrongView, TestView, WeakView
-from ssod_imwa.detection.algorithms.supervised import Supervised
-from ssod_imwa.detection.algorithms.unbiased_teacher import UnbiasedTeacher
-from ssod_imwa.detection.detectors import pretrained
+from ssod_imwa.detection.data.catalog import data_root, load_datasets
+from ssod_imwa.detection.data.loader import build_test_batches, build_train_batches
+from ssod_imwa.detection.data.records import DetectionBatch, DetectionDataset
+from ssod_imwa.detection.data.splits import split_dataset
+from ssod_imwa.detection.data.views import StrongView, TestView, WeakView
+from ssod_imwa.detection.detectors import weights as pretrained
 from ssod_imwa.detection.detectors.base import Detector
-from ssod_imwa.detection.detectors.torchvision import TorchvisionFasterRCNN, build_faster_rcnn
+from ssod_imwa.detection.detectors.faster_rcnn import TorchvisionFasterRCNN, build_faster_rcnn
 from ssod_imwa.detection.evaluation import evaluate_detections, predict
+from ssod_imwa.detection.methods.supervised import Supervised
+from ssod_imwa.detection.methods.unbiased_teacher import UnbiasedTeacher
 from ssod_imwa.engine import comm
-from ssod_imwa.engine.algorithm import Algorithm
+from ssod_imwa.engine.method import Method
 from ssod_imwa.errors import ConfigError
 from ssod_imwa.task import check_batch_size
 
@@ -35,46 +35,46 @@ Batches = Callable[[int], Iterator[DetectionBatch]]
 
 @dataclass(frozen=True)
 class DetectionData:
-    """The images of a run; `unlabelled` is None for supervised training."""
+    """The images of a run; `unlabeled` is None for supervised training."""
 
-    labelled: DetectionDataset
-    unlabelled: DetectionDataset | None
+    labeled: DetectionDataset
+    unlabeled: DetectionDataset | None
     tests: tuple[DetectionDataset, ...]
 
 
 def build_data(cfg: CfgNode) -> DetectionData:
-    """Read the data sets and split the labelled one.
+    """Read the data sets and split the labeled one.
 
     Raises:
-        ConfigError: no training or no test set is named, or nothing is left unlabelled for a method
+        ConfigError: no training or no test set is named, or nothing is left unlabeled for a method
             that needs it.
         DataError: a data set is missing or broken.
     """
     sets = cfg.DATASETS
     _import_modules(sets.IMPORT)
     if not sets.TRAIN:
-        raise ConfigError("DATASETS.TRAIN = [] is not allowed (name at least one labelled set)")
+        raise ConfigError("DATASETS.TRAIN = [] is not allowed (name at least one labeled set)")
     whole = _load(cfg, sets.TRAIN)
     split = sets.SPLIT
-    labelled, rest = split_dataset(
+    labeled, rest = split_dataset(
         whole,
         percent=split.PERCENT,
         fold=split.FOLD,
         file=data_root(sets.ROOT) / split.FILE if split.FILE else "",
         filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
     )
-    unlabelled = None
+    unlabeled = None
     if cfg.SSOD.ALGORITHM != "supervised":
-        more = _load(cfg, sets.TRAIN_UNLABELED, labelled=False) if sets.TRAIN_UNLABELED else None
-        unlabelled = _join(rest, more)
-        _check_unlabelled(cfg, unlabelled)
-    return DetectionData(labelled, unlabelled, build_tests(cfg, labelled.classes))
+        more = _load(cfg, sets.TRAIN_UNLABELED, labeled=False) if sets.TRAIN_UNLABELED else None
+        unlabeled = _join(rest, more)
+        _check_unlabeled(cfg, unlabeled)
+    return DetectionData(labeled, unlabeled, build_tests(cfg, labeled.classes))
 
 
 def build_tests(cfg: CfgNode, classes: tuple[str, ...]) -> tuple[DetectionDataset, ...]:
     """The test sets, whose classes have to be the detector's."""
     if not cfg.DATASETS.TEST:
-        raise ConfigError("DATASETS.TEST = [] is not allowed (name at least one labelled set)")
+        raise ConfigError("DATASETS.TEST = [] is not allowed (name at least one labeled set)")
     tests = tuple(_load(cfg, [name]) for name in cfg.DATASETS.TEST)
     for test in tests:
         if test.classes != classes:
@@ -94,7 +94,7 @@ def with_classes(cfg: CfgNode, classes: tuple[str, ...]) -> CfgNode:
     stated = cfg.MODEL.ROI_HEADS.NUM_CLASSES
     if stated not in (0, len(classes)):
         raise ConfigError(
-            f"MODEL.ROI_HEADS.NUM_CLASSES = {stated} is not allowed (the labelled data has "
+            f"MODEL.ROI_HEADS.NUM_CLASSES = {stated} is not allowed (the labeled data has "
             f"{len(classes)} classes; 0 takes their number)"
         )
     cfg = cfg.clone()
@@ -170,7 +170,7 @@ def _build_torchvision_detector(cfg: CfgNode, num_classes: int) -> TorchvisionFa
         raise ConfigError(f"MODEL: {error}") from error
 
 
-def build_algorithm(cfg: CfgNode, detector: Detector) -> Algorithm:
+def build_method(cfg: CfgNode, detector: Detector) -> Method:
     """The method of SSOD around a detector, which becomes its student."""
     ssod = cfg.SSOD
     if not cfg.MODEL.WEIGHTS:
@@ -221,13 +221,13 @@ def build_batches(cfg: CfgNode, data: DetectionData, schedule: EpisodeSchedule) 
     for key in ("IMS_PER_BATCH", "IMS_PER_BATCH_UNLABELED"):
         check_batch_size(cfg, key)
     return build_train_batches(
-        data.labelled,
-        data.unlabelled,
+        data.labeled,
+        data.unlabeled,
         schedule,
         seed=cfg.SEED,
         first_member=cfg.IMWA.FIRST_MEMBER,
-        batch_labelled=cfg.SOLVER.IMS_PER_BATCH,
-        batch_unlabelled=0 if data.unlabelled is None else cfg.SOLVER.IMS_PER_BATCH_UNLABELED,
+        batch_labeled=cfg.SOLVER.IMS_PER_BATCH,
+        batch_unlabeled=0 if data.unlabeled is None else cfg.SOLVER.IMS_PER_BATCH_UNLABELED,
         weak=weak,
         strong=strong,
         num_workers=cfg.DATALOADER.NUM_WORKERS,
@@ -275,19 +275,19 @@ def build_bn_recomputation(
 ) -> Callable[[Mapping[str, nn.Module]], None]:
     """A function that re-estimates the batch norms of averaged detectors.
 
-    It runs the labelled views of the run's first `count` batches through each detector in training
+    It runs the labeled views of the run's first `count` batches through each detector in training
     mode (precise BN, fvcore) and restores the mode.
     """
 
-    class LabelledViews(nn.Module):
+    class LabeledViews(nn.Module):
         def __init__(self, detector: nn.Module) -> None:
             super().__init__()
             self.detector = detector
             self.device = next(detector.parameters()).device
 
         def forward(self, batch: DetectionBatch) -> Any:
-            algorithm = Supervised(self.detector, strong_labeled=strong_labeled)
-            return algorithm.losses(batch.to(self.device), 0)
+            method = Supervised(self.detector, strong_labeled=strong_labeled)
+            return method.losses(batch.to(self.device), 0)
 
     @torch.no_grad()
     def recompute(models: Mapping[str, nn.Module]) -> None:
@@ -295,7 +295,7 @@ def build_bn_recomputation(
             modes = [(module, module.training) for module in model.modules()]
             model.train()
             try:
-                update_bn_stats(LabelledViews(model), itertools.islice(batches(0), count), count)
+                update_bn_stats(LabeledViews(model), itertools.islice(batches(0), count), count)
             finally:
                 for module, training in modes:
                     module.training = training
@@ -316,11 +316,11 @@ def _import_modules(names: list[str]) -> None:
             ) from None
 
 
-def _load(cfg: CfgNode, names: list[str], *, labelled: bool = True) -> DetectionDataset:
+def _load(cfg: CfgNode, names: list[str], *, labeled: bool = True) -> DetectionDataset:
     return load_datasets(
         names,
         root=cfg.DATASETS.ROOT,
-        labelled=labelled,
+        labeled=labeled,
         on_bad_record=cfg.DATASETS.ON_BAD_RECORD,
     )
 
@@ -331,11 +331,11 @@ def _join(*parts: DetectionDataset | None) -> DetectionDataset:
     return DetectionDataset("+".join(part.name for part in present), records, ())
 
 
-def _check_unlabelled(cfg: CfgNode, unlabelled: DetectionDataset) -> None:
+def _check_unlabeled(cfg: CfgNode, unlabeled: DetectionDataset) -> None:
     method, percent = cfg.SSOD.ALGORITHM, cfg.DATASETS.SPLIT.PERCENT
-    if not len(unlabelled):
+    if not len(unlabeled):
         raise ConfigError(
-            f"SSOD.ALGORITHM = {method!r} has no unlabelled images (name some in "
+            f"SSOD.ALGORITHM = {method!r} has no unlabeled images (name some in "
             f"DATASETS.TRAIN_UNLABELED or lower DATASETS.SPLIT.PERCENT = {percent:g})"
         )
     if cfg.SOLVER.IMS_PER_BATCH_UNLABELED == 0:

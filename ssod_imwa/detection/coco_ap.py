@@ -13,7 +13,7 @@ import torch
 from faster_coco_eval.core.coco import COCO
 from faster_coco_eval.core.faster_eval_api import COCOeval_faster
 
-from ssod_imwa.data.structures import Annotations, Detections
+from ssod_imwa.detection.data.records import Annotations, Detections
 
 # An area that lies in no size range, not even in "all" (0..1e10): the evaluators ignore such a box,
 # which is what difficult ones need. The field "ignore" would not do: both overwrite it by iscrowd.

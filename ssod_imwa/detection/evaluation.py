@@ -12,10 +12,10 @@ from collections.abc import Callable, Collection, Mapping
 
 import torch
 
-from ssod_imwa.data.geometry import map_boxes
-from ssod_imwa.data.loader import TestImage
-from ssod_imwa.data.structures import DetectionDataset, Detections
 from ssod_imwa.detection.coco_ap import coco_metrics
+from ssod_imwa.detection.data.geometry import map_boxes
+from ssod_imwa.detection.data.loader import TestImage
+from ssod_imwa.detection.data.records import DetectionDataset, Detections
 from ssod_imwa.detection.detectors.base import Detector
 from ssod_imwa.detection.voc_ap import voc_metrics
 from ssod_imwa.engine import comm
@@ -34,7 +34,7 @@ def evaluate_detections(
     so the names say which is which.
 
     Args:
-        dataset: labelled images.
+        dataset: labeled images.
         predictions: detections of every image by its id, boxes in pixels of the stored image.
         voc: add VOC's figures.
 
@@ -51,7 +51,7 @@ def evaluate_detections(
         if record.annotations is None:
             raise DataError(
                 f"data set {dataset.name!r} cannot be evaluated: image {record.image_id!r} has no "
-                "labels (take a labelled data set for DATASETS.TEST)"
+                "labels (take a labeled data set for DATASETS.TEST)"
             )
         truths.append(record.annotations)
     ids = [record.image_id for record in dataset.records]

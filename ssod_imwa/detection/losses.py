@@ -52,7 +52,7 @@ def box_loss(
     Args:
         deltas: (n, 4) predicted offsets of the positive boxes alone.
         targets: (n, 4) offsets to learn.
-        divisor: detectron2's normaliser, the number of all sampled boxes; 0 counts as 1.
+        divisor: detectron2's normalizer, the number of all sampled boxes; 0 counts as 1.
         beta: width of the quadratic part in target units; 0 is the L1 distance.
 
     Returns:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from ssod_imwa.data.structures import Detections, Targets
+from ssod_imwa.detection.data.records import Detections, Targets
 
 
 def filter_detections(detections: Detections, threshold: float) -> Detections:

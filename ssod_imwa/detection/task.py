@@ -10,15 +10,15 @@ from fvcore.common.config import CfgNode
 from torch import nn
 
 from ssod_imwa.averaging.episodes import EpisodeSchedule
-from ssod_imwa.data.catalog import fingerprint
-from ssod_imwa.data.validation import check_readable
 from ssod_imwa.detection import build
-from ssod_imwa.engine.algorithm import Algorithm
+from ssod_imwa.detection.data.catalog import fingerprint
+from ssod_imwa.detection.data.validation import check_readable
+from ssod_imwa.engine.method import Method
 from ssod_imwa.task import Batches, Evaluator, Recompute, Task
 
 
 class DetectionTask(Task):
-    """Labelled, unlabelled and test images of a configuration, and the detector trained on them.
+    """Labeled, unlabeled and test images of a configuration, and the detector trained on them.
 
     Raises:
         UserError: the configuration or the data are wrong.
@@ -30,24 +30,24 @@ class DetectionTask(Task):
         self.data = build.build_data(cfg)
         for test in self.data.tests:
             check_readable(test)  # else found when the first episode is over
-        self.cfg = build.with_classes(cfg, self.data.labelled.classes)
+        self.cfg = build.with_classes(cfg, self.data.labeled.classes)
         self.method = cfg.SSOD.ALGORITHM
         split = cfg.DATASETS.SPLIT
         share = f" {split.PERCENT:g} %" if split.PERCENT < 100 else ""
         self.fold = split.FOLD if share else None
-        unlabelled = "".join(f" + {name}" for name in cfg.DATASETS.TRAIN_UNLABELED)
+        unlabeled = "".join(f" + {name}" for name in cfg.DATASETS.TRAIN_UNLABELED)
         tests = ", ".join(test.name for test in self.data.tests)
-        self.dataset = f"{'+'.join(cfg.DATASETS.TRAIN)}{share}{unlabelled}, tested on {tests}"
+        self.dataset = f"{'+'.join(cfg.DATASETS.TRAIN)}{share}{unlabeled}, tested on {tests}"
 
-    def build_algorithm(self, device: torch.device) -> Algorithm:
-        detector = build.build_detector(self.cfg, len(self.data.labelled.classes))
-        return build.build_algorithm(self.cfg, detector.to(device))
+    def build_method(self, device: torch.device) -> Method:
+        detector = build.build_detector(self.cfg, len(self.data.labeled.classes))
+        return build.build_method(self.cfg, detector.to(device))
 
     def load_model(self, weights: str) -> nn.Module:
         cfg = self.cfg.clone()
         cfg.defrost()
         cfg.MODEL.WEIGHTS = weights
-        return build.build_detector(cfg, len(self.data.labelled.classes))
+        return build.build_detector(cfg, len(self.data.labeled.classes))
 
     def build_batches(self, schedule: EpisodeSchedule, device: torch.device) -> Batches:
         return build.build_batches(self.cfg, self.data, schedule)
@@ -60,8 +60,8 @@ class DetectionTask(Task):
         return build.build_bn_recomputation(batches, strong_labeled=strong, count=count)
 
     def fingerprints(self) -> dict[str, Any]:
-        labelled, unlabelled = self.data.labelled, self.data.unlabelled
+        labeled, unlabeled = self.data.labeled, self.data.unlabeled
         return {
-            "labelled images": fingerprint(labelled),
-            "unlabelled images": None if unlabelled is None else fingerprint(unlabelled),
+            "labeled images": fingerprint(labeled),
+            "unlabeled images": None if unlabeled is None else fingerprint(unlabeled),
         }

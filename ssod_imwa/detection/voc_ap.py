@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ssod_imwa.data.structures import Annotations, Detections
+from ssod_imwa.detection.data.records import Annotations, Detections
 
 IOU_THRESHOLDS = tuple(percent / 100 for percent in range(50, 100, 5))
 """What AP is averaged over: 0.50, 0.55, ..., 0.95."""

@@ -30,7 +30,7 @@ def get_event_storage() -> EventStorage:
 class EventStorage:
     """Keeps named scalars by global step, under detectron2's names.
 
-    Tensors given to `put_tensors` stay on their device until somebody reads: a GPU is synchronised
+    Tensors given to `put_tensors` stay on their device until somebody reads: a GPU is synchronized
     once per reading, not once per step.
 
     Attributes:

@@ -51,7 +51,7 @@ class IMWAHook(HookBase):
     """Lets IMWA swap members and average them around the trainer's steps.
 
     On several ranks the averages are formed on each rank alone. Then floating buffers, which data
-    parallelism does not synchronise, are averaged over ranks, and all ranks compare a checksum.
+    parallelism does not synchronize, are averaged over ranks, and all ranks compare a checksum.
 
     Args:
         imwa: not `ParallelIMWA`, which is for loops of your own: checkpoints hold the state of one
@@ -79,7 +79,7 @@ class IMWAHook(HookBase):
         self.imwa.after_step(self.trainer.iter)
         position = self.trainer.position
         if position.ends_episode and comm.world_size() > 1:
-            models = self.trainer.algorithm.models()
+            models = self.trainer.method.models()
             comm.average_buffers_(models)
             comm.assert_equal_on_all_ranks(
                 comm.checksum(models), f"the averaged models of episode {position.episode + 1}"
@@ -197,10 +197,10 @@ class EvaluationHook(HookBase):
         return is_last or (self._period > 0 and number % self._period == 0)
 
     def _run(self, position: Position) -> None:
-        algorithm = self.trainer.algorithm
-        models = {"student": algorithm.student}
-        if algorithm.teacher is not None and algorithm.teacher_ready(position.t):
-            models["teacher"] = algorithm.teacher
+        method = self.trainer.method
+        models = {"student": method.student}
+        if method.teacher is not None and method.teacher_ready(position.t):
+            models["teacher"] = method.teacher
         try:
             with undisturbed(models), torch.no_grad():
                 metrics = {
@@ -321,7 +321,7 @@ class SignalHook(HookBase):
     def after_step(self) -> None:
         if not comm.any_true(self._flag is not None):
             return
-        # Ranks that were not signalled themselves exit with the number that another one got.
+        # Ranks that were not signaled themselves exit with the number that another one got.
         self.received = max(number or 0 for number in comm.all_gather(self._flag))
         logger.warning(
             "%s received: stopping after global step %d",

@@ -1,4 +1,4 @@
-"""Starts a run's processes and makes an algorithm data-parallel."""
+"""Starts a run's processes and makes an method data-parallel."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from torch import multiprocessing as mp
 from torch.nn.parallel import DistributedDataParallel
 
 from ssod_imwa.engine import comm
-from ssod_imwa.engine.algorithm import Algorithm
+from ssod_imwa.engine.method import Method
 from ssod_imwa.errors import UserError
 
 if TYPE_CHECKING:
@@ -93,8 +93,8 @@ def _spawn(
         raise SystemExit(code if code >= 0 else 128 - code) from error
 
 
-def distribute(algorithm: Algorithm) -> None:
-    """Make `algorithm.parallel_student` exchange gradients over ranks; nothing on one rank.
+def distribute(method: Method) -> None:
+    """Make `method.parallel_student` exchange gradients over ranks; nothing on one rank.
 
     All ranks get rank 0's student. Buffers are not broadcast at each step: running statistics stay
     each rank's own until `IMWAHook` averages them.
@@ -104,13 +104,13 @@ def distribute(algorithm: Algorithm) -> None:
     """
     if comm.world_size() == 1:
         return
-    device = next(algorithm.student.parameters()).device
-    algorithm.parallel_student = DistributedDataParallel(
-        algorithm.parallel_student,
+    device = next(method.student.parameters()).device
+    method.parallel_student = DistributedDataParallel(
+        method.parallel_student,
         device_ids=[device.index] if device.type == "cuda" else None,
         broadcast_buffers=False,
     )
-    comm.assert_equal_on_all_ranks(comm.checksum(algorithm.models()), "the initial models")
+    comm.assert_equal_on_all_ranks(comm.checksum(method.models()), "the initial models")
 
 
 def _run_rank(

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 _NORMS = (
-    nn.modules.batchnorm._NormBase,  # batch, synchronised and instance normalisation
+    nn.modules.batchnorm._NormBase,  # batch, synchronized and instance normalization
     nn.GroupNorm,
     nn.LayerNorm,
     nn.RMSNorm,
@@ -39,8 +39,8 @@ def build_optimizer(
         name: "SGD" or "AdamW".
         lr: learning rate after warm-up.
         momentum: SGD's momentum; AdamW's first beta.
-        weight_decay: for all parameters but those of normalisation layers.
-        weight_decay_norm: for scale and shift of normalisation layers.
+        weight_decay: for all parameters but those of normalization layers.
+        weight_decay_norm: for scale and shift of normalization layers.
         beta2: AdamW's second beta.
         lr_factor: name of a parameter -> factor of its learning rate.
         groups: of parameters with `initial_lr` and `weight_decay`, instead of those by the three
@@ -68,7 +68,7 @@ def build_optimizer(
 def _split_parameters(
     model: nn.Module, lr_factor: Callable[[str], float]
 ) -> dict[tuple[bool, float], list[nn.Parameter]]:
-    """Trainable parameters by whether a normalisation layer has them and by their factor."""
+    """Trainable parameters by whether a normalization layer has them and by their factor."""
     groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
     seen: set[nn.Parameter] = set()
     for prefix, module in model.named_modules():

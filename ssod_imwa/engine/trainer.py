@@ -12,8 +12,8 @@ from torch import nn
 
 from ssod_imwa.averaging.episodes import EpisodeSchedule, Position
 from ssod_imwa.engine import comm
-from ssod_imwa.engine.algorithm import Algorithm
 from ssod_imwa.engine.events import EventStorage
+from ssod_imwa.engine.method import Method
 from ssod_imwa.engine.seeding import seed_everything
 
 
@@ -61,13 +61,13 @@ class NonFiniteError(FloatingPointError):
 
 
 class Trainer:
-    """Trains an algorithm over an episode schedule.
+    """Trains an method over an episode schedule.
 
-    Two clocks run: the algorithm sees `position.t`, the member's own iteration; hooks, logs and
+    Two clocks run: the method sees `position.t`, the member's own iteration; hooks, logs and
     checkpoints see `iter`, the global step 0..M*T-1.
 
     Args:
-        algorithm: the method and its models, on their device.
+        method: the method and its models, on their device.
         schedule: which member trains at which global step.
         batches: given a global step, the batches from that step on, each with a method `to(device)`
             and, for accumulation, `split(parts)`.
@@ -83,7 +83,7 @@ class Trainer:
 
     def __init__(
         self,
-        algorithm: Algorithm,
+        method: Method,
         schedule: EpisodeSchedule,
         batches: Callable[[int], Iterable[Any]],
         optimizer: torch.optim.Optimizer,
@@ -95,7 +95,7 @@ class Trainer:
         clip: Callable[[list[nn.Parameter]], object] | None = None,
         rank: int | None = None,
     ) -> None:
-        self.algorithm = algorithm
+        self.method = method
         self.schedule = schedule
         self.optimizer = optimizer
         self.seed = seed
@@ -104,7 +104,7 @@ class Trainer:
         self.amp_dtype = amp_dtype
         self.clip = clip
         self.rank = comm.rank() if rank is None else rank
-        self.parameters = [p for p in algorithm.student.parameters() if p.requires_grad]
+        self.parameters = [p for p in method.student.parameters() if p.requires_grad]
         self.device = self.parameters[0].device
         # Only float16 needs its small gradients scaled up.
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=amp_dtype is torch.float16)
@@ -153,7 +153,7 @@ class Trainer:
         self.storage.put_scalar("data_time", time.perf_counter() - start)
         member = self.first_member + position.member
         seed_everything(self.seed, "step", member, position.t, self.rank)
-        self.algorithm.set_train_mode()
+        self.method.set_train_mode()
         self.optimizer.zero_grad(set_to_none=True)
         parts = batch.split(self.accumulation) if self.accumulation > 1 else [batch]
         records: dict[str, torch.Tensor] = {}
@@ -168,12 +168,12 @@ class Trainer:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self._raise_if_scale_vanished(position)
-        self.algorithm.after_step(position.t)
+        self.method.after_step(position.t)
         self.storage.put_tensors(records)
         self.storage.put_scalar("time", time.perf_counter() - start)
 
     def _backward(self, batch: Any, t: int, *, last: bool) -> dict[str, torch.Tensor]:
-        student = self.algorithm.parallel_student
+        student = self.method.parallel_student
         postponed: AbstractContextManager[None] = nullcontext()
         if isinstance(student, nn.parallel.DistributedDataParallel) and not last:
             postponed = student.no_sync()  # only the last micro-batch exchanges gradients
@@ -182,7 +182,7 @@ class Trainer:
         )
         with postponed:
             with autocast:
-                records = self.algorithm.losses(batch, t)
+                records = self.method.losses(batch, t)
                 losses = [value for name, value in records.items() if name.startswith("loss")]
                 if not losses:
                     raise ValueError(
@@ -206,7 +206,7 @@ class Trainer:
         )
 
     def _raise_if_scale_vanished(self, position: Position) -> None:
-        """Every overflow halves the loss scale and skips the step; below 1 nothing is learnt."""
+        """Every overflow halves the loss scale and skips the step; below 1 nothing is learned."""
         if self.scaler.is_enabled() and self.scaler.get_scale() < 1:
             raise NonFiniteError(
                 f"gradients overflow at every loss scale at {_place(position)}; lower "
@@ -221,21 +221,21 @@ class Trainer:
         """Everything to resume after the current step, hooks included; see `engine.checkpoint`."""
         return {
             "iteration": self.iter + 1,
-            "models": {name: model.state_dict() for name, model in self.algorithm.models().items()},
+            "models": {name: model.state_dict() for name, model in self.method.models().items()},
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
-            "algorithm": self.algorithm.state_dict(),
+            "method": self.method.state_dict(),
             "hooks": {hook.name: state for hook in self.hooks if (state := hook.state_dict())},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where `state_dict` was taken."""
         self.start_iter = state["iteration"]
-        for name, model in self.algorithm.models().items():
+        for name, model in self.method.models().items():
             model.load_state_dict(state["models"][name])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
-        self.algorithm.load_state_dict(state["algorithm"])
+        self.method.load_state_dict(state["method"])
         for hook in self.hooks:
             hook.load_state_dict(state["hooks"].get(hook.name, {}))
 

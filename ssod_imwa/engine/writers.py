@@ -303,7 +303,7 @@ class MetricsHook(HookBase):
         recent = [(name, hints[name], values) for name, values in self._recent().items()]
         return {
             "last_row": self._last_row,
-            # What the next row will summarise, so that it is the same after a resume.
+            # What the next row will summarize, so that it is the same after a resume.
             "recent": [[name, hint, [list(v) for v in values]] for name, hint, values in recent],
             "writers": {writer.name: writer.state_dict() for writer in self.writers},
         }
@@ -344,7 +344,7 @@ class MetricsHook(HookBase):
 
 
 def _over_ranks(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """One row for all ranks; a name that only some ranks have is summarised over those."""
+    """One row for all ranks; a name that only some ranks have is summarized over those."""
     if len(rows) == 1:
         return rows[0]
     merged: dict[str, Any] = {}

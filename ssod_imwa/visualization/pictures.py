@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-# Okabe and Ito's palette, which people with colour-blindness tell apart; black and the grey for
-# crowds are left out. With more classes than colours the colours repeat, the names do not.
+# Okabe and Ito's palette, which people with color-blindness tell apart; black and the gray for
+# crowds are left out. With more classes than colors the colors repeat, the names do not.
 PALETTE = (
     (230, 159, 0),
     (86, 180, 233),
@@ -51,7 +51,7 @@ def draw_detections(
     Args:
         image: uint8 (3, H, W).
         boxes: (n, 4) in pixels of `image`.
-        labels: (n,), 0..C-1; picks name and colour.
+        labels: (n,), 0..C-1; picks name and color.
         class_names: names of the C classes.
         scores: (n,) in [0, 1], shown with two decimals; None shows none (ground truth).
         notes: text after each name, such as "difficult".
@@ -79,14 +79,14 @@ def draw_detections(
     font = ImageFont.load_default(size=max(14, round(min(picture.size) / 28)))
     order = list(range(len(boxes))) if scores is None else torch.argsort(scores).tolist()
     corners = [[float(x) * scale for x in box] for box in boxes]
-    colours = [PALETTE[int(label) % len(PALETTE)] for label in labels]
+    colors = [PALETTE[int(label) % len(PALETTE)] for label in labels]
     for i in order:
-        _draw_box(drawing, corners[i], colours[i], width=width, style=style)
+        _draw_box(drawing, corners[i], colors[i], width=width, style=style)
     for i in order:  # after all boxes, which would cross the text
         parts = [class_names[int(labels[i])]]
         parts += [] if scores is None else [f"{float(scores[i]):.2f}"]
         parts += [notes[i]] if notes is not None and notes[i] else []
-        _draw_tag(drawing, " ".join(parts), corners[i], colours[i], font=font, bounds=picture.size)
+        _draw_tag(drawing, " ".join(parts), corners[i], colors[i], font=font, bounds=picture.size)
     return _to_tensor(picture)
 
 
@@ -185,42 +185,42 @@ def _check(image: torch.Tensor, boxes: torch.Tensor, labels: torch.Tensor, style
 def _draw_box(
     drawing: ImageDraw.ImageDraw,
     corners: Sequence[float],
-    colour: tuple[int, int, int],
+    color: tuple[int, int, int],
     *,
     width: int,
     style: Style,
 ) -> None:
     x1, y1, x2, y2 = corners
     x2, y2 = max(x1, x2), max(y1, y2)
-    # A dark rim keeps the line visible on a background of its own colour.
+    # A dark rim keeps the line visible on a background of its own color.
     drawing.rectangle((x1 - 1, y1 - 1, x2 + 1, y2 + 1), outline=_BLACK, width=width + 2)
     if style == "solid":
-        drawing.rectangle((x1, y1, x2, y2), outline=colour, width=width)
+        drawing.rectangle((x1, y1, x2, y2), outline=color, width=width)
         return
     dash = 4 * width
     for y in (y1, y2 - width + 1):
         for x in np.arange(x1, x2, 2 * dash):
-            drawing.rectangle((x, y, min(x + dash, x2), y + width - 1), fill=colour)
+            drawing.rectangle((x, y, min(x + dash, x2), y + width - 1), fill=color)
     for x in (x1, x2 - width + 1):
         for y in np.arange(y1, y2, 2 * dash):
-            drawing.rectangle((x, y, x + width - 1, min(y + dash, y2)), fill=colour)
+            drawing.rectangle((x, y, x + width - 1, min(y + dash, y2)), fill=color)
 
 
 def _draw_tag(
     drawing: ImageDraw.ImageDraw,
     text: str,
     corners: Sequence[float],
-    colour: tuple[int, int, int],
+    color: tuple[int, int, int],
     *,
     font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
     bounds: tuple[int, int],
 ) -> None:
-    """Text on a plate of the box's colour, above the box or, at the upper edge, inside it."""
+    """Text on a plate of the box's color, above the box or, at the upper edge, inside it."""
     width, height = font.getlength(text) + 4, sum(font.getmetrics()) + 1
     x = min(max(corners[0], 0), max(bounds[0] - width, 0))
     y = corners[1] - height if corners[1] >= height else max(corners[1], 0)
-    drawing.rectangle((x, y, x + width, y + height), fill=colour)
-    bright = np.dot(colour, (0.299, 0.587, 0.114)) > 110  # luma of Rec. 601
+    drawing.rectangle((x, y, x + width, y + height), fill=color)
+    bright = np.dot(color, (0.299, 0.587, 0.114)) > 110  # luma of Rec. 601
     drawing.text((x + 2, y), text, fill=_BLACK if bright else _WHITE, font=font)
 
 

@@ -17,10 +17,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from ssod_imwa.data.structures import DetectionDataset
+from ssod_imwa.detection.data.records import DetectionDataset
 from ssod_imwa.errors import DataError, UserError
-from ssod_imwa.results import MODELS, Evaluation, Results, main_metrics
-from ssod_imwa.visualization.style import DPI, colour, dash, marker
+from ssod_imwa.runs.results import MODELS, Evaluation, Results, main_metrics
+from ssod_imwa.visualization.style import DPI, color, dash, marker
 
 _TITLES = {
     "pseudo_boxes": "pseudo-labels per image",
@@ -138,7 +138,7 @@ def episodes_figure(results: Results, *, metrics: Sequence[str] | None = None) -
     for axis, metric in zip(figure.axes, metrics, strict=True):
         for number, model in enumerate(MODELS):
             of_model = [x for x in results.evaluations if x.model == model]
-            _draw_episodes(axis, of_model, metric, model, colour(number))
+            _draw_episodes(axis, of_model, metric, model, color(number))
         axis.set_xlabel("episode")
         axis.set_ylabel(f"{metric} (%)")
         axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
@@ -187,7 +187,7 @@ def classes_figure(datasets: Sequence[DetectionDataset]) -> Figure:
             at,
             counts[i][order],
             width,
-            color=colour(i),
+            color=color(i),
             label=f"{dataset.name} ({boxes} boxes on {images} images)",
         )
     if counts.max() >= 10 * max(1, counts.min()):
@@ -202,7 +202,7 @@ def classes_figure(datasets: Sequence[DetectionDataset]) -> Figure:
 
 
 def class_counts(dataset: DetectionDataset) -> list[int]:
-    """Boxes of each class 0..C-1 that are not crowds; unlabelled images count as empty."""
+    """Boxes of each class 0..C-1 that are not crowds; unlabeled images count as empty."""
     counts = np.zeros(len(dataset.classes), dtype=np.int64)
     for record in dataset.records:
         if record.annotations is not None:
@@ -214,20 +214,20 @@ def class_counts(dataset: DetectionDataset) -> list[int]:
 def _draw_by_step(axis: Axes, rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> None:
     for number, name in enumerate(names):
         steps, values = _column(rows, name, "iteration")
-        axis.plot(steps, values, color=colour(number), ls=dash(number), lw=1, label=name)
+        axis.plot(steps, values, color=color(number), ls=dash(number), lw=1, label=name)
 
 
 def _draw_by_member(axis: Axes, rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> None:
-    """A dash for each member; a colour for each name or, if there is one name, for each member."""
+    """A dash for each member; a color for each name or, if there is one name, for each member."""
     members = sorted({row.get("member", 0) for row in rows})
     for i, member in enumerate(members):
         own = [row for row in rows if row.get("member", 0) == member]
         for number, name in enumerate(names):
             steps, values = _column(own, name, "t")
             which = i if len(names) == 1 else number
-            axis.plot(steps, values, color=colour(which), ls=dash(i), lw=1)
+            axis.plot(steps, values, color=color(which), ls=dash(i), lw=1)
     for i, member in enumerate(members):
-        shown = colour(i) if len(names) == 1 else "black"
+        shown = color(i) if len(names) == 1 else "black"
         axis.plot([], [], color=shown, ls=dash(i), lw=1, label=f"member {member + 1}")
 
 
@@ -240,7 +240,7 @@ def _column(
 
 
 def _draw_episodes(
-    axis: Axes, evaluations: Sequence[Evaluation], metric: str, model: str, colour: str
+    axis: Axes, evaluations: Sequence[Evaluation], metric: str, model: str, color: str
 ) -> None:
     # The final evaluation is of the last average, so one of the two may be there or both.
     averages = {x.episode: x.metrics.get(metric, math.nan) for x in evaluations if x.member is None}
@@ -249,14 +249,14 @@ def _draw_episodes(
         shape = "o" if model == "teacher" else "s"
         label = f"{model}, average" if len(members) > 1 else model
         episodes = [episode + 1 for episode in averages]
-        axis.plot(episodes, list(averages.values()), color=colour, marker=shape, label=label)
+        axis.plot(episodes, list(averages.values()), color=color, marker=shape, label=label)
     for number, member in enumerate(members):
         own = [x for x in evaluations if x.member == member]
         axis.scatter(
             [x.episode + 1 for x in own],
             [x.metrics.get(metric, math.nan) for x in own],
             facecolors="none",
-            edgecolors=colour,
+            edgecolors=color,
             marker=marker(number),
             label=f"{model}, member {member + 1}",
         )

@@ -1,4 +1,4 @@
-"""How figures look: colours, markers and dashes that stay apart in grey and to all eyes."""
+"""How figures look: colors, markers and dashes that stay apart in gray and to all eyes."""
 
 from __future__ import annotations
 
@@ -7,26 +7,26 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-"""Okabe and Ito's palette; lines differ in marker or dash, too, for prints in grey."""
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+"""Okabe and Ito's palette; lines differ in marker or dash, too, for prints in gray."""
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 DASHES = ("-", "--", ":", "-.")
 DPI = 120
-COLOURMAP = "viridis"  # even in lightness, so it survives a print in grey
+COLORMAP = "viridis"  # even in lightness, so it survives a print in gray
 
 MOST_NAMES = 30
 """Classes up to which each is named on an axis."""
 
 _STEPS = tuple(digit * 10**power for power in range(8) for digit in (1, 2, 5))
 
-GROUP_COLOURS = {"many": "#0072B2", "medium": "#E69F00", "few": "#D55E00"}
+GROUP_COLORS = {"many": "#0072B2", "medium": "#E69F00", "few": "#D55E00"}
 GROUP_MARKERS = {"many": "o", "medium": "s", "few": "^"}
 
 
-def colour(number: int) -> str:
-    """The colour of the line with this number; they repeat after seven."""
-    return COLOURS[number % len(COLOURS)]
+def color(number: int) -> str:
+    """The color of the line with this number; they repeat after seven."""
+    return COLORS[number % len(COLORS)]
 
 
 def marker(number: int) -> str:

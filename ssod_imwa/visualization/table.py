@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from rich.table import Table
 
-from ssod_imwa.results import MODELS, Evaluation, Group, Model, Results, Spread, main_metrics
+from ssod_imwa.runs.results import MODELS, Evaluation, Group, Model, Results, Spread, main_metrics
 
 _MODEL_NAMES = {"student": "student", "teacher": "teacher (EMA)"}
 

@@ -104,7 +104,7 @@ class Sharded(torch.Tensor):
         nn.UninitializedBuffer,
         lambda: Sharded(torch.zeros(2)),
     ],
-    ids=["sparse", "quantised", "float8", "lazy", "sharded"],
+    ids=["sparse", "quantized", "float8", "lazy", "sharded"],
 )
 @pytest.mark.filterwarnings("ignore:.*quantize_per_tensor")
 def test_tensors_that_are_no_plain_array_are_refused(make):

@@ -50,7 +50,7 @@ def info_nce_by_hand(queries, keys, queue, temperature):
     return total / len(queries)
 
 
-def standardised_loss_by_hand(row, label):
+def standardized_loss_by_hand(row, label):
     mean = sum(row) / len(row)
     deviation = math.sqrt(sum((x - mean) ** 2 for x in row) / len(row))
     return -math.log(softmax([x / deviation for x in row])[label])
@@ -214,8 +214,8 @@ def test_bkt_weights_equal_the_formula_image_by_image(form):
     result = bkt_weights(cls, ref, labels, form=form)
     for k in range(2):
         for i, label in enumerate(labels.tolist()):
-            own = standardised_loss_by_hand(cls[k, i].tolist(), label)
-            reference = standardised_loss_by_hand(ref[k, i].tolist(), label)
+            own = standardized_loss_by_hand(cls[k, i].tolist(), label)
+            reference = standardized_loss_by_hand(ref[k, i].tolist(), label)
             expected = own / reference if form == "cls_over_ref" else reference / own
             assert result[k, i].item() == pytest.approx(expected)
 
@@ -256,7 +256,7 @@ def test_bkt_weights_are_clipped_and_their_losses_floored():
     sure[..., 0] = 1
     unsure, label = sure.flip(2), torch.tensor([0])
     sure_loss, unsure_loss = (
-        standardised_loss_by_hand(x[0, 0].tolist(), 0) for x in (sure, unsure)
+        standardized_loss_by_hand(x[0, 0].tolist(), 0) for x in (sure, unsure)
     )
     assert sure_loss < 1e-6
     weight = bkt_weights(unsure, sure, label).item()
@@ -270,7 +270,7 @@ def test_bkt_weights_are_clipped_and_their_losses_floored():
 def test_bkt_weights_of_logits_without_spread_are_those_of_a_uniform_head(dtype):
     flat = torch.full((1, 1, 3), 0.1, dtype=dtype)
     ref = torch.tensor([[[1.0, 0.0, 0.0]]], dtype=dtype)
-    expected = math.log(3) / standardised_loss_by_hand([1.0, 0.0, 0.0], 0)
+    expected = math.log(3) / standardized_loss_by_hand([1.0, 0.0, 0.0], 0)
     result = bkt_weights(flat, ref, torch.tensor([0])).item()
     assert result == pytest.approx(expected, rel=1e-6)
 

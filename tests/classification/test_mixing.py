@@ -109,9 +109,9 @@ def test_mix_keeps_half_precision(dtype):
     torch.testing.assert_close(mixed.double(), expected, rtol=0.01, atol=0.01)
 
 
-# The boxes are 4 pixels high and 2 wide. Centred on row r of 8, one begins at r - 2, so that 2, 3,
+# The boxes are 4 pixels high and 2 wide. Centered on row r of 8, one begins at r - 2, so that 2, 3,
 # 4, 4, 4, 4, 4, 3 of its rows lie inside; on column c of 4 at c - 1: 1, 2, 2, 2 columns.
-def test_boxes_have_their_centre_anywhere_and_end_at_the_image():
+def test_boxes_have_their_center_anywhere_and_end_at_the_image():
     generator = seeded()
     boxes = [draw_box(0.25, 8, 4, generator=generator) for _ in range(3000)]
     heights = {(box.top, box.bottom - box.top) for box in boxes}
@@ -130,7 +130,7 @@ def test_boxes_of_extreme_shares_stay_in_the_image(share, most):
         box = draw_box(share, 5, 7, generator=generator)
         assert 0 <= box.top <= box.bottom <= 5
         assert 0 <= box.left <= box.right <= 7
-        # A box as large as the image covers at least a quarter of it, whatever its centre.
+        # A box as large as the image covers at least a quarter of it, whatever its center.
         assert most / 4 - 0.1 <= box_share(box, 5, 7) <= most
 
 

@@ -11,14 +11,14 @@ import torch
 from fvcore.nn import FlopCountAnalysis
 from support import assert_equal, final_weights, mean_of
 
-from ssod_imwa import run
 from ssod_imwa.classification import build
 from ssod_imwa.config import load_config
 from ssod_imwa.engine.hooks import LRHook
 from ssod_imwa.errors import ConfigError, DataError, UserError
-from ssod_imwa.results import read_results
+from ssod_imwa.runs import run
+from ssod_imwa.runs.results import read_results
+from ssod_imwa.runs.trained import read_trained
 from ssod_imwa.task import open_task
-from ssod_imwa.trained import read_trained
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -191,7 +191,7 @@ def test_a_run_goes_on_from_a_stage_with_scales_by_folding_them(config):
     assert weights["classifier.bias"].equal(scale * before[f"{inner}bias"])
 
 
-def test_tau_norm_is_the_first_stage_with_normalised_weights_and_no_bias(config):
+def test_tau_norm_is_the_first_stage_with_normalized_weights_and_no_bias(config):
     first = config(output="first")
     run.train(first)
     second = config(
@@ -214,7 +214,7 @@ def test_tau_norm_is_the_first_stage_with_normalised_weights_and_no_bias(config)
     [
         ((), "MODEL.WEIGHTS = '' is not allowed with CLS.STAGE.TAU_NORM"),
         (("CLS.MODEL.CLASSIFIER", "cosine"), "unless CLS.MODEL.CLASSIFIER is linear"),
-        (("CLS.STAGE.RESET_CLASSIFIER", True), "a new classifier has nothing to normalise"),
+        (("CLS.STAGE.RESET_CLASSIFIER", True), "a new classifier has nothing to normalize"),
     ],
 )
 def test_tau_norm_needs_a_trained_linear_classifier(config, changes, message):
@@ -230,7 +230,7 @@ def test_tau_norm_needs_a_trained_linear_classifier(config, changes, message):
 @pytest.mark.parametrize("name", ["cifar_resnet20", "wrn_28_2", "resnet18"])
 def test_convolutions_see_the_channels_of_a_pixel_side_by_side(config, name):
     task = open_task(config("CLS.MODEL.NAME", name))
-    student = task.build_algorithm(torch.device("cpu")).student
+    student = task.build_method(torch.device("cpu")).student
     layouts = {}
 
     def note(module, inputs, output):

@@ -5,11 +5,12 @@ import pytest
 import torch
 from torch import nn
 
+from ssod_imwa.analysis.features import extract, feature_deviation
 from ssod_imwa.averaging.episodes import EpisodeSchedule
 from ssod_imwa.averaging.imwa import IMWA
-from ssod_imwa.classification.algorithms.erm import EmpiricalRisk
-from ssod_imwa.classification.analysis.features import extract, feature_deviation
 from ssod_imwa.classification.criteria import Criterion
+from ssod_imwa.classification.data.loader import ImageBatch
+from ssod_imwa.classification.methods.erm import EmpiricalRisk
 from ssod_imwa.classification.mixers import Mixer
 from ssod_imwa.classification.models.base import ImageClassifier
 from ssod_imwa.classification.tracking import (
@@ -18,9 +19,8 @@ from ssod_imwa.classification.tracking import (
     snapshot_files,
     snapshot_path,
 )
-from ssod_imwa.data.image_loader import ImageBatch
-from ssod_imwa.engine.atomic import damage, load_checkpoint
-from ssod_imwa.engine.checkpoint import CheckpointHook, resume
+from ssod_imwa.engine.checkpoint.atomic import damage, load_checkpoint
+from ssod_imwa.engine.checkpoint.writing import CheckpointHook, resume
 from ssod_imwa.engine.hooks import IMWAHook
 from ssod_imwa.engine.seeding import counted_generator
 from ssod_imwa.engine.trainer import HookBase, Trainer
@@ -67,7 +67,7 @@ def build(
         torch.manual_seed(0)
         net = Net()
     mixer = Mixer("none", counts=COUNTS)
-    algorithm = EmpiricalRisk(
+    method = EmpiricalRisk(
         net, Criterion("cross_entropy", COUNTS), mixer=mixer, iterations=iterations
     )
     schedule = EpisodeSchedule(iterations, episodes=2, members=members)
@@ -81,7 +81,7 @@ def build(
             yield ImageBatch((images,), labels, torch.arange(4))
 
     trainer = Trainer(
-        algorithm,
+        method,
         schedule,
         batches,
         torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9),
@@ -90,9 +90,9 @@ def build(
     )
     imwa = IMWA(
         schedule,
-        algorithm.models(),
+        method.models(),
         optimizer=trainer.optimizer,
-        member_state={"scaler": trainer.scaler, "algorithm": algorithm},
+        member_state={"scaler": trainer.scaler, "method": method},
     )
     hooks = []
     if track:
@@ -130,7 +130,7 @@ def rows(folder):
 
 
 def weights(trainer):
-    return {name: x.clone() for name, x in trainer.algorithm.student.state_dict().items()}
+    return {name: x.clone() for name, x in trainer.method.student.state_dict().items()}
 
 
 def same(one, other):
@@ -188,7 +188,7 @@ def test_a_watched_run_is_the_same_run(tmp_path):
     for trainer in (watched, plain):
         trainer.train()
     assert same(weights(watched), weights(plain))
-    assert watched.algorithm.student.training
+    assert watched.method.student.training
     assert not (tmp_path / "b" / "classes.json").exists()
 
 

@@ -4,8 +4,8 @@ import pytest
 import yaml
 
 from ssod_imwa.config import load_config
-from ssod_imwa.paper_tables import needed_runs, read_table
-from ssod_imwa.reproduction import run_config
+from ssod_imwa.papers.reproduction import run_config
+from ssod_imwa.papers.tables import needed_runs, read_table
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 TABLES = sorted((CONFIGS / "tables").glob("*.yaml"))

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from ssod_imwa.data.structures import (
+from ssod_imwa.data.transfer import Packed, SharedRecords, pack, unpack
+from ssod_imwa.detection.data.records import (
     Annotations,
     DetectionBatch,
     ImageRecord,
@@ -12,7 +13,6 @@ from ssod_imwa.data.structures import (
     Targets,
     View,
 )
-from ssod_imwa.data.transfer import Packed, SharedRecords, pack, unpack
 
 
 def batch():
@@ -20,10 +20,10 @@ def batch():
     targets = Targets(torch.rand(2, 4), torch.tensor([3, 1]))
     matrix = torch.rand(3, 3, dtype=torch.float64)
     record = ImageRecord("a.png", 7, 5, 4)
-    labelled = Sample(record, View(image, matrix, targets), View(image, matrix, targets))
+    labeled = Sample(record, View(image, matrix, targets), View(image, matrix, targets))
     empty = Targets(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
     other = Sample(record, View(image, matrix, None), View(image, matrix, empty))
-    return DetectionBatch([labelled], [other])
+    return DetectionBatch([labeled], [other])
 
 
 def test_unpacked_batch_equals_the_packed_one():
@@ -31,21 +31,21 @@ def test_unpacked_batch_equals_the_packed_one():
     packed = pack(before)
     after = unpack(pickle.loads(pickle.dumps(packed)))
     assert packed.buffer.dtype == torch.uint8
-    view, expected = after.labelled[0].strong, before.labelled[0].strong
+    view, expected = after.labeled[0].strong, before.labeled[0].strong
     assert torch.equal(view.image, expected.image)
     assert torch.equal(view.matrix, expected.matrix)
     assert torch.equal(view.targets.boxes, expected.targets.boxes)
     assert torch.equal(view.targets.labels, expected.targets.labels)
-    assert after.unlabelled[0].weak.targets is None
-    assert after.unlabelled[0].strong.targets.boxes.shape == (0, 4)
-    assert after.labelled[0].record == before.labelled[0].record
+    assert after.unlabeled[0].weak.targets is None
+    assert after.unlabeled[0].strong.targets.boxes.shape == (0, 4)
+    assert after.labeled[0].record == before.labeled[0].record
 
 
 def test_unpacked_tensors_are_contiguous_windows_of_one_buffer():
     packed = pack(batch())
     after = unpack(packed)
     storage = packed.buffer.untyped_storage().data_ptr()
-    for sample in after.labelled + after.unlabelled:
+    for sample in after.labeled + after.unlabeled:
         for view in (sample.weak, sample.strong):
             assert view.image.is_contiguous()
             assert view.image.untyped_storage().data_ptr() == storage

@@ -9,8 +9,8 @@ import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from ssod_imwa.data.structures import Annotations, Detections
 from ssod_imwa.detection.coco_ap import coco_metrics, coco_truth
+from ssod_imwa.detection.data.records import Annotations, Detections
 
 CLASSES = ("cat", "dog", "owl")
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from ssod_imwa.data.geometry import flip_matrix, map_boxes, scale_matrix
-from ssod_imwa.data.loader import TestImage
-from ssod_imwa.data.structures import Annotations, DetectionDataset, Detections, ImageRecord
 from ssod_imwa.detection.coco_ap import coco_metrics
+from ssod_imwa.detection.data.geometry import flip_matrix, map_boxes, scale_matrix
+from ssod_imwa.detection.data.loader import TestImage
+from ssod_imwa.detection.data.records import Annotations, DetectionDataset, Detections, ImageRecord
 from ssod_imwa.detection.detectors.base import Detector
 from ssod_imwa.detection.evaluation import evaluate_detections, predict, to_stored_image
 from ssod_imwa.detection.voc_ap import voc_metrics
@@ -120,7 +120,7 @@ def test_predictions_of_other_images_are_refused():
 
 def test_images_without_labels_are_a_users_error():
     with pytest.raises(DataError, match="image 'b' has no labels"):
-        evaluate_detections(dataset().subset([0], labelled=False), {"b": NOTHING})
+        evaluate_detections(dataset().subset([0], labeled=False), {"b": NOTHING})
 
 
 def test_boxes_come_back_in_pixels_of_the_stored_image():

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from ssod_imwa.data.structures import Detections
+from ssod_imwa.detection.data.records import Detections
 from ssod_imwa.detection.pseudo_labels import as_targets, filter_detections, summarize
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from sklearn.metrics import average_precision_score
 
-from ssod_imwa.data.structures import Annotations, Detections
+from ssod_imwa.detection.data.records import Annotations, Detections
 from ssod_imwa.detection.voc_ap import (
     average_precision,
     average_precision_11_point,

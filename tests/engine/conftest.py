@@ -13,10 +13,9 @@ from support import SaveAt
 from torch import nn
 
 from ssod_imwa.averaging.episodes import EpisodeSchedule
-from ssod_imwa.engine import faults
-from ssod_imwa.engine.algorithm import Algorithm
-from ssod_imwa.engine.checkpoint import CheckpointHook
-from ssod_imwa.engine.output import resume_files
+from ssod_imwa.engine.checkpoint.output import resume_files
+from ssod_imwa.engine.checkpoint.writing import CheckpointHook, faults
+from ssod_imwa.engine.method import Method
 from ssod_imwa.engine.seeding import counted_generator
 from ssod_imwa.engine.trainer import HookBase, Trainer
 
@@ -42,7 +41,7 @@ def build_model(*, seed=0, dropout=0.2, norm=True):
         return nn.Sequential(*layers, nn.ReLU(), nn.Dropout(dropout), nn.Linear(8, CLASSES))
 
 
-class TinyAlgorithm(Algorithm):
+class TinyMethod(Method):
     """Cross-entropy on the student; the teacher is a plain exponential moving average of it."""
 
     def __init__(self, student, teacher, *, burn_in=0):
@@ -68,9 +67,9 @@ class TinyAlgorithm(Algorithm):
         return t >= self.burn_in
 
 
-def build_algorithm(**model_options):
+def build_method(**model_options):
     student, teacher = build_model(**model_options), build_model(**model_options)
-    return TinyAlgorithm(student, teacher)
+    return TinyMethod(student, teacher)
 
 
 def build_batches(schedule, *, seed=7, first_member=0, size=8, rank=0, world_size=1):
@@ -92,7 +91,7 @@ def build_trainer(
     *,
     episodes=1,
     members=1,
-    algorithm=None,
+    method=None,
     first_member=0,
     batches=None,
     lr=0.1,
@@ -100,12 +99,12 @@ def build_trainer(
     **options,
 ):
     schedule = EpisodeSchedule(iterations, episodes=episodes, members=members)
-    algorithm = algorithm or build_algorithm()
-    optimizer = torch.optim.SGD(algorithm.student.parameters(), lr=lr, momentum=0.9)
+    method = method or build_method()
+    optimizer = torch.optim.SGD(method.student.parameters(), lr=lr, momentum=0.9)
     for group in optimizer.param_groups:
         group["initial_lr"] = lr
     return Trainer(
-        algorithm,
+        method,
         schedule,
         batches or build_batches(schedule, seed=seed, first_member=first_member),
         optimizer,
@@ -129,9 +128,9 @@ def tiny():
     """The helpers of this file; test files cannot import one another."""
     return SimpleNamespace(
         Batch=Batch,
-        Algorithm=TinyAlgorithm,
+        Method=TinyMethod,
         model=build_model,
-        algorithm=build_algorithm,
+        method=build_method,
         batches=build_batches,
         trainer=build_trainer,
         copied_state=copied_state,
@@ -154,7 +153,7 @@ def _one_thread():
 RUN = {"T": 6, "M": 1, "E": 3, "seed": 1, "config": "LOG_PERIOD: 20"}
 
 
-class Numbers(Algorithm):
+class Numbers(Method):
     """Fits a line; the teacher trails the student."""
 
     def __init__(self):
@@ -195,12 +194,12 @@ def build(directory, *, hooks=(), iterations=6, run=RUN, **options):
     def batches(start):
         return (torch.full((3, 2), 1.0 + g) for g in range(start, iterations))
 
-    algorithm = Numbers()
+    method = Numbers()
     trainer = Trainer(
-        algorithm,
+        method,
         EpisodeSchedule(iterations, episodes=3),
         batches,
-        torch.optim.SGD(algorithm.student.parameters(), lr=0.01, momentum=0.9),
+        torch.optim.SGD(method.student.parameters(), lr=0.01, momentum=0.9),
         seed=1,
     )
     trainer.register_hooks([CheckpointHook(directory, run=run, **options), *hooks])

@@ -40,7 +40,7 @@ def test_period_counts_episodes_and_the_last_is_always_evaluated(tiny, period, e
 
 def test_a_teacher_that_is_not_ready_is_not_evaluated(tiny):
     trainer = tiny.trainer(4, episodes=2)
-    trainer.algorithm.burn_in = 3
+    trainer.method.burn_in = 3
     evaluations = add_evaluation(trainer)
     trainer.train()
     assert [(r["episode"], r["model"]) for r in evaluations.records] == [
@@ -52,7 +52,7 @@ def test_a_teacher_that_is_not_ready_is_not_evaluated(tiny):
 
 def test_evaluation_that_fails_restores_modes_and_random_generators(tiny):
     """Check K11."""
-    models = tiny.algorithm().models()
+    models = tiny.method().models()
     models["student"].train()
     models["student"][1].eval()  # a frozen part
     before = [module.training for model in models.values() for module in model.modules()]
@@ -76,7 +76,7 @@ def test_evaluation_does_not_change_training(tiny):
     add_evaluation(evaluated, evaluate=lambda model: {"x": torch.rand(1).item()})
     plain.train()
     evaluated.train()
-    states = [t.algorithm.student.state_dict() for t in (plain, evaluated)]
+    states = [t.method.student.state_dict() for t in (plain, evaluated)]
     assert tiny.same_state(*states)
 
 

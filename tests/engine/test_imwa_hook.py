@@ -11,9 +11,7 @@ from ssod_imwa.engine.trainer import HookBase
 
 
 def add_imwa(trainer, **options):
-    imwa = IMWA(
-        trainer.schedule, trainer.algorithm.models(), optimizer=trainer.optimizer, **options
-    )
+    imwa = IMWA(trainer.schedule, trainer.method.models(), optimizer=trainer.optimizer, **options)
     trainer.register_hooks([IMWAHook(imwa)])
     return trainer
 
@@ -48,8 +46,8 @@ def test_one_member_equals_the_plain_trainer_bitwise(tiny, episodes, optimizer_s
     plain.train()
     wrapped = add_imwa(tiny.trainer(5, episodes=episodes), optimizer_state=optimizer_state)
     wrapped.train()
-    for name, model in plain.algorithm.models().items():
-        other = wrapped.algorithm.models()[name].state_dict()
+    for name, model in plain.method.models().items():
+        other = wrapped.method.models()[name].state_dict()
         assert tiny.same_state(model.state_dict(), other)
 
 
@@ -59,7 +57,7 @@ def test_bad_statistics_of_the_second_member_are_never_averaged(tiny):
     class Poison(HookBase):
         def after_step(self):
             if self.trainer.iter == 4:
-                self.trainer.algorithm.student[1].running_mean[0] = float("nan")
+                self.trainer.method.student[1].running_mean[0] = float("nan")
 
     trainer = tiny.trainer(3, members=2)
     trainer.register_hooks([Poison()])
@@ -77,8 +75,8 @@ def test_one_episode_equals_the_mean_of_separate_runs_bitwise(tiny, members):
     separate = [tiny.trainer(5, first_member=m) for m in range(members)]
     for trainer in separate:
         trainer.train()
-    for name, model in together.algorithm.models().items():
-        states = [trainer.algorithm.models()[name].state_dict() for trainer in separate]
+    for name, model in together.method.models().items():
+        states = [trainer.method.models()[name].state_dict() for trainer in separate]
         assert not tiny.same_state(states[0], states[1])
         for key, value in model.state_dict().items():
             values = torch.stack([state[key].double() for state in states])
@@ -98,8 +96,8 @@ def test_imwas_state_resumes_in_the_middle_of_a_member(tiny):
     resumed.load_state_dict(save.read())
     assert resumed.start_iter == 5
     resumed.train()
-    for name, model in straight.algorithm.models().items():
-        other = resumed.algorithm.models()[name].state_dict()
+    for name, model in straight.method.models().items():
+        other = resumed.method.models()[name].state_dict()
         assert tiny.same_state(model.state_dict(), other)
 
 

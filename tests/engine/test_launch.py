@@ -63,30 +63,28 @@ def test_two_ranks_equal_one_rank_on_the_whole_batch(tiny, tmp_path, parts):
 
     def train(rank):
         # A different start on rank 1: the wrapper has to take over rank 0's student.
-        algorithm = tiny.algorithm(**options)
+        method = tiny.method(**options)
         if rank == 1:
-            nn.init.ones_(algorithm.student[0].weight)
-        launch.distribute(algorithm)
-        assert algorithm.parallel_student is not algorithm.student
+            nn.init.ones_(method.student[0].weight)
+        launch.distribute(method)
+        assert method.parallel_student is not method.student
         schedule = tiny.trainer(5).schedule
         batches = tiny.batches(schedule, rank=rank, world_size=2)
-        trainer = tiny.trainer(5, algorithm=algorithm, batches=batches, accumulation=parts)
+        trainer = tiny.trainer(5, method=method, batches=batches, accumulation=parts)
         trainer.train()
-        return {
-            name: tiny.copied_state(model) for name, model in trainer.algorithm.models().items()
-        }
+        return {name: tiny.copied_state(model) for name, model in trainer.method.models().items()}
 
     ranks = on_two_ranks(train, tmp_path)
-    alone = tiny.trainer(5, algorithm=tiny.algorithm(**options))
+    alone = tiny.trainer(5, method=tiny.method(**options))
     alone.train()
-    for name, model in alone.algorithm.models().items():
+    for name, model in alone.method.models().items():
         assert tiny.same_state(ranks[0][name], ranks[1][name])
         for key, value in model.state_dict().items():
             torch.testing.assert_close(ranks[0][name][key], value, rtol=1e-5, atol=1e-6)
 
 
 def add_imwa(trainer):
-    imwa = IMWA(trainer.schedule, trainer.algorithm.models(), optimizer=trainer.optimizer)
+    imwa = IMWA(trainer.schedule, trainer.method.models(), optimizer=trainer.optimizer)
     trainer.register_hooks([IMWAHook(imwa)])
     return trainer
 
@@ -99,21 +97,21 @@ def test_averages_of_two_ranks_agree(tiny, tmp_path, norm):
     sizes = {"episodes": 2, "members": 3}
 
     def train(rank):
-        algorithm = tiny.algorithm(**options)
-        launch.distribute(algorithm)
+        method = tiny.method(**options)
+        launch.distribute(method)
         batches = tiny.batches(tiny.trainer(6, **sizes).schedule, rank=rank, world_size=2)
-        trainer = tiny.trainer(6, algorithm=algorithm, batches=batches, **sizes)
+        trainer = tiny.trainer(6, method=method, batches=batches, **sizes)
         save = tiny.SaveAt(4)
         trainer.register_hooks([save])
         add_imwa(trainer).train()
-        states = {n: tiny.copied_state(m) for n, m in trainer.algorithm.models().items()}
+        states = {n: tiny.copied_state(m) for n, m in trainer.method.models().items()}
         return {"end": states, "inside": save.read()["models"]}
 
     ranks = on_two_ranks(train, tmp_path)
-    alone = add_imwa(tiny.trainer(6, algorithm=tiny.algorithm(**options), **sizes))
+    alone = add_imwa(tiny.trainer(6, method=tiny.method(**options), **sizes))
     alone.train()
     assert tiny.same_state(ranks[0]["inside"]["student"], ranks[1]["inside"]["student"]) != norm
-    for name, model in alone.algorithm.models().items():
+    for name, model in alone.method.models().items():
         assert tiny.same_state(ranks[0]["end"][name], ranks[1]["end"][name])
         for key, value in model.state_dict().items():
             if not norm:
@@ -123,10 +121,10 @@ def test_averages_of_two_ranks_agree(tiny, tmp_path, norm):
 @needs_fork
 def test_different_teachers_are_refused(tiny, tmp_path):
     def differ(rank):
-        algorithm = tiny.algorithm()
-        nn.init.constant_(algorithm.teacher[0].bias, float(rank))
+        method = tiny.method()
+        nn.init.constant_(method.teacher[0].bias, float(rank))
         with pytest.raises(RuntimeError, match="initial models must be equal"):
-            launch.distribute(algorithm)
+            launch.distribute(method)
 
     on_two_ranks(differ, tmp_path)
 
@@ -136,17 +134,17 @@ def test_bad_loss_on_one_rank_stops_all_ranks_in_the_same_step(tiny, tmp_path):
     """Check K10 under several ranks."""
 
     def train(rank):
-        algorithm = tiny.algorithm()
-        good = algorithm.losses
+        method = tiny.method()
+        good = method.losses
 
         def losses(batch, t):
             records = good(batch, t)
             bad = rank == 1 and t == 2
             return {"loss_cls": records["loss_cls"] * (float("nan") if bad else 1.0)}
 
-        algorithm.losses = losses
+        method.losses = losses
         # Not distributed: rank 0's own loss and gradients stay finite.
-        trainer = tiny.trainer(5, algorithm=algorithm)
+        trainer = tiny.trainer(5, method=method)
         with pytest.raises(NonFiniteError, match="global step 3 "):
             trainer.train()
         finite = [bool(torch.isfinite(p).all()) for p in trainer.parameters]
@@ -157,7 +155,7 @@ def test_bad_loss_on_one_rank_stops_all_ranks_in_the_same_step(tiny, tmp_path):
 
 @needs_fork
 def test_signal_to_one_rank_ends_all_ranks_at_the_same_step(tiny, tmp_path):
-    class Signalled(HookBase):
+    class Signaled(HookBase):
         def after_backward(self):
             if self.trainer.iter == 1 and comm.rank() == 1:
                 os.kill(os.getpid(), 15)
@@ -165,7 +163,7 @@ def test_signal_to_one_rank_ends_all_ranks_at_the_same_step(tiny, tmp_path):
     def train(rank):
         trainer, saved = tiny.trainer(5), []
         hook = SignalHook(lambda: saved.append(trainer.iter))
-        trainer.register_hooks([Signalled(), hook])
+        trainer.register_hooks([Signaled(), hook])
         trainer.train()
         return [trainer.iter, saved, hook.exit_code]
 
@@ -207,7 +205,7 @@ def test_too_many_gpus_and_no_process_are_users_errors(monkeypatch):
         launch.launch(print, 0)
 
 
-def test_torchrun_is_recognised(monkeypatch):
+def test_torchrun_is_recognized(monkeypatch):
     environment = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
     for name, value in {**environment, "MASTER_PORT": str(launch._free_port())}.items():
         monkeypatch.setenv(name, value)

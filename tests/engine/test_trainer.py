@@ -119,7 +119,7 @@ def test_training_equals_a_plain_loop(tiny):
         optimizer.zero_grad()
         nn.functional.cross_entropy(model(batch.inputs), batch.labels).backward()
         optimizer.step()
-    assert tiny.same_state(model.state_dict(), trainer.algorithm.student.state_dict())
+    assert tiny.same_state(model.state_dict(), trainer.method.student.state_dict())
 
 
 def test_weights_do_not_depend_on_random_numbers_that_others_draw(tiny):
@@ -131,16 +131,14 @@ def test_weights_do_not_depend_on_random_numbers_that_others_draw(tiny):
     robbed.register_hooks([Thief()])
     plain.train()
     robbed.train()
-    assert tiny.same_state(
-        plain.algorithm.student.state_dict(), robbed.algorithm.student.state_dict()
-    )
+    assert tiny.same_state(plain.method.student.state_dict(), robbed.method.student.state_dict())
 
 
 def test_ranks_draw_different_dropout_masks(tiny):
     trainers = [tiny.trainer(1, rank=rank) for rank in (0, 1)]
     for trainer in trainers:
         trainer.train()
-    states = [trainer.algorithm.student.state_dict() for trainer in trainers]
+    states = [trainer.method.student.state_dict() for trainer in trainers]
     assert not tiny.same_state(*states)
 
 
@@ -154,18 +152,18 @@ def test_only_names_that_begin_with_loss_are_summed(tiny):
 
 
 def test_a_batch_without_a_loss_is_an_error(tiny):
-    algorithm = tiny.algorithm()
-    algorithm.losses = lambda batch, t: {"accuracy": torch.tensor(1.0)}
+    method = tiny.method()
+    method.losses = lambda batch, t: {"accuracy": torch.tensor(1.0)}
     with pytest.raises(ValueError, match="no loss in"):
-        tiny.trainer(algorithm=algorithm).train()
+        tiny.trainer(method=method).train()
 
 
 @pytest.mark.parametrize("parts", [2, 4])
 def test_accumulation_equals_the_whole_batch(tiny, parts):
     """Without batch statistics and dropout, which depend on how a batch is cut."""
     options = {"dropout": 0.0, "norm": False}
-    whole = tiny.trainer(5, algorithm=tiny.algorithm(**options))
-    cut = tiny.trainer(5, algorithm=tiny.algorithm(**options), accumulation=parts)
+    whole = tiny.trainer(5, method=tiny.method(**options))
+    cut = tiny.trainer(5, method=tiny.method(**options), accumulation=parts)
     whole.train()
     cut.train()
     for one, other in zip(whole.parameters, cut.parameters, strict=True):
@@ -184,9 +182,9 @@ def test_clipping_happens_before_the_step(tiny):
 
 def test_bfloat16_computes_in_half_and_keeps_weights_in_float32(tiny):
     seen = []
-    algorithm = tiny.algorithm()
-    algorithm.student[0].register_forward_hook(lambda m, i, output: seen.append(output.dtype))
-    trainer = tiny.trainer(30, algorithm=algorithm, amp_dtype=torch.bfloat16)
+    method = tiny.method()
+    method.student[0].register_forward_hook(lambda m, i, output: seen.append(output.dtype))
+    trainer = tiny.trainer(30, method=method, amp_dtype=torch.bfloat16)
     trainer.train()
     assert set(seen) == {torch.bfloat16}
     assert all(p.dtype == torch.float32 for p in trainer.parameters)
@@ -200,7 +198,7 @@ def test_bfloat16_computes_in_half_and_keeps_weights_in_float32(tiny):
 
 
 def snapshot(trainer):
-    models = trainer.algorithm.models().values()
+    models = trainer.method.models().values()
     return [x.detach().clone() for model in models for x in model.parameters()]
 
 
@@ -210,16 +208,16 @@ def equal(one, other):
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_bad_loss_stops_at_its_step_with_weights_untouched(tiny, bad):
-    algorithm = tiny.algorithm()
-    good, kept = algorithm.losses, []
+    method = tiny.method()
+    good, kept = method.losses, []
 
     def losses(batch, t):
         kept.append(snapshot(trainer))
         records = good(batch, t)
         return {**records, "loss_cls": records["loss_cls"] * (bad if t == 3 else 1)}
 
-    algorithm.losses = losses
-    trainer = tiny.trainer(6, algorithm=algorithm)
+    method.losses = losses
+    trainer = tiny.trainer(6, method=method)
     with pytest.raises(
         NonFiniteError, match=r"global step 4 \(episode 1, member 1, own iteration 4\)"
     ):
@@ -322,5 +320,5 @@ def test_state_restores_the_trainer_and_the_state_of_hooks(tiny):
     assert (resumed.start_iter, hook.count) == (3, 3)
     resumed.train()
     assert hook.count == 6
-    for name, model in straight.algorithm.models().items():
-        assert tiny.same_state(model.state_dict(), resumed.algorithm.models()[name].state_dict())
+    for name, model in straight.method.models().items():
+        assert tiny.same_state(model.state_dict(), resumed.method.models()[name].state_dict())

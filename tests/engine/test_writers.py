@@ -115,10 +115,10 @@ def test_a_new_run_starts_an_empty_file(tiny, tmp_path):
 def test_a_new_run_that_fails_before_its_first_row_leaves_the_old_rows(tiny, tmp_path):
     path = tmp_path / "metrics.json"
     path.write_text('{"iteration": 99}\n')
-    algorithm = tiny.algorithm()
-    algorithm.losses = lambda batch, t: {}
+    method = tiny.method()
+    method.losses = lambda batch, t: {}
     with pytest.raises(ValueError, match="no loss"):
-        build(tiny, [JSONWriter(path)], algorithm=algorithm).train()
+        build(tiny, [JSONWriter(path)], method=method).train()
     assert read_rows(path) == [{"iteration": 99}]
 
 
@@ -224,11 +224,11 @@ def test_ranks_are_averaged_and_the_slowest_counts():
 
 
 def test_writers_are_closed_when_training_fails(tiny, tmp_path):
-    algorithm = tiny.algorithm()
-    algorithm.losses = lambda batch, t: {}
+    method = tiny.method()
+    method.losses = lambda batch, t: {}
     writer = JSONWriter(tmp_path / "metrics.json")
     with pytest.raises(ValueError, match="no loss"):
-        build(tiny, [writer], algorithm=algorithm).train()
+        build(tiny, [writer], method=method).train()
     with pytest.raises(RuntimeError, match="is not open"):
         writer.write({"iteration": 0})
 

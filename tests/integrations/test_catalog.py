@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ssod_imwa.data.catalog import load_dataset
+from ssod_imwa.detection.data.catalog import load_dataset
 from ssod_imwa.errors import DataError
 
 pytestmark = [pytest.mark.detectron2, pytest.mark.usefixtures("project")]
@@ -59,9 +59,9 @@ def test_a_set_of_theirs_is_found_by_its_name(registered):
     assert len(second.annotations) == 0
 
 
-def test_unlabelled_images_need_neither_classes_nor_annotations(registered, tmp_path):
+def test_unlabeled_images_need_neither_classes_nor_annotations(registered, tmp_path):
     registered("bare", [{"file_name": str(tmp_path / "a.png")}], classes=())
-    dataset = load_dataset("bare", labelled=False)
+    dataset = load_dataset("bare", labeled=False)
     assert [record.annotations for record in dataset.records] == [None]
     with pytest.raises(DataError, match="has no class names"):
         load_dataset("bare")
@@ -71,9 +71,9 @@ def test_entries_that_cannot_be_used_are_named(registered, tmp_path):
     registered("nameless", [{"image_id": 3}])
     with pytest.raises(DataError, match="entry 0 of detectron2's data set 'nameless' has no file"):
         load_dataset("nameless")
-    registered("unlabelled", [{"file_name": str(tmp_path / "a.png")}])
+    registered("unlabeled", [{"file_name": str(tmp_path / "a.png")}])
     with pytest.raises(DataError, match="has no annotations"):
-        load_dataset("unlabelled")
+        load_dataset("unlabeled")
     bad = {"bbox": [1, 2, 3, 4], "bbox_mode": 0, "category_id": 2}
     registered("strange", [{"file_name": str(tmp_path / "a.png"), "annotations": [bad]}])
     with pytest.raises(DataError, match=r"has category_id 2 \(must be 0..1"):
@@ -83,8 +83,8 @@ def test_entries_that_cannot_be_used_are_named(registered, tmp_path):
 def test_ours_are_registered_there_with_one_call(tmp_path):
     from detectron2.data import DatasetCatalog, MetadataCatalog
 
-    from ssod_imwa.data import catalog
-    from ssod_imwa.data.digits import make_digits
+    from ssod_imwa.detection.data import catalog
+    from ssod_imwa.detection.data.digits import make_digits
     from ssod_imwa.integrations.detectron2 import register_in_detectron2
 
     make_digits(tmp_path / "digits", train_scenes=12, test_scenes=10)

@@ -8,10 +8,10 @@ import torch
 from PIL import Image
 
 from ssod_imwa.config import load_config
-from ssod_imwa.data.structures import Annotations, Detections, Targets
-from ssod_imwa.detection.build import build_algorithm, build_detector, with_classes
+from ssod_imwa.detection.build import build_detector, build_method, with_classes
 from ssod_imwa.detection.coco_ap import coco_metrics
-from ssod_imwa.engine.atomic import write_checkpoint
+from ssod_imwa.detection.data.records import Annotations, Detections, Targets
+from ssod_imwa.engine.checkpoint.atomic import write_checkpoint
 from ssod_imwa.errors import ConfigError, WeightsError
 
 pytestmark = [pytest.mark.detectron2, pytest.mark.usefixtures("project")]
@@ -134,14 +134,14 @@ def test_the_same_weights_find_the_same_boxes(pair):
 
 
 def test_unbiased_teacher_has_the_same_loss_terms(pair):
-    batch = unlabelled_batch()
+    batch = unlabeled_batch()
     records = []
     for toolkit, detector in zip(("torchvision", "detectron2"), pair, strict=True):
         method = {"SSOD.ALGORITHM": "unbiased_teacher", "SSOD.BURN_IN_ITERS": 0}
         cfg = config(toolkit, **method, **{"SSOD.BBOX_THRESHOLD": 0.3})
-        algorithm = build_algorithm(cfg, detector)
-        algorithm.student.train()
-        records.append(algorithm.losses(batch, 0))
+        method = build_method(cfg, detector)
+        method.student.train()
+        records.append(method.losses(batch, 0))
     assert records[0]["pseudo_boxes"] > 0
     assert records[0].keys() == records[1].keys()
     for name in records[0]:
@@ -149,15 +149,15 @@ def test_unbiased_teacher_has_the_same_loss_terms(pair):
         assert values[0] == pytest.approx(values[1], rel=1e-4), name
 
 
-def unlabelled_batch():
-    from ssod_imwa.data.structures import DetectionBatch, ImageRecord, Sample, View
+def unlabeled_batch():
+    from ssod_imwa.detection.data.records import DetectionBatch, ImageRecord, Sample, View
 
     def sample(image, targets):
         view = View(image, torch.eye(3, dtype=torch.float64), targets)
         return Sample(ImageRecord("x.png", 1, 96, 64), view, view)
 
-    labelled = [sample(image, target) for image, target in zip(images(), TARGETS, strict=True)]
-    return DetectionBatch(labelled, [sample(image, None) for image in images()])
+    labeled = [sample(image, target) for image, target in zip(images(), TARGETS, strict=True)]
+    return DetectionBatch(labeled, [sample(image, None) for image in images()])
 
 
 @pytest.mark.parametrize("detector", [FASTER_RCNN, *DENSE])
@@ -174,13 +174,13 @@ def test_every_kind_of_detector_trains_and_detects(detector):
 
 def test_the_loss_normalizer_of_dense_detectors_is_a_members_state():
     cfg = config(detector=DENSE[0], **{"SSOD.ALGORITHM": "unbiased_teacher"})
-    algorithm = build_algorithm(cfg, build_detector(cfg, CLASSES))
-    assert algorithm.state_dict() == {}
-    algorithm.student.train()(images(), TARGETS)
-    saved = algorithm.state_dict()
-    assert list(saved.values()) == [algorithm.student.model.loss_normalizer]
-    algorithm.load_state_dict(dict.fromkeys(saved, 12.5))
-    assert algorithm.student.model.loss_normalizer == 12.5
+    method = build_method(cfg, build_detector(cfg, CLASSES))
+    assert method.state_dict() == {}
+    method.student.train()(images(), TARGETS)
+    saved = method.state_dict()
+    assert list(saved.values()) == [method.student.model.loss_normalizer]
+    method.load_state_dict(dict.fromkeys(saved, 12.5))
+    assert method.student.model.loss_normalizer == 12.5
 
 
 def test_detections_do_not_depend_on_the_other_images():
@@ -204,8 +204,8 @@ def test_images_are_handed_over_in_the_models_channel_order():
 def test_its_evaluator_counts_as_ours_does(tmp_path):
     from detectron2.evaluation import COCOEvaluator
 
-    from ssod_imwa.data.catalog import register
-    from ssod_imwa.data.structures import DetectionDataset, ImageRecord
+    from ssod_imwa.detection.data.catalog import register
+    from ssod_imwa.detection.data.records import DetectionDataset, ImageRecord
     from ssod_imwa.integrations.detectron2 import register_in_detectron2, run_evaluator
 
     rng = np.random.default_rng(0)

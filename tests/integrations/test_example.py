@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ssod_imwa.data.digits import make_digits
+from ssod_imwa.detection.data.digits import make_digits
 
 pytestmark = [pytest.mark.detectron2, pytest.mark.usefixtures("project")]
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from ssod_imwa.engine.atomic import damage, load_checkpoint
-from ssod_imwa.engine.output import resume_files
+from ssod_imwa.engine.checkpoint.atomic import damage, load_checkpoint
+from ssod_imwa.engine.checkpoint.output import resume_files
 
 TOY = Path(__file__).with_name("toy.py")
 STEPS = 24

@@ -7,9 +7,9 @@ import signal
 
 import pytest
 
-from ssod_imwa.engine.atomic import damage, load_checkpoint
-from ssod_imwa.engine.output import resume_files
-from ssod_imwa.engine.run_lock import RunLock
+from ssod_imwa.engine.checkpoint.atomic import damage, load_checkpoint
+from ssod_imwa.engine.checkpoint.lock import RunLock
+from ssod_imwa.engine.checkpoint.output import resume_files
 
 STEPS = 24
 

@@ -8,8 +8,8 @@ import time
 
 import pytest
 
-from ssod_imwa.engine.atomic import damage
-from ssod_imwa.engine.output import resume_files
+from ssod_imwa.engine.checkpoint.atomic import damage
+from ssod_imwa.engine.checkpoint.output import resume_files
 
 STEPS = 24
 KILLED = -signal.SIGKILL

@@ -1,7 +1,7 @@
 """A small but complete training run, and a server that runs it in killable processes.
 
 Two members, three episodes, 24 steps; student, EMA teacher, dropout, batch norm, momentum and an
-algorithm state, so that anything a checkpoint forgets changes the final bits.
+method state, so that anything a checkpoint forgets changes the final bits.
 
 As a program it reads one JSON object of `run`'s options a line from standard input, forks a child
 that runs it (importing torch anew would take seconds) and answers with the child's exit code, or
@@ -29,10 +29,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ssod_imwa.averaging.episodes import EpisodeSchedule
 from ssod_imwa.averaging.imwa import IMWA
-from ssod_imwa.engine import faults
-from ssod_imwa.engine.algorithm import Algorithm
-from ssod_imwa.engine.checkpoint import CheckpointHook, prepare_output, resume
+from ssod_imwa.engine.checkpoint.writing import CheckpointHook, faults, prepare_output, resume
 from ssod_imwa.engine.hooks import IMWAHook, LRHook, SignalHook
+from ssod_imwa.engine.method import Method
 from ssod_imwa.engine.seeding import counted_generator
 from ssod_imwa.engine.trainer import HookBase, Trainer
 from ssod_imwa.engine.writers import JSONWriter, MetricsHook
@@ -42,7 +41,7 @@ MEMBERS, EPISODES, ITERATIONS, SEED = 2, 3, 12, 1
 STEPS = MEMBERS * ITERATIONS
 
 
-class Toy(Algorithm):
+class Toy(Method):
     """Distillation from an EMA teacher; its state is a running mean of the loss."""
 
     def __init__(self) -> None:
@@ -152,16 +151,16 @@ def run(
     if file_size_limit is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_size_limit, file_size_limit))
     schedule = EpisodeSchedule(ITERATIONS, episodes=EPISODES, members=MEMBERS)
-    algorithm = Toy()
-    optimizer = torch.optim.SGD(algorithm.student.parameters(), lr=0.05, momentum=0.9)
+    method = Toy()
+    optimizer = torch.optim.SGD(method.student.parameters(), lr=0.05, momentum=0.9)
     for group in optimizer.param_groups:
         group["initial_lr"] = group["lr"]
-    trainer = Trainer(algorithm, schedule, batches, optimizer, seed=SEED)
+    trainer = Trainer(method, schedule, batches, optimizer, seed=SEED)
     imwa = IMWA(
         schedule,
-        algorithm.models(),
+        method.models(),
         optimizer=optimizer,
-        member_state={"algorithm": algorithm},
+        member_state={"method": method},
         store=store,
         optimizer_state=optimizer_state,
     )

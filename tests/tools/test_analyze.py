@@ -7,10 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
-from ssod_imwa import run as runs
-from ssod_imwa.classification.analysis import commands, weight_commands
+from ssod_imwa.analysis import commands, weight_commands
 from ssod_imwa.cli import run_main
 from ssod_imwa.config import load_config
+from ssod_imwa.runs import run as runs
 
 TOOL = Path(__file__).parents[2] / "tools" / "analyze.py"
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from ssod_imwa.config import get_cfg
-from ssod_imwa.engine.atomic import load_checkpoint, write_checkpoint
+from ssod_imwa.engine.checkpoint.atomic import load_checkpoint, write_checkpoint
 from ssod_imwa.errors import CheckpointError, UserError
 
 PATH = Path(__file__).parents[2] / "tools" / "average_checkpoints.py"

@@ -77,7 +77,7 @@ def test_check_of_a_broken_set_is_1_and_lists_everything_by_file(call, root):
     assert "3 problems" in out
 
 
-def test_check_counts_greyscale_images_as_notes(call, root):
+def test_check_counts_grayscale_images_as_notes(call, root):
     Image.new("L", (8, 8)).save(root / "images" / "0.png")
     status, out, _ = call("check_dataset", NAME, "--root", root)
     assert status == 0
@@ -86,7 +86,7 @@ def test_check_counts_greyscale_images_as_notes(call, root):
 
 
 def test_check_without_labels(call, root):
-    status, out, _ = call("check_dataset", "folder:images", "--root", root, "--unlabelled")
+    status, out, _ = call("check_dataset", "folder:images", "--root", root, "--unlabeled")
     assert (status, "no labels" in out) == (0, True)
 
 
@@ -110,7 +110,7 @@ def test_an_index_file_is_written_and_checked(call, root, tmp_path):
     )
     assert status == 0
     assert f"DATASETS.SPLIT.FILE {path}" in out
-    assert "warning: no labelled box of dog" in out
+    assert "warning: no labeled box of dog" in out
     status, out, _ = call("prepare_splits", NAME, "--root", root, "--check", path)
     assert (status, f"{path} fits {NAME}" in out) == (0, True)
     content = json.loads(path.read_text())
@@ -138,11 +138,11 @@ def test_coco_pairs_are_written_and_can_be_loaded(call, root, tmp_path):
         *("--output", tmp_path / "out"),
     )
     assert status == 0
-    labelled, unlabelled = (word for word in out.split() if word.startswith("coco:"))
-    assert "2 images" in call("check_dataset", labelled, "--root", root)[1]
-    status, out, _ = call("check_dataset", unlabelled, "--root", root, "--unlabelled")
+    labeled, unlabeled = (word for word in out.split() if word.startswith("coco:"))
+    assert "2 images" in call("check_dataset", labeled, "--root", root)[1]
+    status, out, _ = call("check_dataset", unlabeled, "--root", root, "--unlabeled")
     assert (status, "18 images" in out) == (0, True)
-    file = labelled.split(":")[1]
+    file = labeled.split(":")[1]
     assert call("prepare_splits", NAME, "--root", root, "--check", file)[0] == 0
 
 

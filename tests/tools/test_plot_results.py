@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from ssod_imwa.cli import run_main
-from ssod_imwa.results import Evaluation, Results, write_results
+from ssod_imwa.runs.results import Evaluation, Results, write_results
 
 TOOL = Path(__file__).parents[2] / "tools" / "plot_results.py"
 

@@ -7,8 +7,8 @@ import pytest
 
 from ssod_imwa.cli import run_main
 from ssod_imwa.engine.hooks import LRHook
-from ssod_imwa.results import read_results
-from ssod_imwa.trained import read_trained
+from ssod_imwa.runs.results import read_results
+from ssod_imwa.runs.trained import read_trained
 
 ROOT = Path(__file__).parents[2]
 

@@ -106,22 +106,22 @@ def test_the_number_of_images_makes_the_sheet_longer(visualize, run_dir, tmp_pat
     assert heights[0] < heights[1]
 
 
-def test_shows_views_of_labelled_and_unlabelled_images(visualize, run_dir, tmp_path):
+def test_shows_views_of_labeled_and_unlabeled_images(visualize, run_dir, tmp_path):
     status, out, _ = visualize(run_dir, "--views", "--images", "2", "--output", tmp_path)
     assert status == 0
-    assert out.split() == [str(tmp_path / x) for x in ("labelled_views.png", "pseudo_labels.png")]
-    sheet = picture(tmp_path / "labelled_views.png")
+    assert out.split() == [str(tmp_path / x) for x in ("labeled_views.png", "pseudo_labels.png")]
+    sheet = picture(tmp_path / "labeled_views.png")
     half = sheet.shape[1] // 2
     assert (sheet[40:, :half] != sheet[40:, -half:]).any()  # weak and strong differ
     visualize(run_dir, "--views", "--images", "2", "--output", tmp_path / "again")
-    assert (picture(tmp_path / "again" / "labelled_views.png") == sheet).all()
+    assert (picture(tmp_path / "again" / "labeled_views.png") == sheet).all()
 
 
 def test_supervised_training_has_no_pseudo_labels(visualize, run_dir, tmp_path):
     _, out, _ = visualize(
         run_dir, "--views", "--output", tmp_path, "--opts", "SSOD.ALGORITHM", "supervised"
     )
-    assert out.split() == [str(tmp_path / "labelled_views.png")]
+    assert out.split() == [str(tmp_path / "labeled_views.png")]
 
 
 def test_other_weights_and_configuration(visualize, run_dir, tmp_path):

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 from ssod_imwa.averaging.episodes import EpisodeSchedule
-from ssod_imwa.data.structures import Annotations, DetectionDataset, ImageRecord
+from ssod_imwa.detection.data.records import Annotations, DetectionDataset, ImageRecord
 from ssod_imwa.errors import DataError
-from ssod_imwa.results import Evaluation, Results
+from ssod_imwa.runs.results import Evaluation, Results
 from ssod_imwa.visualization.plots import (
     MetricsError,
     class_counts,
@@ -197,7 +197,7 @@ def dataset(name, labels, crowd=None):
     return DetectionDataset(name, records, ("cat", "dog", "owl"))
 
 
-def test_class_counts_leave_crowds_and_unlabelled_images_out():
+def test_class_counts_leave_crowds_and_unlabeled_images_out():
     assert class_counts(dataset("x", [0, 2, 2, 1], [False, False, False, True])) == [1, 0, 2]
 
 

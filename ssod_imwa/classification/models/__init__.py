@@ -6,7 +6,7 @@ from ssod_imwa.classification.models.cifar_resnet import CifarResNet
 from ssod_imwa.classification.models.classifiers import (
     CosineClassifier,
     make_classifier,
-    tau_normalised,
+    tau_normalized,
 )
 from ssod_imwa.classification.models.experts import Experts
 from ssod_imwa.classification.models.heads import ScaledClassifier, projection_head
@@ -24,5 +24,5 @@ __all__ = [
     "find_layer",
     "make_classifier",
     "projection_head",
-    "tau_normalised",
+    "tau_normalized",
 ]

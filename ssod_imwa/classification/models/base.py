@@ -48,7 +48,7 @@ class ImageClassifier(nn.Module):
         return maps.mean((2, 3))
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
-        """Features (B, d), d = `num_features`, of normalised images (B, 3, H, W)."""
+        """Features (B, d), d = `num_features`, of normalized images (B, 3, H, W)."""
         for group in self.groups:
             images = group(images)
         return self.pool(images)
@@ -56,5 +56,5 @@ class ImageClassifier(nn.Module):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return self.classifier(self.features(images))
 
-    def initialise(self, part: nn.Module) -> None:
+    def initialize(self, part: nn.Module) -> None:
         """Draw the weights of a part whose layers have their own initial values already."""

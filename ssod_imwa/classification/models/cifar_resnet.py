@@ -79,9 +79,9 @@ class CifarResNet(ImageClassifier):
         self.layer2 = _stage(WIDTHS[0], WIDTHS[1], blocks, stride=2)
         self.layer3 = _stage(WIDTHS[1], WIDTHS[2], blocks, stride=2)
         self.classifier = make_classifier(classifier, self.num_features, classes, scale=scale)
-        self.initialise(self)
+        self.initialize(self)
 
-    def initialise(self, part: nn.Module) -> None:
+    def initialize(self, part: nn.Module) -> None:
         """Kaiming's normal weights, of the classifier, too."""
         for module in part.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):

@@ -80,7 +80,7 @@ def make_classifier(
 
 
 @torch.no_grad()
-def tau_normalised(classifier: nn.Linear, tau: float) -> nn.Linear:
+def tau_normalized(classifier: nn.Linear, tau: float) -> nn.Linear:
     """A new classifier with weights w_c / |w_c|^tau and no bias (arXiv 1910.09217, section 4).
 
     Nothing is trained: tau is chosen afterwards on validation images, from 0..2 in steps of 0.1
@@ -96,7 +96,7 @@ def tau_normalised(classifier: nn.Linear, tau: float) -> nn.Linear:
     Example:
         >>> trained = nn.Linear(2, 1)
         >>> _ = trained.weight.data.copy_(torch.tensor([[3.0, 4.0]]))
-        >>> tau_normalised(trained, 1.0).weight.tolist()
+        >>> tau_normalized(trained, 1.0).weight.tolist()
         [[0.6000000238418579, 0.800000011920929]]
     """
     if not tau >= 0:
@@ -107,7 +107,7 @@ def tau_normalised(classifier: nn.Linear, tau: float) -> nn.Linear:
         c = int(norms.flatten().argmin())
         raise ValueError(f"the weights of class {c} are all 0 (they have no norm to divide by)")
     # skip_init: the weights are copied, so the global generator is left alone.
-    normalised = nn.utils.skip_init(
+    normalized = nn.utils.skip_init(
         nn.Linear,
         classifier.in_features,
         classifier.out_features,
@@ -115,5 +115,5 @@ def tau_normalised(classifier: nn.Linear, tau: float) -> nn.Linear:
         device=weight.device,
         dtype=weight.dtype,
     )
-    normalised.weight.copy_(weight / norms**tau)
-    return normalised
+    normalized.weight.copy_(weight / norms**tau)
+    return normalized

@@ -61,7 +61,7 @@ def set_train_mode(
     Args:
         model: changed in place.
         part: as in `train_only`.
-        move_statistics: the frozen part's batch norms normalise by the batch and move their
+        move_statistics: the frozen part's batch norms normalize by the batch and move their
             running statistics, as in training: MiSLAS' shifted batch norm. Dropout stays off.
 
     Raises:
@@ -85,7 +85,7 @@ def reset_last_block(model: ImageClassifier | Experts) -> None:
             reset = getattr(module, "reset_parameters", None)
             if reset is not None:
                 reset()
-        classifier.initialise(block)
+        classifier.initialize(block)
 
 
 def _classifiers(model: ImageClassifier | Experts) -> list[ImageClassifier]:

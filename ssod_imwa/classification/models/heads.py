@@ -11,7 +11,7 @@ HeadKind = Literal["bcl", "paco", "gpaco", "moco"]
 
 
 def projection_head(kind: HeadKind, d: int, hidden: int, out: int) -> nn.Sequential:
-    """Layers from features (B, d) to projections (B, out), which the method normalises.
+    """Layers from features (B, d) to projections (B, out), which the method normalizes.
 
     Args:
         kind: whose head. "bcl" and "paco": linear, batch norm, ReLU, linear. "moco" (NCL, ECL):
@@ -42,7 +42,7 @@ def projection_head(kind: HeadKind, d: int, hidden: int, out: int) -> nn.Sequent
 
 
 class ScaledClassifier(nn.Module):
-    """A classifier whose logits, bias included, are multiplied by a learnt scale of each class.
+    """A classifier whose logits, bias included, are multiplied by a learned scale of each class.
 
     MiSLAS trains it in its second stage, beside the classifier; learnable weight scaling (LWS)
     trains nothing but the scales.

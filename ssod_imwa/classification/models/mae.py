@@ -17,7 +17,7 @@ class MaskedAutoencoder(nn.Module):
 
     Called on images it returns the loss. `encoder` is a whole classifier: to fine-tune, give its
     state to `load_encoder` (in `models.weights`) of a new one. As in MAE's code, the encoder's
-    last layer norm is left behind with the decoder, as the classifier normalises pooled features
+    last layer norm is left behind with the decoder, as the classifier normalizes pooled features
     by one of its own, `fc_norm`; that and the classifier are not trained here. Position embeddings
     are fixed here (sines and cosines), and trained in fine-tuning.
 
@@ -73,10 +73,10 @@ class MaskedAutoencoder(nn.Module):
         )
         self.decoder_norm = nn.LayerNorm(decoder_dim, eps=NORM_EPS)
         self.decoder_pixels = nn.Linear(decoder_dim, 3 * self.patch_size**2)
-        self._initialise()
+        self._initialize()
 
     @torch.no_grad()
-    def _initialise(self) -> None:
+    def _initialize(self) -> None:
         encoder = self.encoder
         for module in (
             encoder.blocks,
@@ -100,17 +100,17 @@ class MaskedAutoencoder(nn.Module):
             unused.requires_grad_(False)
 
     def forward(self, images: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-        """The mean over masked patches of the squared error of their normalised pixels.
+        """The mean over masked patches of the squared error of their normalized pixels.
 
         Args:
-            images: (B, 3, H, W) of the encoder's size, normalised.
+            images: (B, 3, H, W) of the encoder's size, normalized.
             noise: (B, N) of the patches, row by row, uniform: the smallest stay visible.
 
         Returns:
             A float32 scalar.
         """
         visible, masked = split_patches(noise, self.visible_patches)
-        targets = normalised_patches(patchify(images, self.patch_size))
+        targets = normalized_patches(patchify(images, self.patch_size))
         return masked_error(self.reconstruct(images, visible), targets, masked)
 
     def reconstruct(self, images: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
@@ -135,16 +135,16 @@ def sincos_positions(rows: int, columns: int, dim: int) -> torch.Tensor:
 
 
 def patchify(images: torch.Tensor, patch_size: int) -> torch.Tensor:
-    """Patches (B, N, 3 p²) of images (B, 3, H, W), row by row, each pixel's colours together.
+    """Patches (B, N, 3 p²) of images (B, 3, H, W), row by row, each pixel's colors together.
 
     Example:
         >>> patchify(torch.zeros(2, 3, 8, 12), 4).shape
         torch.Size([2, 6, 48])
     """
-    batch, colours, height, width = images.shape
+    batch, colors, height, width = images.shape
     p = patch_size
-    cut = images.reshape(batch, colours, height // p, p, width // p, p)
-    return cut.permute(0, 2, 4, 3, 5, 1).reshape(batch, -1, p * p * colours)
+    cut = images.reshape(batch, colors, height // p, p, width // p, p)
+    return cut.permute(0, 2, 4, 3, 5, 1).reshape(batch, -1, p * p * colors)
 
 
 def unpatchify(patches: torch.Tensor, patch_size: int, *, columns: int) -> torch.Tensor:
@@ -155,7 +155,7 @@ def unpatchify(patches: torch.Tensor, patch_size: int, *, columns: int) -> torch
     return cut.permute(0, 5, 1, 3, 2, 4).reshape(batch, pixels // p**2, -1, columns * p)
 
 
-def normalised_patches(patches: torch.Tensor) -> torch.Tensor:
+def normalized_patches(patches: torch.Tensor) -> torch.Tensor:
     """Patches with mean 0 and (sample) variance 1 each, or 0 where all pixels are equal."""
     variance, mean = torch.var_mean(patches.float(), dim=-1, keepdim=True)
     return (patches.float() - mean) / (variance + NORM_EPS).sqrt()

@@ -134,7 +134,7 @@ class FeatureQueue:
         self.filled = min(self.filled + batch, size)
 
     def state_dict(self) -> dict[str, torch.Tensor]:
-        """Features, labels, and the two counts, as tensors (live ones: serialise them at once)."""
+        """Features, labels, and the two counts, as tensors (live ones: serialize them at once)."""
         return {
             "features": self.features,
             "labels": self.labels,

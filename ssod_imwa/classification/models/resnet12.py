@@ -121,9 +121,9 @@ class ResNet12(ImageClassifier):
         self.layer3 = Block(WIDTHS[1], WIDTHS[2], DropBlock(drop, block_size))
         self.layer4 = Block(WIDTHS[2], WIDTHS[3], DropBlock(drop, block_size))
         self.classifier = make_classifier(classifier, self.num_features, classes, scale=scale)
-        self.initialise(self)
+        self.initialize(self)
 
-    def initialise(self, part: nn.Module) -> None:
+    def initialize(self, part: nn.Module) -> None:
         """Kaiming's normal weights by the outputs for convolutions."""
         for module in part.modules():
             if isinstance(module, nn.Conv2d):

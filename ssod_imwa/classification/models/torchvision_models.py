@@ -73,13 +73,13 @@ class TorchvisionResNet(ImageClassifier):
         self.layer1, self.layer2 = source.layer1, source.layer2
         self.layer3, self.layer4 = source.layer3, source.layer4
         self.classifier = make_classifier(classifier, self.num_features, classes, scale=scale)
-        if small_stem:  # the other layers come initialised
-            self.initialise(self.stem)
+        if small_stem:  # the other layers come initialized
+            self.initialize(self.stem)
         if pretrained:
             weights = renamed_from_library(self, _imagenet_state(name))
             load_encoder(self, weights, source=f"torchvision's {name}")
 
-    def initialise(self, part: nn.Module) -> None:
+    def initialize(self, part: nn.Module) -> None:
         """Kaiming's normal weights by the outputs for convolutions, as torchvision has."""
         for module in part.modules():
             if isinstance(module, nn.Conv2d):

@@ -41,7 +41,7 @@ class ViTStem(nn.Module):
 
 
 class ViT(ImageClassifier):
-    """A vision transformer whose features are the layer-normalised mean of its patches' tokens.
+    """A vision transformer whose features are the layer-normalized mean of its patches' tokens.
 
     The groups are the stem and each block; the class token takes part in attention, but not in the
     mean. `exported_state` (in `models.weights`) gives the weights timm's names, for models that
@@ -102,13 +102,13 @@ class ViT(ImageClassifier):
         self.blocks = source.blocks
         self.fc_norm = source.fc_norm
         self.classifier = make_classifier(classifier, dim, classes, scale=scale)
-        self.initialise(self.classifier)
+        self.initialize(self.classifier)
 
     def pool(self, maps: torch.Tensor) -> torch.Tensor:
         """Features (B, d) of tokens (B, 1 + N, d)."""
         return self.fc_norm(maps[:, 1:].mean(1))
 
-    def initialise(self, part: nn.Module) -> None:
+    def initialize(self, part: nn.Module) -> None:
         """Truncated normal weights and biases of 0 for linear layers, as timm and LiVT have."""
         last = set(self.classifier.modules())
         for module in part.modules():

@@ -23,7 +23,7 @@ class PreActivationUnit(nn.Module):
         channels: of the output.
         stride: of the first convolution and the shortcut.
         momentum: of batch norm.
-        activate_shortcut: whether the first normalisation and activation come before the shortcut
+        activate_shortcut: whether the first normalization and activation come before the shortcut
             branches off.
     """
 
@@ -106,9 +106,9 @@ class WideResNet(ImageClassifier):
         self.layer3 = _stage(widths[1], widths[2], units, 2, momentum)
         self.bn = nn.BatchNorm2d(widths[2], momentum=momentum)
         self.classifier = make_classifier(classifier, self.num_features, classes, scale=scale)
-        self.initialise(self)
+        self.initialize(self)
 
-    def initialise(self, part: nn.Module) -> None:
+    def initialize(self, part: nn.Module) -> None:
         """Kaiming's normal weights by the outputs, Xavier's for the classifier, as FixMatch has."""
         for module in part.modules():
             if isinstance(module, nn.Conv2d):
@@ -118,7 +118,7 @@ class WideResNet(ImageClassifier):
                 nn.init.zeros_(module.bias)
 
     def pool(self, maps: torch.Tensor) -> torch.Tensor:
-        """Features (B, d) of the last group's maps (B, d, h, w), normalised and activated first."""
+        """Features (B, d) of the last group's maps (B, d, h, w), normalized and activated first."""
         return F.leaky_relu(self.bn(maps), SLOPE).mean((2, 3))
 
 

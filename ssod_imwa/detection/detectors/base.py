@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from ssod_imwa.data.structures import Detections, Targets
+from ssod_imwa.detection.data.records import Detections, Targets
 
 
 class Detector(nn.Module, ABC):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ssod_imwa.detection.detectors.torchvision import TorchvisionFasterRCNN
+from ssod_imwa.detection.detectors.faster_rcnn import TorchvisionFasterRCNN
 
 # Arguments of torchvision's FasterRCNN and their defaults.
 DEFAULTS = {

@@ -11,38 +11,38 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.structures import Boxes, BoxMode, Instances
 
-from ssod_imwa.data.catalog import load_dataset
 from ssod_imwa.data.image_files import image_size
-from ssod_imwa.data.structures import Annotations, DetectionDataset, Detections, ImageRecord
+from ssod_imwa.detection.data.catalog import load_dataset
+from ssod_imwa.detection.data.records import Annotations, DetectionDataset, Detections, ImageRecord
 from ssod_imwa.errors import DataError
 
 
-def from_detectron2(name: str, *, labelled: bool = True) -> DetectionDataset:
+def from_detectron2(name: str, *, labeled: bool = True) -> DetectionDataset:
     """A data set that is registered in DatasetCatalog, with the classes of its metadata.
 
     Args:
         name: in DatasetCatalog.
-        labelled: whether to read labels; without them `annotations` may be absent.
+        labeled: whether to read labels; without them `annotations` may be absent.
 
     Raises:
         DataError: an entry lacks what we need.
     """
-    classes = tuple(MetadataCatalog.get(name).get("thing_classes", ())) if labelled else ()
-    if labelled and not classes:
+    classes = tuple(MetadataCatalog.get(name).get("thing_classes", ())) if labeled else ()
+    if labeled and not classes:
         raise DataError(
             f"data set {name!r} of detectron2's catalog has no class names (set "
             f"MetadataCatalog.get({name!r}).thing_classes)"
         )
     entries = DatasetCatalog.get(name)
     records = tuple(
-        _record(name, number, entry, len(classes), labelled=labelled)
+        _record(name, number, entry, len(classes), labeled=labeled)
         for number, entry in enumerate(entries)
     )
     return DetectionDataset(name, records, classes)
 
 
 def _record(
-    name: str, number: int, entry: dict[str, Any], classes: int, *, labelled: bool
+    name: str, number: int, entry: dict[str, Any], classes: int, *, labeled: bool
 ) -> ImageRecord:
     if "file_name" not in entry:
         raise DataError(f"{_entry(name, number)} has no file_name")
@@ -51,7 +51,7 @@ def _record(
     else:
         width, height = image_size(entry["file_name"])
     annotations = None
-    if labelled:
+    if labeled:
         annotations = _annotations(_entry(name, number), entry.get("annotations"), classes)
     image_id = entry.get("image_id", entry["file_name"])
     return ImageRecord(str(entry["file_name"]), image_id, width, height, annotations)
@@ -83,7 +83,7 @@ def _annotations(where: str, objects: list[dict[str, Any]] | None, classes: int)
 
 
 def register_in_detectron2(names: Sequence[str], *, root: str | Path | None = None) -> None:
-    """Register data sets of our catalogue in DatasetCatalog and MetadataCatalog.
+    """Register data sets of our catalog in DatasetCatalog and MetadataCatalog.
 
     Args:
         names: as `load_dataset` takes them; detectron2 must not have them yet.

@@ -10,7 +10,7 @@ from detectron2.config import get_cfg as detectron2_cfg
 from fvcore.common.config import CfgNode
 
 from ssod_imwa.detection.detectors.detectron2 import Detectron2Detector
-from ssod_imwa.engine.atomic import write_checkpoint, write_text
+from ssod_imwa.engine.checkpoint.atomic import write_checkpoint, write_text
 
 INPUT_KEYS = ("FORMAT", "MIN_SIZE_TEST", "MAX_SIZE_TEST")
 

@@ -19,7 +19,7 @@ from ssod_imwa.averaging.episodes import EpisodeSchedule
 class PlainAttributes:
     """A number that some modules keep outside their state dict, such as `loss_normalizer`.
 
-    detectron2's dense detectors hold the running normaliser of their losses as a plain attribute,
+    detectron2's dense detectors hold the running normalizer of their losses as a plain attribute,
     which is not there before their first loss and which no checkpoint contains.
 
     Args:

@@ -75,12 +75,12 @@ def test_block_is_convolutions_with_batch_norm_beside_its_input():
     block = BasicBlock(4, 4, stride=1).train()
     x = torch.randn(5, 4, 6, 6)
 
-    def normalised(maps):
+    def normalized(maps):
         mean, var = maps.mean((0, 2, 3), keepdim=True), maps.var((0, 2, 3), False, keepdim=True)
         return (maps - mean) / (var + 1e-5).sqrt()
 
-    inner = normalised(F.conv2d(x, block.conv1.weight, padding=1)).relu()
-    inner = normalised(F.conv2d(inner, block.conv2.weight, padding=1))
+    inner = normalized(F.conv2d(x, block.conv1.weight, padding=1)).relu()
+    inner = normalized(F.conv2d(inner, block.conv2.weight, padding=1))
     assert torch.allclose(block(x), (inner + x).relu(), atol=1e-5)
 
 

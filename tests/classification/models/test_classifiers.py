@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from ssod_imwa.classification.models import CosineClassifier, make_classifier, tau_normalised
+from ssod_imwa.classification.models import CosineClassifier, make_classifier, tau_normalized
 
 
 def features(count=6, width=5):
@@ -62,7 +62,7 @@ def test_a_scale_that_is_not_positive_is_refused(scale):
 def test_tau_divides_weights_by_a_power_of_their_norm(tau):
     trained = linear()
     weight = trained.weight.detach().double().numpy()
-    result = tau_normalised(trained, tau)
+    result = tau_normalized(trained, tau)
     for c in range(4):
         expected = weight[c] / math.sqrt(sum(value**2 for value in weight[c])) ** tau
         assert np.abs(result.weight[c].detach().numpy() - expected).max() < 1e-6
@@ -70,23 +70,23 @@ def test_tau_divides_weights_by_a_power_of_their_norm(tau):
     assert torch.allclose(result(features()), features() @ result.weight.T, atol=1e-6)
 
 
-def test_tau_normalisation_changes_neither_the_classifier_nor_the_random_state():
+def test_tau_normalization_changes_neither_the_classifier_nor_the_random_state():
     trained = linear()
     before = {name: value.clone() for name, value in trained.state_dict().items()}
     state = torch.get_rng_state()
-    result = tau_normalised(trained, 0.0)
+    result = tau_normalized(trained, 0.0)
     assert result.weight.equal(trained.weight)
     assert result.weight.data_ptr() != trained.weight.data_ptr()
-    tau_normalised(trained, 1.0)
+    tau_normalized(trained, 1.0)
     assert torch.get_rng_state().equal(state)
     assert all(value.equal(before[name]) for name, value in trained.state_dict().items())
 
 
 def test_tau_and_weights_are_checked():
     with pytest.raises(ValueError, match=r"tau = -0.1 is not allowed"):
-        tau_normalised(linear(), -0.1)
+        tau_normalized(linear(), -0.1)
     dead = linear()
     with torch.no_grad():
         dead.weight[2].zero_()
     with pytest.raises(ValueError, match="weights of class 2 are all 0"):
-        tau_normalised(dead, 1.0)
+        tau_normalized(dead, 1.0)

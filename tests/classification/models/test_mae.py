@@ -8,7 +8,7 @@ from torch import nn
 from ssod_imwa.classification.models.mae import (
     MaskedAutoencoder,
     masked_error,
-    normalised_patches,
+    normalized_patches,
     patchify,
     sincos_positions,
     split_patches,
@@ -52,13 +52,13 @@ def test_images_are_put_together_again(height, width):
 
 def test_targets_have_mean_0_and_variance_1_in_each_patch():
     patches = 5 + 3 * torch.randn(2, 4, 48)
-    targets = normalised_patches(patches).numpy()
+    targets = normalized_patches(patches).numpy()
     x = patches.double().numpy()
     for b in range(2):
         for n in range(4):
             expected = (x[b, n] - x[b, n].mean()) / math.sqrt(x[b, n].var(ddof=1) + 1e-6)
             assert np.abs(targets[b, n] - expected).max() < 1e-5
-    assert normalised_patches(torch.ones(1, 1, 48)).eq(0).all()
+    assert normalized_patches(torch.ones(1, 1, 48)).eq(0).all()
 
 
 def test_the_smallest_noise_stays_visible():

@@ -37,18 +37,18 @@ def test_block_is_convolutions_with_batch_norm_beside_a_matrix():
     block = Block(3, 4, nn.Identity()).train()
     x = torch.randn(5, 3, 7, 7)
 
-    def normalised(maps):
+    def normalized(maps):
         mean, var = maps.mean((0, 2, 3), keepdim=True), maps.var((0, 2, 3), False, keepdim=True)
         return (maps - mean) / (var + 1e-5).sqrt()
 
     def activated(maps):
         return torch.where(maps > 0, maps, 0.1 * maps)
 
-    inner = activated(normalised(F.conv2d(x, block.conv1.weight, padding=1)))
-    inner = activated(normalised(F.conv2d(inner, block.conv2.weight, padding=1)))
-    inner = normalised(F.conv2d(inner, block.conv3.weight, padding=1))
+    inner = activated(normalized(F.conv2d(x, block.conv1.weight, padding=1)))
+    inner = activated(normalized(F.conv2d(inner, block.conv2.weight, padding=1)))
+    inner = normalized(F.conv2d(inner, block.conv3.weight, padding=1))
     matrix = block.shortcut[0].weight[:, :, 0, 0]
-    shortcut = normalised(torch.einsum("oc,nchw->nohw", matrix, x))
+    shortcut = normalized(torch.einsum("oc,nchw->nohw", matrix, x))
     maps = activated(inner + shortcut)[:, :, :6, :6].unfold(2, 2, 2).unfold(3, 2, 2)
     assert torch.allclose(block(x), maps.amax((4, 5)), atol=1e-5)
 

@@ -12,7 +12,7 @@ def parameters(module):
 
 
 @pytest.fixture
-def uninitialised(monkeypatch):
+def uninitialized(monkeypatch):
     """Counting needs no random weights, which take a second for 36 million."""
     for name in ("kaiming_uniform_", "kaiming_normal_"):
         monkeypatch.setattr(nn.init, name, lambda weight, *_, **__: weight)
@@ -23,7 +23,7 @@ def uninitialised(monkeypatch):
     ("width", "classes", "expected"),
     [(2, 10, 1_467_610), (2, 100, 1_479_220), (8, 100, 23_401_012)],
 )
-@pytest.mark.usefixtures("uninitialised")
+@pytest.mark.usefixtures("uninitialized")
 def test_parameters_are_the_number_of_the_released_code(width, classes, expected):
     model = WideResNet(classes, width=width)
     assert parameters(model) == expected
@@ -34,7 +34,7 @@ def test_parameters_are_the_number_of_the_released_code(width, classes, expected
     ("depth", "width", "millions"),
     [(40, 1, 0.6), (40, 2, 2.2), (40, 4, 8.9), (16, 8, 11.0), (28, 10, 36.5)],
 )
-@pytest.mark.usefixtures("uninitialised")
+@pytest.mark.usefixtures("uninitialized")
 def test_parameters_are_the_published_number(depth, width, millions):
     model = WideResNet(10, depth=depth, width=width)
     assert round(parameters(model) / 1e6, 1) == millions
@@ -82,7 +82,7 @@ def test_unit_is_what_its_definition_says(activate_shortcut):
     assert torch.allclose(unit(x), inner + shortcut, atol=1e-5)
 
 
-def test_features_are_normalised_activated_and_pooled_maps():
+def test_features_are_normalized_activated_and_pooled_maps():
     torch.manual_seed(0)
     model = WideResNet(7, depth=10, width=1).eval()
     model.bn.running_mean.normal_()

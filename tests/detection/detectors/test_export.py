@@ -3,7 +3,7 @@ import torch
 from torchvision.models.detection import FasterRCNN, fasterrcnn_resnet50_fpn
 
 from ssod_imwa.detection.detectors.export import exported_state, loading_code
-from ssod_imwa.detection.detectors.torchvision import build_faster_rcnn
+from ssod_imwa.detection.detectors.faster_rcnn import build_faster_rcnn
 
 SMALL = {
     "depth": 18,

@@ -1,0 +1,113 @@
+"""From a configuration to sheets of what its detector finds and trains on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from fvcore.common.config import CfgNode
+
+from ssod_imwa.analysis.sheets import evenly_spaced, prediction_sheet, view_sheet
+from ssod_imwa.detection import build
+from ssod_imwa.detection.data.catalog import load_dataset
+from ssod_imwa.detection.data.loader import build_test_batches
+from ssod_imwa.detection.data.records import DetectionDataset, Sample
+from ssod_imwa.detection.data.views import make_sample, read_record
+from ssod_imwa.detection.detectors.base import Detector
+from ssod_imwa.detection.evaluation import predict
+from ssod_imwa.detection.pseudo_labels import filter_detections
+from ssod_imwa.engine.seeding import counted_generator
+from ssod_imwa.errors import ConfigError
+from ssod_imwa.task import pick_device
+
+
+def build_prediction_sheet(
+    cfg: CfgNode, weights: str | Path, *, dataset: str = "", images: int, threshold: float
+) -> torch.Tensor:
+    """Ground truth beside detections, for images from all over a data set.
+
+    Args:
+        cfg: of the run.
+        weights: of the detector, as MODEL.WEIGHTS takes them.
+        dataset: name of a labeled set with the detector's classes; "" takes the first of
+            DATASETS.TEST.
+        images: at most so many.
+        threshold: detections above this score are drawn.
+
+    Returns:
+        uint8 (3, H, W).
+    """
+    if not (dataset or cfg.DATASETS.TEST):
+        raise ConfigError("DATASETS.TEST = [] is not allowed (name a labeled data set)")
+    shown = load_dataset(
+        dataset or cfg.DATASETS.TEST[0],
+        root=cfg.DATASETS.ROOT,
+        on_bad_record=cfg.DATASETS.ON_BAD_RECORD,
+    )
+    shown = shown.subset(evenly_spaced(images, len(shown)))
+    detector = _build_detector(cfg, weights, len(shown.classes))
+    batches = build_test_batches(
+        shown,
+        view=build.build_test_view(cfg),
+        batch_size=cfg.TEST.IMS_PER_BATCH,
+        num_workers=0,
+    )
+    found = predict(detector, batches)
+    return prediction_sheet(
+        [read_record(record) for record in shown.records],
+        [record.annotations for record in shown.records],
+        [found[record.image_id] for record in shown.records],
+        [str(record.image_id) for record in shown.records],
+        class_names=shown.classes,
+        threshold=threshold,
+    )
+
+
+def build_view_sheets(
+    cfg: CfgNode, weights: str | Path, *, images: int
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Weak views beside strong ones, with the boxes that training uses.
+
+    Args:
+        cfg: of the run.
+        weights: of the teacher, as MODEL.WEIGHTS takes them.
+        images: at most so many on each sheet.
+
+    Returns:
+        A sheet of labeled images, and one of unlabeled images with the boxes of the teacher that
+        become labels, those above SSOD.BBOX_THRESHOLD; None if the method uses none.
+    """
+    data = build.build_data(cfg)
+    classes = data.labeled.classes
+    samples = _make_samples(cfg, data.labeled, images)
+    labeled = view_sheet(samples, [None] * len(samples), _names(samples), class_names=classes)
+    if data.unlabeled is None:
+        return labeled, None
+    samples = _make_samples(cfg, data.unlabeled, images)
+    teacher = _build_detector(cfg, weights, len(classes))
+    device = next(teacher.parameters()).device
+    kept = [
+        filter_detections(found, cfg.SSOD.BBOX_THRESHOLD)
+        for sample in samples
+        for found in teacher.detect([sample.weak.image.to(device)])
+    ]
+    return labeled, view_sheet(samples, kept, _names(samples), class_names=classes)
+
+
+def _make_samples(cfg: CfgNode, dataset: DetectionDataset, count: int) -> list[Sample]:
+    weak, strong = build.build_views(cfg)
+    return [
+        make_sample(dataset.records[i], weak, strong, counted_generator(cfg.SEED, "picture", i))
+        for i in evenly_spaced(count, len(dataset))
+    ]
+
+
+def _names(samples: list[Sample]) -> list[str]:
+    return [str(sample.record.image_id) for sample in samples]
+
+
+def _build_detector(cfg: CfgNode, weights: str | Path, num_classes: int) -> Detector:
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.WEIGHTS = str(weights)
+    return build.build_detector(cfg, num_classes).to(pick_device(cfg.MODEL.DEVICE))

@@ -1,0 +1,1 @@
+"""Classification data sets: images with labels, imbalance, samplers and views."""

@@ -1,0 +1,218 @@
+"""AutoAugment's policy for CIFAR-10 on a batch of images at once.
+
+torchvision's transform takes one image, or one choice for all of a batch. Here every image has its
+own choice, and images with the same kind of operation are changed together: what moves pixels or
+maps values by a fixed rule is looked up in tables that torchvision's own operations fill.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch.nn.functional import pad
+from torchvision.transforms import AutoAugment, AutoAugmentPolicy
+from torchvision.transforms.v2 import functional as F
+
+from ssod_imwa.classification.data.color_augmentation import (
+    adjust_contrast,
+    adjust_saturation,
+    groups,
+)
+from ssod_imwa.classification.data.filters import adjust_sharpness
+
+# 25 pairs of (operation, probability, magnitude 0..9), arXiv 1805.09501, table 7.
+POLICIES = AutoAugment(AutoAugmentPolicy.CIFAR10).policies
+
+MAGNITUDES = 10
+# What a signed operation does at magnitude 9; its strength grows from 0 in proportion.
+STRONGEST = {
+    "Brightness": 0.9,
+    "Color": 0.9,
+    "Contrast": 0.9,
+    "Sharpness": 0.9,
+    "Rotate": 30.0,  # degrees
+    "ShearY": 0.3,
+    "TranslateX": 150 / 331,  # of the image, whose edge was 331 pixels in the paper
+    "TranslateY": 150 / 331,
+}
+MOVING = ("Rotate", "ShearY", "TranslateX", "TranslateY")
+# Operations that map each value on its own.
+MAPPING = ("Brightness", "Invert", "Posterize", "Solarize")
+BLENDING = {
+    "Color": adjust_saturation,
+    "Contrast": adjust_contrast,
+    "Sharpness": adjust_sharpness,
+}
+ADAPTING = {"AutoContrast": F.autocontrast, "Equalize": F.equalize}
+KINDS = ("move", "map", *BLENDING, *ADAPTING)
+
+
+class Variant(NamedTuple):
+    """An operation and its strength, which has the sign of the draw."""
+
+    operation: str
+    strength: float
+
+
+class CifarAutoAugment:
+    """A random one of the 25 pairs of operations for each image, each by its own probability.
+
+    Strengths are torchvision's, which are the paper's. The code of most long-tailed work differs in
+    that it rotates one way only.
+
+    Args:
+        size: H = W of the images, in pixels.
+        fill: gray value of what moving uncovers, 0..255. Long-tailed work takes 128.
+
+    Attributes:
+        numbers: uniform numbers that one image takes: the pair, whether to apply each of the two,
+            and the sign of each.
+
+    Raises:
+        ValueError: a number is out of range.
+
+    Example:
+        >>> augment = CifarAutoAugment(8)
+        >>> images = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
+        >>> augment(images, torch.rand(2, augment.numbers, dtype=torch.float64)).shape
+        torch.Size([2, 3, 8, 8])
+    """
+
+    numbers = 5
+
+    def __init__(self, size: int, *, fill: int = 128) -> None:
+        if size < 1:
+            raise ValueError(f"size = {size} is not allowed (must be at least 1)")
+        if not 0 <= fill <= 255:
+            raise ValueError(f"fill = {fill} is not allowed (must be 0..255)")
+        self.fill = fill
+        variants, self._choices = _enumerate(size)
+        self._probabilities = torch.tensor(
+            [[probability for _, probability, _ in pair] for pair in POLICIES], dtype=torch.float64
+        )
+        self._kinds = torch.tensor([KINDS.index(_kind(variant)) for variant in variants])
+        self._tables = {torch.device("cpu"): _make_tables(variants, size)}
+
+    def __call__(self, images: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
+        """Augment.
+
+        Args:
+            images: uint8 (B, 3, size, size), on any device.
+            numbers: float64 (B, 5), in [0, 1), in CPU memory.
+
+        Returns:
+            A new tensor like `images`.
+        """
+        images = images.clone()
+        pair = (numbers[:, 0] * len(POLICIES)).long()
+        applied = numbers[:, 1:3] < self._probabilities[pair]
+        signs = (numbers[:, 3:5] >= 0.5).long()
+        for place in range(2):
+            variants = self._choices[pair, place, signs[:, place]]
+            kinds = torch.where(applied[:, place], self._kinds[variants], -1)
+            variants = variants.to(images.device, non_blocking=True)
+            for kind, rows in groups(kinds, images.device):
+                changed = self._change(KINDS[kind], images[rows], variants[rows])
+                images.index_copy_(0, rows, changed)
+        return images
+
+    def _change(self, kind: str, images: torch.Tensor, variants: torch.Tensor) -> torch.Tensor:
+        if kind in ADAPTING:
+            return ADAPTING[kind](images)
+        tables = self._tables_on(images.device)
+        if kind in BLENDING:
+            return BLENDING[kind](images, tables.factors[variants])
+        pixels = images.flatten(2)
+        if kind == "map":
+            values = pixels.flatten(1).long()
+            return tables.values[variants].gather(1, values).view_as(images)
+        # Pixel 0 is the one that fills.
+        filled = pad(pixels, (1, 0), value=self.fill)
+        sources = tables.sources[variants][:, None].expand_as(pixels)
+        return filled.gather(2, sources).view_as(images)
+
+    def _tables_on(self, device: torch.device) -> _Tables:
+        if device not in self._tables:
+            here = self._tables[torch.device("cpu")]
+            self._tables[device] = _Tables(*(table.to(device) for table in here))
+        return self._tables[device]
+
+
+class _Tables(NamedTuple):
+    """What each of V variants does, if it is of the kind that uses the table."""
+
+    values: torch.Tensor
+    """uint8 (V, 256): new for old value."""
+    sources: torch.Tensor
+    """int64 (V, H * W): 1 + the pixel that comes here, 0 for none."""
+    factors: torch.Tensor
+    """float64 (V,): of blending."""
+
+
+def _kind(variant: Variant) -> str:
+    if variant.operation in MOVING:
+        return "move"
+    return "map" if variant.operation in MAPPING else variant.operation
+
+
+def _enumerate(size: int) -> tuple[list[Variant], torch.Tensor]:
+    """All variants of the policy, and int64 (25, 2, 2): which one (pair, place, sign) means."""
+    variants: dict[Variant, int] = {}
+    choices = torch.zeros(len(POLICIES), 2, 2, dtype=torch.int64)
+    for number, pair in enumerate(POLICIES):
+        for place, (operation, _, magnitude) in enumerate(pair):
+            for sign in range(2):
+                strength = _strength(operation, magnitude or 0, size)
+                if operation in STRONGEST and sign == 0:
+                    strength = -strength
+                variant = Variant(operation, strength)
+                choices[number, place, sign] = variants.setdefault(variant, len(variants))
+    return list(variants), choices
+
+
+def _strength(operation: str, magnitude: int, size: int) -> float:
+    if operation == "Posterize":  # bits that are left, 8..4
+        return 8 - round(4 * magnitude / (MAGNITUDES - 1))
+    # In float32, as torchvision has them: 0.7 is 0.699999988, which decides what is rounded down.
+    if operation == "Solarize":  # values from here on are inverted
+        return 255 * torch.linspace(1, 0, MAGNITUDES)[magnitude].item()
+    if operation not in STRONGEST:
+        return 0.0
+    strongest = STRONGEST[operation] * (size if operation.startswith("Translate") else 1)
+    return torch.linspace(0, strongest, MAGNITUDES)[magnitude].item()
+
+
+def _make_tables(variants: list[Variant], size: int) -> _Tables:
+    values = torch.arange(256, dtype=torch.uint8)[None, None]
+    pixels = torch.arange(1, size * size + 1, dtype=torch.float32).reshape(1, 1, size, size)
+    mapped = [_mapped(variant, values).flatten() for variant in variants]
+    moved = [_moved(variant, pixels).flatten().long() for variant in variants]
+    strengths = torch.tensor([variant.strength for variant in variants], dtype=torch.float64)
+    return _Tables(torch.stack(mapped), torch.stack(moved), 1 + strengths)
+
+
+def _mapped(variant: Variant, values: torch.Tensor) -> torch.Tensor:
+    operation, strength = variant
+    if operation == "Brightness":
+        return F.adjust_brightness(values, 1 + strength)
+    if operation == "Posterize":
+        return F.posterize(values, int(strength))
+    if operation == "Solarize":
+        return F.solarize(values, strength)
+    return F.invert(values)
+
+
+def _moved(variant: Variant, pixels: torch.Tensor) -> torch.Tensor:
+    """Nearest pixels, which moving nothing but whole numbers keeps exact."""
+    operation, strength = variant
+    if operation == "Rotate":
+        return F.rotate(pixels, strength)
+    still = {"angle": 0.0, "scale": 1.0}
+    if operation == "ShearY":
+        # The shear is given as an angle, and the upper left corner stays.
+        shear = [0.0, math.degrees(math.atan(strength))]
+        return F.affine(pixels, translate=[0, 0], shear=shear, center=[0.0, 0.0], **still)
+    shift = [int(strength), 0] if operation == "TranslateX" else [0, int(strength)]
+    return F.affine(pixels, translate=shift, shear=[0.0, 0.0], **still)

@@ -1,0 +1,141 @@
+"""From the name of a classification data set to its images."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+from ssod_imwa.classification.data.datasets import (
+    ClassificationDataset,
+    load_cifar,
+    load_cifar10_lt100,
+    load_digit_images,
+    load_image_folder,
+    read_into_memory,
+)
+from ssod_imwa.classification.data.lists import load_list_file
+from ssod_imwa.classification.data.tiny_imagenet import load_tiny_imagenet
+from ssod_imwa.detection.data.catalog import data_root
+from ssod_imwa.errors import DataError
+
+Loader = Callable[[Path], ClassificationDataset]
+
+# Folder of the images and list file below the root, by name, in the layout of the public codes.
+_LISTS = {
+    **{
+        f"imagenet_lt_{part}": ("imagenet", f"imagenet/ImageNet_LT_{part}.txt")
+        for part in ("train", "val", "test")
+    },
+    **{
+        f"places_lt_{part}": ("places365", f"places365/Places_LT_{part}.txt")
+        for part in ("train", "val", "test")
+    },
+    **{
+        f"inaturalist18_{part}": ("inaturalist18", f"inaturalist18/iNaturalist18_{part}.txt")
+        for part in ("train", "val")
+    },
+}
+
+
+def _loaders() -> dict[str, Loader]:
+    loaders: dict[str, Loader] = {}
+    for split in ("train", "test"):
+        loaders[f"digit_images_{split}"] = lambda root, split=split: load_digit_images(split)
+        for classes in (10, 100):
+            loaders[f"cifar{classes}_{split}"] = lambda root, split=split, classes=classes: (
+                load_cifar(root, split, classes=classes)
+            )
+        loaders[f"cifar10_lt100_{split}"] = lambda root, split=split: load_cifar10_lt100(
+            root, split
+        )
+    for split in ("train", "val"):
+        loaders[f"tiny_imagenet_{split}"] = partial(load_tiny_imagenet, split=split)
+    for name, (folder, file) in _LISTS.items():
+        loaders[name] = lambda root, name=name, folder=folder, file=file: load_list_file(
+            root / file, root / folder, name=name
+        )
+    return loaders
+
+
+_LOADERS = _loaders()
+
+
+def available_images() -> list[str]:
+    """Every name that `load_images` knows, sorted."""
+    return sorted(_LOADERS)
+
+
+def register_images(name: str, loader: Loader) -> None:
+    """Give a classification data set a name, usable in DATASETS.TRAIN and TEST.
+
+    Args:
+        name: must not be taken, nor contain a colon.
+        loader: gets the root folder and returns the data set.
+
+    Raises:
+        ValueError: the name is taken or has a colon.
+
+    Example:
+        >>> register_images("my_digits", lambda root: load_digit_images("train"))
+    """
+    if name in _LOADERS or ":" in name:
+        raise ValueError(f"data set name {name!r} is not allowed (taken, or has a colon)")
+    _LOADERS[name] = loader
+
+
+def load_images(
+    name: str,
+    *,
+    root: str | Path | None = None,
+    classes: Sequence[str] | None = None,
+    in_memory: bool = False,
+) -> ClassificationDataset:
+    """A classification data set by its name or by its place.
+
+    Args:
+        name: one of `available_images()`, or "folder:FOLDER" (a folder of images for each class)
+            or "list:FILE.txt:IMAGES" (lines "PATH LABEL"), relative to the root.
+        root: folder of all data sets; None or "" takes $DETECTRON2_DATASETS, else "datasets".
+        classes: names in label order that a "folder:" or "list:" has to have, those of the
+            training set.
+        in_memory: read the images of a "folder:" or "list:" set into memory; they must have one
+            size.
+
+    Raises:
+        DataError: the name is unknown, files are missing, or images are broken.
+    """
+    folder = data_root(root)
+    kind, _, place = name.partition(":")
+    if kind == "folder" and place:
+        dataset = load_image_folder(folder / place, name=name, classes=classes)
+    elif kind == "list" and ":" in place:
+        file, _, images = place.partition(":")
+        dataset = load_list_file(folder / file, folder / images, name=name, classes=classes)
+    elif name in _LOADERS:
+        return _LOADERS[name](folder)
+    else:
+        near = difflib.get_close_matches(name, _LOADERS, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise DataError(
+            f"data set {name!r} is not known for classification (must be one of "
+            f"{', '.join(available_images())}, folder:FOLDER or list:FILE.txt:IMAGES){hint}"
+        )
+    return read_into_memory(dataset) if in_memory else dataset
+
+
+def image_fingerprint(dataset: ClassificationDataset) -> str:
+    """Number of images and a digest of labels, names of files and pixels in memory, in order.
+
+    Example:
+        >>> image_fingerprint(load_digit_images("test"))[:4]
+        '364:'
+    """
+    digest = hashlib.sha256(dataset.labels.numpy().tobytes())
+    if dataset.images is not None:
+        digest.update(dataset.images.numpy().tobytes())
+    for file in dataset.files:  # without the root, which may move
+        digest.update("/".join(Path(file).parts[-2:]).encode())
+    return f"{len(dataset)}:{digest.hexdigest()}"

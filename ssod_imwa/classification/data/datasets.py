@@ -1,0 +1,307 @@
+"""Labeled images for classification, and the readers of their public layouts."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torchvision.datasets import CIFAR10, CIFAR100
+
+from ssod_imwa.classification.data.imbalance import (
+    Profile,
+    Split,
+    choose_images,
+    imbalanced_counts,
+    largest_maximum,
+)
+from ssod_imwa.data.handwriting import CLASSES as DIGIT_CLASSES
+from ssod_imwa.data.handwriting import is_for_testing
+from ssod_imwa.data.image_files import IMAGE_SUFFIXES, read_image
+from ssod_imwa.errors import DataError
+
+# Official label order, which is also the alphabetical one.
+CIFAR10_CLASSES = (
+    *("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
+)
+
+DIGIT_SIZE = 32
+
+
+@dataclass(frozen=True, eq=False)
+class ClassificationDataset:
+    """Images and their labels: small images as one tensor, large ones as files.
+
+    Attributes:
+        name: of the data set, for messages.
+        labels: int64 (N,), 0..C-1.
+        classes: names of the C classes in label order.
+        images: uint8 (N, 3, H, W), RGB, or None for a data set of files.
+        files: N paths, or empty for a data set in memory.
+    """
+
+    name: str
+    labels: torch.Tensor
+    classes: tuple[str, ...]
+    images: torch.Tensor | None = None
+    files: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        size = len(self.files) if self.images is None else len(self.images)
+        if (self.images is not None and self.files) or size != len(self.labels):
+            raise ValueError(
+                f"{self.name}: {size} images and {len(self.labels)} labels are not allowed (must "
+                "be as many, the images either in memory or in files)"
+            )
+        if len(self) and not 0 <= self.labels.min() <= self.labels.max() < len(self.classes):
+            raise DataError(
+                f"{self.name}: labels are {self.labels.min()}..{self.labels.max()}, with "
+                f"{len(self.classes)} classes they must be 0..{len(self.classes) - 1}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def counts(self) -> list[int]:
+        """Images of each class."""
+        return torch.bincount(self.labels, minlength=len(self.classes)).tolist()
+
+    def subset(self, indices: Sequence[int] | np.ndarray) -> ClassificationDataset:
+        """The images at these positions, in this order, copied; all classes stay."""
+        chosen = torch.as_tensor(np.asarray(indices, dtype=np.int64))
+        return replace(
+            self,
+            labels=self.labels[chosen],
+            images=None if self.images is None else self.images[chosen],
+            files=tuple(self.files[i] for i in chosen.tolist()) if self.files else (),
+        )
+
+    def image(self, index: int) -> torch.Tensor:
+        """uint8 (3, H, W), RGB: one image, decoded if it is a file.
+
+        Raises:
+            DataError: the file cannot be read.
+        """
+        return read_image(self.files[index]) if self.images is None else self.images[index]
+
+
+def impose_imbalance(
+    dataset: ClassificationDataset,
+    *,
+    ratio: float,
+    profile: Profile = "exponential",
+    maximum: int | None = None,
+    split: Split = "cao",
+    seed: int = 0,
+) -> ClassificationDataset:
+    """A long-tailed or step part of a data set, class 0 at the head.
+
+    The set may be balanced or have a tail already; see `largest_maximum` for thinning.
+
+    Args:
+        dataset: has images of every class.
+        ratio: γ, images of class 0 over those of the last class, at least 1.
+        profile: "exponential" or "step".
+        maximum: images of class 0; None takes as many as the data set allows.
+        split: which images are kept, see `choose_images`.
+        seed: of the split.
+
+    Raises:
+        DataError: the images do not suffice, or a class would be empty.
+
+    Example:
+        >>> digits = load_digit_images("train")
+        >>> impose_imbalance(digits, ratio=20).counts
+        [142, 101, 72, 52, 37, 26, 19, 13, 9, 7]
+    """
+    if maximum is None:
+        maximum = largest_maximum(dataset.counts, ratio=ratio, profile=profile)
+    counts = imbalanced_counts(len(dataset.classes), maximum=maximum, ratio=ratio, profile=profile)
+    try:
+        chosen = choose_images(dataset.labels, counts, split=split, seed=seed)
+    except DataError as error:
+        raise DataError(f"{dataset.name}: {error}") from error
+    return dataset.subset(chosen)
+
+
+def load_image_folder(
+    folder: str | Path, *, name: str, classes: Sequence[str] | None = None
+) -> ClassificationDataset:
+    """The images of a folder with one subfolder a class, as files in the order of their paths.
+
+    Images may lie in subfolders of a class. Hidden folders and files that do not end in one of
+    `IMAGE_SUFFIXES` are left alone.
+
+    Args:
+        folder: FOLDER/CLASS/.../IMAGE.
+        name: of the data set.
+        classes: names in label order; None sorts the subfolders, by number if all are numbers (so
+            iNaturalist's folder "10" is label 10, not 2).
+
+    Raises:
+        DataError: the folder is missing, its subfolders are not the classes, or one is empty.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise DataError(f"{name}: image folder {folder} does not exist")
+    found = [p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")]
+    if not found:
+        raise DataError(f"{name}: {folder} has no folder (one for each class is needed)")
+    if classes is None:
+        numbered = all(entry.isdecimal() for entry in found)
+        classes = sorted(found, key=int) if numbered else sorted(found)
+    _check_class_folders(name, folder, found, classes)
+    files: list[str] = []
+    labels: list[int] = []
+    for label, class_name in enumerate(classes):
+        paths = [p for p in (folder / class_name).rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES]
+        files += map(str, sorted(paths))
+        labels += [label] * len(paths)
+    return dataset_of_files(name, files, labels, classes)
+
+
+def read_into_memory(dataset: ClassificationDataset) -> ClassificationDataset:
+    """A data set of files with its images in one tensor; they must have one size.
+
+    Raises:
+        DataError: a file cannot be read, or has another size than the first.
+    """
+    if dataset.images is not None or not dataset.files:
+        return dataset
+    first = read_image(dataset.files[0])
+    images = torch.empty((len(dataset), *first.shape), dtype=torch.uint8)
+    for i, file in enumerate(dataset.files):
+        image = read_image(file)
+        if image.shape != first.shape:
+            raise DataError(
+                f"{dataset.name}: image {file} is {image.shape[2]} x {image.shape[1]} pixels, "
+                f"{dataset.files[0]} is {first.shape[2]} x {first.shape[1]} (in memory all must "
+                "have one size)"
+            )
+        images[i] = image
+    return replace(dataset, images=images, files=())
+
+
+def load_cifar10_lt100(root: str | Path, split: Literal["train", "test"]) -> ClassificationDataset:
+    """CIFAR-10-LT with ratio 100 (split "first") and CIFAR-10's test set, from PNG files.
+
+    Args:
+        root: folder with `cifar10_lt100/{train,test}/CLASS/*.png`.
+        split: 12,406 long-tailed or 10,000 balanced images, uint8 (N, 3, 32, 32) in memory.
+
+    Raises:
+        DataError: the folder is missing, incomplete or damaged.
+    """
+    folder = Path(root) / "cifar10_lt100" / split
+    name = f"cifar10_lt100_{split}"
+    return read_into_memory(load_image_folder(folder, name=name, classes=CIFAR10_CLASSES))
+
+
+def load_cifar(
+    root: str | Path, split: Literal["train", "test"], *, classes: Literal[10, 100] = 10
+) -> ClassificationDataset:
+    """CIFAR-10 or CIFAR-100 from its original Python pickles; nothing is downloaded.
+
+    Args:
+        root: folder with `cifar-10-batches-py` or `cifar-100-python`, checked by their MD5.
+        split: 50,000 or 10,000 images, uint8 (N, 3, 32, 32) in memory.
+        classes: 10, or 100 for the fine labels.
+
+    Raises:
+        DataError: the files are missing or damaged.
+        ValueError: `classes` or `split` is not one of these.
+    """
+    _check_split(split)
+    if classes not in (10, 100):
+        raise ValueError(f"classes = {classes} is not allowed (must be 10 or 100)")
+    reader = CIFAR10 if classes == 10 else CIFAR100
+    try:
+        content = reader(str(root), train=split == "train", download=False)
+    except RuntimeError as error:
+        raise DataError(
+            f"CIFAR-{classes} not found or damaged: no whole {reader.base_folder} in "
+            f"{Path(root).absolute()} (unpack {reader.filename} there)"
+        ) from error
+    # torchvision has (N, H, W, 3) in one array; a copy, since permuted tensors are slow to index.
+    images = torch.from_numpy(content.data).permute(0, 3, 1, 2).contiguous()
+    labels = torch.tensor(content.targets, dtype=torch.int64)
+    return ClassificationDataset(
+        f"cifar{classes}_{split}", labels, tuple(content.classes), images=images
+    )
+
+
+def load_digit_images(split: Literal["train", "test"]) -> ClassificationDataset:
+    """scikit-learn's handwritten digits as uint8 (N, 3, 32, 32), gray; needs no files.
+
+    Divided as for the digit scenes: every fifth image of a class is for testing. The 8 x 8 pixels
+    of 0..16 are enlarged bilinearly and scaled to 0..255.
+
+    Args:
+        split: 1,433 or 364 images, about as many of each class.
+
+    Example:
+        >>> len(load_digit_images("train")), len(load_digit_images("test"))
+        (1433, 364)
+    """
+    _check_split(split)
+    # Imported here: scikit-learn takes a second to import and is needed once.
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    chosen = np.flatnonzero(is_for_testing(digits.target) == (split == "test"))
+    pixels = torch.from_numpy(digits.images[chosen].astype(np.float64))[:, None]
+    # Weights are multiples of 1/64 and so exact: the result is the same on every machine.
+    size = (DIGIT_SIZE, DIGIT_SIZE)
+    large = F.interpolate(pixels, size=size, mode="bilinear", align_corners=False)
+    images = (large * 255 / 16).round().to(torch.uint8).repeat(1, 3, 1, 1)
+    labels = torch.from_numpy(digits.target[chosen].astype(np.int64))
+    return ClassificationDataset(f"digit_images_{split}", labels, DIGIT_CLASSES, images=images)
+
+
+def _check_split(split: str) -> None:
+    if split not in ("train", "test"):
+        raise ValueError(f"split = {split!r} is not allowed (must be 'train' or 'test')")
+
+
+def dataset_of_files(
+    name: str, files: Sequence[str], labels: Sequence[int], classes: Sequence[str]
+) -> ClassificationDataset:
+    """A data set of files, each class of which has to have an image.
+
+    Raises:
+        DataError: a label is out of range, or a class has no images.
+    """
+    numbers = torch.tensor(labels, dtype=torch.int64)
+    dataset = ClassificationDataset(name, numbers, tuple(classes), files=tuple(files))
+    empty = [c for c, count in enumerate(dataset.counts) if count == 0]
+    if empty:
+        shown = ", ".join(f"{c} ({classes[c]})" for c in empty[:3])
+        raise DataError(
+            f"{name}: {len(empty)} of {len(classes)} classes have no images: {shown}"
+            f"{', ...' if len(empty) > 3 else ''} (each class needs at least 1)"
+        )
+    return dataset
+
+
+def _check_class_folders(
+    name: str, folder: Path, found: Sequence[str], classes: Sequence[str]
+) -> None:
+    missing = [entry for entry in classes if entry not in set(found)]
+    unknown = sorted(set(found) - set(classes))
+    if missing:
+        near = difflib.get_close_matches(missing[0], found, n=1)
+        hint = f"; nearest: {near[0]}" if near else ""
+        raise DataError(
+            f"{name}: {folder} has no folder for {len(missing)} of {len(classes)} classes: "
+            f"{', '.join(missing[:3])}{hint}"
+        )
+    if unknown:
+        raise DataError(
+            f"{name}: {folder} has a folder {unknown[0]} that is none of the {len(classes)} classes"
+        )

@@ -1,0 +1,179 @@
+"""How many images each class keeps, and which.
+
+Classes are numbered 0..C-1, head first. Counts are those of the published long-tailed and step
+variants of CIFAR and Tiny-ImageNet (Cao et al., arXiv 1906.07413).
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+
+from ssod_imwa.data.profiles import exponential_profile, step_profile
+from ssod_imwa.errors import DataError
+
+Profile = Literal["exponential", "step"]
+Split = Literal["cao", "first"]
+Labels = Sequence[int] | np.ndarray | torch.Tensor
+
+
+_PROFILES = {"exponential": exponential_profile, "step": step_profile}
+
+
+def imbalanced_counts(
+    classes: int, *, maximum: int, ratio: float, profile: Profile = "exponential"
+) -> list[int]:
+    """Images of each class: `maximum` times the profile, rounded down.
+
+    The ratio of these counts may exceed `ratio`: CIFAR-100-LT with ratio 200 ends at 2 images, not
+    2.5, which is 250. Priors and weights have to come from the counts.
+
+    Args:
+        classes: C, at least 1.
+        maximum: images of class 0 (n_max), at least 1.
+        ratio: γ, at least 1; see the profiles.
+        profile: "exponential" (long-tailed) or "step".
+
+    Raises:
+        DataError: a number is out of range, or a class would be empty.
+        ValueError: the profile is not known.
+
+    Example:
+        >>> imbalanced_counts(10, maximum=5000, ratio=100)
+        [5000, 2997, 1796, 1077, 645, 387, 232, 139, 83, 50]
+        >>> imbalanced_counts(4, maximum=500, ratio=100, profile="step")
+        [500, 500, 5, 5]
+    """
+    _check_choice("profile", profile, get_args(Profile))
+    if maximum < 1:
+        raise DataError(f"maximum = {maximum} is not allowed (must be at least 1 image a class)")
+    counts = _truncated(_PROFILES[profile](classes, ratio), maximum)
+    if 0 in counts:
+        raise DataError(
+            f"ratio = {ratio} with maximum = {maximum} leaves class {counts.index(0)} of {classes} "
+            "without images (maximum must be at least ratio)"
+        )
+    return counts
+
+
+def largest_maximum(
+    available: Sequence[int], *, ratio: float, profile: Profile = "exponential"
+) -> int:
+    """The largest `maximum` of `imbalanced_counts` that the available images allow.
+
+    Also maximum / ratio does not exceed the images of the last class, so that rounding down never
+    makes the set more imbalanced than asked where the data would allow the ratio itself. This is
+    what thins a set that is long-tailed already: its tail limits its head.
+
+    Args:
+        available: images of each class, head first.
+        ratio: γ of the thinned set, at least 1.
+        profile: "exponential" or "step".
+
+    Raises:
+        DataError: `ratio` is out of range or no class may keep an image.
+        ValueError: the profile is not known.
+
+    Example:
+        CIFAR-10-LT with ratio 100, thinned to ratio 50.
+
+        >>> available = imbalanced_counts(10, maximum=5000, ratio=100)
+        >>> largest_maximum(available, ratio=50)
+        2500
+    """
+    _check_choice("profile", profile, get_args(Profile))
+    shares = _PROFILES[profile](len(available), ratio)
+
+    def exceeds(maximum: int) -> bool:
+        counts = _truncated(shares, maximum)
+        too_many = any(count > n for count, n in zip(counts, available, strict=True))
+        return too_many or maximum > ratio * available[-1]
+
+    largest = bisect_left(range(1, max(available) + 1), True, key=exceeds)
+    if largest < 1 or 0 in _truncated(shares, largest):
+        raise DataError(
+            f"ratio = {ratio} is not possible with {min(available)} to {max(available)} images a "
+            "class (a class would be left without images; choose a smaller ratio)"
+        )
+    return largest
+
+
+def choose_images(
+    labels: Labels, counts: Sequence[int], *, split: Split = "cao", seed: int = 0
+) -> np.ndarray:
+    """Positions of the images that an imbalanced set keeps, class after class.
+
+    For one seed a smaller count keeps a part of what a larger one keeps.
+
+    Args:
+        labels: int (N,), 0..C-1, of the images to choose from.
+        counts: images to keep of each class, 0 or more.
+        split: "cao": per class, in the order of the labels, shuffle with NumPy's legacy generator
+            and keep the first; seed 0 gives the split of Cao et al. (arXiv 1906.07413). "first":
+            keep the first in the order of the data set.
+        seed: of the split, 0..2^32 - 1, apart from the run's seed; "first" does not use it.
+
+    Returns:
+        int64 (sum of counts,).
+
+    Raises:
+        DataError: a class has fewer images than asked.
+        ValueError: the split is not known.
+
+    Example:
+        >>> choose_images([0, 1, 0, 1, 0], [2, 1], split="first").tolist()
+        [0, 2, 1]
+    """
+    _check_choice("split", split, get_args(Split))
+    # One legacy stream for all classes, consumed in label order, makes the split Cao's.
+    generator = np.random.RandomState(seed)
+    chosen = []
+    for c, positions in enumerate(positions_by_class(labels, len(counts))):
+        if len(positions) < counts[c]:
+            raise DataError(
+                f"class {c} has {len(positions)} images, {counts[c]} are asked (lower the maximum "
+                "or raise the ratio)"
+            )
+        if split == "cao":
+            generator.shuffle(positions)
+        chosen.append(positions[: counts[c]])
+    return np.concatenate(chosen)
+
+
+def positions_by_class(labels: Labels, classes: int) -> list[np.ndarray]:
+    """For each class, the positions of its images in ascending order, int64.
+
+    Raises:
+        DataError: a label is outside 0..classes - 1.
+
+    Example:
+        >>> [positions.tolist() for positions in positions_by_class([1, 0, 1], 3)]
+        [[1], [0, 2], []]
+    """
+    array = np.asarray(labels, dtype=np.int64)
+    if len(array) and not (array.min() >= 0 and array.max() < classes):
+        raise DataError(
+            f"labels are {array.min()}..{array.max()}, with {classes} classes they must be "
+            f"0..{classes - 1}"
+        )
+    order = np.argsort(array, kind="stable")
+    ends = np.cumsum(np.bincount(array, minlength=classes))
+    return np.split(order, ends[:-1])
+
+
+def _truncated(shares: Sequence[float], maximum: int) -> list[int]:
+    return [_floor(maximum * share) for share in shares]
+
+
+def _floor(value: float) -> int:
+    # 49 * 49^-1 is 0.9999999999999999 in floating point, and the class still has its 1 image.
+    return int(value * (1 + 1e-12))
+
+
+def _check_choice(what: str, value: str, allowed: Sequence[str]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{what} = {value!r} is not allowed (must be one of {list(allowed)})")

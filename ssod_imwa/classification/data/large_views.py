@@ -1,0 +1,135 @@
+"""Random views of large images, one at a time, of torchvision's and timm's transforms.
+
+    view = large_view("standard", size=224, jitter=True)
+    seed_everything(seed, "view", member, t, slot)
+    inputs = view(read_image(path))
+
+They draw from the global generators of torch, Python and NumPy, as their libraries do; who calls
+them seeds those for each image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal, get_args
+
+import torch
+from torch import nn
+from torchvision.transforms import v2
+
+from ssod_imwa.classification.data.augmentation import IMAGENET_STATISTICS, Statistics
+
+LargeView = Callable[[torch.Tensor], torch.Tensor]
+LargeViewName = Literal["test", "standard", "mae", "randcls", "randclsstack", "sim", "livt"]
+
+# RandAugment of balanced contrastive learning: two operations of magnitude 10, spread by 0.5.
+RANDOM_OPERATIONS = "rand-n2-m10-mstd0.5"
+# The longest translation, as a fraction of the edge.
+TRANSLATION = 0.45
+# RandAugment and random erasing that LiVT (and MAE) fine-tune with.
+LIVT_OPERATIONS = "rand-m9-mstd0.5-inc1"
+LIVT_ERASING = 0.25
+
+BLUR_SIGMA = (0.1, 2.0)
+BLUR_SIZE = 13  # pixels, three times the largest sigma on each side
+
+
+def large_view(
+    name: str,
+    *,
+    size: int = 224,
+    statistics: Statistics = IMAGENET_STATISTICS,
+    jitter: bool,
+    flip: bool = True,
+) -> LargeView:
+    """The view of a published recipe: uint8 (3, H, W) -> normalized float32 (3, size, size).
+
+    All but "test" are a random crop of 8 to 100 % of the image (20 to 100 % for "sim" and "mae"),
+    resized and mirrored, and then
+
+    - "test": resized to 256/224 of the size and cropped from the center instead;
+    - "standard": color jitter (0.4, 0.4, 0.4, 0);
+    - "mae": nothing; resized bicubically (masked autoencoders, arXiv 2111.06377);
+    - "randcls": that jitter and RandAugment (n = 2, m = 10), as BCL classifies;
+    - "randclsstack": jitter (0.4, 0.4, 0.4, 0.1) and gray by chance, then that RandAugment;
+    - "sim": the same jitter and gray by chance, then a blur by chance, as for contrastive learning;
+    - "livt": RandAugment (m = 9) and random erasing; resized bicubically.
+
+    Args:
+        name: of the recipe.
+        size: edge of the result, in pixels.
+        statistics: to normalize with; their mean also fills what RandAugment uncovers.
+        jitter: False leaves out the color jitter of "standard".
+        flip: mirror half of the images.
+
+    Raises:
+        ValueError: the name is not known, or size is out of range.
+
+    Example:
+        >>> view = large_view("test", size=32, jitter=False)
+        >>> view(torch.zeros(3, 60, 80, dtype=torch.uint8)).shape
+        torch.Size([3, 32, 32])
+    """
+    names = list(get_args(LargeViewName))
+    if name not in names:
+        raise ValueError(f"view {name!r} is not allowed for images in files (must be in {names})")
+    if size < 1:
+        raise ValueError(f"size = {size} is not allowed (must be at least 1)")
+    if name == "livt":
+        return _livt(size, statistics, flip)
+    finish = [v2.ToDtype(torch.float32, scale=True), v2.Normalize(*statistics)]
+    if name == "test":
+        return v2.Compose([v2.Resize(size * 256 // 224), v2.CenterCrop(size), *finish])
+    bicubic = v2.InterpolationMode.BICUBIC
+    crop = v2.RandomResizedCrop(
+        size,
+        scale=(0.2 if name in ("sim", "mae") else 0.08, 1.0),
+        interpolation=bicubic if name == "mae" else v2.InterpolationMode.BILINEAR,
+    )
+    mirror = [v2.RandomHorizontalFlip()] if flip else []
+    return v2.Compose([crop, *mirror, *_colors(name, size, statistics, jitter), *finish])
+
+
+def _colors(name: str, size: int, statistics: Statistics, jitter: bool) -> Sequence[nn.Module]:
+    plain_jitter = v2.ColorJitter(0.4, 0.4, 0.4)
+    by_chance = [
+        v2.RandomApply([v2.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.8),
+        v2.RandomGrayscale(p=0.2),
+    ]
+    if name == "standard":
+        return [plain_jitter] if jitter else []
+    if name == "randcls":
+        return [plain_jitter, *_random_operations(size, statistics)]
+    if name == "randclsstack":
+        return [*by_chance, *_random_operations(size, statistics)]
+    if name == "sim":
+        return [*by_chance, v2.RandomApply([v2.GaussianBlur(BLUR_SIZE, BLUR_SIGMA)], p=0.5)]
+    return []
+
+
+def _random_operations(size: int, statistics: Statistics) -> Sequence[nn.Module]:
+    # Imported here: timm takes seconds and is needed by few views.
+    from timm.data.auto_augment import rand_augment_transform
+
+    fill = tuple(round(255 * mean) for mean in statistics.mean)
+    options = {"translate_const": int(size * TRANSLATION), "img_mean": fill}
+    operations = rand_augment_transform(RANDOM_OPERATIONS, options)
+    return [v2.ToPILImage(), operations, v2.PILToTensor()]
+
+
+def _livt(size: int, statistics: Statistics, flip: bool) -> LargeView:
+    from timm.data import create_transform
+
+    pipeline = create_transform(
+        size,
+        is_training=True,
+        hflip=0.5 if flip else 0.0,
+        color_jitter=None,
+        auto_augment=LIVT_OPERATIONS,
+        interpolation="bicubic",
+        mean=statistics.mean,
+        std=statistics.std,
+        re_prob=LIVT_ERASING,
+        re_mode="pixel",
+    )
+    return v2.Compose([v2.ToPILImage(), pipeline])

@@ -1,0 +1,109 @@
+"""Lists of labeled images: ImageNet-LT's text files, iNaturalist's and BBN's JSON files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ssod_imwa.classification.data.datasets import ClassificationDataset, dataset_of_files
+from ssod_imwa.errors import DataError
+
+# Images and classes of the published lists, by file name (Kang et al., arXiv 1910.09217). Places-LT
+# was issued twice; only the list of 62,500 images is the one papers report on.
+PUBLISHED_LISTS = {
+    "ImageNet_LT_train": (115_846, 1000),
+    "ImageNet_LT_val": (20_000, 1000),
+    "ImageNet_LT_test": (50_000, 1000),
+    "Places_LT_train": (62_500, 365),
+    "Places_LT_val": (7_300, 365),
+    "Places_LT_test": (36_500, 365),
+    "iNaturalist18_train": (437_513, 8142),
+    "iNaturalist18_val": (24_426, 8142),
+}
+
+
+def load_list_file(
+    list_file: str | Path,
+    image_folder: str | Path,
+    *,
+    name: str,
+    classes: Sequence[str] | None = None,
+) -> ClassificationDataset:
+    """The images of a list, as files.
+
+    A text file has lines "PATH LABEL", as of ImageNet-LT, Places-LT, iNaturalist 2018. A file that
+    ends in .json is iNaturalist's own, whose "annotations" name one of "images" by its id, or BBN's
+    and NCL's, whose "annotations" have an "fpath". A list named like one of `PUBLISHED_LISTS` needs
+    its number of images and classes. Whether the images exist is not looked up: on network disks
+    that takes longer than an epoch.
+
+    Args:
+        list_file: labels are 0..C-1; paths may contain spaces.
+        image_folder: what the paths are relative to.
+        name: of the data set.
+        classes: names in label order; None numbers them "0".."C-1", up to the largest label.
+
+    Raises:
+        DataError: file or folder is missing, an entry has another form, or a class has no images.
+    """
+    list_file, image_folder = Path(list_file), Path(image_folder)
+    if not image_folder.is_dir():
+        raise DataError(f"{name}: image folder {image_folder} does not exist")
+    try:
+        text = list_file.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise DataError(f"{name}: list of images {list_file} does not exist") from None
+    read = _read_json if list_file.suffix == ".json" else _read_text
+    entries = read(list_file, text)
+    if not entries:
+        raise DataError(f"{name}: list of images {list_file} is empty")
+    labels = [label for _, label in entries]
+    _check_published(list_file, len(labels), max(labels) + 1)
+    if classes is None:
+        classes = [str(label) for label in range(max(labels) + 1)]
+    return dataset_of_files(
+        name, [str(image_folder / path) for path, _ in entries], labels, classes
+    )
+
+
+def _read_text(file: Path, text: str) -> list[tuple[str, int]]:
+    entries = []
+    for number, line in enumerate(text.splitlines(), start=1):
+        if not line.strip():
+            continue
+        path, _, label = line.strip().rpartition(" ")
+        if not path or not label.isdecimal():
+            raise DataError(f'{file}:{number}: {line!r} is not allowed (write "PATH LABEL")')
+        entries.append((path, int(label)))
+    return entries
+
+
+def _read_json(file: Path, text: str) -> list[tuple[str, int]]:
+    try:
+        content = json.loads(text)
+        paths = {image["id"]: image["file_name"] for image in content.get("images", [])}
+        return [_entry(item, paths) for item in content["annotations"]]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = f"no {error}" if isinstance(error, KeyError) else error
+        raise DataError(
+            f'{file}: {reason} (must have "annotations" with a "category_id" and either an "fpath" '
+            'or the "image_id" of one of "images")'
+        ) from error
+
+
+def _entry(item: dict[str, Any], paths: dict[Any, str]) -> tuple[str, int]:
+    label = item["category_id"]
+    if not isinstance(label, int) or label < 0:
+        raise ValueError(f"category_id = {label!r} is not allowed (must be 0..C-1)")
+    return item["fpath"] if "fpath" in item else paths[item["image_id"]], label
+
+
+def _check_published(list_file: Path, images: int, classes: int) -> None:
+    expected = PUBLISHED_LISTS.get(list_file.stem)
+    if expected not in (None, (images, classes)):
+        raise DataError(
+            f"{list_file} has {images} images of {classes} classes, the published list has "
+            f"{expected[0]} of {expected[1]} (get it again, or rename a list of your own)"
+        )

@@ -1,0 +1,300 @@
+"""Which images iteration t trains on, when classes are not drawn as often as they occur.
+
+Every batch is a pure function of (seed, member, t): nothing is consumed, so a run resumes at any
+iteration and members do not depend on each other. Strategies after Kang et al. (arXiv 1910.09217,
+section 3), balanced subsets after Balanced Training and Merging (BTM).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol, get_args
+
+import numpy as np
+
+from ssod_imwa.classification.data.imbalance import Labels, positions_by_class
+from ssod_imwa.data.order import BatchStream, IndexStream
+from ssod_imwa.engine.seeding import counted_generator
+from ssod_imwa.errors import DataError
+
+Strategy = Literal["instance", "class", "square_root", "progressive", "reversed"]
+
+
+class BatchSource(Protocol):
+    """What every sampler offers."""
+
+    def batch(self, t: int) -> list[int]:
+        """Positions in the data set of the member's batch t, B of them."""
+        ...
+
+
+def class_sampler(
+    strategy: Strategy,
+    labels: Labels,
+    classes: int,
+    batch_size: int,
+    *,
+    seed: int,
+    member: int,
+    iterations: int,
+    per_draw: int = 1,
+) -> BatchSource:
+    """The sampler of a strategy.
+
+    Args:
+        strategy: "instance": shuffled passes over all images, each once per pass. "class": every
+            class equally often, see `ClassAwareStream`. "square_root", "progressive", "reversed":
+            independent draws, see `ClassDraws`.
+        labels: int (N,), 0..C-1.
+        classes: C; each needs an image.
+        batch_size: B, images of the global batch.
+        seed: run seed.
+        member: number of the member that reads.
+        iterations: T of the member, over which "progressive" turns from instance to class balance.
+        per_draw: images in a row of one class, for "class" alone.
+
+    Raises:
+        DataError: a class has no images.
+        ValueError: the strategy is not known or a number is out of range.
+
+    Example:
+        >>> sampler = class_sampler(
+        ...     "class", [0, 0, 0, 0, 1, 1], 2, 4, seed=1, member=0, iterations=10
+        ... )
+        >>> sum(position < 4 for position in sampler.batch(7))
+        2
+    """
+    if strategy not in get_args(Strategy):
+        raise ValueError(
+            f"strategy = {strategy!r} is not allowed (must be one of {list(get_args(Strategy))})"
+        )
+    order = {"seed": seed, "member": member}
+    if strategy == "instance":
+        return BatchStream([np.arange(len(labels))], batch_size, kind="labeled", **order)
+    if strategy == "class":
+        return ClassAwareStream(labels, classes, batch_size, per_draw=per_draw, **order)
+    counts = [len(positions) for positions in positions_by_class(labels, classes)]
+    if strategy == "progressive":
+        first, last = power_probabilities(counts, 1), power_probabilities(counts, 0)
+    else:
+        first = last = power_probabilities(counts, 0.5 if strategy == "square_root" else -1)
+    return ClassDraws(labels, batch_size, first=first, last=last, iterations=iterations, **order)
+
+
+def power_probabilities(counts: Sequence[int], power: float) -> np.ndarray:
+    """Probability of each class, n_c^q / sum of n_j^q (Kang et al., Eq. 1), float64 (C,).
+
+    Args:
+        counts: images of each class (n_c), at least 1.
+        power: q: 1 draws classes as often as they occur, 0 equally, 1/2 by the square root, -1 in
+            reverse (BBN, arXiv 1912.02413).
+
+    Raises:
+        DataError: a class has no images.
+
+    Example:
+        >>> power_probabilities([9, 1], 0.5).tolist()
+        [0.75, 0.25]
+    """
+    _check_no_class_is_empty(counts)
+    weights = np.asarray(counts, dtype=np.float64) ** power
+    return weights / weights.sum()
+
+
+def mixed_probabilities(
+    first: np.ndarray, last: np.ndarray, *, t: int, iterations: int
+) -> np.ndarray:
+    """(1 - t/T) first + (t/T) last (Kang et al., Eq. 2, by the iteration instead of the epoch).
+
+    Args:
+        first: probabilities at t = 0.
+        last: probabilities at t = T and later.
+        t: own iteration of the member, at least 0.
+        iterations: T, at least 1.
+
+    Example:
+        >>> mixed_probabilities(np.array([0.9, 0.1]), np.array([0.5, 0.5]), t=3, iterations=4)
+        array([0.6, 0.4])
+    """
+    progress = min(1.0, t / iterations)
+    return (1 - progress) * first + progress * last
+
+
+class ClassDraws:
+    """Independent draws: a class by probabilities that may change with t, then an image of it.
+
+    Images of a class are equally likely and may repeat within a batch, as in a weighted random
+    sampler. Slot b of batch t uses the b-th pair of numbers of the generator counted by (seed,
+    member, t).
+
+    Args:
+        labels: int (N,), 0..C-1.
+        batch_size: B, at least 1.
+        first: float64 (C,), probability of each class at t = 0; their number is C.
+        last: the same at t = T; see `mixed_probabilities`.
+        iterations: T, at least 1.
+        seed: run seed.
+        member: number of the member that reads.
+
+    Raises:
+        DataError: a class has no images.
+        ValueError: a number is out of range.
+    """
+
+    def __init__(
+        self,
+        labels: Labels,
+        batch_size: int,
+        *,
+        first: np.ndarray,
+        last: np.ndarray,
+        iterations: int,
+        seed: int,
+        member: int,
+    ) -> None:
+        _check_at_least_one(batch_size=batch_size, iterations=iterations)
+        self.batch_size = batch_size
+        self.first = first
+        self.last = last
+        self.iterations = iterations
+        groups = positions_by_class(labels, len(first))
+        self._counts = np.array([len(group) for group in groups])
+        _check_no_class_is_empty(self._counts)
+        self._positions = np.concatenate(groups)
+        self._begins = np.cumsum(self._counts) - self._counts
+        self._source = (seed, "class draws", member)
+
+    def batch(self, t: int) -> list[int]:
+        """Positions in the data set of batch t."""
+        _check_iteration(t)
+        numbers = counted_generator(*self._source, t).random((self.batch_size, 2))
+        share = mixed_probabilities(self.first, self.last, t=t, iterations=self.iterations)
+        ends = np.cumsum(share)
+        # Dividing makes the last end exactly 1, above every number drawn from [0, 1).
+        drawn = np.searchsorted(ends / ends[-1], numbers[:, 0], side="right")
+        offset = (numbers[:, 1] * self._counts[drawn]).astype(np.int64)
+        return self._positions[self._begins[drawn] + offset].tolist()
+
+
+class ClassAwareStream:
+    """Passes over the classes in shuffled order, each class yielding from its own shuffled images.
+
+    Slot b of batch t is position p = t*B + b of an endless stream. Its draw is d = p // k, which
+    belongs to pass d // C, so that each class has had exactly d // C draws before: the image is
+    number (d // C) * k + p % k of the class's own `IndexStream`. Every class comes equally often,
+    and within a class no image comes twice before all came once. k = 4 is the setting of cRT.
+
+    Args:
+        labels: int (N,), 0..C-1.
+        classes: C; each needs an image.
+        batch_size: B, at least 1.
+        seed: run seed.
+        member: number of the member that reads.
+        per_draw: k, images in a row of one class, at least 1.
+
+    Raises:
+        DataError: a class has no images.
+        ValueError: a number is out of range.
+    """
+
+    def __init__(
+        self,
+        labels: Labels,
+        classes: int,
+        batch_size: int,
+        *,
+        seed: int,
+        member: int,
+        per_draw: int = 1,
+    ) -> None:
+        _check_at_least_one(batch_size=batch_size, per_draw=per_draw)
+        self.batch_size = batch_size
+        self.per_draw = per_draw
+        self._groups = positions_by_class(labels, classes)
+        _check_no_class_is_empty([len(group) for group in self._groups])
+        self._classes = IndexStream(classes, seed=seed, member=member, kind="classes")
+        self._images = [
+            IndexStream(len(group), seed=seed, member=member, kind=f"class/{c}")
+            for c, group in enumerate(self._groups)
+        ]
+
+    def batch(self, t: int) -> list[int]:
+        """Positions in the data set of batch t."""
+        _check_iteration(t)
+        return [self._item(t * self.batch_size + slot) for slot in range(self.batch_size)]
+
+    def _item(self, position: int) -> int:
+        draw, within = divmod(position, self.per_draw)
+        c = self._classes[draw]
+        number = draw // len(self._groups) * self.per_draw + within
+        return int(self._groups[c][self._images[c][number]])
+
+
+@dataclass(frozen=True, eq=False)
+class BalancedSubset:
+    """A few-shot part of a data set.
+
+    Attributes:
+        positions: int64 (n,), class after class, no image twice.
+        short: class -> its number of images, for classes with fewer than N_C images.
+    """
+
+    positions: np.ndarray
+    short: dict[int, int]
+
+
+def balanced_subset(
+    labels: Labels, classes: int, per_class: int, *, seed: int, number: int
+) -> BalancedSubset:
+    """N_C random images of each class (BTM's subset D_number).
+
+    A class with fewer images gives all it has, without repetition, as in BTM's experiments.
+
+    Args:
+        labels: int (N,), 0..C-1.
+        classes: C; each needs an image.
+        per_class: N_C, at least 1; BTM uses 10.
+        seed: of the subsets.
+        number: 0..N_D - 1; subsets of different numbers are drawn independently and may overlap.
+
+    Raises:
+        DataError: a class has no images.
+        ValueError: `per_class` is out of range.
+
+    Example:
+        >>> subset = balanced_subset([0, 0, 0, 0, 1], 2, 3, seed=1, number=0)
+        >>> len(subset.positions), subset.short
+        (4, {1: 1})
+    """
+    _check_at_least_one(per_class=per_class)
+    groups = positions_by_class(labels, classes)
+    _check_no_class_is_empty([len(group) for group in groups])
+    chosen = [
+        np.sort(
+            counted_generator(seed, "balanced subset", number, c).permutation(group)[:per_class]
+        )
+        for c, group in enumerate(groups)
+    ]
+    short = {c: len(group) for c, group in enumerate(groups) if len(group) < per_class}
+    return BalancedSubset(np.concatenate(chosen), short)
+
+
+def _check_no_class_is_empty(counts: Sequence[int] | np.ndarray) -> None:
+    empty = np.flatnonzero(np.asarray(counts) == 0)
+    if len(empty):
+        raise DataError(
+            f"class {empty[0]} has no images ({len(empty)} of {len(counts)} classes; a sampler "
+            "that draws classes needs at least 1 of each)"
+        )
+
+
+def _check_at_least_one(**values: int) -> None:
+    for name, value in values.items():
+        if value < 1:
+            raise ValueError(f"{name} = {value} is not allowed (must be at least 1)")
+
+
+def _check_iteration(t: int) -> None:
+    if t < 0:
+        raise IndexError(f"t = {t} is not allowed (must be at least 0)")

@@ -1,0 +1,216 @@
+"""Random views of small images, whole batches at once, on the device that holds them.
+
+    view = small_view("plain", CIFAR_STATISTICS, size=32)
+    numbers = counted_generator(seed, "view", member, t).random((len(images), view.numbers))
+    inputs = view(images, torch.from_numpy(numbers))
+
+A view draws nothing itself: image b of the result is a function of image b and of row b of the
+numbers, on every device and in a batch of any size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Protocol, get_args
+
+import torch
+
+from ssod_imwa.classification.data.augmentation import (
+    BOX_ATTEMPTS,
+    Statistics,
+    boxes_of,
+    crop_and_flip,
+    crops_of,
+    cut_out,
+    normalize,
+    resize_and_flip,
+    standardize,
+)
+from ssod_imwa.classification.data.auto_augment import CifarAutoAugment
+from ssod_imwa.classification.data.color_augmentation import ORDERS, jitter, make_gray
+from ssod_imwa.classification.data.filters import blur
+
+SmallViewName = Literal["none", "plain", "strong", "sim"]
+
+# Cutout's hole for 32 pixels was 16.
+HOLE = 1 / 2
+
+# The view of contrastive learning (SimCLR, MoCo v2), with the crops of long-tailed work.
+SIM_SCALE = (0.2, 1.0)
+SIM_JITTER = (0.4, 0.4, 0.4, 0.1)
+SIM_JITTER_CHANCE = 0.8
+SIM_GRAY_CHANCE = 0.2
+SIM_BLUR_CHANCE = 0.5
+SIM_BLUR_SIGMA = (0.1, 2.0)  # pixels
+SIM_BLUR_RADIUS = 6
+
+
+class BatchView(Protocol):
+    """A batch of images to a batch of network inputs."""
+
+    @property
+    def numbers(self) -> int:
+        """Uniform numbers in [0, 1) that one image takes."""
+        ...
+
+    def __call__(self, images: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
+        """Transform and normalize.
+
+        Args:
+            images: uint8 (B, 3, H, W), RGB, on any device.
+            numbers: float64 (B, self.numbers), in [0, 1), in CPU memory.
+
+        Returns:
+            float32 (B, 3, H, W), on the device of the images.
+        """
+        ...
+
+
+def small_view(
+    name: str, statistics: Statistics, *, size: int, padding: int = 4, flip: bool = True
+) -> BatchView:
+    """The view of a published recipe.
+
+    Args:
+        name: "none": normalized alone, for testing. "plain": padded, cropped and mirrored (LDAM).
+            "strong": that, AutoAugment's policy for CIFAR-10 and Cutout (Balanced Meta-Softmax,
+            PaCo, NCL). "sim": a part of the image enlarged, mirrored, its colors jittered, made
+            gray and blurred, each by chance (second view of PaCo and NCL).
+        statistics: to normalize with.
+        size: H = W of the images, in pixels.
+        padding: of the crops of "plain" and "strong", in pixels.
+        flip: mirror half of the images; False for digits and the like.
+
+    Raises:
+        ValueError: the name is not known or a number is out of range.
+
+    Example:
+        >>> view = small_view("plain", Statistics((0.5,) * 3, (0.5,) * 3), size=8)
+        >>> numbers = torch.rand(2, view.numbers, dtype=torch.float64)
+        >>> view(torch.zeros(2, 3, 8, 8, dtype=torch.uint8), numbers).unique().tolist()
+        [-1.0]
+    """
+    names = list(get_args(SmallViewName))
+    if name not in names:
+        raise ValueError(f"view {name!r} is not allowed for images in memory (must be in {names})")
+    if size < 1:
+        raise ValueError(f"size = {size} is not allowed (must be at least 1)")
+    if padding < 0:
+        raise ValueError(f"padding = {padding} is not allowed (must be at least 0)")
+    if name == "none":
+        return NormalizedView(statistics, size)
+    chance = 0.5 if flip else 0.0
+    if name == "sim":
+        return SimView(statistics, size, flip=chance)
+    make = PlainView if name == "plain" else StrongView
+    return make(statistics, size, padding=padding, flip=chance)
+
+
+@dataclass(frozen=True)
+class NormalizedView:
+    """Images as they are."""
+
+    statistics: Statistics
+    size: int
+
+    numbers = 0
+
+    def __call__(self, images: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
+        """Normalize."""
+        _check(self, images, numbers, self.size)
+        return normalize(images, self.statistics)
+
+
+@dataclass(frozen=True)
+class PlainView:
+    """Pad with black, crop at random and mirror with probability `flip`."""
+
+    statistics: Statistics
+    size: int
+    padding: int
+    flip: float
+
+    numbers = 3
+
+    def __call__(self, images: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
+        """Crop, mirror and normalize."""
+        _check(self, images, numbers, self.size)
+        crops = crops_of(numbers, padding=self.padding, flip=self.flip)
+        return normalize(crop_and_flip(images, crops, padding=self.padding), self.statistics)
+
+
+class StrongView:
+    """Crop and mirror as `PlainView` does, augment, and cut out a black square."""
+
+    def __init__(self, statistics: Statistics, size: int, *, padding: int, flip: float) -> None:
+        self.statistics = statistics
+        self.size = size
+        self.padding = padding
+        self.flip = flip
+        self.augment = CifarAutoAugment(size)
+        self.numbers = 3 + self.augment.numbers + 2
+
+    def __call__(self, images: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
+        """Crop, mirror, augment, cut out and normalize."""
+        _check(self, images, numbers, self.size)
+        for_crop, for_policy, for_hole = numbers.split([3, self.augment.numbers, 2], dim=1)
+        crops = crops_of(for_crop, padding=self.padding, flip=self.flip)
+        images = crop_and_flip(images, crops, padding=self.padding)
+        images = self.augment(images, for_policy)
+        images = cut_out(images, for_hole, length=int(HOLE * self.size))
+        return normalize(images, self.statistics)
+
+
+@dataclass(frozen=True)
+class SimView:
+    """Enlarge a part, mirror with probability `flip`, jitter, make gray, and blur, by chance."""
+
+    statistics: Statistics
+    size: int
+    flip: float
+
+    numbers = 2 * BOX_ATTEMPTS + 2 + 1 + 6 + 1 + 2
+
+    def __call__(self, images: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
+        """Change pixels as floating-point numbers, which are never rounded, and normalize."""
+        _check(self, images, numbers, self.size)
+        for_box, for_flip, for_jitter, for_gray, for_blur = numbers.split(
+            [2 * BOX_ATTEMPTS + 2, 1, 6, 1, 2], dim=1
+        )
+        boxes = boxes_of(for_box, size=self.size, scale=SIM_SCALE)
+        images = resize_and_flip(images.float() / 255, boxes, for_flip[:, 0] < self.flip)
+        images = _jitter(images, for_jitter)
+        images = make_gray(images, for_gray[:, 0] < SIM_GRAY_CHANCE)
+        images = _blur(images, for_blur)
+        return standardize(images, self.statistics)
+
+
+def _jitter(images: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
+    chosen = numbers[:, 0] < SIM_JITTER_CHANCE
+    widths = torch.tensor(SIM_JITTER, dtype=torch.float64)
+    middles = torch.tensor([1.0, 1.0, 1.0, 0.0], dtype=torch.float64)
+    amounts = middles + (2 * numbers[:, 1:5] - 1) * widths
+    orders = (numbers[:, 5] * len(ORDERS)).long()
+    return jitter(images, amounts, orders, chosen)
+
+
+def _blur(images: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
+    rows = (numbers[:, 0] < SIM_BLUR_CHANCE).nonzero()[:, 0]
+    smallest, largest = SIM_BLUR_SIGMA
+    sigmas = smallest + (largest - smallest) * numbers[rows, 1]
+    rows = rows.to(images.device, non_blocking=True)
+    radius = min(SIM_BLUR_RADIUS, images.shape[-1] - 1)
+    return images.index_copy(0, rows, blur(images[rows], sigmas, radius=radius))
+
+
+def _check(view: BatchView, images: torch.Tensor, numbers: torch.Tensor, size: int) -> None:
+    count, _, height, width = images.shape
+    if (height, width) != (size, size):
+        raise ValueError(
+            f"images of {width} x {height} pixels are not allowed (must be {size} x {size})"
+        )
+    if numbers.shape != (count, view.numbers):
+        raise ValueError(
+            f"numbers of shape {tuple(numbers.shape)} are not allowed (must be {count} images x "
+            f"{view.numbers})"
+        )

@@ -1,0 +1,79 @@
+"""What the methods of classification have in common."""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+from torch import nn
+
+from ssod_imwa.averaging.ema import ModelEMA, warmup_decay
+from ssod_imwa.engine.method import Method
+
+
+class TrainingNetwork(nn.Module, ABC):
+    """A classifier together with what only its training needs: projection heads, more classifiers.
+
+    In eval mode it is the classifier: images (B, 3, H, W) to logits (B, C). In training mode it
+    returns what the method's losses are computed from, all in one call, because
+    DistributedDataParallel wants one forward pass before a backward pass.
+
+    Args:
+        deployed: the classifier, which is what is left of the network when it is exported.
+    """
+
+    def __init__(self, deployed: nn.Module) -> None:
+        super().__init__()
+        self.deployed = deployed
+
+    def forward(self, *inputs: torch.Tensor) -> Any:
+        return self.outputs(*inputs) if self.training else self.deployed(*inputs)
+
+    @abstractmethod
+    def outputs(self, *inputs: torch.Tensor) -> Any:
+        """What the losses need."""
+
+
+def deployed(network: nn.Module) -> nn.Module:
+    """The classifier in a method's network, without what only training needs."""
+    return network.deployed if isinstance(network, TrainingNetwork) else network
+
+
+class ClassificationMethod(Method):
+    """A method around a network that maps images to logits in eval mode.
+
+    Args:
+        student: the network.
+        iterations: T of a member, for what depends on the progress of training.
+        ema_decay: of a teacher, the student's exponential moving average, which is then the model
+            that is evaluated and shipped; in (0, 1), or 0 for none. The first iterations' mean is
+            a plain one (`warmup_decay`).
+
+    Attributes:
+        num_views: views of each image that `losses` reads from a batch.
+
+    Raises:
+        ValueError: a number is out of range.
+    """
+
+    num_views = 1
+
+    def __init__(self, student: nn.Module, *, iterations: int, ema_decay: float = 0.0) -> None:
+        if iterations < 1:
+            raise ValueError(f"iterations = {iterations} is not allowed (must be at least 1)")
+        if not 0 <= ema_decay < 1:
+            raise ValueError(f"ema_decay = {ema_decay} is not allowed (must be 0 or more, below 1)")
+        teacher = copy.deepcopy(student) if ema_decay > 0 else None
+        super().__init__(student, teacher)
+        self.iterations = iterations
+        self._ema = None if teacher is None else ModelEMA(teacher, student, warmup_decay(ema_decay))
+
+    def progress(self, t: int) -> float:
+        """The part of the training that is done at own iteration t, in [0, 1)."""
+        return t / self.iterations
+
+    def after_step(self, t: int) -> None:
+        if self._ema is not None:
+            self._ema.update(t)

@@ -1,0 +1,150 @@
+"""Balanced contrastive learning (BCL, Zhu et al., arXiv 2207.09052)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+from ssod_imwa.classification.class_counts import log_prior
+from ssod_imwa.classification.contrastive_losses import balanced_contrastive_loss
+from ssod_imwa.classification.data.loader import ImageBatch
+from ssod_imwa.classification.losses import logit_adjusted_loss, widened
+from ssod_imwa.classification.methods.base import ClassificationMethod, TrainingNetwork
+from ssod_imwa.classification.models.base import ImageClassifier
+from ssod_imwa.classification.models.freezing import Part, set_train_mode, train_only
+from ssod_imwa.classification.models.heads import projection_head
+
+
+class BCLOutputs(NamedTuple):
+    """What BCL's losses need of B images in three views; rows of length 1.
+
+    Attributes:
+        logits: (B, C) of view 0.
+        projections: (2B, width) of view 1, then of view 2.
+        prototypes: (C, width), one of each class.
+    """
+
+    logits: torch.Tensor
+    projections: torch.Tensor
+    prototypes: torch.Tensor
+
+
+class BCLNetwork(TrainingNetwork):
+    """A classifier with two heads: one projects features, the other the classifier's weights.
+
+    All views go through the encoder together, so its batch norms see 3B images. The second head
+    makes a prototype of each class (class complement) out of the weights that decide for it; the
+    batch of its batch norm is the C classes.
+
+    Args:
+        deployed: a classifier with weights (C, d), linear or cosine.
+        hidden: width inside both heads: 512 on CIFAR, d in large networks.
+        width: of projections and prototypes: 128 on CIFAR, 1024 in large networks.
+
+    Example:
+        >>> from ssod_imwa.classification.models import CifarResNet
+        >>> network = BCLNetwork(CifarResNet(10, depth=8, classifier="cosine"))
+        >>> view = torch.zeros(2, 3, 32, 32)
+        >>> [tuple(output.shape) for output in network(view, view, view)]
+        [(2, 10), (4, 128), (10, 128)]
+        >>> network.eval()(view).shape
+        torch.Size([2, 10])
+    """
+
+    deployed: ImageClassifier
+
+    def __init__(self, deployed: ImageClassifier, *, hidden: int = 512, width: int = 128) -> None:
+        super().__init__(deployed)
+        d = deployed.num_features
+        self.projection = projection_head("bcl", d, hidden, width)
+        self.prototype_projection = projection_head("bcl", d, hidden, width)
+
+    def outputs(self, view0: torch.Tensor, view1: torch.Tensor, view2: torch.Tensor) -> BCLOutputs:
+        features = self.deployed.features(torch.cat([view0, view1, view2]))
+        classified, contrasted = features.split([len(view0), len(view1) + len(view2)])
+        weights = self.deployed.classifier.get_parameter("weight")
+        return BCLOutputs(
+            self.deployed.classifier(classified),
+            F.normalize(widened(self.projection(contrasted)), dim=1),
+            F.normalize(widened(self.prototype_projection(weights)), dim=1),
+        )
+
+
+class BalancedContrastive(ClassificationMethod):
+    """Logit-adjusted cross-entropy on one view, balanced contrastive loss on two others.
+
+    With the class prior π and T the temperature::
+
+        L = λ CE(z(view 0) + log π, y) + μ L_BCL(views 1 and 2, prototypes; T)
+
+    Args:
+        student: the network.
+        counts: training images of each class.
+        temperature: T, above 0: 0.1 on CIFAR, 0.07 on large sets.
+        ce_weight: λ, 0 or more: 2 on CIFAR, 1 on large sets.
+        contrastive_weight: μ, 0 or more: 0.6 on CIFAR, 0.35 on large sets.
+        iterations: T of a member.
+        part: what of the classifier is trained, see `models.freezing`; the heads always are.
+        ema_decay: see `ClassificationMethod`.
+
+    Raises:
+        ValueError: a number is out of range, or counts are not one a class.
+    """
+
+    num_views = 3
+    student: BCLNetwork
+
+    def __init__(
+        self,
+        student: BCLNetwork,
+        counts: Sequence[int],
+        *,
+        iterations: int,
+        temperature: float = 0.1,
+        ce_weight: float = 2.0,
+        contrastive_weight: float = 0.6,
+        part: Part = "all",
+        ema_decay: float = 0.0,
+    ) -> None:
+        super().__init__(student, iterations=iterations, ema_decay=ema_decay)
+        if not temperature > 0:
+            raise ValueError(f"temperature = {temperature} is not allowed (must be above 0)")
+        for name, value in (("ce_weight", ce_weight), ("contrastive_weight", contrastive_weight)):
+            if not value >= 0:
+                raise ValueError(f"{name} = {value} is not allowed (must be 0 or more)")
+        weights = student.deployed.classifier.get_parameter("weight")
+        if len(counts) != len(weights):
+            raise ValueError(
+                f"{len(counts)} counts are not allowed (must be one for each of the network's "
+                f"{len(weights)} classes)"
+            )
+        train_only(student.deployed, part)
+        self.part = part
+        self.temperature = temperature
+        self.ce_weight = ce_weight
+        self.contrastive_weight = contrastive_weight
+        self.log_prior = log_prior(counts).to(weights.device)
+
+    def set_train_mode(self) -> None:
+        self.student.train()
+        set_train_mode(self.student.deployed, self.part)
+
+    def losses(self, batch: ImageBatch, t: int) -> dict[str, torch.Tensor]:
+        labels = batch.labels
+        logits, projections, prototypes = self.parallel_student(*batch.views)
+        ce = logit_adjusted_loss(logits, labels, self.log_prior)
+        # The same labels twice: view 2 follows view 1.
+        contrastive = balanced_contrastive_loss(
+            projections, labels.repeat(2), prototypes, temperature=self.temperature
+        )
+        with torch.no_grad():
+            accuracy = 100 * (logits.argmax(1) == labels).float().mean()
+        # A weight of 0 keeps its loss in the graph: every parameter gets a gradient on every rank.
+        return {
+            "loss_ce": self.ce_weight * ce,
+            "loss_contrastive": self.contrastive_weight * contrastive,
+            "train_accuracy": accuracy,
+        }

@@ -1,0 +1,113 @@
+"""What methods of experts that learn together (ECL, NCL) have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from ssod_imwa.classification.data.loader import ImageBatch
+from ssod_imwa.classification.methods.base import ClassificationMethod
+from ssod_imwa.classification.methods.expert_network import CollaborativeNetwork, ExpertOutputs
+from ssod_imwa.classification.methods.moco import ExpertContrast
+from ssod_imwa.classification.models.freezing import Part, set_train_mode, train_only
+
+
+class Collaborative(ClassificationMethod):
+    """A method of experts, with or without a contrastive loss of each.
+
+    Args:
+        student: the network.
+        counts: training images of each class.
+        iterations: T of a member.
+        contrast: MoCo beside the experts; None for no contrastive loss, when the network must be
+            without query heads.
+        part: what of each expert is trained, see `models.freezing`; the other heads always are.
+        ema_decay: of a teacher, see `ClassificationMethod`.
+
+    Attributes:
+        num_views: 1 without `contrast`, 2 with it: the second view is the keys'.
+
+    Raises:
+        ValueError: a number is out of range, counts are not one a class, or network and `contrast`
+            do not belong together.
+    """
+
+    num_views = 2
+    student: CollaborativeNetwork
+
+    def __init__(
+        self,
+        student: CollaborativeNetwork,
+        counts: Sequence[int],
+        *,
+        iterations: int,
+        contrast: ExpertContrast | None = None,
+        part: Part = "all",
+        ema_decay: float = 0.0,
+    ) -> None:
+        super().__init__(student, iterations=iterations, ema_decay=ema_decay)
+        classes = len(student.deployed.experts[0].classifier.get_parameter("weight"))
+        if len(counts) != classes:
+            raise ValueError(
+                f"{len(counts)} counts are not allowed (must be one for each of the network's "
+                f"{classes} classes)"
+            )
+        if (student.projections is None) != (contrast is None):
+            raise ValueError(
+                "query heads and `contrast` belong together; give both or neither (a head without "
+                "a loss would get no gradient)"
+            )
+        train_only(student.deployed, part)
+        self.part = part
+        self.contrast = contrast
+        self.num_views = 1 if contrast is None else 2
+        self.num_experts = student.deployed.num_experts
+
+    def set_train_mode(self) -> None:
+        self.student.train()
+        set_train_mode(self.student.deployed, self.part)
+        if self.contrast is not None:
+            self.contrast.key.train()
+            set_train_mode(self.contrast.key.deployed, self.part)
+
+    def models(self) -> dict[str, nn.Module]:
+        models = super().models()
+        return models if self.contrast is None else {**models, "momentum": self.contrast.key}
+
+    def after_step(self, t: int) -> None:
+        super().after_step(t)
+        if self.contrast is not None:
+            self.contrast.after_step()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {} if self.contrast is None else {"contrast": self.contrast.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if self.contrast is not None:
+            self.contrast.load_state_dict(state["contrast"])
+
+    def _contrastive(
+        self, outputs: ExpertOutputs, batch: ImageBatch, t: int, *, weight: float
+    ) -> dict[str, torch.Tensor]:
+        """The weighted contrastive loss, summed over experts; nothing without `contrast`."""
+        if self.contrast is None:
+            return {}
+        # A weight of 0 keeps its loss in the graph: every parameter gets a gradient on every rank.
+        loss = self.contrast.loss(outputs.queries, batch.views[1], t)
+        return {"loss_contrastive": weight * loss}
+
+
+@torch.no_grad()
+def train_accuracy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Percent of the images (B,) that the mean of the experts' logits (K, B, C) gets right."""
+    return 100 * (logits.mean(0).argmax(1) == labels).float().mean()
+
+
+def check_weights(**weights: float) -> None:
+    """Raise ValueError if the weight of a loss is below 0."""
+    for name, value in weights.items():
+        if not value >= 0:
+            raise ValueError(f"{name} = {value} is not allowed (must be 0 or more)")

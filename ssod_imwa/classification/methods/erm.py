@@ -1,0 +1,78 @@
+"""Training by one loss on one view: cross-entropy, re-weighting, MFW, and second stages."""
+
+from __future__ import annotations
+
+import torch
+
+from ssod_imwa.classification.criteria import Criterion
+from ssod_imwa.classification.data.loader import ImageBatch
+from ssod_imwa.classification.methods.base import ClassificationMethod
+from ssod_imwa.classification.mixers import Mixer
+from ssod_imwa.classification.models.base import ImageClassifier
+from ssod_imwa.classification.models.freezing import set_train_mode, train_only
+
+
+class EmpiricalRisk(ClassificationMethod):
+    """One loss of the network's logits (empirical risk minimization).
+
+    Which method it is lies in its parts::
+
+        cross-entropy, focal, balanced softmax, ...   the criterion
+        LDAM-DRW                    criterion "ldam", weights from 0.8, cosines as logits
+        mixup, Remix, MFW           the mixer
+        MFW + DRW                   mixer "mfw", weights from 0.8
+        cRT, LWS, MiSLAS's stage 2  `part` "classifier", after a first stage
+        BTM's fine-tuning           members with balanced subsets of their own
+
+    Args:
+        student: the network.
+        criterion: moved to the student's device.
+        mixer: of images or features.
+        part: what is trained, see `models.freezing`.
+        move_statistics: let the batch-norm statistics of what is frozen follow the data (MiSLAS's
+            shifted BN).
+        iterations: T of a member.
+        ema_decay: see `ClassificationMethod`.
+
+    Raises:
+        ValueError: the mixer mixes labels and the criterion does not take shares of classes, or a
+            number is out of range.
+    """
+
+    student: ImageClassifier
+
+    def __init__(
+        self,
+        student: ImageClassifier,
+        criterion: Criterion,
+        *,
+        mixer: Mixer,
+        iterations: int,
+        part: str = "all",
+        move_statistics: bool = False,
+        ema_decay: float = 0.0,
+    ) -> None:
+        super().__init__(student, iterations=iterations, ema_decay=ema_decay)
+        if mixer.mixes_labels and not criterion.takes_shares:
+            raise ValueError(
+                f"{mixer.kind} with {criterion.name} is not allowed (it mixes labels, which "
+                "cross_entropy, balanced_softmax and balanced_bce without class weights can take)"
+            )
+        self.criterion = criterion.to(next(student.parameters()).device)
+        self.mixer = mixer
+        self.part = part
+        self.move_statistics = move_statistics
+        train_only(student, part)
+
+    def set_train_mode(self) -> None:
+        set_train_mode(self.student, self.part, move_statistics=self.move_statistics)
+
+    def losses(self, batch: ImageBatch, t: int) -> dict[str, torch.Tensor]:
+        images = batch.views[0]
+        drawn = self.mixer.draw(batch.labels, images.shape)
+        with drawn.at_layer():
+            logits = self.parallel_student(drawn.images(images))
+        loss = self.criterion(logits, drawn.targets, progress=self.progress(t))
+        with torch.no_grad():
+            accuracy = 100 * (logits.argmax(1) == batch.labels).float().mean()
+        return {"loss": loss, "train_accuracy": accuracy}

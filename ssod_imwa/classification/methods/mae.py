@@ -1,0 +1,110 @@
+"""Masked generative pre-training on long-tailed images: LiVT's first stage (arXiv 2212.02015)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch
+
+from ssod_imwa.classification.data.loader import ImageBatch
+from ssod_imwa.classification.models.mae import MaskedAutoencoder
+from ssod_imwa.engine import comm
+from ssod_imwa.engine.method import Method
+from ssod_imwa.engine.seeding import counted_generator
+
+ENCODER = "encoder."
+CLASSIFIER = "encoder.classifier."
+
+
+class MaskedPretraining(Method):
+    """Reconstruction of masked patches, without labels; which patches is drawn in each step.
+
+    A run of its own precedes fine-tuning, which begins with the `encoder_state` of its weights and
+    is `EmpiricalRisk` with the criterion "balanced_bce" and the mixer "mixup_or_cutmix".
+
+    Args:
+        student: the masked autoencoder.
+
+    Attributes:
+        num_views: views of each image that `losses` reads from a batch.
+    """
+
+    num_views = 1
+    student: MaskedAutoencoder
+
+    def losses(self, batch: ImageBatch, t: int) -> dict[str, torch.Tensor]:
+        images = batch.views[0]
+        # Drawn on the CPU: the masks of a run are the same on every device.
+        noise = torch.rand(len(images), _patches(self.student)).to(images.device)
+        return {"loss_reconstruction": self.parallel_student(images, noise)}
+
+
+@torch.no_grad()
+def reconstruction_error(
+    model: MaskedAutoencoder, batches: Iterable[ImageBatch]
+) -> dict[str, float]:
+    """The mean squared error of masked patches, each image masked in a way of its own.
+
+    An image's mask is a function of its index in the data set, so the error does not depend on the
+    size and order of batches.
+
+    Args:
+        model: in eval mode.
+        batches: of one view, this rank's part of them; brought to the model's device.
+
+    Returns:
+        `reconstruction_error`, of pixels that have mean 0 and variance 1 in each patch.
+
+    Raises:
+        ValueError: there are no images.
+    """
+    device = next(model.parameters()).device
+    total, images = 0.0, 0
+    for batch in batches:
+        noise = torch.stack([_counted_noise(model, index) for index in batch.indices.tolist()])
+        error = model(batch.views[0].to(device), noise.to(device))
+        total += error.item() * len(noise)
+        images += len(noise)
+    gathered = comm.all_gather((total, images))
+    total, images = (sum(part) for part in zip(*gathered, strict=True))
+    if images == 0:
+        raise ValueError("0 images are not allowed (must be at least 1)")
+    return {"reconstruction_error": total / images}
+
+
+def encoder_state(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The encoder's weights, for `load_encoder` (in `models.weights`) of a vision transformer.
+
+    Args:
+        state: of a masked autoencoder.
+
+    Returns:
+        Weights by the transformer's names, without those of a classifier.
+
+    Raises:
+        ValueError: the state has no encoder.
+
+    Example:
+        >>> weight = torch.zeros(2, 2)
+        >>> list(encoder_state({"encoder.fc_norm.weight": weight, "decoder_embed.bias": weight}))
+        ['fc_norm.weight']
+    """
+    encoder = {
+        name.removeprefix(ENCODER): tensor
+        for name, tensor in state.items()
+        if name.startswith(ENCODER) and not name.startswith(CLASSIFIER)
+    }
+    if not encoder:
+        raise ValueError(
+            f"weights {sorted(state)[:3]}... are not allowed (no name has {ENCODER!r})"
+        )
+    return encoder
+
+
+def _patches(model: MaskedAutoencoder) -> int:
+    return model.visible_patches + model.masked_patches
+
+
+def _counted_noise(model: MaskedAutoencoder, index: int) -> torch.Tensor:
+    generator = counted_generator("reconstruction", index)
+    return torch.from_numpy(generator.random(_patches(model)))

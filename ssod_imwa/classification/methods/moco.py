@@ -1,0 +1,133 @@
+"""MoCo beside each of several experts (He et al., arXiv 1911.05722), as in NCL and ECL."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from ssod_imwa.classification.collaborative_losses import info_nce_loss
+from ssod_imwa.classification.methods.expert_network import (
+    CollaborativeNetwork,
+    ContrastiveBranch,
+)
+from ssod_imwa.classification.models.momentum import FeatureQueue, MomentumEncoder
+from ssod_imwa.engine import comm
+from ssod_imwa.engine.seeding import counted_generator
+
+
+class ExpertContrast:
+    """A momentum encoder and a queue for each expert, and the contrastive loss of all.
+
+    A query's positive is the key of its image's other view; its negatives are the expert's queue,
+    which the step's own keys enter after the step. The key network moves after each step, too,
+    which is the same as MoCo's update at the start of the next one. On several ranks its batch
+    norms see images of all of them (shuffle-BN), and each rank's queue holds the keys of all.
+
+    Args:
+        network: on its device, with query heads.
+        queue: rows of each expert's queue, at least a batch of all ranks: 1024 on CIFAR, 65536 on
+            large sets. It begins with random directions.
+        temperature: T, above 0.
+        momentum: m of the key network, see `MomentumEncoder`.
+        legacy_key_head: leave the key heads at random weights of their own for ever, as NCL's
+            public code does; otherwise they begin as copies and follow like the encoders.
+        seed: of the queues' first content.
+
+    Attributes:
+        key: the key network, whose parameters get no gradients.
+        queues: one for each expert.
+
+    Raises:
+        ValueError: the network has no query heads, or a number is out of range.
+    """
+
+    key: ContrastiveBranch
+
+    def __init__(
+        self,
+        network: CollaborativeNetwork,
+        *,
+        queue: int = 1024,
+        temperature: float = 0.2,
+        momentum: float = 0.999,
+        legacy_key_head: bool = False,
+        seed: int = 0,
+    ) -> None:
+        if network.projections is None:
+            raise ValueError("width = 0 is not allowed with a contrastive loss (must be above 0)")
+        if not temperature > 0:
+            raise ValueError(f"temperature = {temperature} is not allowed (must be above 0)")
+        self.temperature = temperature
+        device = next(network.parameters()).device
+        followed = nn.ModuleList() if legacy_key_head else network.projections
+        self._encoder = MomentumEncoder(network.branch(followed), momentum=momentum)
+        self.key = self._encoder.key
+        if legacy_key_head:
+            self.key.projections = network.new_projections().to(device).requires_grad_(False)
+        self.queues = [
+            FeatureQueue(
+                queue, network.width, generator=counted_generator(seed, "queue", k), device=device
+            )
+            for k in range(network.deployed.num_experts)
+        ]
+        self._new: list[torch.Tensor] = []
+
+    def loss(self, queries: torch.Tensor, images: torch.Tensor, t: int) -> torch.Tensor:
+        """The sum of the experts' InfoNCE; the keys wait for `after_step`.
+
+        Args:
+            queries: (K, B, width), rows of length 1, of the images' first view.
+            images: (B, 3, H, W), the second view.
+            t: the member's own iteration.
+        """
+        keys, of_all_ranks = self._keys(images, t)
+        self._new.append(of_all_ranks)
+        losses = [
+            info_nce_loss(query, key, queue.features, temperature=self.temperature)
+            for query, key, queue in zip(queries, keys, self.queues, strict=True)
+        ]
+        return torch.stack(losses).sum()
+
+    def after_step(self) -> None:
+        """Write the keys of all micro-batches into the queues, and move the key network."""
+        for keys in self._new:
+            for queue, rows in zip(self.queues, keys, strict=True):
+                queue.write_(rows)
+        self._new.clear()
+        self._encoder.update_()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The queues; the key network is one of the method's models."""
+        return {f"queue_{k}": queue.state_dict() for k, queue in enumerate(self.queues)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue where `state_dict` was taken.
+
+        Raises:
+            ValueError: the state is of another number of experts, or of queues of another size.
+        """
+        if len(state) != len(self.queues):
+            raise ValueError(
+                f"{len(state)} queues do not fit {len(self.queues)} experts (must be one for each)"
+            )
+        for k, queue in enumerate(self.queues):
+            queue.load_state_dict(state[f"queue_{k}"])
+        self._new.clear()
+
+    def _keys(self, images: torch.Tensor, t: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys (K, B, width) of the images, and (K, ranks * B, width) of all ranks' images."""
+        if comm.world_size() == 1:
+            keys = self._encoder(images)
+            return keys, keys
+        # Shuffle-BN: a query and its key must not share the statistics of their batch. The order is
+        # a function of the step, so that all ranks know it.
+        together = comm.gather_rows(images)
+        numbers = counted_generator("shuffle", t, len(self._new)).permutation(len(together))
+        order = torch.from_numpy(numbers).to(images.device)
+        mine = slice(comm.rank() * len(images), (comm.rank() + 1) * len(images))
+        shuffled = self._encoder(together[order[mine]])
+        everyones = comm.gather_rows(shuffled.transpose(0, 1))[order.argsort()].transpose(0, 1)
+        return everyones[:, mine], everyones

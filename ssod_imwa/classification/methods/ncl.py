@@ -1,0 +1,114 @@
+"""Nested collaborative learning for long-tailed recognition (NCL, Li et al., arXiv 2203.15359)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+
+from ssod_imwa.classification.class_counts import checked_counts
+from ssod_imwa.classification.collaborative_losses import (
+    hard_category_mask,
+    masked_logits,
+    nested_distillation_loss,
+)
+from ssod_imwa.classification.data.loader import ImageBatch
+from ssod_imwa.classification.losses import widened
+from ssod_imwa.classification.methods.collaborative import (
+    Collaborative,
+    check_weights,
+    train_accuracy,
+)
+from ssod_imwa.classification.methods.expert_network import CollaborativeNetwork
+from ssod_imwa.classification.methods.moco import ExpertContrast
+from ssod_imwa.classification.models.freezing import Part
+
+
+class NCL(Collaborative):
+    """Experts that learn labels and one another, over all classes and over the hard ones.
+
+    For K experts with logits z, n the images of each class, a^k = z^k + log n and h^k = a^k where
+    expert 0 mistakes most and 0 elsewhere::
+
+        L = Σ_k [CE(a^k, y) + CE(h^k, y)] + λ [D(a) + D(h)] + β Σ_k InfoNCE_k
+
+    These are sums over experts, not means: with more experts each learns at the same rate.
+
+    Args:
+        student: the network.
+        counts: training images of each class.
+        iterations: T of a member.
+        hard_categories: N_h in 1..C, the true class included; None takes 0.3 C, rounded down:
+            30 of CIFAR-100, 300 of ImageNet-LT.
+        distillation_weight: λ, 0 or more.
+        contrastive_weight: β, 0 or more; of no account without `contrast`, as in the public
+            recipes for ImageNet-LT and iNaturalist.
+        contrast: MoCo beside the experts, see `Collaborative`.
+        part: what is trained, see `Collaborative`.
+        ema_decay: of a teacher.
+
+    Raises:
+        ValueError: an argument is out of range, or the network does not fit.
+    """
+
+    def __init__(
+        self,
+        student: CollaborativeNetwork,
+        counts: Sequence[int],
+        *,
+        iterations: int,
+        hard_categories: int | None = None,
+        distillation_weight: float = 0.6,
+        contrastive_weight: float = 1.0,
+        contrast: ExpertContrast | None = None,
+        part: Part = "all",
+        ema_decay: float = 0.0,
+    ) -> None:
+        super().__init__(
+            student,
+            counts,
+            iterations=iterations,
+            contrast=contrast,
+            part=part,
+            ema_decay=ema_decay,
+        )
+        check_weights(
+            distillation_weight=distillation_weight, contrastive_weight=contrastive_weight
+        )
+        if student.references is not None:
+            raise ValueError("reference heads are not allowed (NCL would give them no gradient)")
+        classes = len(counts)
+        if hard_categories is None:
+            hard_categories = max(1, 3 * classes // 10)
+        if not 1 <= hard_categories <= classes:
+            raise ValueError(
+                f"hard_categories = {hard_categories} is not allowed (must be 1..C = {classes})"
+            )
+        self.hard_categories = hard_categories
+        self.distillation_weight = distillation_weight
+        self.contrastive_weight = contrastive_weight
+        # log n, not log π: beside the masked logits of 0 a constant counts.
+        self.log_counts = checked_counts(counts).log().float().to(next(student.parameters()).device)
+
+    def losses(self, batch: ImageBatch, t: int) -> dict[str, torch.Tensor]:
+        labels = batch.labels
+        outputs = self.parallel_student(batch.views[0])
+        compensated = widened(outputs.logits) + self.log_counts
+        mask = hard_category_mask(outputs.logits[0], labels, count=self.hard_categories)
+        hard = masked_logits(compensated, mask)
+        weight = self.distillation_weight
+        return {
+            "loss_ce": _summed_cross_entropy(compensated, labels),
+            "loss_ce_hard": _summed_cross_entropy(hard, labels),
+            "loss_kd": weight * nested_distillation_loss(compensated),
+            "loss_kd_hard": weight * nested_distillation_loss(hard),
+            **self._contrastive(outputs, batch, t, weight=self.contrastive_weight),
+            "train_accuracy": train_accuracy(outputs.logits, labels),
+        }
+
+
+def _summed_cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """The sum over experts of the mean over images."""
+    experts = len(logits)
+    return experts * F.cross_entropy(logits.flatten(0, 1), labels.repeat(experts))

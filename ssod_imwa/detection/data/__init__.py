@@ -1,0 +1,1 @@
+"""Detection data sets: records, readers, splits, and views with boxes."""

@@ -1,0 +1,54 @@
+"""Images in a folder, without labels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ssod_imwa.data.image_files import IMAGE_SUFFIXES, image_size
+from ssod_imwa.detection.data.records import DetectionDataset, ImageRecord
+from ssod_imwa.detection.data.validation import Problem, report
+from ssod_imwa.errors import DataError
+
+
+def load_folder(
+    folder: str | Path, *, name: str, problems: list[Problem] | None = None
+) -> DetectionDataset:
+    """All images below a folder, unlabeled, in the order of their paths.
+
+    An image's id is its path relative to the folder. Files that do not end in one of
+    `IMAGE_SUFFIXES` are left alone.
+
+    Args:
+        folder: searched with all its subfolders.
+        name: name of the data set.
+        problems: receives files that have an image's name but are none; without it the first of
+            them raises.
+
+    Raises:
+        DataError: the folder is missing, or see `problems`.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise DataError(f"image folder {folder} does not exist")
+    paths = sorted(
+        (path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES),
+        key=lambda path: path.relative_to(folder).as_posix(),
+    )
+    named = [(path.relative_to(folder).as_posix(), str(path)) for path in paths]
+    return DetectionDataset(name, unlabeled_records(named, problems), ())
+
+
+def unlabeled_records(
+    named: list[tuple[str, str]], problems: list[Problem] | None
+) -> tuple[ImageRecord, ...]:
+    """Records of (id, image file) pairs, with the sizes found in the files."""
+    records = []
+    for image_id, path in named:
+        try:
+            width, height = image_size(path)
+        except DataError as error:
+            rule = "every image has a readable header"
+            report(Problem(path, image_id, "no image", str(error), rule), problems)
+            continue
+        records.append(ImageRecord(path, image_id, width, height))
+    return tuple(records)

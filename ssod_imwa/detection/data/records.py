@@ -1,0 +1,142 @@
+"""What moves between data sets, loaders, detectors and evaluators."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+
+@dataclass(frozen=True)
+class Annotations:
+    """Labels of one image.
+
+    Attributes:
+        boxes: float32 (n, 4), x1 y1 x2 y2 in pixels of the stored image.
+        labels: int64 (n,), 0..C-1.
+        crowd: bool (n,), COCO's iscrowd: never trained on, a crowd region when evaluated.
+        difficult: bool (n,), VOC's difficult: trained on, ignored when evaluated.
+        area: float64 (n,), square pixels of the objects' masks, by which COCO tells small, medium
+            and large; None takes the boxes' areas.
+    """
+
+    boxes: np.ndarray
+    labels: np.ndarray
+    crowd: np.ndarray
+    difficult: np.ndarray
+    area: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True)
+class ImageRecord:
+    """One image of a data set; `annotations` is None when the image is unlabeled."""
+
+    file_name: str
+    image_id: int | str
+    width: int
+    height: int
+    annotations: Annotations | None = None
+
+
+@dataclass(frozen=True)
+class DetectionDataset:
+    """A named list of images and the names of its classes (empty for unlabeled images)."""
+
+    name: str
+    records: tuple[ImageRecord, ...]
+    classes: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def subset(self, indices: Sequence[int], *, labeled: bool = True) -> DetectionDataset:
+        """The images at these positions, in this order; without labels if `labeled` is False."""
+        records = [self.records[i] for i in indices]
+        if not labeled:
+            records = [replace(record, annotations=None) for record in records]
+        return replace(self, records=tuple(records))
+
+
+@dataclass
+class Targets:
+    """Boxes to learn: float32 (n, 4) x1 y1 x2 y2 in pixels of the view, int64 (n,) 0..C-1."""
+
+    boxes: torch.Tensor
+    labels: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def to(self, device: torch.device | str) -> Targets:
+        return Targets(*(x.to(device, non_blocking=True) for x in (self.boxes, self.labels)))
+
+
+@dataclass
+class Detections:
+    """What a detector found: boxes and labels as in `Targets`, scores float32 (n,) in [0, 1]."""
+
+    boxes: torch.Tensor
+    labels: torch.Tensor
+    scores: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass
+class View:
+    """One image as one branch of a method sees it.
+
+    Attributes:
+        image: uint8 (3, H, W), RGB.
+        matrix: float64 (3, 3), maps homogeneous pixels of the stored image to pixels of the view.
+        targets: boxes of the view without crowds, or None when the image is unlabeled.
+    """
+
+    image: torch.Tensor
+    matrix: torch.Tensor
+    targets: Targets | None
+
+    def to(self, device: torch.device | str) -> View:
+        targets = None if self.targets is None else self.targets.to(device)
+        return View(self.image.to(device, non_blocking=True), self.matrix, targets)
+
+
+@dataclass
+class Sample:
+    """An image's weak and strong view and the record they were made from."""
+
+    record: ImageRecord
+    weak: View
+    strong: View
+
+    def to(self, device: torch.device | str) -> Sample:
+        return Sample(self.record, self.weak.to(device), self.strong.to(device))
+
+
+@dataclass
+class DetectionBatch:
+    """The images of one iteration; `unlabeled` is empty for supervised training."""
+
+    labeled: list[Sample]
+    unlabeled: list[Sample]
+
+    def to(self, device: torch.device | str) -> DetectionBatch:
+        return DetectionBatch(
+            [sample.to(device) for sample in self.labeled],
+            [sample.to(device) for sample in self.unlabeled],
+        )
+
+    def split(self, parts: int) -> list[DetectionBatch]:
+        """Cut into equal micro-batches, for gradient accumulation."""
+        for images in (self.labeled, self.unlabeled):
+            if len(images) % parts:
+                raise ValueError(f"{len(images)} images cannot be split into {parts} equal parts")
+        return [
+            DetectionBatch(self.labeled[i::parts], self.unlabeled[i::parts]) for i in range(parts)
+        ]

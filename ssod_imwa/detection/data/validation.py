@@ -1,0 +1,321 @@
+"""Everything that can be wrong in a data set, and what is done about it."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from ssod_imwa.data.image_files import (
+    DECODING_ERRORS,
+    check_size,
+    image_size,
+    upright_size,
+)
+from ssod_imwa.detection.data.records import Annotations, DetectionDataset, ImageRecord
+from ssod_imwa.errors import DataError
+
+logger = logging.getLogger(__name__)
+
+POLICIES = ("error", "skip")
+
+# Annotation tools round to pixels, so a box may pass the image's edge by this much; it is clipped.
+EDGE_TOLERANCE = 1.0
+
+_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something wrong, with what a person needs to find and mend it.
+
+    Attributes:
+        file: the image or annotation file.
+        record: the image's id, empty when the data set as a whole is meant.
+        what: the kind of problem, the same words for each case of it.
+        value: what was found.
+        rule: what is allowed, or what will be done.
+        level: "error" stops a run, "warning" is logged, "note" is only shown by the checker.
+        position: place of the image in the data set, or -1.
+        box: number of the box in its image, or -1 when the image itself is meant.
+    """
+
+    file: str
+    record: str
+    what: str
+    value: str
+    rule: str
+    level: str = "error"
+    position: int = -1
+    box: int = -1
+
+    def __str__(self) -> str:
+        where = f"image {self.record}: " if self.record else ""
+        return f"{where}{self.what}: {self.value} ({self.rule})"
+
+
+def report(problem: Problem, problems: list[Problem] | None) -> None:
+    """Collect a reader's problem, or stop at it when nobody collects.
+
+    Raises:
+        DataError: `problems` is None.
+    """
+    if problems is None:
+        raise DataError(f"{problem.file}: {problem}")
+    problems.append(problem)
+
+
+def find_problems(dataset: DetectionDataset, *, read_pixels: bool) -> list[Problem]:
+    """Everything wrong in a data set.
+
+    Args:
+        dataset: as a reader returned it, before `apply_policy`.
+        read_pixels: open and decode every image, too. Without it only file sizes are looked at,
+            which takes about a second for COCO.
+    """
+    problems = [*_id_problems(dataset), *_box_problems(dataset), *_class_problems(dataset)]
+    for position, record in enumerate(dataset.records):
+        problems += _file_problems(record, position, read_pixels=read_pixels)
+    return problems
+
+
+def check_readable(dataset: DetectionDataset) -> None:
+    """Make sure that the images can be read, at 0.1 ms each.
+
+    Found are files that are no image, are cut off (JPEG and PNG) or have another size than their
+    annotation; not all other damage, for which every image has to be decoded.
+
+    Raises:
+        DataError: an image cannot be read; it names the first one and how many there are.
+    """
+    faults = []
+    for record in dataset.records:
+        try:
+            size = image_size(record.file_name, whole=True)
+            check_size(record.file_name, size, (record.width, record.height))
+        except DataError as error:
+            faults.append(str(error))
+    if faults:
+        more = f"; so {len(faults) - 1} more" if len(faults) > 1 else ""
+        raise DataError(
+            f"data set {dataset.name} cannot be read: {faults[0]}{more} (restore the image; "
+            f"tools/check_dataset.py {dataset.name} lists all)"
+        )
+
+
+def apply_policy(
+    dataset: DetectionDataset,
+    *,
+    on_bad_record: str = "error",
+    problems: Sequence[Problem] = (),
+) -> DetectionDataset:
+    """The data set without its bad records; boxes are clipped to their image.
+
+    Boxes that pass the edge by no more than `EDGE_TOLERANCE` pixels are clipped without a word.
+    With "skip", images that are missing, empty or listed twice and boxes that have no area, no
+    class or lie outside are left out, and boxes that pass the edge by more are clipped; each kind
+    is logged with its count. A class without boxes is logged in both cases.
+
+    Args:
+        dataset: as a reader returned it.
+        on_bad_record: "error" or "skip".
+        problems: what the reader collected: annotations it could not represent.
+
+    Raises:
+        DataError: there are bad records and the policy is "error", or no image is left.
+    """
+    if on_bad_record not in POLICIES:
+        raise ValueError(f"on_bad_record = {on_bad_record!r} is not allowed (one of {POLICIES})")
+    found = [*problems, *find_problems(dataset, read_pixels=False)]
+    for warning in (problem for problem in found if problem.level == "warning"):
+        logger.warning("%s: %s", dataset.name, warning)
+    errors = [problem for problem in found if problem.level == "error"]
+    if errors and on_bad_record == "error":
+        raise DataError(_summary(dataset.name, errors))
+    for kind, count in sorted(Counter(problem.what for problem in errors).items()):
+        logger.warning("%s: skipped %d x %s", dataset.name, count, kind)
+    dataset = _without(dataset, errors)
+    if not dataset.records:
+        raise DataError(f"data set {dataset.name} has no images (at least 1 is needed)")
+    return dataset
+
+
+def _summary(name: str, errors: list[Problem]) -> str:
+    listed = "; ".join(map(str, errors[:_SHOWN]))
+    more = f"; and {len(errors) - _SHOWN} more" if len(errors) > _SHOWN else ""
+    return (
+        f"data set {name} has bad records ({len(errors)}): {listed}{more} (mend them, or leave "
+        f"them out with DATASETS.ON_BAD_RECORD skip; tools/check_dataset.py {name} lists all)"
+    )
+
+
+def _without(dataset: DetectionDataset, errors: Iterable[Problem]) -> DetectionDataset:
+    bad_images = {p.position for p in errors if p.position >= 0 and p.box < 0}
+    bad_boxes: dict[int, set[int]] = {}
+    for problem in errors:
+        if problem.box >= 0 and problem.what != _PASSES_EDGE:
+            bad_boxes.setdefault(problem.position, set()).add(problem.box)
+    changed = _passing_an_edge(dataset) | set(bad_boxes)
+    records = [
+        _cleaned(record, bad_boxes.get(position, set())) if position in changed else record
+        for position, record in enumerate(dataset.records)
+        if position not in bad_images
+    ]
+    return replace(dataset, records=tuple(records))
+
+
+def _cleaned(record: ImageRecord, bad_boxes: set[int]) -> ImageRecord:
+    old = record.annotations
+    keep = [number for number in range(len(old)) if number not in bad_boxes]
+    limits = np.array([record.width, record.height] * 2, dtype=np.float32)
+    annotations = Annotations(
+        boxes=np.clip(old.boxes[keep], 0, limits),
+        labels=old.labels[keep],
+        crowd=old.crowd[keep],
+        difficult=old.difficult[keep],
+        area=None if old.area is None else old.area[keep],
+    )
+    return replace(record, annotations=annotations)
+
+
+def _id_problems(dataset: DetectionDataset) -> Iterator[Problem]:
+    if not dataset.records:
+        yield Problem(dataset.name, "", "empty split", "0 images", "at least 1 is needed")
+    first: dict[int | str, str] = {}
+    for position, record in enumerate(dataset.records):
+        if record.image_id in first:
+            rule = f"ids are unique; also that of {first[record.image_id]}"
+            yield _problem(record, position, "duplicate id", repr(record.image_id), rule)
+        first.setdefault(record.image_id, record.file_name)
+
+
+def _class_problems(dataset: DetectionDataset) -> Iterator[Problem]:
+    labeled = [r.annotations for r in dataset.records if r.annotations is not None]
+    if not labeled:
+        return
+    labels = np.concatenate([a.labels[~a.crowd] for a in labeled])
+    present = set(labels.tolist())
+    for label, name in enumerate(dataset.classes):
+        if label not in present:
+            rule = "it can be neither learned from nor evaluated on these images"
+            yield Problem(dataset.name, "", "class without boxes", name, rule, level="warning")
+
+
+_PASSES_EDGE = "box passes the image's edge"
+
+
+class _AllBoxes:
+    """The boxes of all images in one table: a NumPy call for each of COCO's images takes seconds.
+
+    Attributes:
+        position, number: int64 (n,), place of the box's image and of the box in it.
+        boxes, limits: float32 (n, 4), x1 y1 x2 y2 and width, height, width, height of the image.
+        labels: int64 (n,).
+    """
+
+    def __init__(self, dataset: DetectionDataset) -> None:
+        # The empty first entries keep the shapes of a data set without labels.
+        none = Annotations(np.zeros((0, 4), np.float32), np.zeros(0, np.int64), *[np.zeros(0)] * 2)
+        each = [none, *(record.annotations or none for record in dataset.records)]
+        counts = [len(annotations) for annotations in each]
+        self.boxes = np.concatenate([annotations.boxes for annotations in each])
+        self.labels = np.concatenate([annotations.labels for annotations in each])
+        self.position = np.repeat(np.arange(-1, len(dataset)), counts)
+        self.number = np.arange(len(self.boxes)) - np.repeat(np.cumsum([0, *counts])[:-1], counts)
+        sizes = [(record.width, record.height) * 2 for record in dataset.records]
+        self.limits = np.array(sizes, np.float32).reshape(-1, 4)[self.position]
+
+
+def _passing_an_edge(dataset: DetectionDataset) -> set[int]:
+    """Positions of the images with a box that is not inside."""
+    table = _AllBoxes(dataset)
+    passes = ((table.boxes < 0) | (table.boxes > table.limits)).any(axis=1)
+    return set(table.position[passes].tolist())
+
+
+def _box_problems(dataset: DetectionDataset) -> Iterator[Problem]:
+    table = _AllBoxes(dataset)
+    faults = _wrong_boxes(table.boxes, table.labels, table.limits, len(dataset.classes))
+    for index, what, rule in faults:
+        position = int(table.position[index])
+        record = dataset.records[position]
+        value = str([float(f"{x:.6g}") for x in table.boxes[index]])
+        if what == _PASSES_EDGE:
+            value += f" in {record.width} x {record.height}"
+        yield _problem(record, position, what, value, rule, box=int(table.number[index]))
+
+
+def _wrong_boxes(
+    boxes: np.ndarray, labels: np.ndarray, limits: np.ndarray, classes: int
+) -> Iterator[tuple[int, str, str]]:
+    """Number of each wrong box, its first fault and the rule."""
+    finite = np.isfinite(boxes).all(axis=1)
+    has_area = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
+    clipped = np.clip(np.where(np.isfinite(boxes), boxes, 0), 0, limits)
+    inside = (clipped[:, 2:] > clipped[:, :2]).all(axis=1)
+    fits = (np.abs(clipped - boxes) <= EDGE_TOLERANCE).all(axis=1)
+    known = (labels >= 0) & (labels < classes)
+    faults = (
+        (~finite, "box is not finite", "every coordinate is a number"),
+        (~has_area, "box without area", "x2 > x1 and y2 > y1"),
+        (~inside, "box outside the image", "boxes lie inside their image"),
+        (~fits, _PASSES_EDGE, f"by at most {EDGE_TOLERANCE:g} pixel"),
+        (~known, "box of an unknown class", f"labels are 0..{classes - 1}"),
+    )
+    open_ = np.ones(len(boxes), dtype=bool)
+    for wrong, what, rule in faults:
+        for index in np.flatnonzero(wrong & open_):
+            yield int(index), what, rule
+        open_ &= ~wrong
+
+
+def _file_problems(record: ImageRecord, position: int, *, read_pixels: bool) -> list[Problem]:
+    try:
+        size = Path(record.file_name).stat().st_size
+    except OSError:
+        rule = "every listed image exists"
+        return [_problem(record, position, "missing image", record.file_name, rule)]
+    if size == 0:
+        rule = "it holds an image"
+        return [_problem(record, position, "empty image file", record.file_name, rule)]
+    return list(_pixel_problems(record, position)) if read_pixels else []
+
+
+def _pixel_problems(record: ImageRecord, position: int) -> Iterator[Problem]:
+    try:
+        with Image.open(record.file_name) as image:
+            size, stored, mode = upright_size(image), image.size, image.mode
+            image.load()
+    except DECODING_ERRORS as error:
+        rule = "it can be decoded"
+        yield _problem(record, position, "unreadable image", f"{record.file_name}: {error}", rule)
+        return
+    if size != (record.width, record.height):
+        value = f"file {size[0]} x {size[1]}, annotation {record.width} x {record.height}"
+        yield _problem(record, position, "wrong size", value, "both are the same")
+    if size != stored:
+        rule = "turned upright when read"
+        yield _problem(record, position, "turned by EXIF", record.file_name, rule, level="note")
+    if mode == "F":
+        rule = "floating-point pixels have no defined range"
+        yield _problem(record, position, "no colors", mode, rule)
+    elif mode != "RGB":
+        yield _problem(record, position, "not RGB", mode, "converted when read", level="note")
+
+
+def _problem(
+    record: ImageRecord,
+    position: int,
+    what: str,
+    value: str,
+    rule: str,
+    *,
+    level: str = "error",
+    box: int = -1,
+) -> Problem:
+    return Problem(record.file_name, str(record.image_id), what, value, rule, level, position, box)

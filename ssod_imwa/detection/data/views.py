@@ -1,0 +1,301 @@
+"""Weak and strong views of an image, each a function of an explicit generator.
+
+A view carries the 3x3 matrix from pixels of the stored image to its own (see `geometry`). Boxes
+follow the matrix, so a view may move pixels in any way that a matrix can express.
+
+Backends were chosen by measurement (benchmarks/data_loading.py): decoding, color and blur run in
+Pillow, which is also what Unbiased Teacher's transforms run on; resizing runs in torch on
+interleaved channels. Images therefore stay interleaved in memory until they are packed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from PIL import Image, ImageFilter
+from torchvision.transforms.v2 import functional as F
+
+from ssod_imwa.data.image_files import check_size, from_array, read_image
+from ssod_imwa.detection.data.geometry import flip_matrix, map_targets, resized_shape, scale_matrix
+from ssod_imwa.detection.data.records import ImageRecord, Sample, View
+
+# ColorJitter(0.4, 0.4, 0.4, 0.1) and GaussianBlur of Unbiased Teacher.
+JITTER_FACTOR = (0.6, 1.4)
+JITTER_HUE = (-0.1, 0.1)
+BLUR_RADIUS = (0.1, 2.0)
+# Area as a fraction of the image and height over width of the three erased rectangles.
+ERASING_AREA = ((0.05, 0.2), (0.02, 0.2), (0.02, 0.2))
+ERASING_ASPECT = ((0.3, 3.3), (0.1, 6.0), (0.05, 8.0))
+# A rectangle that does not fit is drawn again this often, then left out, as in torchvision.
+ERASING_ATTEMPTS = 10
+
+
+def read_record(record: ImageRecord) -> torch.Tensor:
+    """Decode a record's image and check its size.
+
+    Raises:
+        DataError: the image cannot be read, or its size is not the record's; boxes and orientation
+            groups would then be wrong.
+    """
+    image = read_image(record.file_name)
+    height, width = image.shape[-2:]
+    check_size(record.file_name, (width, height), (record.width, record.height))
+    return image
+
+
+def _to_array(image: torch.Tensor) -> np.ndarray:
+    """(H, W, 3) without a copy if the image is interleaved already."""
+    return np.ascontiguousarray(image.permute(1, 2, 0).numpy())
+
+
+def _resize(
+    image: torch.Tensor, *, min_size: int, max_size: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    height, width = image.shape[-2:]
+    shape = resized_shape(height, width, min_size=min_size, max_size=max_size)
+    matrix = scale_matrix(shape[1] / width, shape[0] / height)
+    return F.resize(image, list(shape), antialias=True), matrix
+
+
+class ImageTransform(Protocol):
+    """Draws its parameters from the generator; returns the image and the matrix of its geometry."""
+
+    def __call__(
+        self, image: torch.Tensor, generator: np.random.Generator
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Transform a uint8 (3, H, W) image; the matrix maps its pixels to those returned."""
+
+
+@dataclass(frozen=True)
+class WeakView:
+    """Random resize and horizontal flip.
+
+    Args:
+        min_sizes: lengths in pixels, one of which is drawn for the shortest edge.
+        max_size: bound of the longest edge in pixels; the aspect ratio is kept.
+        flip: mirror with probability 1/2.
+    """
+
+    min_sizes: Sequence[int]
+    max_size: int
+    flip: bool = True
+
+    def __post_init__(self) -> None:
+        if not len(self.min_sizes):
+            raise ValueError("min_sizes is empty (at least one length is needed)")
+        for size in self.min_sizes:
+            _check_sizes(size, self.max_size)
+        if not isinstance(self.flip, bool):
+            raise TypeError(f"flip = {self.flip!r} is not allowed (must be True or False)")
+
+    def __call__(
+        self, image: torch.Tensor, generator: np.random.Generator
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Transform a uint8 (3, H, W) image; the matrix maps its pixels to those returned."""
+        min_size = self.min_sizes[generator.integers(len(self.min_sizes))]
+        image, matrix = _resize(image, min_size=min_size, max_size=self.max_size)
+        if self.flip and generator.random() < 0.5:
+            image, matrix = image.flip(-1), flip_matrix(image.shape[-1]) @ matrix
+        return image, matrix
+
+
+@dataclass(frozen=True)
+class TestView:
+    """Resize to a fixed shortest edge; for evaluation.
+
+    Args:
+        min_size: length of the shortest edge in pixels.
+        max_size: bound of the longest edge in pixels; the aspect ratio is kept.
+    """
+
+    __test__ = False  # not a test class, whatever pytest makes of the name
+
+    min_size: int
+    max_size: int
+
+    def __post_init__(self) -> None:
+        _check_sizes(self.min_size, self.max_size)
+
+    def __call__(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Resize a uint8 (3, H, W) image; the matrix maps its pixels to those returned."""
+        return _resize(image, min_size=self.min_size, max_size=self.max_size)
+
+
+@dataclass(frozen=True)
+class StrongView:
+    """Unbiased Teacher's photometric operations, on top of the weak view.
+
+    In this order: color jitter (brightness, contrast and saturation times U[0.6, 1.4], hue plus
+    U[-0.1, 0.1] of the color circle, in random order), grayscale, Gaussian blur with a radius of
+    U[0.1, 2] pixels, and three rectangles of noise whose areas and aspect ratios are
+    `ERASING_AREA` and `ERASING_ASPECT` (aspect log-uniform). Boxes stay, also under a rectangle.
+    The noise is uniform over 0..255 for every pixel and channel.
+
+    Args:
+        color_jitter: probability.
+        grayscale: probability.
+        blur: probability.
+        erasing: probability of each of the three rectangles.
+        bgr_as_rgb: the public code runs the color operations on BGR pixels as if they were RGB;
+            True does the same.
+    """
+
+    color_jitter: float = 0.8
+    grayscale: float = 0.2
+    blur: float = 0.5
+    erasing: Sequence[float] = (0.7, 0.5, 0.3)
+    bgr_as_rgb: bool = False
+
+    def __post_init__(self) -> None:
+        if len(self.erasing) != len(ERASING_AREA):
+            raise ValueError(
+                f"erasing = {list(self.erasing)} is not allowed (must be {len(ERASING_AREA)} "
+                "probabilities)"
+            )
+        single = {name: getattr(self, name) for name in ("color_jitter", "grayscale", "blur")}
+        several = {f"erasing[{i}]": value for i, value in enumerate(self.erasing)}
+        for name, value in {**single, **several}.items():
+            if not 0 <= value <= 1:
+                raise ValueError(f"{name} = {value} is not allowed (must be 0..1)")
+
+    def __call__(
+        self, image: torch.Tensor, generator: np.random.Generator
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Transform a uint8 (3, H, W) image; the geometry, and so the matrix, is the identity."""
+        array = _to_array(image)
+        operations = self._draw_color_operations(generator)
+        if operations:
+            order = slice(None, None, -1 if self.bgr_as_rgb else 1)
+            picture = Image.fromarray(np.ascontiguousarray(array[..., order]))
+            for operation in operations:
+                picture = operation(picture)
+            array = np.asarray(picture)[..., order]
+        array = array.copy()  # never the weak view's memory, nor Pillow's read-only one
+        for probability, area, aspect in zip(
+            self.erasing, ERASING_AREA, ERASING_ASPECT, strict=True
+        ):
+            if generator.random() < probability:
+                erase_(array, area=area, aspect=aspect, generator=generator)
+        return from_array(array), torch.eye(3, dtype=torch.float64)
+
+    def _draw_color_operations(
+        self, generator: np.random.Generator
+    ) -> list[Callable[[Image.Image], Image.Image]]:
+        operations: list[Callable[[Image.Image], Image.Image]] = []
+        if generator.random() < self.color_jitter:
+            operations += draw_color_jitter(generator)
+        if generator.random() < self.grayscale:
+            operations.append(lambda picture: F.rgb_to_grayscale(picture, 3))
+        if generator.random() < self.blur:
+            blur = ImageFilter.GaussianBlur(generator.uniform(*BLUR_RADIUS))
+            operations.append(lambda picture: picture.filter(blur))
+        return operations
+
+
+def draw_color_jitter(
+    generator: np.random.Generator,
+) -> list[Callable[[Image.Image], Image.Image]]:
+    """Brightness, contrast, saturation and hue changes of random strength in random order."""
+    brightness, contrast, saturation = generator.uniform(*JITTER_FACTOR, size=3)
+    hue = generator.uniform(*JITTER_HUE)
+    operations: list[Callable[[Image.Image], Image.Image]] = [
+        lambda picture: F.adjust_brightness(picture, brightness),
+        lambda picture: F.adjust_contrast(picture, contrast),
+        lambda picture: F.adjust_saturation(picture, saturation),
+        lambda picture: F.adjust_hue(picture, hue),
+    ]
+    return [operations[i] for i in generator.permutation(len(operations))]
+
+
+def draw_rectangle(
+    height: int,
+    width: int,
+    *,
+    area: tuple[float, float],
+    aspect: tuple[float, float],
+    generator: np.random.Generator,
+) -> tuple[int, int, int, int] | None:
+    """A random rectangle inside an image, as torchvision's RandomErasing draws it.
+
+    Args:
+        height: of the image in pixels.
+        width: of the image in pixels.
+        area: bounds of the area as a fraction of the image, drawn uniformly.
+        aspect: bounds of height over width, drawn log-uniformly.
+        generator: source of the randomness.
+
+    Returns:
+        top, left, height and width in pixels, or None if `ERASING_ATTEMPTS` draws did not fit.
+    """
+    for _ in range(ERASING_ATTEMPTS):
+        pixels = generator.uniform(*area) * height * width
+        ratio = math.exp(generator.uniform(*np.log(aspect)))
+        h, w = round(math.sqrt(pixels * ratio)), round(math.sqrt(pixels / ratio))
+        if 0 < h < height and 0 < w < width:
+            top = int(generator.integers(height - h + 1))
+            left = int(generator.integers(width - w + 1))
+            return top, left, h, w
+    return None
+
+
+def erase_(
+    array: np.ndarray,
+    *,
+    area: tuple[float, float],
+    aspect: tuple[float, float],
+    generator: np.random.Generator,
+) -> None:
+    """Fill a random rectangle of a uint8 (H, W, 3) image with noise, in place."""
+    rectangle = draw_rectangle(*array.shape[:2], area=area, aspect=aspect, generator=generator)
+    if rectangle is not None:
+        top, left, h, w = rectangle
+        noise = generator.integers(256, size=(h, w, 3), dtype=np.uint8)
+        array[top : top + h, left : left + w] = noise
+
+
+def make_sample(
+    record: ImageRecord,
+    weak: ImageTransform,
+    strong: ImageTransform,
+    generator: np.random.Generator,
+) -> Sample:
+    """Read an image and make both views of it.
+
+    The strong view is made from the weak one and its matrix is the product of both geometries. If
+    it does not move pixels, both views hold the same targets.
+
+    Args:
+        record: what to read; without annotations the views have no targets.
+        weak: applied to the stored image.
+        strong: applied to the weak view's image.
+        generator: source of all randomness of this sample.
+
+    Raises:
+        DataError: the image cannot be read or has another size than the record says.
+    """
+    image, matrix = weak(read_record(record), generator)
+    weak_view = _view(record, image, matrix)
+    image, step = strong(image, generator)
+    if torch.equal(step, torch.eye(3, dtype=step.dtype)):  # boxes need not be mapped again
+        return Sample(record, weak_view, View(image, matrix, weak_view.targets))
+    return Sample(record, weak_view, _view(record, image, step @ matrix))
+
+
+def _view(record: ImageRecord, image: torch.Tensor, matrix: torch.Tensor) -> View:
+    if record.annotations is None:
+        return View(image, matrix, None)
+    height, width = image.shape[-2:]
+    return View(image, matrix, map_targets(record.annotations, matrix, height=height, width=width))
+
+
+def _check_sizes(min_size: int, max_size: int) -> None:
+    if min_size < 1 or max_size < min_size:
+        raise ValueError(
+            f"min_size = {min_size} with max_size = {max_size} is not allowed "
+            "(must be 1 <= min_size <= max_size)"
+        )

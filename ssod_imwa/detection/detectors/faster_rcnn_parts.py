@@ -1,0 +1,197 @@
+"""The parts of torchvision's Faster R-CNN that differ here, and how they are initialized."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torchvision.models import resnet
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.backbone_utils import BackboneWithFPN
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.roi_heads import RoIHeads
+from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
+from torchvision.ops import FrozenBatchNorm2d
+
+from ssod_imwa.detection.losses import box_loss, multiclass_focal_loss
+
+# What each step of freeze_at adds to the frozen part: the stem, then res2..res5.
+STAGES = (("conv1", "bn1"), ("layer1",), ("layer2",), ("layer3",), ("layer4",))
+
+
+class LevelAnchors(AnchorGenerator):
+    """Anchors in float32 whatever type the features have."""
+
+    def forward(
+        self, image_list: ImageList, feature_maps: list[torch.Tensor]
+    ) -> list[torch.Tensor]:
+        # bfloat16 cannot tell pixels above 256 apart. One channel of each level is enough: only
+        # type and size are read.
+        return super().forward(image_list, [level[:1, :1].float() for level in feature_maps])
+
+
+class ProposalHead(RPNHead):
+    """Its outputs are float32 under autocast, too: boxes are decoded from them."""
+
+    def forward(self, x: list[torch.Tensor]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        logits, deltas = super().forward(x)
+        return [level.float() for level in logits], [level.float() for level in deltas]
+
+
+class BoxPredictor(FastRCNNPredictor):
+    """Its outputs are float32 under autocast, too."""
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        logits, deltas = super().forward(x)
+        return logits.float(), deltas.float()
+
+
+class ProposalNetwork(RegionProposalNetwork):
+    """torchvision's, with detectron2's losses: sums divided by batch size per image * images."""
+
+    smooth_l1_beta: float
+    batch_size_per_image: int
+
+    def compute_loss(
+        self,
+        objectness: torch.Tensor,
+        pred_bbox_deltas: torch.Tensor,
+        labels: list[torch.Tensor],
+        regression_targets: list[torch.Tensor],
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        positive, negative = (torch.cat(masks) > 0 for masks in self.fg_bg_sampler(labels))
+        sampled = torch.where(positive | negative)[0]
+        positive = torch.where(positive)[0]
+        divisor = self.batch_size_per_image * len(labels)
+        objectness_loss = F.binary_cross_entropy_with_logits(
+            objectness.flatten()[sampled], torch.cat(labels)[sampled], reduction="sum"
+        )
+        location_loss = box_loss(
+            pred_bbox_deltas[positive],
+            torch.cat(regression_targets)[positive],
+            divisor=divisor,
+            beta=self.smooth_l1_beta,
+        )
+        return objectness_loss / divisor, location_loss
+
+
+class BoxHeads(RoIHeads):
+    """torchvision's, with a choice of the classification loss and detectron2's box loss."""
+
+    loss: str
+    focal_gamma: float
+    smooth_l1_beta: float
+
+    def forward(
+        self,
+        features: dict[str, torch.Tensor],
+        proposals: list[torch.Tensor],
+        image_shapes: list[tuple[int, int]],
+        targets: list[dict[str, torch.Tensor]] | None = None,
+    ) -> tuple[list[dict[str, torch.Tensor]], dict[str, torch.Tensor]]:
+        if not self.training:
+            return super().forward(features, proposals, image_shapes)
+        proposals, _, labels, box_targets = self.select_training_samples(proposals, targets)
+        pooled = self.box_roi_pool(features, proposals, image_shapes)
+        logits, deltas = self.box_predictor(self.box_head(pooled))
+        return [], self.compute_loss(logits, deltas, torch.cat(labels), torch.cat(box_targets))
+
+    def compute_loss(
+        self,
+        logits: torch.Tensor,
+        deltas: torch.Tensor,
+        labels: torch.Tensor,
+        box_targets: torch.Tensor,
+    ) -> dict[str, torch.Tensor]:
+        """Losses of R sampled proposals: logits (R, C+1), deltas (R, 4(C+1)), labels (R,)."""
+        gamma = self.focal_gamma if self.loss == "FocalLoss" else 0.0
+        positive = torch.where(labels > 0)[0]
+        of_class = deltas.view(len(deltas), -1, 4)[positive, labels[positive]]
+        location_loss = box_loss(
+            of_class, box_targets[positive], divisor=len(labels), beta=self.smooth_l1_beta
+        )
+        return {
+            "loss_classifier": multiclass_focal_loss(logits, labels, gamma=gamma),
+            "loss_box_reg": location_loss,
+        }
+
+
+def make_anchors(
+    sizes: Sequence[Sequence[float]], aspect_ratios: Sequence[Sequence[float]]
+) -> AnchorGenerator:
+    """Anchors of p2..p6; a single list of ratios serves all levels."""
+    ratios = list(aspect_ratios) * 5 if len(aspect_ratios) == 1 else list(aspect_ratios)
+    if len(sizes) != 5 or len(ratios) != 5:
+        raise ValueError(
+            f"{len(sizes)} lists of anchor sizes and {len(aspect_ratios)} of aspect ratios are not "
+            "allowed (must be one list per level p2..p6, or one list of ratios for all)"
+        )
+    counts = {len(size) * len(ratio) for size, ratio in zip(sizes, ratios, strict=True)}
+    if len(counts) != 1 or 0 in counts:
+        raise ValueError(
+            f"{sorted(counts)} anchors per place are not allowed (must be one positive number: "
+            "all levels share a head)"
+        )
+    return LevelAnchors(tuple(map(tuple, sizes)), tuple(map(tuple, ratios)))
+
+
+def make_backbone(
+    *, depth: int, norm: str, freeze_at: int, stride_in_1x1: bool, fpn_channels: int
+) -> BackboneWithFPN:
+    """A randomly initialized ResNet and its pyramid p2..p6, with the first stages frozen."""
+    norm_layer = FrozenBatchNorm2d if norm == "FrozenBN" else nn.BatchNorm2d
+    body = getattr(resnet, f"resnet{depth}")(weights=None, norm_layer=norm_layer)
+    if stride_in_1x1:
+        _move_strides(body)
+    for stage in STAGES[:freeze_at]:
+        for name in stage:
+            setattr(body, name, _frozen(getattr(body, name)))
+    channels = body.inplanes // 8
+    return BackboneWithFPN(
+        body,
+        return_layers={f"layer{k}": str(k - 1) for k in range(1, 5)},
+        in_channels_list=[channels * 2**k for k in range(4)],
+        out_channels=fpn_channels,
+    )
+
+
+def _move_strides(body: resnet.ResNet) -> None:
+    """Put each bottleneck's stride into its first convolution, where Caffe's ResNets have it."""
+    blocks = [part for part in body.modules() if isinstance(part, resnet.Bottleneck)]
+    if not blocks:
+        raise ValueError("stride_in_1x1 is not allowed at depth 18 (its blocks have no 1x1)")
+    for block in blocks:
+        block.conv1.stride, block.conv2.stride = block.conv2.stride, block.conv1.stride
+
+
+def _frozen(module: nn.Module) -> nn.Module:
+    """Stop training of the parameters and of the batch norms' statistics."""
+    module.requires_grad_(False)
+    if isinstance(module, nn.BatchNorm2d):
+        frozen = FrozenBatchNorm2d(module.num_features, eps=module.eps)
+        frozen.load_state_dict(module.state_dict())
+        return frozen
+    for name, part in module.named_children():
+        setattr(module, name, _frozen(part))
+    return module
+
+
+def make_box_head(in_channels: int, fc_dim: int) -> TwoMLPHead:
+    """Two fully connected layers with detectron2's initial weights."""
+    head = TwoMLPHead(in_channels, fc_dim)
+    for layer in (head.fc6, head.fc7):
+        nn.init.kaiming_uniform_(layer.weight, a=1)
+        nn.init.zeros_(layer.bias)
+    return head
+
+
+def make_box_predictor(in_channels: int, num_classes: int) -> FastRCNNPredictor:
+    """detectron2's initial weights: so small that the first guess is nearly uniform."""
+    predictor = BoxPredictor(in_channels, num_classes + 1)
+    for layer, std in ((predictor.cls_score, 0.01), (predictor.bbox_pred, 0.001)):
+        nn.init.normal_(layer.weight, std=std)
+        nn.init.zeros_(layer.bias)
+    return predictor

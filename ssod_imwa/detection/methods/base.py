@@ -1,0 +1,20 @@
+"""What the methods of detection have in common."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ssod_imwa.detection.detectors.base import Detector
+from ssod_imwa.engine.method import Method
+
+
+class DetectionMethod(Method):
+    """A method around a detector; its state is what the detector keeps outside its state dict."""
+
+    student: Detector
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.student.outside_state()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.student.load_outside_state(state)

@@ -1,0 +1,101 @@
+"""An output directory: the names in it, its lock, and who may write there."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ssod_imwa.engine import comm
+from ssod_imwa.engine.checkpoint.atomic import WriteError, remove_stale_temporaries, write_text
+from ssod_imwa.engine.checkpoint.lock import RunLock
+from ssod_imwa.errors import CheckpointError, UserError
+
+logger = logging.getLogger(__name__)
+
+POINTER = "last_checkpoint"
+AVERAGED = "model_averaged.pth"
+FINAL = "model_final.pth"
+
+_RESUME_FILE = re.compile(r"model_(\d{7,})\.pth")
+_T = TypeVar("_T")
+
+
+def resume_files(directory: str | os.PathLike[str]) -> dict[int, Path]:
+    """Files to resume from by their last completed global step, newest first; not verified."""
+    found = {
+        int(match[1]): path
+        for path in Path(directory).glob("model_*.pth")
+        if (match := _RESUME_FILE.fullmatch(path.name))
+    }
+    return dict(sorted(found.items(), reverse=True))
+
+
+def prepare_output(
+    directory: str | os.PathLike[str], *, resume: bool = False, overwrite: bool = False
+) -> RunLock | None:
+    """Make an output directory ready for one run and lock it; nothing of an earlier run is removed.
+
+    Called by every rank; the first one acts. With `overwrite`, `CheckpointHook` removes the earlier
+    run's checkpoints once the new run has done its first step.
+
+    Returns:
+        The lock, to be released at the end of the run; None on ranks other than the first.
+
+    Raises:
+        CheckpointError: the directory holds checkpoints and neither option is given, both are
+            given, another process uses it, or it cannot be written.
+    """
+    if resume and overwrite:
+        raise CheckpointError("resume and overwrite contradict each other; give one of them")
+    lock: list[RunLock] = []
+    on_main(lambda: lock.append(_claim(Path(directory), refuse_used=not resume and not overwrite)))
+    return lock[0] if lock else None
+
+
+def _claim(directory: Path, *, refuse_used: bool) -> RunLock:
+    found = [*resume_files(directory).values()]
+    found += [path for name in (AVERAGED, FINAL) if (path := directory / name).exists()]
+    if found and refuse_used:
+        raise CheckpointError(
+            f"{directory} holds checkpoints of an earlier run ({found[0].name}); continue it with "
+            "--resume, replace it with --overwrite, or choose another OUTPUT_DIR"
+        )
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        lock = RunLock(directory)
+        remove_stale_temporaries(directory)
+    except OSError as error:
+        raise CheckpointError(f"output directory {directory} is not usable: {error}") from error
+    return lock
+
+
+def write_pointer(path: Path) -> None:
+    """Name a checkpoint in its directory's `last_checkpoint`. Raises WriteError."""
+    try:
+        write_text(path.with_name(POINTER), path.name, kind="pointer")
+    except OSError as error:
+        raise WriteError(f"{path.with_name(POINTER)} could not be written: {error}") from error
+
+
+def on_main(function: Callable[[], _T]) -> _T:
+    """Call a function on the first rank; its result, or its error, on every rank."""
+    outcome: tuple[Any, Exception | None] = (None, None)
+    if comm.is_main():
+        try:
+            outcome = (function(), None)
+        except UserError as error:
+            outcome = (None, error)
+        except Exception as error:
+            if comm.world_size() == 1:
+                raise
+            # Others wait in the exchange below; what they raise has to be picklable.
+            logger.exception("rank 0 failed")
+            outcome = (None, RuntimeError(f"rank 0 failed: {error!r}"))
+    value, failure = comm.all_gather(outcome)[0]
+    if failure is not None:
+        raise failure
+    return value

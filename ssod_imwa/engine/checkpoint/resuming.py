@@ -1,0 +1,141 @@
+"""Continue a run exactly where a checkpoint was taken."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ssod_imwa import __version__
+from ssod_imwa.engine import comm
+from ssod_imwa.engine.checkpoint.atomic import WriteError, damage, digest_path, load_checkpoint
+from ssod_imwa.engine.checkpoint.compatibility import changes, identity, table
+from ssod_imwa.engine.checkpoint.output import POINTER, on_main, resume_files, write_pointer
+from ssod_imwa.engine.checkpoint.plain import plain
+from ssod_imwa.engine.trainer import Trainer
+from ssod_imwa.errors import CheckpointError
+
+logger = logging.getLogger(__name__)
+
+FORMAT = 1
+"""Layout of a resume file; a reader refuses every other."""
+CHECKPOINT_HOOK = "checkpoint"
+"""Name of `CheckpointHook`, under which its state and the record of inexact resumes are saved."""
+
+
+def resume(
+    trainer: Trainer,
+    source: str | os.PathLike[str],
+    run: Mapping[str, Any],
+    *,
+    allow_inexact: bool = False,
+) -> Path | None:
+    """Continue a run exactly where a checkpoint was taken; call it after all hooks are registered.
+
+    Args:
+        trainer: gets the state of the checkpoint.
+        source: an output directory, whose newest intact checkpoint is taken, or one .pth file.
+        run: the identity given to `CheckpointHook`.
+        allow_inexact: continue although the identity changed; later checkpoints keep a record.
+
+    Returns:
+        The file, or None if the directory holds no checkpoint: the run starts from its beginning.
+
+    Raises:
+        CheckpointError: every checkpoint is damaged, or the newest intact one belongs to another
+            run or does not fit the models.
+    """
+    source = Path(source)
+    find = _explicit if source.suffix == ".pth" else _newest_intact
+    path = on_main(lambda: find(source))
+    if path is None:
+        logger.info("no checkpoint in %s: training starts from its beginning", source)
+        return None
+    state = load_checkpoint(path)
+    record = _check_compatible(path, state, run, allow_inexact=allow_inexact)
+    training = state["trainer"]
+    if training["iteration"] > trainer.max_iter:
+        raise CheckpointError(
+            f"{path} has done {training['iteration']} global steps, the run has only "
+            f"{trainer.max_iter}; start a new run in another OUTPUT_DIR"
+        )
+    if record:
+        training["hooks"].setdefault(CHECKPOINT_HOOK, {}).setdefault("inexact", []).append(record)
+    try:
+        trainer.load_state_dict(training)
+    except (KeyError, RuntimeError, ValueError, TypeError) as error:
+        raise CheckpointError(f"{path} does not fit this run: {_one_line(error)}") from error
+    weights = (trainer.start_iter, comm.checksum(trainer.method.models()))
+    comm.assert_equal_on_all_ranks(weights, "global step and checksum of the resumed weights")
+    logger.info("resuming from %s after global step %d", path, trainer.start_iter)
+    return path
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def _newest_intact(directory: Path) -> Path | None:
+    reasons: list[str] = []
+    for path in resume_files(directory).values():
+        if (reason := damage(path)) is None:
+            for passed_over in reasons:
+                logger.warning("%s; falling back to %s", passed_over, path)
+            _repair_pointer(path)
+            return path
+        reasons.append(f"{path} is damaged: {reason}")
+    if reasons:
+        raise CheckpointError(
+            f"no checkpoint can be resumed ({'; '.join(reasons)}); restore one, or start again "
+            "with --overwrite"
+        )
+    return None
+
+
+def _explicit(path: Path) -> Path:
+    reason = damage(path)
+    if reason is not None and path.is_file() and not digest_path(path).exists():
+        logger.warning("%s cannot be verified: %s", path, reason)
+    elif reason is not None:
+        raise CheckpointError(f"{path} cannot be resumed: {reason}")
+    return path
+
+
+def _repair_pointer(path: Path) -> None:
+    pointer = path.with_name(POINTER)
+    try:
+        found = repr(pointer.read_text())
+        if found == repr(path.name):
+            return
+    except (OSError, ValueError) as error:  # ValueError: not UTF-8
+        found = f"not readable ({error})"
+    logger.warning("%s is %s instead of %r: repaired", pointer, found, path.name)
+    try:
+        write_pointer(path)
+    except WriteError as error:
+        logger.warning("%s", error)
+
+
+def _check_compatible(
+    path: Path, state: Any, run: Mapping[str, Any], *, allow_inexact: bool
+) -> dict[str, Any] | None:
+    """A record of what changed since the checkpoint was written; None if nothing did."""
+    if not isinstance(state, dict) or "trainer" not in state:
+        raise CheckpointError(f"{path} is not a resume file of this library")
+    if state.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{path} has format {state.get('format')}, written by version {state.get('library')} "
+            f"(version {__version__} reads format {FORMAT})"
+        )
+    found = changes(state["run"], identity(plain(dict(run), "run")))
+    if not found:
+        return None
+    if not allow_inexact:
+        raise CheckpointError(
+            f"{path} belongs to a run that differs in:\n{table(found)}\n"
+            "undo these changes, or continue inexactly with --allow-inexact-resume"
+        )
+    logger.warning("continuing %s inexactly; changed:\n%s", path, table(found))
+    return {"global_step": state["trainer"]["iteration"], "changes": [tuple(c) for c in found]}

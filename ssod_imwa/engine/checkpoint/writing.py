@@ -1,0 +1,268 @@
+"""Checkpoints that survive kills, full disks and flipped bits, and resume the run exactly.
+
+An output directory holds three kinds of file, each with its digest in ``<name>.json``:
+
+``model_0000123.pth``
+    Everything to continue after global step 123; the newest and `keep` older ones.
+``model_averaged.pth``
+    Weights at the end of the newest finished episode, under "student" and "teacher".
+``model_final.pth``
+    The same at the end of the run.
+
+``last_checkpoint`` holds the newest one's name, as in detectron2. Resuming does not trust it: it
+takes the newest file that is intact. Generator states are not saved: random numbers are counted
+(`engine.seeding`), so the number of finished steps is also the position in the data.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ssod_imwa import __version__
+from ssod_imwa.engine.checkpoint import faults
+from ssod_imwa.engine.checkpoint.atomic import (
+    WriteError,
+    damage,
+    load_checkpoint,
+    remove_checkpoint,
+    remove_stale_temporaries,
+    write_checkpoint,
+)
+from ssod_imwa.engine.checkpoint.compatibility import identity
+from ssod_imwa.engine.checkpoint.output import (
+    AVERAGED,
+    FINAL,
+    POINTER,
+    on_main,
+    prepare_output,
+    resume_files,
+    write_pointer,
+)
+from ssod_imwa.engine.checkpoint.plain import plain
+from ssod_imwa.engine.checkpoint.resuming import CHECKPOINT_HOOK, FORMAT, resume
+from ssod_imwa.engine.trainer import HookBase
+from ssod_imwa.errors import CheckpointError
+
+__all__ = ["CheckpointHook", "prepare_output", "resume"]
+
+logger = logging.getLogger(__name__)
+
+MAX_FAILURES = 3
+"""Failed writes in a row after which training ends."""
+
+
+class CheckpointHook(HookBase):
+    """Writes checkpoints at ends of episodes, each `period` steps, at the last step and on call.
+
+    It belongs after every hook whose state changes in `after_step`. All ranks hold it; the first
+    one writes while the others wait.
+
+    Args:
+        directory: output directory.
+        run: what makes two runs the same, as plain values by name (M, E, T, seed, batch sizes,
+            world size, data set fingerprints, optimizer class, ...). `resume` compares all of it
+            but "config", a text that is kept for the reader.
+        period: global steps between checkpoints beside those at an episode's end; 0 is none.
+        episodes: episodes from one checkpoint at an episode's end to the next.
+        keep: older checkpoints kept beside the newest.
+        on_write_error: "warn" tries again after the next step and raises after 3 failures in a row
+            (at the last step all 3 at once), "raise" gives up at the first.
+        overwrite: remove an earlier run's checkpoints from the directory after the first step.
+
+    Raises:
+        ValueError: an argument is out of range.
+        CheckpointError: in training: writing failed for good, or the directory holds checkpoints of
+            an earlier run that is neither resumed nor overwritten.
+    """
+
+    def __init__(
+        self,
+        directory: str | os.PathLike[str],
+        *,
+        run: Mapping[str, Any],
+        period: int = 0,
+        episodes: int = 1,
+        keep: int = 1,
+        on_write_error: str = "warn",
+        overwrite: bool = False,
+    ) -> None:
+        for argument, value in (("period", period), ("keep", keep)):
+            if value < 0:
+                raise ValueError(f"{argument} = {value} is not allowed (must be at least 0)")
+        if episodes < 1:
+            raise ValueError(f"episodes = {episodes} is not allowed (must be at least 1)")
+        if on_write_error not in ("warn", "raise"):
+            raise ValueError(
+                f"on_write_error = {on_write_error!r} is not allowed (must be 'warn' or 'raise')"
+            )
+        self.directory = Path(directory)
+        self.run = plain(dict(run), "run")
+        self.period = period
+        self.episodes = episodes
+        self.keep = keep
+        self.on_write_error = on_write_error
+        self.overwrite = overwrite
+        self.inexact: list[dict[str, Any]] = []
+        self._seconds = 0.0
+        self._started = time.monotonic()
+        self._failures = 0
+        self._written = -1
+        self._abandoned: set[int] = set()
+
+    @property
+    def name(self) -> str:
+        return CHECKPOINT_HOOK
+
+    def before_train(self) -> None:
+        self._started = time.monotonic()
+        done = self.trainer.start_iter
+        # Damaged files that resuming passed over, or a future that it went back from.
+        self._abandoned = {step for step in resume_files(self.directory) if step >= done}
+        if done == 0:
+            self._refuse_other_run()
+        else:
+            on_main(lambda: self._complete(done - 1))
+
+    def after_step(self) -> None:
+        g = self.trainer.iter
+        faults.reach(f"step:{g}")
+        if self.overwrite and g == 0:
+            on_main(self._remove_other_run)
+        if self._is_last:
+            self.save_now()
+        elif self._is_due or self._failures:
+            self._try()
+
+    def save_now(self) -> None:
+        """Write a checkpoint of the step just done, if there is none yet, trying up to 3 times."""
+        while self._written != self.trainer.iter:
+            self._try()
+
+    def state_dict(self) -> dict[str, Any]:
+        spent = self._seconds + time.monotonic() - self._started
+        return {"seconds": spent, "inexact": list(self.inexact)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._seconds = state.get("seconds", 0.0)
+        self.inexact = list(state.get("inexact", []))
+
+    @property
+    def _is_last(self) -> bool:
+        return self.trainer.iter == self.trainer.max_iter - 1
+
+    @property
+    def _is_due(self) -> bool:
+        periodic = self.period > 0 and (self.trainer.iter + 1) % self.period == 0
+        position = self.trainer.position
+        return periodic or (position.ends_episode and (position.episode + 1) % self.episodes == 0)
+
+    def _try(self) -> None:
+        """One attempt to write; counts failures."""
+        g = self.trainer.iter
+        # On every rank: a hook's state may have to be gathered from all of them.
+        training = self.trainer.state_dict()
+        try:
+            on_main(lambda: self._write(g, training))
+        except WriteError as error:
+            self._failures += 1
+            if self.on_write_error == "raise" or self._failures == MAX_FAILURES:
+                raise
+            logger.warning("%s; trying again (failure %d)", error, self._failures)
+        else:
+            self._failures = 0
+            self._written = g
+
+    def _write(self, g: int, training: dict[str, Any]) -> None:
+        path = self._path(g)
+        state = {
+            "format": FORMAT,
+            "library": __version__,
+            "torch": str(torch.__version__),
+            "run": identity(self.run),
+            "trainer": plain(training, "trainer"),
+        }
+        write_checkpoint(path, state)
+        write_pointer(path)
+        if self.trainer.schedule.position(g).ends_episode:
+            self._write_models(AVERAGED, g)
+        if g == self.trainer.max_iter - 1:
+            self._write_models(FINAL, g)
+        self._remove_abandoned(g)
+        self._retain(g)
+
+    def _write_models(self, name: str, g: int) -> None:
+        method = self.trainer.method
+        position = self.trainer.schedule.position(g)
+        models = method.models()
+        recommended = method.inference_model(position.t)
+        state = {
+            "format": FORMAT,
+            "library": __version__,
+            **{key: plain(model.state_dict(), key) for key, model in models.items()},
+            "inference_model": next(key for key, model in models.items() if model is recommended),
+            "episode": position.episode,
+            "global_step": g,
+            "config": self.run.get("config", ""),
+        }
+        write_checkpoint(self.directory / name, state | ({"final": True} if name == FINAL else {}))
+
+    def _complete(self, g: int) -> None:
+        """Do what a kill after the resume file of step g was written may have prevented."""
+        if self.trainer.schedule.position(g).ends_episode:
+            self._repair_models(g)
+        if self._path(g).exists():  # not if it was resumed from another directory
+            self._retain(g)
+
+    def _repair_models(self, g: int) -> None:
+        """Write the files of the episode that ended with step g if they are not on disk."""
+        names = [AVERAGED, FINAL] if g == self.trainer.max_iter - 1 else [AVERAGED]
+        for name in names:
+            path = self.directory / name
+            reason = damage(path)
+            if reason is None and load_checkpoint(path)["global_step"] != g:
+                reason = "it is of another step"
+            if reason is not None:
+                logger.warning("%s is written again: %s", path, reason)
+                self._write_models(name, g)
+
+    def _retain(self, g: int) -> None:
+        """Remove what `keep` does not cover; the checkpoint of step g is intact and stays."""
+        older = [step for step in resume_files(self.directory) if step < g]
+        for step in [step for step in older if step not in self._abandoned][self.keep :]:
+            remove_checkpoint(self._path(step))
+        for digest in self.directory.glob("model_*.pth.json"):
+            if not digest.with_suffix("").exists():
+                remove_checkpoint(digest.with_suffix(""))
+        remove_stale_temporaries(self.directory)
+
+    def _remove_abandoned(self, g: int) -> None:
+        for step in sorted(self._abandoned - {g}):
+            remove_checkpoint(self._path(step))
+        self._abandoned = set()
+
+    def _path(self, step: int) -> Path:
+        return self.directory / f"model_{step:07d}.pth"
+
+    def _refuse_other_run(self) -> None:
+        def refuse() -> None:
+            if not self.overwrite and (found := resume_files(self.directory)):
+                newest = next(iter(found.values()))
+                raise CheckpointError(
+                    f"{newest} is of an earlier run, which is neither resumed nor overwritten"
+                )
+
+        on_main(refuse)
+
+    def _remove_other_run(self) -> None:
+        names = [path.name for path in resume_files(self.directory).values()]
+        for name in (*names, AVERAGED, FINAL, POINTER):
+            if (self.directory / name).exists():
+                logger.warning("removing %s of the overwritten run", self.directory / name)
+                remove_checkpoint(self.directory / name)

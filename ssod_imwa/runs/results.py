@@ -1,0 +1,360 @@
+"""`results.json`: what a finished run measured, and how finished runs compare."""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+import statistics
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+from ssod_imwa.engine.checkpoint import atomic
+from ssod_imwa.errors import UserError
+
+FILE_NAME = "results.json"
+MODELS = ("student", "teacher")
+STAGES = ("member", "average", "final")
+_PACKAGES = ("ssod_imwa", "torch", "torchvision", "numpy", "faster-coco-eval")
+
+_OPTIONAL = {"fold", "global_step", "t"}
+_KINDS = {
+    "dataset": str,
+    "method": str,
+    "imwa": dict,
+    "seed": int,
+    "iterations": int,
+    "evaluations": list,
+}
+
+Model = Literal["student", "teacher"]
+Stage = Literal["member", "average", "final"]
+
+
+class ResultsError(UserError):
+    """A results file is missing, damaged or of another kind, or cannot be compared."""
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide the figures, as installed."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:  # a checkout that is on the path, not installed
+            found[package] = getattr(sys.modules.get(package), "__version__", "not installed")
+    return found
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Figures of one model at one moment of a run.
+
+    Attributes:
+        model: "student" or "teacher".
+        stage: "member" before it is averaged, "average" at an episode's end, "final" at the run's.
+        episode: from 0.
+        member: from 0; None for averages.
+        metrics: percent; NaN where the data set has nothing to measure (null in the file).
+        global_step: step of the run after which it was made.
+        t: the member's own iteration after which it was made.
+    """
+
+    model: Model
+    stage: Stage
+    episode: int
+    member: int | None
+    metrics: dict[str, float]
+    global_step: int | None = None
+    t: int | None = None
+
+
+@dataclass(frozen=True)
+class Results:
+    """A run in figures.
+
+    Attributes:
+        task: "detection" or "classification".
+        dataset: what was trained and tested on, in words, without the fold ("voc_2007_trainval").
+        method: "supervised", "unbiased_teacher", ...
+        imwa: settings of the averaging by lower-case name; `members` and `episodes` at least.
+        seed: of the run.
+        iterations: T, optimizer steps of one member.
+        wall_time: seconds, interruptions left out.
+        peak_memory: bytes, see `engine.writers.peak_memory`.
+        evaluations: in the order in which they were made.
+        fold: of the labeled images.
+        versions: of Python and the packages that decide the figures.
+    """
+
+    task: str
+    dataset: str
+    method: str
+    imwa: dict[str, Any]
+    seed: int
+    iterations: int
+    wall_time: float
+    peak_memory: int
+    evaluations: tuple[Evaluation, ...]
+    fold: int | None = None
+    versions: dict[str, str] = field(default_factory=versions)
+
+    def headline(self, model: Model | None = None) -> Evaluation:
+        """The last evaluation of the averages: the teacher's if there is one, or `model`'s.
+
+        Raises:
+            ResultsError: there is none.
+        """
+        for wanted in [model] if model else reversed(MODELS):
+            found = [x for x in self.evaluations if x.stage != "member" and x.model == wanted]
+            if found:
+                return found[-1]
+        raise ResultsError(
+            f"results of seed {self.seed} on {self.dataset} hold no evaluation of "
+            f"{'the ' + model if model else 'an average'} (the run did not reach one)"
+        )
+
+
+def write_results(path: str | Path, results: Results) -> None:
+    """Write a run's results as strict JSON (NaN as null); the file is complete or not there.
+
+    Raises:
+        ValueError: a figure is infinite.
+        OSError: the file cannot be written.
+    """
+    text = json.dumps(_without_nan(asdict(results)), indent=1, allow_nan=False)
+    atomic.write_text(Path(path), text + "\n", kind="results")
+
+
+def read_results(path: str | Path) -> Results:
+    """Read the results of a run, given its directory or the file.
+
+    Raises:
+        ResultsError: the file is missing or is not what `write_results` writes.
+    """
+    path = Path(path)
+    path = path / FILE_NAME if path.is_dir() else path
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ResultsError(
+            f"{path} does not exist (a run writes it when it ends; give its OUTPUT_DIR)"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise ResultsError(f"{path} cannot be read: {error}") from error
+    try:
+        return _parse(values)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ResultsError(f"{path} is not a results file: {error}") from error
+
+
+def _parse(values: Any) -> Results:
+    if not isinstance(values, dict):
+        raise TypeError(f"it holds a {type(values).__name__} (must be an object)")
+    _check_keys(values, Results, "")
+    for key, kind in _KINDS.items():
+        if not isinstance(values[key], kind) or isinstance(values[key], bool):
+            raise TypeError(f"{key} = {values[key]!r} is not allowed (must be {kind.__name__})")
+    evaluations = []
+    for i, item in enumerate(values["evaluations"]):
+        _check_keys(item, Evaluation, f"evaluations[{i}].")
+        for key, allowed in (("model", MODELS), ("stage", STAGES)):
+            if item[key] not in allowed:
+                raise ValueError(f"evaluations[{i}].{key} = {item[key]!r} is not one of {allowed}")
+        metrics = {k: math.nan if v is None else float(v) for k, v in item["metrics"].items()}
+        evaluations.append(replace(Evaluation(**item), metrics=metrics))
+    for key in ("members", "episodes"):
+        if not isinstance(values["imwa"].get(key), int):
+            raise ValueError(
+                f"imwa.{key} = {values['imwa'].get(key)!r} is not allowed (must be int)"
+            )
+    return Results(**{**values, "evaluations": tuple(evaluations)})
+
+
+def _check_keys(values: Mapping[str, Any], kind: type, where: str) -> None:
+    if not isinstance(values, dict):
+        raise TypeError(f"{where.rstrip('.')} is not an object")
+    names = {item.name for item in fields(kind)}
+    for key in sorted(names - _OPTIONAL - values.keys()):
+        raise ValueError(f"{where}{key} is missing")
+    for key in sorted(values.keys() - names):
+        raise ValueError(f"{where}{key} is unknown")
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+MAIN_METRICS = (
+    *("AP", "AP50"),  # detection, by COCO and by VOC
+    *("top1", "many", "medium", "few", "h_mean", "g_mean", "lowest_recall"),  # classification
+    "reconstruction_error",
+)
+
+
+def main_metrics(runs: Iterable[Results]) -> list[str]:
+    """Names of the figures to show first, those of each data set."""
+    names = dict.fromkeys(name for run in runs for x in run.evaluations for name in x.metrics)
+    of_experts = ("expert", "experts")
+    return [
+        name
+        for name in names
+        if name.rpartition("/")[2] in MAIN_METRICS and not name.startswith(of_experts)
+    ]
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A figure over several runs.
+
+    Attributes:
+        mean: of the runs in which it is defined, NaN if there is none.
+        std: their sample standard deviation (n - 1), NaN for fewer than two.
+        count: n.
+    """
+
+    mean: float
+    std: float
+    count: int
+
+    @classmethod
+    def of(cls, values: Iterable[float]) -> Spread:
+        """Summarize values, leaving NaN out.
+
+        Example:
+            >>> Spread.of([1.0, 3.0, float("nan")])
+            Spread(mean=2.0, std=1.4142135623730951, count=2)
+        """
+        defined = [value for value in values if not math.isnan(value)]
+        return cls(
+            statistics.fmean(defined) if defined else math.nan,
+            statistics.stdev(defined) if len(defined) > 1 else math.nan,
+            len(defined),
+        )
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that differ in nothing but the seed (and fold).
+
+    Attributes:
+        runs: at least one.
+        names: of their folders, or nothing.
+    """
+
+    runs: tuple[Results, ...]
+    names: tuple[str, ...] = ()
+
+    @property
+    def dataset(self) -> str:
+        return self.runs[0].dataset
+
+    @property
+    def method(self) -> str:
+        return self.runs[0].method
+
+    @property
+    def imwa(self) -> dict[str, Any]:
+        return self.runs[0].imwa
+
+    @property
+    def iterations(self) -> int:
+        return self.runs[0].iterations
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        return tuple(sorted({run.seed for run in self.runs}))
+
+    def spread(self, metric: str, *, model: Model | None = None) -> Spread:
+        """Mean and spread of a headline figure over the runs; NaN where a run lacks it."""
+        return Spread.of(run.headline(model).metrics.get(metric, math.nan) for run in self.runs)
+
+    def gain(self, metric: str, baseline: Group, *, model: Model | None = None) -> Spread:
+        """Mean and spread of the differences to the baseline's runs of the same seed and fold."""
+        others = {_draw(run): run for run in baseline.runs}
+        return Spread.of(
+            run.headline(model).metrics.get(metric, math.nan)
+            - others[_draw(run)].headline(model).metrics.get(metric, math.nan)
+            for run in self.runs
+            if _draw(run) in others
+        )
+
+
+def group_runs(
+    runs: Sequence[Results],
+    *,
+    names: Sequence[str] | None = None,
+    settings: Sequence[Mapping[str, Any] | None] | None = None,
+) -> list[Group]:
+    """Sort runs into groups of equal task, data set, method, T and IMWA settings, in first order.
+
+    Args:
+        runs: finished runs, each once.
+        names: of the runs' folders. Runs of a group with equal seeds are then told apart by name,
+            each in a group of its own: they differ in something that results do not say.
+        settings: of each run what else its figures depend on, None if not known; runs with other
+            settings are in another group. Ignored in a group that has a run without them.
+
+    Raises:
+        ResultsError: a group holds the same seed (and fold, and first member) twice, which would
+            make the spread look smaller than it is, and there are no names.
+    """
+    groups = []
+    for alike in _alike(runs, settings):
+        repeated = _repeated([runs[i] for i in alike])
+        if repeated is not None and names is None:
+            raise ResultsError(
+                f"seed {repeated.seed} of {repeated.method} on {repeated.dataset} with "
+                f"{repeated.imwa['members']} members, {repeated.imwa['episodes']} episodes and "
+                f"T = {repeated.iterations} is given twice (give each run once)"
+            )
+        for chosen in [alike] if repeated is None else [[i] for i in alike]:
+            folders = () if names is None else tuple(names[i] for i in chosen)
+            groups.append(Group(tuple(runs[i] for i in chosen), folders))
+    return groups
+
+
+def _alike(
+    runs: Sequence[Results], settings: Sequence[Mapping[str, Any] | None] | None
+) -> Iterator[list[int]]:
+    """Positions of runs between which no setting differs."""
+    for same in _split(range(len(runs)), [_recipe(run) for run in runs]):
+        if settings is None or any(settings[i] is None for i in same):
+            yield same
+        else:
+            yield from _split(same, settings)
+
+
+def _split(positions: Iterable[int], keys: Sequence[Any]) -> list[list[int]]:
+    found: dict[str, list[int]] = {}
+    for i in positions:
+        found.setdefault(json.dumps(keys[i], sort_keys=True), []).append(i)
+    return list(found.values())
+
+
+def _recipe(run: Results) -> list[Any]:
+    settings = {key: value for key, value in run.imwa.items() if key != "first_member"}
+    if run.imwa["members"] == 1:  # nothing is averaged, so how and when makes no difference
+        settings = {"members": 1}
+    return [run.task, run.dataset, run.method, run.iterations, settings]
+
+
+def _repeated(runs: Sequence[Results]) -> Results | None:
+    """The first run that drew what one before it drew."""
+    for i, run in enumerate(runs):
+        if any(_draw(run) == _draw(other) for other in runs[:i]):
+            return run
+    return None
+
+
+def _draw(run: Results) -> tuple[Any, ...]:
+    """What a run drew: runs that share it are the same run."""
+    return run.seed, run.fold, run.imwa.get("first_member", 0)

@@ -1,0 +1,287 @@
+"""Assembles and runs what a configuration describes: training with IMWA, or an evaluation."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from fvcore.common.config import CfgNode
+
+from ssod_imwa.averaging.episodes import EpisodeSchedule
+from ssod_imwa.averaging.imwa import IMWA
+from ssod_imwa.config import get_cfg
+from ssod_imwa.config.reader import keys
+from ssod_imwa.engine import comm
+from ssod_imwa.engine.checkpoint.writing import CheckpointHook, prepare_output, resume
+from ssod_imwa.engine.hooks import EvaluationHook, Evaluations, IMWAHook, LRHook, SignalHook
+from ssod_imwa.engine.launch import distribute
+from ssod_imwa.engine.memory import keep_freed_memory
+from ssod_imwa.engine.seeding import seed_everything
+from ssod_imwa.engine.solver import build_optimizer, gradient_clipper, lr_multiplier
+from ssod_imwa.engine.trainer import HookBase, Trainer
+from ssod_imwa.engine.writers import JSONWriter, MetricsHook, TensorBoardWriter, TerminalWriter
+from ssod_imwa.errors import UserError
+from ssod_imwa.runs.hooks import ConfigHook, ResultsHook
+from ssod_imwa.runs.results import FILE_NAME
+from ssod_imwa.runs.trained import newest_model
+from ssod_imwa.task import Batches, Task, open_task, pick_device
+
+logger = logging.getLogger(__name__)
+
+CONFIG_FILE = "config.yaml"
+# Keys that change neither weights nor data order: a resumed run may change them.
+FREE_KEYS = (
+    "OUTPUT_DIR",
+    "LOG_PERIOD",
+    "MODEL.DEVICE",
+    "MODEL.WEIGHTS",
+    "DATASETS.ROOT",
+    "DATALOADER.NUM_WORKERS",
+    "SOLVER.CHECKPOINT_PERIOD",
+    "SOLVER.CHECKPOINT_EPISODES",
+    "SOLVER.CHECKPOINT_KEEP",
+    "TEST.EVAL_PERIOD",
+    "TEST.EVAL_MEMBERS",
+    "TEST.IMS_PER_BATCH",
+)
+
+
+def train(
+    cfg: CfgNode,
+    *,
+    resume_from: bool | str | Path = False,
+    overwrite: bool = False,
+    allow_inexact: bool = False,
+) -> int:
+    """Train, evaluate and write everything to OUTPUT_DIR.
+
+    Args:
+        cfg: see `config.load_config`.
+        resume_from: True continues from the newest intact checkpoint in OUTPUT_DIR, a path from
+            that file.
+        overwrite: replace the run that OUTPUT_DIR holds.
+        allow_inexact: resume although settings changed.
+
+    Returns:
+        0, or 128 + the signal that ended the run early.
+
+    Raises:
+        UserError: something in the configuration, the data or OUTPUT_DIR is wrong.
+    """
+    device = pick_device(cfg.MODEL.DEVICE)
+    if device.type == "cpu":
+        keep_freed_memory()
+    task = open_task(cfg)
+    cfg = task.cfg
+    lock = prepare_output(cfg.OUTPUT_DIR, resume=bool(resume_from), overwrite=overwrite)
+    try:
+        trainer, signals = _assemble(task, device, overwrite=overwrite)
+        if resume_from:
+            source = cfg.OUTPUT_DIR if resume_from is True else resume_from
+            resume(trainer, source, _identity(task), allow_inexact=allow_inexact)
+        try:
+            trainer.train()
+        except torch.OutOfMemoryError as error:
+            raise UserError(_out_of_memory(cfg, error)) from error
+    finally:
+        if lock is not None:
+            lock.release()
+    return signals.exit_code
+
+
+def evaluate(cfg: CfgNode, weights: str | Path | None = None) -> dict[str, float]:
+    """Metrics in percent of a finished run's model, or of any weights file, on DATASETS.TEST.
+
+    Args:
+        cfg: as for training.
+        weights: a file as MODEL.WEIGHTS takes it; None takes OUTPUT_DIR's final or newest averaged
+            model.
+    """
+    if weights is None:
+        weights = newest_model(cfg.OUTPUT_DIR)
+    device = pick_device(cfg.MODEL.DEVICE)
+    task = open_task(cfg)
+    model = task.load_model(str(weights))
+    logger.info("evaluating %s", weights)
+    return task.build_evaluator()(model.to(device).eval())
+
+
+def read_settings(run_dir: str | Path) -> dict[str, Any] | None:
+    """What a finished run's figures depend on besides its seed, its fold and what results.json has.
+
+    Returns:
+        Values by key, defaults included, as in the run's config.yaml; None if there is none.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    path = Path(run_dir) / CONFIG_FILE
+    if not path.exists():
+        return None
+    try:
+        # Not `load_config`, which refuses the keys of other versions.
+        written = CfgNode(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
+        raise UserError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
+    found = {key: _value(cfg, key) for cfg in (get_cfg(), written) for key in keys(cfg)}
+    return {key: value for key, value in found.items() if not _is_said_elsewhere(key)}
+
+
+def _is_said_elsewhere(key: str) -> bool:
+    """Whether a key is in results.json or does not change the figures."""
+    free = key in FREE_KEYS and key != "MODEL.WEIGHTS"
+    return free or key in ("SEED", "DATASETS.SPLIT.FOLD") or key.startswith("IMWA.")
+
+
+def _value(cfg: CfgNode, key: str) -> Any:
+    for part in key.split("."):
+        cfg = cfg[part]
+    return cfg
+
+
+def _assemble(task: Task, device: torch.device, *, overwrite: bool) -> tuple[Trainer, SignalHook]:
+    cfg = task.cfg
+    schedule = EpisodeSchedule(
+        cfg.SOLVER.MAX_ITER, episodes=cfg.IMWA.EPISODES, members=cfg.IMWA.MEMBERS
+    )
+    # All members of all runs with this seed start from the same weights.
+    seed_everything(cfg.SEED, "initial weights")
+    method = task.build_method(device)
+    distribute(method)
+    solver = cfg.SOLVER
+    optimizer = build_optimizer(
+        method.student,
+        name=solver.OPTIMIZER,
+        lr=solver.BASE_LR,
+        momentum=solver.MOMENTUM,
+        beta2=solver.BETA2,
+        weight_decay=solver.WEIGHT_DECAY,
+        weight_decay_norm=solver.WEIGHT_DECAY_NORM,
+        lr_factor=task.lr_factor,
+        groups=task.parameter_groups(method.student),
+    )
+    batches = task.build_batches(schedule, device)
+    clip = solver.CLIP_GRADIENTS
+    trainer = Trainer(
+        method,
+        schedule,
+        batches,
+        optimizer,
+        seed=cfg.SEED,
+        first_member=cfg.IMWA.FIRST_MEMBER,
+        accumulation=solver.ACCUMULATION_STEPS,
+        amp_dtype=getattr(torch, solver.AMP.DTYPE) if solver.AMP.ENABLED else None,
+        clip=gradient_clipper(clip.CLIP_TYPE, clip.CLIP_VALUE) if clip.ENABLED else None,
+    )
+    imwa = _build_imwa(task, trainer, batches)
+    hooks = _build_hooks(task, schedule, imwa, overwrite=overwrite)
+    trainer.register_hooks(hooks)
+    return trainer, hooks[-1]
+
+
+def _build_imwa(task: Task, trainer: Trainer, batches: Batches) -> IMWA:
+    settings = task.cfg.IMWA
+    recompute = None
+    if settings.BN == "recompute":
+        count = min(settings.BN_BATCHES, len(trainer.schedule))
+        recompute = task.build_bn_recomputation(batches, count=count)
+    return IMWA(
+        trainer.schedule,
+        trainer.method.models(),
+        optimizer=trainer.optimizer,
+        member_state={"scaler": trainer.scaler, "method": trainer.method},
+        store=settings.STORE,
+        store_device=settings.STORE_DEVICE,
+        optimizer_state=settings.OPTIMIZER_STATE,
+        bn=settings.BN,
+        recompute_bn=recompute,
+        nonfinite=settings.NONFINITE,
+        accumulate=settings.ACCUMULATE,
+        coefficients=task.coefficients(trainer.method),
+    )
+
+
+def _build_hooks(
+    task: Task, schedule: EpisodeSchedule, imwa: IMWA, *, overwrite: bool
+) -> list[HookBase]:
+    """In the order of docs/architecture.md; the last one is the signal hook."""
+    cfg = task.cfg
+    output, solver = Path(cfg.OUTPUT_DIR), cfg.SOLVER
+    writers = [
+        JSONWriter(output / "metrics.json"),
+        TensorBoardWriter(output),
+        TerminalWriter(schedule),
+    ]
+    checkpoint = CheckpointHook(
+        output,
+        run=_identity(task),
+        period=solver.CHECKPOINT_PERIOD,
+        episodes=solver.CHECKPOINT_EPISODES,
+        keep=solver.CHECKPOINT_KEEP,
+        overwrite=overwrite,
+    )
+    signals = SignalHook(checkpoint.save_now)
+    multiplier = lr_multiplier(
+        solver.LR_SCHEDULER_NAME,
+        max_iter=solver.MAX_ITER,
+        steps=solver.STEPS,
+        gamma=solver.GAMMA,
+        warmup_iters=solver.WARMUP_ITERS,
+        warmup_factor=solver.WARMUP_FACTOR,
+    )
+    evaluations = Evaluations()
+    members = EvaluationHook(
+        "member evaluation",
+        task.build_evaluator(),
+        evaluations,
+        stage="member",
+        period=cfg.TEST.EVAL_PERIOD,
+        writers=writers,
+    )
+    averages = EvaluationHook(
+        "evaluation",
+        task.build_evaluator(poll=signals.poll),
+        evaluations,
+        stage="average",
+        period=cfg.TEST.EVAL_PERIOD,
+        writers=writers,
+    )
+    return [
+        LRHook(multiplier),
+        *([members] if cfg.TEST.EVAL_MEMBERS else []),
+        *task.hooks(),
+        IMWAHook(imwa),
+        MetricsHook(writers, cfg.LOG_PERIOD),
+        checkpoint,
+        averages,
+        ConfigHook(output / CONFIG_FILE, cfg),
+        ResultsHook(output / FILE_NAME, task, evaluations, checkpoint),
+        signals,
+    ]
+
+
+def _identity(task: Task) -> dict[str, Any]:
+    """What has to be the same for an exact resume, and the config for the reader."""
+    cfg = task.cfg
+    run: dict[str, Any] = {}
+    for key in keys(cfg):
+        if key not in FREE_KEYS:
+            run[key] = _value(cfg, key)
+    run |= task.fingerprints()
+    run["processes"] = comm.world_size()
+    run["config"] = cfg.dump()
+    return run
+
+
+def _out_of_memory(cfg: CfgNode, error: Exception) -> str:
+    imwa = cfg.IMWA
+    images = cfg.SOLVER.IMS_PER_BATCH + cfg.SOLVER.IMS_PER_BATCH_UNLABELED
+    first = str(error).splitlines()[0]
+    return (
+        f"out of memory with IMWA.MEMBERS = {imwa.MEMBERS}, IMWA.STORE = {imwa.STORE}, "
+        f"IMWA.STORE_DEVICE = {imwa.STORE_DEVICE} and {images} images an iteration ({first}); "
+        "raise SOLVER.ACCUMULATION_STEPS, or set IMWA.STORE_DEVICE cpu"
+    )

@@ -1,0 +1,178 @@
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision import transforms
+from torchvision.transforms import functional as F
+
+from ssod_imwa.classification.data.augmentation import IMAGENET_STATISTICS, INATURALIST_STATISTICS
+from ssod_imwa.classification.data.large_views import large_view
+from ssod_imwa.engine.seeding import seed_everything
+
+NAMES = ["test", "standard", "mae", "randcls", "randclsstack", "sim", "livt"]
+RANDOM = NAMES[1:]
+
+
+def photo(height=60, width=80):
+    """Smooth, so that what is resized differs little between libraries."""
+    generator = np.random.default_rng(0)
+    coarse = torch.from_numpy(generator.uniform(0, 255, (1, 3, 5, 6)))
+    smooth = torch.nn.functional.interpolate(coarse, size=(height, width), mode="bicubic")
+    return smooth[0].clamp(0, 255).byte()
+
+
+def seeded(view, image, seed=0):
+    with torch.random.fork_rng():
+        seed_everything(seed)
+        return view(image)
+
+
+def denormalized(image, statistics=IMAGENET_STATISTICS):
+    mean, std = (torch.tensor(values)[:, None, None] for values in statistics)
+    return image * std + mean
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("shape", [(60, 80), (80, 60), (20, 21), (32, 32)])
+def test_views_have_the_size_asked_for_whatever_the_image_has(name, shape):
+    result = seeded(large_view(name, size=32, jitter=True), photo(*shape))
+    assert result.shape == (3, 32, 32)
+    assert result.dtype == torch.float32
+    assert result.isfinite().all()
+
+
+@pytest.mark.parametrize("name", RANDOM)
+def test_views_are_functions_of_the_global_generators(name):
+    view = large_view(name, size=32, jitter=True)
+    one, again, two = (seeded(view, photo(), seed) for seed in (1, 1, 2))
+    assert one.equal(again)
+    assert not one.equal(two)
+    copied = pickle.loads(pickle.dumps(view))
+    assert seeded(copied, photo(), 1).equal(one)
+
+
+def test_test_images_are_resized_and_cropped_as_the_public_codes_do_in_pillow():
+    # 256 and 224 pixels.
+    image = photo(300, 400)
+    reference = transforms.Compose(
+        [
+            transforms.Resize(256),
+            transforms.CenterCrop(224),
+            transforms.ToTensor(),
+            transforms.Normalize(*INATURALIST_STATISTICS),
+        ]
+    )
+    expected = reference(Image.fromarray(image.permute(1, 2, 0).numpy()))
+    view = large_view("test", statistics=INATURALIST_STATISTICS, jitter=False)
+    difference = view(image) - expected
+    assert difference.shape == (3, 224, 224)
+    # One level of 255 where a value lies between two.
+    assert difference.abs().max() < 1.01 / 255 / min(INATURALIST_STATISTICS.std)
+
+
+@pytest.mark.parametrize(
+    ("name", "smallest", "mode"), [("standard", 0.08, "bilinear"), ("mae", 0.2, "bicubic")]
+)
+def test_crops_are_drawn_as_torchvision_does_and_resized(name, smallest, mode):
+    image = photo()
+    view = large_view(name, size=32, jitter=False, flip=False)
+    for seed in range(20):
+        with torch.random.fork_rng():
+            seed_everything(seed)
+            box = transforms.RandomResizedCrop.get_params(image, [smallest, 1.0], [3 / 4, 4 / 3])
+        picture = F.resized_crop(
+            F.to_pil_image(image), *box, [32, 32], transforms.InterpolationMode(mode)
+        )
+        found = denormalized(seeded(view, image, seed))
+        assert (found - F.to_tensor(picture)).abs().max() < 3 / 255
+
+
+def test_standard_images_are_jittered_by_up_to_two_fifths_without_hue():
+    gray = torch.full((3, 40, 40), 100, dtype=torch.uint8)
+    for jitter in (True, False):
+        view = large_view("standard", size=8, jitter=jitter)
+        found = torch.stack([denormalized(seeded(view, gray, seed)) for seed in range(100)])
+        levels = 255 * found[:, 0, 0, 0]
+        if jitter:
+            assert 59 < levels.min() < 70
+            assert 130 < levels.max() < 141
+        else:
+            assert (levels - 100).abs().max() < 1e-3
+    red = torch.tensor([200, 0, 0], dtype=torch.uint8)[:, None, None].expand(3, 40, 40)
+    view = large_view("standard", size=8, jitter=True)
+    for seed in range(20):
+        pixel = denormalized(seeded(view, red, seed))[:, 0, 0]
+        assert abs(pixel[1] - pixel[2]) < 1e-2  # saturation may move both, hue would move one
+
+
+@pytest.mark.parametrize(("name", "share"), [("sim", 0.2), ("randclsstack", 0.2), ("standard", 0)])
+def test_a_fifth_of_some_views_is_gray(name, share):
+    view = large_view(name, size=8, jitter=True)
+    found = torch.stack([denormalized(seeded(view, photo(), seed)) for seed in range(300)])
+    gray = (found.var(1).flatten(1).max(1).values < 1e-8).float().mean()
+    # Binomial with n = 300, p = 1/5: standard deviation 0.023.
+    assert abs(gray - share) <= (5 * 0.023 if share else 0)
+
+
+def test_half_of_sim_views_are_blurred():
+    stripes = torch.zeros(3, 64, 64, dtype=torch.uint8)
+    stripes[:, :, ::2] = 255
+    view = large_view("sim", size=64, jitter=True)
+    # Cut to the whole image, so that stripes stay as wide as they are.
+    view.transforms[0].scale = (1.0, 1.0)
+    view.transforms[0].ratio = (1.0, 1.0)
+    found = torch.stack([seeded(view, stripes, seed) for seed in range(200)])
+    contrast = (found[..., 1:] - found[..., :-1]).abs().mean((1, 2, 3))
+    blurred = (contrast < 0.5 * contrast.max() * 0.6 / 1.4).float().mean()
+    # Of those blurred, a sigma below 0.4 pixels leaves stripes visible.
+    assert 0.3 < blurred < 0.6
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_is_mirrored_if_flips_are_off(name):
+    image = torch.full((3, 60, 60), 60, dtype=torch.uint8)
+    image[:, :, :30] = 200
+    counts = []
+    for flip in (False, True):
+        view = large_view(name, size=24, jitter=False, flip=flip)
+        found = torch.stack([seeded(view, image, seed) for seed in range(60)])
+        difference = found[..., :12].mean((1, 2, 3)) - found[..., 12:].mean((1, 2, 3))
+        counts.append(int((difference < -0.05).sum()))
+    # RandAugment may invert, solarize or move what is bright.
+    may_move = 20 if name in ("randcls", "randclsstack", "livt") else 0
+    assert counts[0] <= may_move
+    assert counts[1] == 0 if name == "test" else counts[1] > counts[0] + 5
+
+
+def test_random_operations_are_those_of_balanced_contrastive_learning():
+    view = large_view("randcls", size=224, statistics=INATURALIST_STATISTICS, jitter=True)
+    (augment,) = (x for x in view.transforms if type(x).__name__ == "RandAugment")
+    assert augment.num_layers == 2
+    assert {op.magnitude for op in augment.ops} == {10}
+    hparams = augment.ops[0].hparams
+    assert hparams["magnitude_std"] == 0.5
+    assert hparams["translate_const"] == 100
+    assert hparams["img_mean"] == (119, 120, 97)
+
+
+def test_livt_is_what_timm_makes_of_the_published_arguments():
+    view = large_view("livt", size=32, jitter=True)
+    pipeline = view.transforms[1].transforms
+    (augment,) = (x for x in pipeline if type(x).__name__ == "RandAugment")
+    assert {op.magnitude for op in augment.ops} == {9}
+    names = {op.name for op in augment.ops}
+    assert "PosterizeIncreasing" in names  # inc1: a larger magnitude is always a stronger change
+    (erasing,) = (x for x in pipeline if type(x).__name__ == "RandomErasing")
+    assert (erasing.probability, erasing.per_pixel, erasing.max_count) == (0.25, True, 1)
+    assert "bicubic" in repr(pipeline[0])
+
+
+def test_views_that_do_not_exist_are_refused():
+    with pytest.raises(
+        ValueError, match=r"view 'plain' is not allowed for images in files .*'mae'"
+    ):
+        large_view("plain", jitter=True)
+    with pytest.raises(ValueError, match="size = 0 is not allowed"):
+        large_view("test", size=0, jitter=True)

@@ -1,0 +1,193 @@
+"""A tiny classifier, random batches of views, and the real trainer with IMWA around a method."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from support import SaveAt, on_two_ranks
+from torch import nn
+
+from ssod_imwa.averaging.episodes import EpisodeSchedule
+from ssod_imwa.averaging.imwa import IMWA
+from ssod_imwa.classification.data.loader import ImageBatch
+from ssod_imwa.classification.models.base import ImageClassifier
+from ssod_imwa.classification.models.classifiers import make_classifier
+from ssod_imwa.engine.hooks import IMWAHook
+from ssod_imwa.engine.seeding import counted_generator
+from ssod_imwa.engine.trainer import HookBase, Trainer
+
+COUNTS = [30, 10, 4]
+SIZE, BATCH = 8, 6
+
+
+class TinyNet(ImageClassifier):
+    """Two groups of one convolution with batch norm, features of width 6, three classes."""
+
+    group_names = ("stem", "layer1")
+
+    def __init__(self, classifier="linear", *, scale=5.0):
+        super().__init__()
+        self.num_features = 6
+        self.stem = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU())
+        self.layer1 = nn.Sequential(nn.Conv2d(4, 6, 3, stride=2), nn.BatchNorm2d(6), nn.ReLU())
+        self.classifier = make_classifier(classifier, 6, len(COUNTS), scale=scale)
+
+
+def build(make, *, seed=0):
+    """What `make` returns, with initial weights that are a function of the seed."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return make()
+
+
+def batch(*counts, views=1, size=BATCH):
+    """A batch that is a function of the counts; labels of random classes."""
+    generator = counted_generator("batch", *counts)
+    images = generator.normal(size=(views, size, 3, SIZE, SIZE))
+    labels, indices = generator.integers(len(COUNTS), size=size), generator.integers(100, size=size)
+    return ImageBatch(
+        tuple(torch.from_numpy(view).float() for view in images),
+        torch.from_numpy(labels),
+        torch.from_numpy(indices),
+    )
+
+
+def batches(schedule, *, views=1, first_member=0):
+    """The batches of a run: a function of member and own iteration."""
+
+    def stream(start):
+        for position in map(schedule.position, range(start, len(schedule))):
+            yield batch(first_member + position.member, position.t, views=views)
+
+    return stream
+
+
+def trainer(
+    method,
+    iterations,
+    *,
+    episodes=1,
+    members=1,
+    imwa=True,
+    first_member=0,
+    hooks=(),
+    optimizer=None,
+    **options,
+):
+    """The trainer of a run, as `ssod_imwa.runs.run` builds it; `hooks` are called before IMWA's."""
+    schedule = EpisodeSchedule(iterations, episodes=episodes, members=members)
+    parameters = [p for p in method.student.parameters() if p.requires_grad]
+    result = Trainer(
+        method,
+        schedule,
+        batches(schedule, views=method.num_views, first_member=first_member),
+        optimizer or torch.optim.SGD(parameters, lr=0.05, momentum=0.9),
+        seed=1,
+        first_member=first_member,
+        **options,
+    )
+    result.register_hooks(hooks)
+    if imwa:
+        averaging = IMWA(
+            schedule,
+            method.models(),
+            optimizer=result.optimizer,
+            member_state={"scaler": result.scaler, "method": method},
+        )
+        result.register_hooks([IMWAHook(averaging)])
+    return result
+
+
+class Watch(HookBase):
+    """Calls a function with the position after every step, before IMWA's hook."""
+
+    def __init__(self, function):
+        self.function = function
+
+    def after_step(self):
+        self.function(self.trainer.position)
+
+
+class Members(HookBase):
+    """Before IMWA's hook, sees each member's state at the end of its part of an episode.
+
+    Attributes:
+        states: (episode, member) -> `states` of the method.
+    """
+
+    def __init__(self):
+        self.states = {}
+
+    def after_step(self):
+        position = self.trainer.position
+        if position.ends_member:
+            self.states[position.episode, position.member] = states(self.trainer.method)
+
+
+def copied(state):
+    """A snapshot of a nested state, whose tensors are live."""
+    if isinstance(state, dict):
+        return {key: copied(value) for key, value in state.items()}
+    return state.clone() if isinstance(state, torch.Tensor) else state
+
+
+def same(one, other):
+    """Whether two nested states are equal, bit for bit."""
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    return torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
+
+
+def states(method):
+    """Weights and buffers of all models of a method, and what it owns besides."""
+    models = {name: model.state_dict() for name, model in method.models().items()}
+    return copied({**models, "own": method.state_dict()})
+
+
+def check_average(method, members):
+    """Assert that every tensor of every model is the mean of the members' of the last episode."""
+    last = max(episode for episode, _ in members.states)
+    of_members = [state for (e, _), state in members.states.items() if e == last]
+    for name, model in method.models().items():
+        assert not same(of_members[0][name], of_members[1][name]), name
+        for key, value in model.state_dict().items():
+            values = torch.stack([state[name][key].double() for state in of_members])
+            expected = values.mean(0).to(value.dtype)
+            assert torch.equal(value, expected), (name, key)
+
+
+def without_gradient(module):
+    """Names of the parameters that the last backward pass did not reach."""
+    return {name for name, p in module.named_parameters() if p.grad is None}
+
+
+@pytest.fixture
+def tiny():
+    """The helpers of this file; test files cannot import one another."""
+    return SimpleNamespace(
+        COUNTS=COUNTS,
+        Net=TinyNet,
+        build=build,
+        batch=batch,
+        trainer=trainer,
+        Watch=Watch,
+        Members=Members,
+        SaveAt=SaveAt,
+        copied=copied,
+        same=same,
+        states=states,
+        check_average=check_average,
+        without_gradient=without_gradient,
+        on_two_ranks=on_two_ranks,
+    )
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """Bitwise comparisons want one thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

@@ -1,0 +1,311 @@
+import collections
+import logging
+import pickle
+import urllib.error
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+from ssod_imwa.detection.detectors import weights as pretrained
+from ssod_imwa.detection.detectors.caffe import read_caffe_resnet
+from ssod_imwa.detection.detectors.faster_rcnn import build_faster_rcnn
+from ssod_imwa.detection.detectors.weights import load_strictly, load_weights, warn_if_frozen
+from ssod_imwa.errors import UserError, WeightsError
+
+R50, R101 = (3, 4, 6, 3), (3, 4, 23, 3)
+CAFFE = {
+    "image_format": "BGR",
+    "pixel_mean": [103.53, 116.28, 123.675],
+    "pixel_std": [1.0, 1.0, 1.0],
+    "stride_in_1x1": True,
+}
+
+
+def small_detector(seed=0, **changes):
+    torch.manual_seed(seed)
+    arguments = {"num_classes": 3, "depth": 18, "norm": "BN", "freeze_at": 0}
+    return build_faster_rcnn(**{**arguments, "fpn_channels": 8, "fc_dim": 8, **changes})
+
+
+def equal_states(first, second):
+    return first.keys() == second.keys() and all(
+        torch.equal(x, second[k]) for k, x in first.items()
+    )
+
+
+def caffe_blobs(blocks_of_stages):
+    """Random arrays by the names of Caffe2's ResNets, written out independently of the reader."""
+    rng = np.random.default_rng(0)
+
+    def norm(name, channels):
+        return {
+            f"{name}_bn_s": 1 + rng.standard_normal(channels, np.float32) / 10,
+            f"{name}_bn_b": rng.standard_normal(channels, np.float32) / 10,
+        }
+
+    def convolution(name, out, inner, size):
+        scale = np.float32((2 / (inner * size * size)) ** 0.5)
+        return {f"{name}_w": scale * rng.standard_normal((out, inner, size, size), np.float32)}
+
+    blobs = {**convolution("conv1", 64, 3, 7), **norm("res_conv1", 64)}
+    inner = 64
+    for stage, blocks in enumerate(blocks_of_stages):
+        width = 64 * 2**stage
+        for block in range(blocks):
+            unit = f"res{stage + 2}_{block}"
+            layers = [("branch2a", width, inner, 1), ("branch2b", width, width, 3)]
+            layers += [("branch2c", 4 * width, width, 1)]
+            if block == 0:
+                layers.append(("branch1", 4 * width, inner, 1))
+            for branch, out, channels, size in layers:
+                blobs |= convolution(f"{unit}_{branch}", out, channels, size)
+                blobs |= norm(f"{unit}_{branch}", out)
+            inner = 4 * width
+    return {**blobs, "fc1000_w": np.zeros((1, 1)), "fc1000_b": np.zeros(1), "conv1_w_momentum": 0}
+
+
+def caffe_by_hand(blobs, image, blocks):
+    """A forward pass straight from the Caffe names, as Caffe's network is drawn."""
+    function = nn.functional
+
+    def affine(x, name):
+        scale, shift = (torch.from_numpy(blobs[f"{name}_bn_{p}"]).view(1, -1, 1, 1) for p in "sb")
+        return x * scale + shift
+
+    def unit(x, name, stride, padding, norm=None):
+        weight = torch.from_numpy(blobs[f"{name}_w"])
+        return affine(function.conv2d(x, weight, stride=stride, padding=padding), norm or name)
+
+    x = function.max_pool2d(unit(image, "conv1", 2, 3, "res_conv1").relu(), 3, 2, 1)
+    for stage, count in enumerate(blocks):
+        for block in range(count):
+            name, stride = f"res{stage + 2}_{block}", 2 if stage and not block else 1
+            y = unit(x, f"{name}_branch2a", stride, 0).relu()
+            y = unit(unit(y, f"{name}_branch2b", 1, 1).relu(), f"{name}_branch2c", 1, 0)
+            shortcut = x if block else unit(x, f"{name}_branch1", stride, 0)
+            x = (y + shortcut).relu()
+    return x
+
+
+def write_pickle(path, content):
+    path.write_bytes(pickle.dumps(content, protocol=2))
+    return str(path)
+
+
+@pytest.mark.slow
+def test_caffe_weights_give_caffes_features(tmp_path):
+    blobs = caffe_blobs(R50)
+    detector = small_detector(depth=50, norm="FrozenBN", freeze_at=2, **CAFFE)
+    load_weights(detector, write_pickle(tmp_path / "R-50.pkl", {"blobs": blobs}))
+    image = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        ours = detector.backbone.body(image)["3"]
+        expected = caffe_by_hand(blobs, image, R50)
+    torch.testing.assert_close(ours, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_caffe_convolution_bias_is_taken_over_by_the_norm(tmp_path):
+    blobs = caffe_blobs(())
+    blobs["conv1_b"] = np.linspace(-1, 1, 64, dtype=np.float32)
+    state = read_caffe_resnet(Path(write_pickle(tmp_path / "R-50.pkl", blobs)))
+    x = torch.randn(1, 64, 2, 2)
+    norm = torchvision.ops.FrozenBatchNorm2d(64)
+    norm.load_state_dict({k[4:]: v for k, v in state.items() if k.startswith("bn1.")})
+    scale, shift = (torch.from_numpy(blobs[f"res_conv1_bn_{p}"]).view(1, -1, 1, 1) for p in "sb")
+    bias = torch.from_numpy(blobs["conv1_b"]).view(1, -1, 1, 1)
+    torch.testing.assert_close(norm(x), (x + bias) * scale + shift)
+
+
+@pytest.mark.slow
+def test_caffe_r101_fits(tmp_path):
+    detector = small_detector(depth=101, norm="FrozenBN", freeze_at=2, **CAFFE)
+    load_weights(detector, write_pickle(tmp_path / "R-101.pkl", caffe_blobs(R101)))
+
+
+class Command:
+    def __init__(self, target):
+        self.target = target
+
+    def __reduce__(self):
+        return (open, (str(self.target), "w"))
+
+
+def test_a_pickle_that_runs_code_is_refused_and_not_run(tmp_path):
+    target = tmp_path / "written"
+    file = tmp_path / "R-50.pkl"
+    file.write_bytes(pickle.dumps({"conv1_w": Command(target)}))
+    with pytest.raises(WeightsError, match=r"open, but only NumPy arrays"):
+        read_caffe_resnet(file)
+    assert not target.exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "match"),
+    [
+        (b"no pickle", "is not a pickle of weights"),
+        (pickle.dumps([1, 2]), "holds a list"),
+        (pickle.dumps({"res9_0_branch2a_w": np.zeros(1)}), "not a ResNet's"),
+        (pickle.dumps({"conv1_w": "text"}), "not a ResNet's"),
+        (pickle.dumps(collections.OrderedDict(a=1)), "collections.OrderedDict"),
+    ],
+)
+def test_wrong_caffe_files_are_refused(tmp_path, content, match):
+    file = tmp_path / "R-50.pkl"
+    file.write_bytes(content)
+    with pytest.raises(WeightsError, match=match):
+        read_caffe_resnet(file)
+
+
+def test_incomplete_caffe_file_names_what_is_missing(tmp_path):
+    blobs = caffe_blobs((3,))
+    detector = small_detector(depth=50, **CAFFE)
+    with pytest.raises(WeightsError, match=r"missing: layer2\.0\.bn1\.bias, .* more\)$"):
+        load_weights(detector, write_pickle(tmp_path / "R-50.pkl", blobs))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"image_format": "RGB"},
+        {"pixel_std": [58.395, 57.12, 57.375]},
+        {"pixel_mean": [123.675, 116.28, 103.53]},
+        {"stride_in_1x1": False},
+    ],
+)
+def test_caffe_weights_need_caffes_input(tmp_path, change):
+    detector = small_detector(depth=50, **{**CAFFE, **change})
+    with pytest.raises(WeightsError, match=r"set INPUT\.FORMAT BGR"):
+        load_weights(detector, write_pickle(tmp_path / "R-50.pkl", {}))
+
+
+def test_imagenet_weights_fill_the_backbone(monkeypatch):
+    torch.manual_seed(5)
+    resnet = torchvision.models.resnet18()
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", lambda *_, **__: resnet.state_dict())
+    monkeypatch.setattr(
+        torchvision.models._api, "load_state_dict_from_url", lambda *_, **__: resnet.state_dict()
+    )
+    detector = small_detector()
+    load_weights(detector, "imagenet")
+    expected = {k: v for k, v in resnet.state_dict().items() if not k.startswith("fc.")}
+    assert equal_states(dict(detector.backbone.body.state_dict()), expected)
+
+
+def test_imagenet_weights_without_network_say_where_to_put_the_file(monkeypatch):
+    def offline(*_, **__):
+        raise urllib.error.URLError("no route")
+
+    monkeypatch.setattr(torchvision.models._api, "load_state_dict_from_url", offline)
+    with pytest.raises(WeightsError, match=r"resnet18-\w+\.pth cannot be fetched .* put it into"):
+        load_weights(small_detector(), "imagenet")
+
+
+def test_imagenet_weights_need_their_input():
+    with pytest.raises(WeightsError, match=r"set INPUT\.FORMAT RGB"):
+        load_weights(small_detector(image_format="BGR"), "imagenet")
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda state: state,
+        lambda state: {"student": small_detector(7).state_dict(), "teacher": state},
+        lambda state: {"student": state, "teacher": None, "config": "TASK: detection"},
+        lambda state: {
+            "student": state,
+            "teacher": small_detector(7).state_dict(),
+            "inference_model": "student",
+        },
+        lambda state: {"trainer": {"models": {"student": state}, "iteration": 3}, "run": {}},
+        lambda state: {"model": state},
+    ],
+)
+def test_detector_files_are_found_inside_checkpoints(tmp_path, wrap):
+    state = small_detector(1).state_dict()
+    torch.save(wrap(state), tmp_path / "x.pth")
+    detector = small_detector(2)
+    load_weights(detector, str(tmp_path / "x.pth"))
+    assert equal_states(detector.state_dict(), state)
+
+
+def test_torchvision_resnet_file_fills_the_backbone(tmp_path):
+    torch.manual_seed(5)
+    resnet = torchvision.models.resnet18()
+    torch.save(resnet.state_dict(), tmp_path / "resnet18.pth")
+    detector = small_detector(norm="FrozenBN")
+    load_weights(detector, str(tmp_path / "resnet18.pth"))
+    assert torch.equal(detector.backbone.body.layer4[1].bn2.weight, resnet.layer4[1].bn2.weight)
+    assert torch.equal(detector.backbone.body.conv1.weight, resnet.conv1.weight)
+
+
+def test_another_number_of_classes_is_explained(tmp_path):
+    torch.save(small_detector(num_classes=80).state_dict(), tmp_path / "x.pth")
+    with pytest.raises(WeightsError, match="trained on 80 classes, the model has 3"):
+        load_weights(small_detector(), str(tmp_path / "x.pth"))
+
+
+def test_whatever_does_not_fit_is_listed_and_nothing_is_changed():
+    module = nn.Sequential(*(nn.Linear(2, 2) for _ in range(8)))
+    before = {name: x.clone() for name, x in module.state_dict().items()}
+    state = {name: x + 1 for name, x in module.state_dict().items() if name.endswith("bias")}
+    state |= {f"extra{i:02}": torch.zeros(1) for i in range(12)}
+    state["0.bias"] = torch.zeros(3)
+    state["1.bias"] = "text"
+    with pytest.raises(WeightsError) as caught:
+        load_strictly(module, state, "file.pth")
+    message = str(caught.value)
+    assert "8 missing: 0.weight, 1.weight" in message
+    assert "12 unknown: extra00" in message
+    assert "extra09, ... (2 more)" in message
+    assert "extra10" not in message
+    assert "2 of another shape: 0.bias (3,) instead of (2,), 1.bias str instead of (2,)" in message
+    assert "\n" not in message
+    assert equal_states(dict(module.state_dict()), before)
+
+
+@pytest.mark.parametrize(
+    ("content", "match"),
+    [
+        (b"", "not a file of weights"),
+        (b"garbage" * 100, "not a file of weights"),
+        (None, "no such"),
+    ],
+)
+def test_unreadable_files_are_refused(tmp_path, content, match):
+    file = tmp_path / "x.pth"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(WeightsError, match=match) as caught:
+        load_weights(small_detector(), str(file))
+    assert "weights_only" not in str(caught.value)  # torch's advice to run the file's code
+
+
+def test_a_file_without_a_state_is_refused(tmp_path):
+    torch.save([1, 2], tmp_path / "x.pth")
+    with pytest.raises(WeightsError, match="no state dict but a list"):
+        load_weights(small_detector(), str(tmp_path / "x.pth"))
+
+
+def test_a_torch_file_that_runs_code_is_refused_and_not_run(tmp_path):
+    target = tmp_path / "written"
+    torch.save({"conv1.weight": Command(target)}, tmp_path / "x.pth")
+    with pytest.raises(WeightsError):
+        load_weights(small_detector(), str(tmp_path / "x.pth"))
+    assert not target.exists()
+
+
+def test_frozen_random_weights_are_warned_about(caplog):
+    with caplog.at_level(logging.WARNING, logger=pretrained.__name__):
+        warn_if_frozen(small_detector())
+    assert not caplog.records
+    with caplog.at_level(logging.WARNING, logger=pretrained.__name__):
+        warn_if_frozen(small_detector(norm="FrozenBN", freeze_at=1))
+    assert "1 tensors and 20 batch norms are frozen" in caplog.text
+
+
+def test_weights_errors_are_user_errors():
+    assert issubclass(WeightsError, UserError)

@@ -1,0 +1,251 @@
+import copy
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from ssod_imwa.detection.data.records import (
+    DetectionBatch,
+    Detections,
+    ImageRecord,
+    Sample,
+    Targets,
+    View,
+)
+from ssod_imwa.detection.detectors.base import Detector
+from ssod_imwa.detection.detectors.faster_rcnn import build_faster_rcnn
+from ssod_imwa.detection.methods.unbiased_teacher import UnbiasedTeacher
+
+NAMES = ("loss_rpn_cls", "loss_rpn_loc", "loss_cls", "loss_box_reg")
+
+
+class LinearDetector(Detector):
+    """Losses are quadratic in four weights; scores are the image's first pixels over 100."""
+
+    def __init__(self):
+        super().__init__(num_classes=3)
+        self.weight = nn.Parameter(torch.tensor([1.0, 2.0, 3.0, 4.0], dtype=torch.float64))
+        self.register_buffer("mean", torch.zeros((), dtype=torch.float64))
+        self.calls = []
+
+    def forward(self, images, targets):
+        assert self.training
+        self.calls.append(([int(x[0, 0, 0]) for x in images], [len(t) for t in targets]))
+        brightness = torch.stack([x.double().mean() for x in images]).mean()
+        self.mean = 0.9 * self.mean + 0.1 * brightness
+        boxes = sum(len(t) for t in targets)
+        return {n: (w - brightness - boxes) ** 2 for n, w in zip(NAMES, self.weight, strict=True)}
+
+    def detect(self, images):
+        assert not self.training
+        scores = [image[0, 0, :3].float() / 100 for image in images]
+        return [Detections(torch.rand(3, 4), torch.arange(3), s) for s in scores]
+
+
+def sample(*pixels, labeled):
+    """The weak view's first pixels are given, the strong view's are 100 more."""
+    row = torch.tensor(pixels, dtype=torch.uint8).expand(3, 2, 3)
+    targets = Targets(torch.rand(2, 4), torch.tensor([0, 1])) if labeled else None
+    weak, strong = (View(x, torch.eye(3), targets) for x in (row, row + 100))
+    return Sample(ImageRecord("x.jpg", 0, 3, 2), weak, strong)
+
+
+def batch():
+    return DetectionBatch(
+        [sample(1, 1, 1, labeled=True), sample(2, 2, 2, labeled=True)],
+        [sample(90, 71, 70, labeled=False), sample(10, 20, 30, labeled=False)],
+    )
+
+
+def unbiased_teacher(**changes):
+    arguments = {"burn_in": 3, "ema_decay": 0.75, "unsup_loss_weight": 4.0}
+    return UnbiasedTeacher(LinearDetector(), **{**arguments, **changes})
+
+
+def test_burn_in_trains_on_labeled_views_alone():
+    method = unbiased_teacher()
+    for t in range(3):
+        losses = method.losses(batch(), t)
+        assert tuple(losses) == NAMES
+    assert method.student.calls == [([101, 102, 1, 2], [2, 2, 2, 2])] * 3
+
+
+def test_after_burn_in_the_student_learns_the_teachers_boxes_on_strong_views():
+    method = unbiased_teacher()
+    losses = method.losses(batch(), 3)
+    assert method.student.calls == [([101, 102, 1, 2], [2, 2, 2, 2]), ([190, 110], [2, 0])]
+    assert set(losses) == {*NAMES, *(f"{n}_pseudo" for n in NAMES), "pseudo_boxes", "pseudo_score"}
+    assert losses["pseudo_boxes"].item() == 1.0
+    assert losses["pseudo_score"].item() == pytest.approx((0.90 + 0.71) / 2)
+
+
+def test_pseudo_losses_are_weighted():
+    unweighted = unbiased_teacher(unsup_loss_weight=1.0, unsup_box_loss_weight=1.0)
+    plain = unweighted.losses(batch(), 3)
+    weighted = unbiased_teacher(unsup_loss_weight=4.0, unsup_box_loss_weight=0.5).losses(batch(), 3)
+    factors = {"loss_rpn_cls": 4.0, "loss_rpn_loc": 0.5, "loss_cls": 4.0, "loss_box_reg": 0.5}
+    for name, factor in factors.items():
+        assert weighted[name].item() == plain[name].item()
+        assert weighted[f"{name}_pseudo"].item() == factor * plain[f"{name}_pseudo"].item() != 0
+
+
+def test_box_losses_of_weight_0_stay_in_the_graph_and_add_nothing():
+    method = unbiased_teacher()
+    losses = method.losses(batch(), 3)
+    for name in ("loss_rpn_loc_pseudo", "loss_box_reg_pseudo"):
+        (gradient,) = torch.autograd.grad(losses[name], method.student.weight, retain_graph=True)
+        assert losses[name].item() == 0
+        assert gradient.tolist() == [0, 0, 0, 0]
+
+
+def train(method, steps, first=0):
+    optimizer = torch.optim.SGD(method.student.parameters(), lr=1e-3)
+    for t in range(first, first + steps):
+        method.student.train()
+        losses = method.losses(batch(), t)
+        optimizer.zero_grad()
+        sum(x for name, x in losses.items() if name.startswith("loss")).backward()
+        optimizer.step()
+        method.after_step(t)
+        yield t
+
+
+def test_teacher_is_copied_once_and_then_follows_the_formula():
+    method = unbiased_teacher()
+    initial = copy.deepcopy(method.teacher.state_dict())
+    expected = None
+    for t in train(method, 10):
+        student, teacher = method.student.state_dict(), method.teacher.state_dict()
+        if t < 2:
+            assert all(torch.equal(teacher[name], initial[name]) for name in initial)
+            continue
+        if t == 2:
+            expected = {name: x.tolist() for name, x in student.items()}
+            assert all(torch.equal(teacher[name], student[name]) for name in student)
+            continue
+        weights = zip(expected["weight"], student["weight"].tolist(), strict=True)
+        expected["weight"] = [0.75 * old + 0.25 * new for old, new in weights]
+        expected["mean"] = 0.75 * expected["mean"] + 0.25 * student["mean"].item()
+        assert teacher["weight"].tolist() == pytest.approx(expected["weight"], rel=1e-12)
+        assert teacher["mean"].item() == pytest.approx(expected["mean"], rel=1e-12)
+    assert method.teacher.weight.tolist() != pytest.approx(method.student.weight.tolist())
+
+
+def test_without_burn_in_the_teacher_starts_from_the_initial_student():
+    method = unbiased_teacher(burn_in=0)
+    start = method.student.weight.detach().clone()
+    assert torch.equal(method.teacher.weight, start)
+    assert "loss_cls_pseudo" in method.losses(batch(), 0)
+    assert list(train(method, 1)) == [0]
+    expected = 0.75 * start + 0.25 * method.student.weight
+    torch.testing.assert_close(method.teacher.weight, expected)
+
+
+def test_teacher_is_ready_from_the_step_that_copies_it():
+    method = unbiased_teacher()
+    assert [method.teacher_ready(t) for t in range(5)] == [False, False, True, True, True]
+    assert method.inference_model(1) is method.student
+    assert method.inference_model(2) is method.teacher
+
+
+def test_teacher_is_not_trained_and_stays_in_eval_mode():
+    method = unbiased_teacher()
+    list(train(method, 5))
+    assert not method.teacher.training
+    assert method.teacher.calls == []
+    assert all(not p.requires_grad and p.grad is None for p in method.teacher.parameters())
+
+
+def test_unlabeled_images_are_needed_after_burn_in_only():
+    method = unbiased_teacher()
+    labeled = DetectionBatch(batch().labeled, [])
+    method.losses(labeled, 2)
+    with pytest.raises(ValueError, match="without unlabeled images"):
+        method.losses(labeled, 3)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"burn_in": -1},
+        {"ema_decay": 1.5},
+        {"threshold": 1.2},
+        {"unsup_loss_weight": -1.0},
+        {"unsup_box_loss_weight": -1.0},
+    ],
+)
+def test_wrong_arguments_are_refused(changes):
+    with pytest.raises(ValueError, match=r"is not allowed|are not allowed|must be"):
+        unbiased_teacher(**changes)
+
+
+def small_faster_rcnn(norm="BN"):
+    torch.manual_seed(0)
+    return build_faster_rcnn(
+        num_classes=3,
+        depth=18,
+        norm=norm,
+        freeze_at=0,
+        fpn_channels=8,
+        fc_dim=16,
+        rpn_pre_nms_topk_train=20,
+        rpn_post_nms_topk_train=10,
+        roi_batch_size_per_image=8,
+    )
+
+
+def picture(seed, *, labeled):
+    generator = torch.Generator().manual_seed(seed)
+    views = []
+    for _ in range(2):
+        image = torch.randint(256, (3, 64, 64), generator=generator, dtype=torch.uint8)
+        targets = Targets(torch.tensor([[4.0, 4.0, 40.0, 50.0]]), torch.tensor([1]))
+        views.append(View(image, torch.eye(3), targets if labeled else None))
+    return Sample(ImageRecord("x.jpg", seed, 64, 64), *views)
+
+
+def pictures(first, count):
+    labeled = [picture(first + n, labeled=True) for n in range(count)]
+    return DetectionBatch(labeled, [picture(first + 50 + n, labeled=False) for n in range(count)])
+
+
+def test_batches_without_pseudo_labels_give_gradients_for_all_parameters():
+    method = UnbiasedTeacher(small_faster_rcnn(), burn_in=0, threshold=1.0)
+    losses = method.losses(pictures(0, 1), 0)
+    assert losses["pseudo_boxes"].item() == 0
+    sum(x for name, x in losses.items() if name.startswith("loss")).backward()
+    gradients = [p.grad for p in method.student.parameters()]
+    assert all(g is not None and g.isfinite().all() for g in gradients)
+
+
+def gradients_of_rank(rank, norm, parallel):
+    """Gradients of one rank's batch, alone or exchanged with the other rank."""
+    method = UnbiasedTeacher(small_faster_rcnn(norm), burn_in=0, threshold=0.0)
+    if parallel:
+        method.parallel_student = DistributedDataParallel(method.student, broadcast_buffers=False)
+    torch.manual_seed(rank)
+    losses = method.losses(pictures(100 * rank, 1), 0)
+    sum(x for name, x in losses.items() if name.startswith("loss")).backward()
+    return {name: p.grad.clone() for name, p in method.student.named_parameters()}
+
+
+def compare_gradients(rank, norm, folder):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    try:
+        exchanged = gradients_of_rank(rank, norm, parallel=True)
+        alone = [gradients_of_rank(r, norm, parallel=False) for r in range(2)]
+        for name, gradient in exchanged.items():
+            expected = (alone[0][name] + alone[1][name]) / 2
+            torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-6)
+    finally:
+        dist.destroy_process_group()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("norm", ["BN", "FrozenBN"])
+def test_two_forward_passes_under_ddp_average_the_ranks_gradients(tmp_path, norm):
+    mp.start_processes(compare_gradients, (norm, str(tmp_path)), nprocs=2, start_method="fork")

@@ -1,0 +1,172 @@
+"""What CheckpointHook writes around the real trainer, and what it keeps."""
+
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from ssod_imwa.engine.checkpoint import faults
+from ssod_imwa.engine.checkpoint import writing as checkpoint
+from ssod_imwa.engine.checkpoint.atomic import WriteError, damage, load_checkpoint
+from ssod_imwa.engine.checkpoint.output import resume_files
+from ssod_imwa.engine.checkpoint.writing import CheckpointHook
+from ssod_imwa.engine.trainer import HookBase
+from ssod_imwa.errors import CheckpointError
+
+
+def test_writes_at_episode_ends_and_keeps_one_older(line, tmp_path):
+    line.build(tmp_path).train()
+    assert line.names(tmp_path) == [
+        "last_checkpoint",
+        "model_0000003.pth",
+        "model_0000005.pth",
+        "model_averaged.pth",
+        "model_final.pth",
+    ]
+    assert (tmp_path / "last_checkpoint").read_text() == "model_0000005.pth"
+    assert all(damage(path) is None for path in tmp_path.glob("*.pth"))
+
+
+@pytest.mark.parametrize(
+    ("period", "keep", "expected"),
+    [(0, 0, [5]), (0, 9, [5, 3, 1]), (4, 9, [5, 3, 1]), (3, 9, [5, 3, 2, 1]), (1, 2, [5, 4, 3])],
+)
+def test_period_and_keep(line, tmp_path, period, keep, expected):
+    line.build(tmp_path, period=period, keep=keep).train()
+    assert list(resume_files(tmp_path)) == expected
+    # What was removed took its digest along.
+    assert len(list(tmp_path.glob("*.json"))) == len(list(tmp_path.glob("*.pth")))
+
+
+@pytest.mark.parametrize(("episodes", "expected"), [(2, [5, 3]), (3, [5]), (4, [5])])
+def test_episodes_between_checkpoints(line, tmp_path, episodes, expected):
+    # Three episodes of two steps; the last step always has one.
+    line.build(tmp_path, episodes=episodes, keep=9).train()
+    assert list(resume_files(tmp_path)) == expected
+
+
+def test_save_now_writes_once_per_step(line, tmp_path, monkeypatch):
+    written = []
+    write = checkpoint.write_checkpoint
+    monkeypatch.setattr(
+        checkpoint,
+        "write_checkpoint",
+        lambda path, state: (written.append(path.name), write(path, state)),
+    )
+
+    class Ask(HookBase):
+        def after_step(self):
+            for _ in range(2):
+                self.trainer.hooks[0].save_now()
+
+    line.build(tmp_path, hooks=[Ask()], iterations=3).train()
+    assert [name for name in written if name[6].isdigit()] == [
+        f"model_{g:07d}.pth" for g in range(3)
+    ]
+
+
+def test_model_files_hold_plain_models_by_name(line, tmp_path):
+    trainer = line.build(tmp_path)
+    trainer.train()
+    final = load_checkpoint(tmp_path / "model_final.pth")
+    averaged = load_checkpoint(tmp_path / "model_averaged.pth")
+    assert final.pop("final") is True
+    assert set(final) == set(averaged)
+    assert (final["episode"], final["global_step"], final["config"]) == (2, 5, line.RUN["config"])
+    assert final["inference_model"] == "teacher"
+    for name in ("student", "teacher"):
+        model = nn.Linear(2, 1)
+        model.load_state_dict(final[name])
+        assert torch.equal(model.weight, getattr(trainer.method, name).weight)
+    assert not torch.equal(final["student"]["weight"], final["teacher"]["weight"])
+
+
+def test_value_that_a_file_cannot_hold_is_named(line, tmp_path):
+    trainer = line.build(tmp_path)
+    trainer.method.state_dict = lambda: {"queue": [object()]}
+    with pytest.raises(TypeError, match=r"trainer\['method'\]\['queue'\]\[0\] is a builtins.obj"):
+        trainer.train()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"period": -1}, "period = -1 is not allowed"),
+        ({"keep": -1}, "keep = -1 is not allowed"),
+        ({"on_write_error": "ignore"}, "on_write_error = 'ignore' is not allowed"),
+    ],
+)
+def test_arguments_are_checked(line, tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        CheckpointHook(tmp_path, run=line.RUN, **options)
+
+
+# ------------------------------------------------------------------------------------ failed writes
+
+
+def test_failed_write_is_tried_again_after_the_next_step(line, tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv(faults.VARIABLE, "write:fsync=fail")
+    line.build(tmp_path, hooks=[line.Stop(2)]).train()
+    assert list(resume_files(tmp_path)) == [2]
+    assert "model_0000001.pth could not be written" in caplog.text
+    assert "no space left" in caplog.text
+
+
+@pytest.mark.parametrize("period", [0, 1])
+def test_three_failures_in_a_row_end_training(line, tmp_path, monkeypatch, period):
+    # The pointer's place is taken by a folder, so every attempt fails at its end.
+    (tmp_path / "last_checkpoint").mkdir()
+    trainer = line.build(tmp_path, period=period)
+    with pytest.raises(WriteError, match="last_checkpoint could not be written"):
+        trainer.train()
+    assert trainer.iter == {0: 3, 1: 2}[period]
+
+
+def test_last_step_is_tried_three_times_at_once(line, tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv(faults.VARIABLE, "pointer:open=fail@3")
+    line.build(tmp_path).train()
+    assert list(resume_files(tmp_path)) == [5, 3]
+    assert (tmp_path / "last_checkpoint").read_text() == "model_0000005.pth"
+    assert caplog.text.count("trying again") == 1
+
+
+def test_on_write_error_raise_gives_up_at_once(line, tmp_path, monkeypatch):
+    monkeypatch.setenv(faults.VARIABLE, "write:open=fail")
+    trainer = line.build(tmp_path, on_write_error="raise")
+    with pytest.raises(WriteError):
+        trainer.train()
+    assert trainer.iter == 1
+
+
+# ------------------------------------------------------------------------------------- earlier runs
+
+
+def test_hook_refuses_the_directory_of_a_run_it_was_not_told_of(line, stopped):
+    before = line.names(stopped)
+    with pytest.raises(CheckpointError, match="neither resumed nor overwritten"):
+        line.build(stopped).train()
+    assert line.names(stopped) == before
+
+
+def test_overwriting_removes_nothing_before_the_first_step_is_done(line, stopped):
+    class Break(HookBase):
+        def after_backward(self):
+            raise RuntimeError("no luck")
+
+    before = line.names(stopped)
+    with pytest.raises(RuntimeError, match="no luck"):
+        line.build(stopped, overwrite=True, hooks=[Break()]).train()
+    assert line.names(stopped) == before
+    line.build(stopped, overwrite=True, hooks=[line.Stop(0)]).train()
+    assert line.names(stopped) == []
+    assert not list(stopped.iterdir())
+
+
+def test_states_in_files_are_readable_by_others(line, stopped):
+    described = json.loads((stopped / "model_0000004.pth.json").read_text())
+    assert described["bytes"] == (stopped / "model_0000004.pth").stat().st_size
+    state = load_checkpoint(stopped / "model_0000004.pth")
+    assert state["run"] == line.RUN | {"library major version": 0}
+    assert state["trainer"]["iteration"] == 5
+    assert state["trainer"]["method"] == {"seen": 5}

@@ -1,0 +1,229 @@
+import json
+import math
+import os
+import statistics
+
+import pytest
+import torch
+
+from ssod_imwa.runs.results import (
+    Evaluation,
+    Results,
+    ResultsError,
+    Spread,
+    group_runs,
+    main_metrics,
+    read_results,
+    versions,
+    write_results,
+)
+
+
+def evaluation(model="student", stage="average", episode=0, member=None, **metrics):
+    return Evaluation(model, stage, episode, member, metrics or {"AP": 10.0, "AP50": 20.0})
+
+
+def results(seed=1, ap=10.0, **changes):
+    evaluations = (
+        evaluation("student", "member", 0, 0, AP=ap - 3),
+        evaluation("student", "average", 0, AP=ap - 2),
+        evaluation("student", "final", 1, AP=ap - 1),
+        evaluation("teacher", "final", 1, AP=ap),
+    )
+    settings = {
+        "task": "detection",
+        "dataset": "digits_train 5 %",
+        "method": "unbiased_teacher",
+        "imwa": {"members": 2, "episodes": 4, "first_member": 0, "coefficients": []},
+        "seed": seed,
+        "iterations": 600,
+        "wall_time": 12.5,
+        "peak_memory": 1000,
+        "evaluations": evaluations,
+        "fold": 1,
+    }
+    return Results(**{**settings, **changes})
+
+
+def test_what_was_written_is_read(tmp_path):
+    written = results()
+    write_results(tmp_path / "results.json", written)
+    assert read_results(tmp_path) == read_results(tmp_path / "results.json") == written
+
+
+def test_the_file_is_strict_json_with_null_for_nan(tmp_path):
+    path = tmp_path / "results.json"
+    write_results(path, results(evaluations=(evaluation(AP=1.5, APl=math.nan),)))
+
+    def refuse(constant):
+        raise AssertionError(f"{constant} is not JSON")
+
+    metrics = json.loads(path.read_text(), parse_constant=refuse)["evaluations"][0]["metrics"]
+    assert metrics == {"AP": 1.5, "APl": None}
+    assert math.isnan(read_results(path).evaluations[0].metrics["APl"])
+
+
+def test_an_infinite_figure_is_refused_and_the_old_file_stays(tmp_path):
+    path = tmp_path / "results.json"
+    write_results(path, results())
+    with pytest.raises(ValueError, match="inf"):
+        write_results(path, results(evaluations=(evaluation(AP=math.inf),)))
+    assert read_results(path) == results()
+    assert os.listdir(tmp_path) == ["results.json"]
+
+
+def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "results.json"
+    write_results(path, results())
+
+    def fail(*_):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="no space left"):
+        write_results(path, results(seed=2))
+    monkeypatch.undo()
+    assert read_results(path).seed == 1
+    assert os.listdir(tmp_path) == ["results.json"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda x: x.pop("seed"), "seed is missing"),
+        (lambda x: x.update(color="red"), "color is unknown"),
+        (lambda x: x.update(seed="one"), "seed = 'one' is not allowed (must be int)"),
+        (lambda x: x.update(imwa={"members": 2}), "imwa.episodes = None is not allowed"),
+        (lambda x: x["evaluations"][1].pop("model"), "evaluations[1].model is missing"),
+        (
+            lambda x: x["evaluations"][0].update(stage="middle"),
+            "evaluations[0].stage = 'middle' is not one of ('member', 'average', 'final')",
+        ),
+        (lambda x: x["evaluations"][0].update(metrics={"AP": "high"}), "'high'"),
+        (lambda x: x.update(evaluations=[3]), "evaluations[0] is not an object"),
+    ],
+)
+def test_a_file_of_another_kind_is_named_with_what_is_wrong(tmp_path, change, message):
+    path = tmp_path / "results.json"
+    write_results(path, results())
+    values = json.loads(path.read_text())
+    change(values)
+    path.write_text(json.dumps(values))
+    with pytest.raises(ResultsError) as caught:
+        read_results(path)
+    assert str(path) in str(caught.value)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1, 2]", "3", "\x00\xff"])
+def test_a_damaged_file_is_a_users_error(tmp_path, text):
+    (tmp_path / "results.json").write_text(text, encoding="latin-1")
+    with pytest.raises(ResultsError, match=r"results\.json"):
+        read_results(tmp_path)
+
+
+def test_a_missing_file_says_what_to_give(tmp_path):
+    with pytest.raises(ResultsError, match=r"does not exist .*OUTPUT_DIR"):
+        read_results(tmp_path)
+
+
+def test_the_headline_is_the_last_averaged_teacher_else_the_student():
+    run = results()
+    assert run.headline() is run.evaluations[3]
+    assert run.headline("student") is run.evaluations[2]
+    supervised = results(evaluations=run.evaluations[:3])
+    assert supervised.headline() is run.evaluations[2]
+    with pytest.raises(ResultsError, match="no evaluation of the teacher"):
+        supervised.headline("teacher")
+    with pytest.raises(ResultsError, match="no evaluation of an average"):
+        results(evaluations=run.evaluations[:1]).headline()
+
+
+def test_main_metrics_are_ap_and_ap50_of_every_protocol_and_data_set():
+    run = results(
+        evaluations=(
+            evaluation(**{"AP": 1.0, "AP50": 1.0, "APs": 1.0, "AP-cat": 1.0}),
+            evaluation(**{"VOC/AP50": 1.0, "VOC/AP50-11pt": 1.0, "VOC/AP": 1.0, "set/AP": 1.0}),
+        )
+    )
+    assert main_metrics([run, run]) == ["AP", "AP50", "VOC/AP50", "VOC/AP", "set/AP"]
+
+
+def test_spread_is_the_sample_standard_deviation_without_nan():
+    values = [3.0, 4.5, 7.25]
+    spread = Spread.of([*values, math.nan])
+    mean = sum(values) / 3
+    assert spread.mean == pytest.approx(mean)
+    assert spread.std == pytest.approx(math.sqrt(sum((x - mean) ** 2 for x in values) / 2))
+    assert spread.count == 3
+    assert math.isnan(Spread.of([1.0]).std)
+    assert math.isnan(Spread.of([]).mean)
+
+
+def test_runs_of_equal_settings_form_a_group_whatever_their_seed_and_fold():
+    runs = [results(1), results(2, fold=2), results(1, iterations=1200), results(3)]
+    groups = group_runs(runs)
+    assert [group.runs for group in groups] == [
+        (runs[0], runs[1], runs[3]),
+        (runs[2],),
+    ]
+    assert groups[0].seeds == (1, 2, 3)
+    assert groups[0].spread("AP") == Spread(10.0, 0.0, 3)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"dataset": "bccd"},
+        {"method": "supervised"},
+        {"iterations": 599},
+        {"imwa": {"members": 3, "episodes": 4, "first_member": 0, "coefficients": []}},
+        {"imwa": {"members": 2, "episodes": 4, "first_member": 0, "coefficients": [0.5, 0.5]}},
+    ],
+)
+def test_any_other_setting_makes_another_group(change):
+    assert len(group_runs([results(1), results(2, **change)])) == 2
+
+
+def test_how_nothing_is_averaged_makes_no_difference():
+    plain = [results(i, imwa={"members": 1, "episodes": e}) for i, e in enumerate((1, 20))]
+    assert len(group_runs(plain)) == 1
+
+
+def test_a_run_given_twice_is_refused():
+    with pytest.raises(ResultsError, match=r"seed 2 .* is given twice"):
+        group_runs([results(1), results(2), results(2)])
+    other_member = {"members": 1, "episodes": 1, "first_member": 1}
+    alone = {"members": 1, "episodes": 1, "first_member": 0}
+    assert len(group_runs([results(imwa=alone), results(imwa=other_member)])) == 1
+
+
+def test_runs_of_one_seed_are_told_apart_by_settings_or_else_by_name():
+    runs = [results(1), results(2), results(1), results(2)]
+    names = ["a1", "a2", "b1", "b2"]
+    settings = [{"x": 0}, {"x": 0}, {"x": 1}, {"x": 1}]
+    groups = group_runs(runs, names=names, settings=settings)
+    assert [group.names for group in groups] == [("a1", "a2"), ("b1", "b2")]
+    assert len(group_runs(runs[:3:2], settings=settings[:3:2])) == 2
+    alone = [("a1",), ("a2",), ("b1",), ("b2",)]
+    assert [group.names for group in group_runs(runs, names=names)] == alone
+    settings[0] = None  # not known, so the others' cannot be compared with it
+    assert [x.names for x in group_runs(runs, names=names, settings=settings)] == alone
+
+
+def test_gains_are_taken_between_runs_of_equal_seed():
+    plain = {"members": 1, "episodes": 1}
+    base = [results(1, ap=10.0, imwa=plain), results(2, ap=20.0, imwa=plain)]
+    better = [results(2, ap=21.5), results(1, ap=11.0), results(9, ap=90.0)]
+    baseline, imwa = group_runs([*base, *better])
+    gain = imwa.gain("AP", baseline)
+    assert gain.count == 2  # seed 9 has no partner
+    assert gain.mean == pytest.approx(1.25)
+    assert gain.std == pytest.approx(statistics.stdev([1.0, 1.5]))
+
+
+def test_versions_name_what_decides_the_figures():
+    found = versions()
+    assert found["torch"].split("+")[0] == torch.__version__.split("+")[0]
+    assert {"python", "ssod_imwa", "torchvision", "faster-coco-eval"} <= found.keys()

@@ -1,0 +1,191 @@
+import json
+import os
+import re
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from support import assert_equal, final_weights, mean_of
+
+from ssod_imwa.averaging.episodes import EpisodeSchedule
+from ssod_imwa.detection import build
+from ssod_imwa.engine.hooks import LRHook
+from ssod_imwa.errors import CheckpointError, ConfigError, DataError, UserError
+from ssod_imwa.runs import run
+from ssod_imwa.runs.results import read_results
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture
+def config(detection_config):
+    return detection_config
+
+
+def rows(cfg):
+    """metrics.json without what depends on the clock and the machine."""
+    lines = Path(cfg.OUTPUT_DIR, "metrics.json").read_text().splitlines()
+    free = ("time", "data_time", "eta_seconds", "peak_memory_mb")
+    return [{k: v for k, v in json.loads(line).items() if k not in free} for line in lines]
+
+
+def test_a_run_leaves_results_models_and_curves_that_agree(config):
+    cfg = config("IMWA.MEMBERS", 2, "IMWA.EPISODES", 2, "TEST.EVAL_MEMBERS", True)
+    assert run.train(cfg) == 0
+    results = read_results(cfg.OUTPUT_DIR)
+    stages = [(x.model, x.stage, x.episode, x.member) for x in results.evaluations]
+    expected = [
+        (model, stage, episode, member)
+        for episode, last in ((0, "average"), (1, "final"))
+        for stage, member in (("member", 0), ("member", 1), (last, None))
+        for model in ("student", "teacher")
+    ]
+    assert stages == expected
+    assert run.evaluate(cfg) == pytest.approx(results.headline().metrics, nan_ok=True)
+    steps = [row["iteration"] for row in rows(cfg) if "total_loss" in row]
+    assert steps == list(range(8))
+
+
+def test_one_member_is_plain_training_whatever_the_episodes(config):
+    plain, cut = config(output="plain"), config("IMWA.EPISODES", 3, output="cut")
+    for cfg in (plain, cut):
+        run.train(cfg)
+    assert_equal(final_weights(plain), final_weights(cut))
+
+
+def test_one_episode_is_the_mean_of_separate_runs(config):
+    together = config("IMWA.MEMBERS", 2, output="together")
+    alone = [config("IMWA.FIRST_MEMBER", m, output=f"member{m}") for m in range(2)]
+    for cfg in (together, *alone):
+        run.train(cfg)
+    first, second = (final_weights(cfg) for cfg in alone)
+    assert any(not torch.equal(first[k], second[k]) for k in first)
+    assert_equal(final_weights(together), mean_of(first, second))
+
+
+@pytest.mark.parametrize(
+    "stop",
+    [
+        pytest.param(1, marks=pytest.mark.slow),
+        3,  # the first step of the second member
+        pytest.param(5, marks=pytest.mark.slow),
+    ],
+)
+def test_a_stopped_and_resumed_run_equals_one_that_never_stopped(config, monkeypatch, stop):
+    settings = ("IMWA.MEMBERS", 2, "IMWA.EPISODES", 2, "SOLVER.OPTIMIZER", "AdamW")
+    whole, parts = config(*settings, output="whole"), config(*settings, output="parts")
+    run.train(whole)
+    before_step = LRHook.before_step
+
+    def interrupted(hook):
+        before_step(hook)
+        if hook.trainer.iter == stop:
+            signal.raise_signal(signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LRHook, "before_step", interrupted)
+        assert run.train(parts) == 128 + signal.SIGTERM
+    assert run.train(parts, resume_from=True) == 0
+    assert_equal(final_weights(whole), final_weights(parts))
+    assert rows(whole) == rows(parts)
+    first, second = (read_results(cfg.OUTPUT_DIR).evaluations for cfg in (whole, parts))
+    assert str(first) == str(second)  # as text: NaN is not equal to itself
+
+
+@pytest.mark.slow  # two worker processes import torch
+def test_worker_processes_change_nothing(config):
+    alone, helped = config(output="alone"), config("DATALOADER.NUM_WORKERS", 2, output="helped")
+    for cfg in (alone, helped):
+        run.train(cfg)
+    assert_equal(final_weights(alone), final_weights(helped))
+
+
+def test_a_resume_with_other_settings_is_refused_and_names_them(config):
+    run.train(config())
+    changed = config("SEED", 7, "SOLVER.BASE_LR", 0.5, "LOG_PERIOD", 9)
+    with pytest.raises(CheckpointError, match=r"SEED +1 +7") as caught:
+        run.train(changed, resume_from=True)
+    assert "SOLVER.BASE_LR" in str(caught.value)
+    assert "LOG_PERIOD" not in str(caught.value)
+
+
+def test_a_used_output_folder_is_refused_and_left_alone(config):
+    cfg = config()
+    run.train(cfg)
+    before = {entry.name: entry.stat().st_mtime_ns for entry in os.scandir(cfg.OUTPUT_DIR)}
+    with pytest.raises(CheckpointError, match="--resume"):
+        run.train(cfg)
+    after = {entry.name: entry.stat().st_mtime_ns for entry in os.scandir(cfg.OUTPUT_DIR)}
+    assert before == after
+
+
+def test_an_overwriting_run_that_does_no_step_leaves_every_file_alone(config, monkeypatch):
+    def files(cfg):
+        found = Path(cfg.OUTPUT_DIR).iterdir()
+        return {p.name: p.read_bytes() for p in found if not p.name.startswith("events.")}
+
+    cfg = config()
+    run.train(cfg)
+    before = files(cfg)
+    with monkeypatch.context() as patch:
+        patch.setattr(LRHook, "before_step", lambda hook: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            run.train(config("SEED", 7), overwrite=True)
+    assert files(cfg) == before
+    run.train(config("SEED", 7), overwrite=True)
+    assert {name for name, content in files(cfg).items() if before[name] == content} <= {
+        "last_checkpoint"
+    }
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        (["MODEL.DEVICE", "cuda"], UserError, "no GPU is found"),
+        (["MODEL.DEVICE", "warp"], UserError, "must be auto, cpu, cuda or cuda:N"),
+        (["DATASETS.TRAIN", "[]"], ConfigError, "DATASETS.TRAIN"),
+        (["DATASETS.TEST", "[]"], ConfigError, "DATASETS.TEST"),
+        (["DATASETS.TRAIN", "['digit_train']"], DataError, "digits_train"),
+        (["DATASETS.SPLIT.PERCENT", "100"], ConfigError, "no unlabeled images"),
+        (["DATASETS.SPLIT.PERCENT", "1"], DataError, "percent"),
+        (["SOLVER.IMS_PER_BATCH_UNLABELED", "0"], ConfigError, "must be at least 1"),
+        (["MODEL.ROI_HEADS.NUM_CLASSES", "5"], ConfigError, "has 2 classes"),
+        (["MODEL.WEIGHTS", "absent.pth"], UserError, "absent.pth"),
+        (["INPUT.MIN_SIZE_TRAIN", "[100]", "INPUT.MAX_SIZE_TRAIN", "50"], ConfigError, "INPUT"),
+    ],
+)
+def test_bad_input_stops_before_anything_is_written(config, settings, error, message):
+    if settings[1] == "cuda" and torch.cuda.is_available():
+        pytest.skip("a GPU is here")
+    cfg = config(*settings)
+    with pytest.raises(error, match=message):
+        run.train(cfg)
+    assert not os.path.exists(os.path.join(cfg.OUTPUT_DIR, "metrics.json"))
+
+
+def test_a_test_image_that_is_cut_off_stops_the_run_before_it_trains(config, root, tmp_path):
+    shutil.copytree(root, tmp_path / "data")
+    image = tmp_path / "data" / "test" / "2.png"
+    image.write_bytes(image.read_bytes()[:-200])
+    cfg = config("DATASETS.ROOT", tmp_path / "data", "DATASETS.ON_BAD_RECORD", "skip")
+    with pytest.raises(DataError, match=re.escape(f"image {image} cannot be read")):
+        run.train(cfg)
+    assert not os.path.exists(cfg.OUTPUT_DIR)
+
+
+def test_recomputed_batch_norms_are_those_of_the_first_batch(config):
+    cfg = config("SSOD.ALGORITHM", "supervised", "SSOD.STRONG_LABELED", False)
+    data = build.build_data(cfg)
+    detector = build.build_detector(cfg, 2).eval()
+    norm = next(m for m in detector.modules() if isinstance(m, torch.nn.BatchNorm2d))
+    seen = []
+    norm.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].double()))
+    batches = build.build_batches(cfg, data, EpisodeSchedule(4))
+    build.build_bn_recomputation(batches, strong_labeled=False, count=1)({"student": detector})
+    assert not any(module.training for module in detector.modules())
+    assert len(seen) == 1
+    torch.testing.assert_close(norm.running_mean.double(), seen[0].mean((0, 2, 3)))
+    # fvcore estimates the population's variance, without Bessel's correction.
+    torch.testing.assert_close(norm.running_var.double(), seen[0].var((0, 2, 3), correction=0))
