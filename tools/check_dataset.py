@@ -24,9 +24,10 @@ import numpy as np
 from ssod_imwa.classification.data.catalog import available_images, load_images
 from ssod_imwa.classification.data.validation import find_image_problems
 from ssod_imwa.cli import run_main
+from ssod_imwa.data.problems import Problem
 from ssod_imwa.detection.data.catalog import available, read_dataset
 from ssod_imwa.detection.data.records import DetectionDataset
-from ssod_imwa.detection.data.validation import Problem, find_problems
+from ssod_imwa.detection.data.validation import find_problems
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 
 from ssod_imwa.cli import run_main
-from ssod_imwa.detection.data.catalog import data_root
+from ssod_imwa.data.roots import data_root
 from ssod_imwa.detection.data.digits import IMBALANCE, TEST_SCENES, TRAIN_SCENES, make_digits
 
 

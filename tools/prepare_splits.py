@@ -24,7 +24,8 @@ import logging
 from pathlib import Path
 
 from ssod_imwa.cli import run_main
-from ssod_imwa.detection.data.catalog import data_root, fingerprint, load_dataset
+from ssod_imwa.data.roots import data_root
+from ssod_imwa.detection.data.catalog import fingerprint, load_dataset
 from ssod_imwa.detection.data.records import DetectionDataset
 from ssod_imwa.detection.data.split_files import (
     coco_content,

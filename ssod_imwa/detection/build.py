@@ -14,7 +14,8 @@ from fvcore.nn.precise_bn import update_bn_stats
 from torch import nn
 
 from ssod_imwa.averaging.episodes import EpisodeSchedule
-from ssod_imwa.detection.data.catalog import data_root, load_datasets
+from ssod_imwa.data.roots import data_root
+from ssod_imwa.detection.data.catalog import load_datasets
 from ssod_imwa.detection.data.loader import build_test_batches, build_train_batches
 from ssod_imwa.detection.data.records import DetectionBatch, DetectionDataset
 from ssod_imwa.detection.data.splits import split_dataset

@@ -18,7 +18,7 @@ from ssod_imwa.classification.data.datasets import (
 )
 from ssod_imwa.classification.data.lists import load_list_file
 from ssod_imwa.classification.data.tiny_imagenet import load_tiny_imagenet
-from ssod_imwa.detection.data.catalog import data_root
+from ssod_imwa.data.roots import data_root
 from ssod_imwa.errors import DataError
 
 Loader = Callable[[Path], ClassificationDataset]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ssod_imwa.classification.data.datasets import ClassificationDataset
 from ssod_imwa.data.image_files import read_image
-from ssod_imwa.detection.data.validation import Problem
+from ssod_imwa.data.problems import Problem
 from ssod_imwa.errors import DataError
 
 

@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ssod_imwa.data.problems import Problem
+from ssod_imwa.data.roots import ROOT_VARIABLE, check_root, data_root
 from ssod_imwa.detection.data.coco import load_coco
 from ssod_imwa.detection.data.digits import ensure_digits
 from ssod_imwa.detection.data.folder import load_folder
 from ssod_imwa.detection.data.records import DetectionDataset
-from ssod_imwa.detection.data.validation import Problem, apply_policy
+from ssod_imwa.detection.data.validation import apply_policy
 from ssod_imwa.detection.data.voc import VOC_CLASSES, load_voc
 from ssod_imwa.errors import DataError
-
-ROOT_VARIABLE = "DETECTRON2_DATASETS"
-DEFAULT_ROOT = "datasets"
 
 
 @dataclass(frozen=True)
@@ -91,11 +89,6 @@ def register(name: str, loader: Callable[[Path], DetectionDataset]) -> None:
     if name in available() or ":" in name:
         raise ValueError(f"data set name {name!r} is not allowed (taken, or has a colon)")
     _REGISTERED[name] = loader
-
-
-def data_root(root: str | Path | None = None) -> Path:
-    """The folder of all data sets: `root`, else $DETECTRON2_DATASETS, else "datasets"."""
-    return Path(root or os.environ.get(ROOT_VARIABLE) or DEFAULT_ROOT)
 
 
 def load_dataset(
@@ -180,7 +173,7 @@ def read_dataset(
 
         return from_detectron2(name, labeled=labeled), []
     if name.startswith("digits_"):
-        _check_root(root)
+        check_root(root)
         ensure_digits(folder)
     _check_files(name, source, root, labeled=labeled)
     path, part = folder / source.path, source.part
@@ -232,17 +225,6 @@ def fingerprint(dataset: DetectionDataset) -> str:
     return f"{len(dataset)}:{hashlib.sha256(ids.encode()).hexdigest()}"
 
 
-def _check_root(root: str | Path | None) -> None:
-    folder = data_root(root)
-    variable = os.environ.get(ROOT_VARIABLE)
-    if (root or variable) and not folder.is_dir():
-        named = "DATASETS.ROOT or a --root option" if root else f"${ROOT_VARIABLE}"
-        raise DataError(
-            f"the folder of all data sets, {folder.absolute()}, does not exist (named by {named}; "
-            "correct the name, or make the folder)"
-        )
-
-
 def _check_files(name: str, source: Source, root: str | Path | None, *, labeled: bool) -> None:
     """One message that holds everything a newcomer needs to put the data in its place."""
     folder = data_root(root)
@@ -260,7 +242,7 @@ def _check_files(name: str, source: Source, root: str | Path | None, *, labeled:
         needed = [source.path]
     missing = [place for place in needed if not (folder / place).exists()]
     if missing:
-        _check_root(root)
+        check_root(root)
         raise DataError(
             f"data set {name!r} not found: no {' and no '.join(missing)} in {folder.resolve()} "
             f"(another folder is chosen by DATASETS.ROOT or ${ROOT_VARIABLE}; see "

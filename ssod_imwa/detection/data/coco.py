@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from ssod_imwa.data.problems import Problem, report
 from ssod_imwa.detection.data.records import Annotations, DetectionDataset, ImageRecord
-from ssod_imwa.detection.data.validation import Problem, report
 from ssod_imwa.errors import DataError
 
 

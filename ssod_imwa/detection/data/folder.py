@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from ssod_imwa.data.image_files import IMAGE_SUFFIXES, image_size
+from ssod_imwa.data.problems import Problem, report
 from ssod_imwa.detection.data.records import DetectionDataset, ImageRecord
-from ssod_imwa.detection.data.validation import Problem, report
 from ssod_imwa.errors import DataError
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,7 @@ from ssod_imwa.data.image_files import (
     image_size,
     upright_size,
 )
+from ssod_imwa.data.problems import Problem
 from ssod_imwa.detection.data.records import Annotations, DetectionDataset, ImageRecord
 from ssod_imwa.errors import DataError
 
@@ -28,46 +29,6 @@ POLICIES = ("error", "skip")
 EDGE_TOLERANCE = 1.0
 
 _SHOWN = 5
-
-
-@dataclass(frozen=True)
-class Problem:
-    """Something wrong, with what a person needs to find and mend it.
-
-    Attributes:
-        file: the image or annotation file.
-        record: the image's id, empty when the data set as a whole is meant.
-        what: the kind of problem, the same words for each case of it.
-        value: what was found.
-        rule: what is allowed, or what will be done.
-        level: "error" stops a run, "warning" is logged, "note" is only shown by the checker.
-        position: place of the image in the data set, or -1.
-        box: number of the box in its image, or -1 when the image itself is meant.
-    """
-
-    file: str
-    record: str
-    what: str
-    value: str
-    rule: str
-    level: str = "error"
-    position: int = -1
-    box: int = -1
-
-    def __str__(self) -> str:
-        where = f"image {self.record}: " if self.record else ""
-        return f"{where}{self.what}: {self.value} ({self.rule})"
-
-
-def report(problem: Problem, problems: list[Problem] | None) -> None:
-    """Collect a reader's problem, or stop at it when nobody collects.
-
-    Raises:
-        DataError: `problems` is None.
-    """
-    if problems is None:
-        raise DataError(f"{problem.file}: {problem}")
-    problems.append(problem)
 
 
 def find_problems(dataset: DetectionDataset, *, read_pixels: bool) -> list[Problem]:

@@ -10,9 +10,9 @@ from xml.etree import ElementTree
 import numpy as np
 
 from ssod_imwa.data.image_files import IMAGE_SUFFIXES, image_size
+from ssod_imwa.data.problems import Problem, report
 from ssod_imwa.detection.data.folder import unlabeled_records
 from ssod_imwa.detection.data.records import Annotations, DetectionDataset, ImageRecord
-from ssod_imwa.detection.data.validation import Problem, report
 from ssod_imwa.errors import DataError
 
 # detectron2's order, which is the alphabetical one.

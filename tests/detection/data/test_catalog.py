@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from ssod_imwa.data.roots import data_root
 from ssod_imwa.detection.data import catalog
 from ssod_imwa.detection.data.catalog import (
     available,
-    data_root,
     find_source,
     fingerprint,
     load_dataset,
