@@ -18,21 +18,26 @@ needs_fork = pytest.mark.skipif(torch.cuda.is_available(), reason="forks, which 
 
 def on_two_ranks(function, folder):
     """Run a function of the rank in two forked processes; what they returned, in rank order."""
+    return on_ranks(2, function, folder)
+
+
+def on_ranks(size, function, folder):
+    """Run a function of the rank in forked processes; what they returned, in rank order."""
     children = []
-    for rank in (0, 1):
+    for rank in range(size):
         pid = os.fork()
         if pid == 0:
-            _child(function, rank, folder)
+            _child(function, rank, size, folder)
         children.append(pid)
-    assert [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children] == [0, 0]
-    return [torch.load(folder / f"result{rank}.pt", weights_only=True) for rank in (0, 1)]
+    assert [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children] == [0] * size
+    return [torch.load(folder / f"result{rank}.pt", weights_only=True) for rank in range(size)]
 
 
-def _child(function, rank, folder):
+def _child(function, rank, size, folder):
     code = 1
     try:
         place = f"file://{folder}/rendezvous"
-        with launch._process_group(rank, 2, rank, place, use_cuda=False):
+        with launch._process_group(rank, size, rank, place, use_cuda=False):
             torch.save(function(rank), folder / f"result{rank}.pt")
         code = 0
     except BaseException:

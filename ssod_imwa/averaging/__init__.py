@@ -4,6 +4,7 @@ from ssod_imwa.averaging.ema import ModelEMA, constant_decay, warmup_decay
 from ssod_imwa.averaging.episodes import EpisodeSchedule, Position
 from ssod_imwa.averaging.imwa import IMWA
 from ssod_imwa.averaging.parallel import ParallelIMWA
+from ssod_imwa.averaging.ranks import Group, Ranks
 from ssod_imwa.averaging.weights import (
     RunningAverage,
     State,
@@ -17,9 +18,11 @@ from ssod_imwa.averaging.weights import (
 __all__ = [
     "IMWA",
     "EpisodeSchedule",
+    "Group",
     "ModelEMA",
     "ParallelIMWA",
     "Position",
+    "Ranks",
     "RunningAverage",
     "State",
     "average",
