@@ -167,7 +167,7 @@ _C.SOLVER.CHECKPOINT_KEEP = 1
 # ----------------------------------------------------------------------------------- evaluation
 _C.TEST = CfgNode()
 # Episodes between two evaluations of the averaged models; the last is always evaluated, 0: only it.
-_C.TEST.EVAL_PERIOD = 1
+_C.TEST.EVAL_EPISODES = 1
 # Evaluate each member, too, before it is averaged.
 _C.TEST.EVAL_MEMBERS = False
 _C.TEST.DETECTIONS_PER_IMAGE = 100
@@ -274,7 +274,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "SOLVER.CHECKPOINT_PERIOD": (0, INFINITY),
     "SOLVER.CHECKPOINT_EPISODES": (1, INFINITY),
     "SOLVER.CHECKPOINT_KEEP": (1, INFINITY),
-    "TEST.EVAL_PERIOD": (0, INFINITY),
+    "TEST.EVAL_EPISODES": (0, INFINITY),
     "TEST.DETECTIONS_PER_IMAGE": (1, INFINITY),
     "TEST.IMS_PER_BATCH": (1, INFINITY),
     "SSOD.BURN_IN_ITERS": (0, INFINITY),

@@ -4,7 +4,7 @@ A table is a YAML file below `configs/tables`::
 
     title: CIFAR-10-LT, ratio 100
     metrics: [top1]                        # optional
-    overrides: {TEST.EVAL_PERIOD: 0}       # optional, for all runs
+    overrides: {TEST.EVAL_EPISODES: 0}       # optional, for all runs
     runs:
       stage1: {config: ../cifar10_lt/cross_entropy.yaml}
       crt: {config: ../cifar10_lt/crt.yaml, after: stage1, overrides: {SOLVER.BASE_LR: 0.05}}

@@ -43,7 +43,7 @@ FREE_KEYS = (
     "SOLVER.CHECKPOINT_PERIOD",
     "SOLVER.CHECKPOINT_EPISODES",
     "SOLVER.CHECKPOINT_KEEP",
-    "TEST.EVAL_PERIOD",
+    "TEST.EVAL_EPISODES",
     "TEST.EVAL_MEMBERS",
     "TEST.IMS_PER_BATCH",
 )
@@ -238,7 +238,7 @@ def _build_hooks(
         task.build_evaluator(),
         evaluations,
         stage="member",
-        period=cfg.TEST.EVAL_PERIOD,
+        period=cfg.TEST.EVAL_EPISODES,
         writers=writers,
     )
     averages = EvaluationHook(
@@ -246,7 +246,7 @@ def _build_hooks(
         task.build_evaluator(poll=signals.poll),
         evaluations,
         stage="average",
-        period=cfg.TEST.EVAL_PERIOD,
+        period=cfg.TEST.EVAL_EPISODES,
         writers=writers,
     )
     return [
