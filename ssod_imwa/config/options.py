@@ -10,8 +10,9 @@ and what a resume may change are made from these classes::
 
     SECTIONS = [Section("CLS.LOSS", FocalOptions, when={"CLS.LOSS.NAME": ("focal",)})]
 
-A section is part of the tree only when `when` holds, so a key of something that is not trained is
-not in the tree, and setting it is an error that names what it belongs to.
+Subclass `Options` to have values out of range refused in Python, too. A section is part of the tree
+only when `when` holds, so a key of something that is not trained is not in the tree, and setting it
+is an error that names what it belongs to.
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ class Option:
         choices: allowed values, of each element of a list; empty for any.
         low: smallest allowed value, of each element of a list.
         high: largest allowed value.
+        above: a bound that is not allowed itself.
+        below: a bound that is not allowed itself.
         iterations: whether it counts a member's own iterations, which `--scale` multiplies.
         free: whether it changes neither weights nor data order, so that a resume may change it.
     """
@@ -50,12 +53,42 @@ class Option:
     choices: tuple[object, ...] = ()
     low: float = -INFINITY
     high: float = INFINITY
+    above: float | None = None
+    below: float | None = None
     iterations: bool = False
     free: bool = False
 
     @property
     def is_list(self) -> bool:
         return isinstance(self.default, list)
+
+    @property
+    def range(self) -> str:
+        """The allowed numbers in words, such as "at least 0, below 1"; "" for all."""
+        closed = self.above is None and self.below is None
+        if closed and self.low > -INFINITY and self.high < INFINITY:
+            return f"{self.low:g}..{self.high:g}"
+        lower = f"at least {self.low:g}" if self.low > -INFINITY else ""
+        upper = f"at most {self.high:g}" if self.high < INFINITY else ""
+        lower = lower if self.above is None else f"above {self.above:g}"
+        upper = upper if self.below is None else f"below {self.below:g}"
+        return ", ".join(filter(None, (lower, upper)))
+
+    def violation(self, value: Any) -> str:
+        """The rule that a value of the right type breaks, such as "must be above 0", or ""."""
+        for item in value if self.is_list else [value]:
+            if self.choices and item not in self.choices:
+                return f"must be one of {', '.join(map(repr, self.choices))}"
+            if isinstance(item, (int, float)) and not self._in_range(item):
+                return f"must be {self.range or 'a number'}"
+        return ""
+
+    def _in_range(self, number: float) -> bool:
+        return (
+            self.low <= number <= self.high  # refuses NaN
+            and (self.above is None or number > self.above)
+            and (self.below is None or number < self.below)
+        )
 
 
 def option(
@@ -65,18 +98,23 @@ def option(
     choices: Sequence[object] = (),
     low: float = -INFINITY,
     high: float = INFINITY,
+    above: float | None = None,
+    below: float | None = None,
     iterations: bool = False,
     free: bool = False,
 ) -> Any:
     """A field of an options class; see `Option` for the arguments.
 
-    Its type is the annotation's: bool, int, float, str, a Literal, or a list of one of them.
+    Its type is the annotation's: bool, int, float, str, a Literal, which has the choices, or a list
+    of one of them.
     """
     settings = {
         "help": help,
         "choices": tuple(choices),
         "low": low,
         "high": high,
+        "above": above,
+        "below": below,
         "iterations": iterations,
         "free": free,
     }
@@ -92,26 +130,55 @@ def options_of(kind: type) -> dict[str, Option]:
         TypeError: a field is not made by `option`, or its annotation is not a type of options.
     """
     hints = typing.get_type_hints(kind)
-    found = {}
+    options = {}
     for item in dataclasses.fields(kind):
         if _METADATA not in item.metadata:
             raise TypeError(f"{kind.__name__}.{item.name} is not an option (make it by option())")
-        default = item.default if item.default is not MISSING else item.default_factory()  # type: ignore[misc]
-        element = _element(kind, item.name, hints[item.name])
-        found[item.name.upper()] = Option(default, element=element, **item.metadata[_METADATA])
-    return found
+        default = item.default if item.default is not MISSING else item.default_factory()  # type: ignore[misc, operator]
+        settings = dict(item.metadata[_METADATA])
+        element, choices = _element(kind, item.name, hints[item.name])
+        settings["choices"] = settings["choices"] or choices
+        options[item.name.upper()] = Option(default, element=element, **settings)
+    return options
 
 
-def _element(kind: type, name: str, hint: Any) -> type:
+def _element(kind: type, name: str, hint: Any) -> tuple[type, tuple[object, ...]]:
+    """The type of a value, or of a list's elements, and the choices of a Literal."""
     if typing.get_origin(hint) is list:
         (hint,) = typing.get_args(hint)
         if typing.get_origin(hint) is list:  # anchor sizes: a list for each level
-            return list
+            return list, ()
     if typing.get_origin(hint) is typing.Literal:
-        return type(typing.get_args(hint)[0])
+        choices = typing.get_args(hint)
+        return type(choices[0]), choices
     if hint not in (bool, int, float, str):
         raise TypeError(f"{kind.__name__}.{name}: {hint} is not a type of options")
-    return hint
+    return hint, ()
+
+
+@dataclass(frozen=True)
+class Options:
+    """A base that refuses values out of range wherever its dataclass is made.
+
+    Raises:
+        ValueError: a value is out of range or no choice; the message names the field.
+
+    Example:
+        >>> @dataclass(frozen=True)
+        ... class FocalOptions(Options):
+        ...     gamma: float = option(1.0, "exponent of the modulating factor", low=0)
+        >>> FocalOptions(gamma=-1.0)
+        Traceback (most recent call last):
+        ...
+        ValueError: gamma = -1.0 is not allowed (must be at least 0)
+    """
+
+    def __post_init__(self) -> None:
+        for key, item in options_of(type(self)).items():
+            name = key.lower()
+            value = getattr(self, name)
+            if rule := item.violation(value):
+                raise ValueError(f"{name} = {value!r} is not allowed ({rule})")
 
 
 @dataclass(frozen=True)
@@ -141,7 +208,7 @@ def active_sections(sections: Sequence[Section], values: Mapping[str, Any]) -> l
         sections: all; one that decides over another comes before it.
         values: what is set, by full key; other keys have the defaults of active sections.
     """
-    known = {}
+    known: dict[str, Any] = {}
     found = []
     for section in sections:
         if all(known.get(key, MISSING) in allowed for key, allowed in section.when.items()):
