@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -32,6 +33,42 @@ def require_absent(path: Path) -> None:
     """
     if path.exists():
         raise UserError(f"{path} is there already (remove it, or choose another --output)")
+
+
+def split_config_file(
+    named: Sequence[str], overrides: Sequence[str] = ()
+) -> tuple[list[str], list[str]]:
+    """The files and the KEY VALUE pairs of a command line.
+
+    Args:
+        named: what follows `--config-file`: names that end in .yaml, then KEY VALUE pairs if any.
+        overrides: the pairs that stand elsewhere.
+
+    Raises:
+        UserError: there is no file, a name that should be a file's does not end in .yaml or comes
+            after a pair, or a key is set both after `--config-file` and elsewhere.
+
+    Example:
+        >>> split_config_file(["a.yaml", "b.yaml", "SEED", "3"])
+        (['a.yaml', 'b.yaml'], ['SEED', '3'])
+    """
+    files = list(itertools.takewhile(_is_file_name, named))
+    pairs = list(named[len(files) :])
+    for name in (*pairs[::2], *overrides[::2]):
+        if _is_file_name(name):
+            raise UserError(f"{name}: files follow --config-file, before KEY VALUE pairs")
+        if name != name.upper():  # keys are upper case: b.yml, c.yaml.bak, a folder
+            raise UserError(f"{name} is neither a file that ends in .yaml nor a key")
+    if not files:
+        raise UserError(f"--config-file {' '.join(named[:1])}: no file that ends in .yaml is named")
+    for key in pairs[::2]:
+        if key in overrides[::2]:  # argparse does not tell which was first
+            raise UserError(f"{key} is set twice, after --config-file and elsewhere")
+    return files, [*pairs, *overrides]
+
+
+def _is_file_name(name: str) -> bool:
+    return name.endswith(".yaml")
 
 
 def log_to_stderr(level: int = logging.INFO) -> None:

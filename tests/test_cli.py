@@ -5,8 +5,8 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
-from ssod_imwa.cli import log_to_stderr, print_table, run_main
-from ssod_imwa.errors import DataError
+from ssod_imwa.cli import log_to_stderr, print_table, run_main, split_config_file
+from ssod_imwa.errors import DataError, UserError
 
 
 def raising(error):
@@ -69,3 +69,31 @@ def test_an_interruption_is_status_130(capsys):
 def test_other_exceptions_keep_their_traceback():
     with pytest.raises(ZeroDivisionError):
         run_main(raising(ZeroDivisionError()))
+
+
+def test_what_follows_config_file_is_files_then_pairs():
+    assert split_config_file(["a.yaml"]) == (["a.yaml"], [])
+    split = (["a.yaml", "b.yaml"], ["SEED", "3", "MODEL.DETECTRON2.CONFIG", "x.yaml"])
+    assert split_config_file(["a.yaml", "b.yaml", *split[1]]) == split
+    assert split_config_file(["a.yaml", "b.yaml"], split[1]) == split
+    assert split_config_file(["a.yaml", "b.yaml", *split[1][:2]], split[1][2:]) == split
+
+
+@pytest.mark.parametrize(
+    ("named", "overrides", "message"),
+    [
+        (["a.yml"], [], "a.yml is neither a file that ends in .yaml nor a key"),
+        (["a.yaml", "configs/b.yml", "SEED", "3"], [], "configs/b.yml is neither a file"),
+        (["a.yaml", "seed", "3"], [], "seed is neither"),
+        (["a.yaml", "SEED", "OUTPUT_DIR", "out"], [], "out is neither"),
+        (["a.yaml", "SEED", "3", "b.yaml"], [], "b.yaml: files follow --config-file, before"),
+        (["a.yaml"], ["b.yaml"], "b.yaml: files follow --config-file, before"),
+        (["SEED", "3"], [], "--config-file SEED: no file that ends in .yaml is named"),
+        (["a.yaml", "SEED", "3"], ["SEED", "4"], "SEED is set twice"),
+    ],
+)
+def test_a_command_line_that_mixes_files_and_pairs_up_is_refused(named, overrides, message):
+    with pytest.raises(UserError) as caught:
+        split_config_file(named, overrides)
+    assert str(caught.value).startswith(message)
+    assert "\n" not in str(caught.value)

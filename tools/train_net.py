@@ -3,6 +3,7 @@
 
 Examples:
   train                       %(prog)s --config-file configs/digits/unbiased_teacher_imwa.yaml
+  several files, left to right %(prog)s --config-file configs/digits/unbiased_teacher.yaml mine.yaml
   change settings             %(prog)s --config-file FILE SOLVER.MAX_ITER 1200 OUTPUT_DIR out/long
   go on after an interruption %(prog)s --config-file FILE --resume
   evaluate the trained model  %(prog)s --config-file FILE --eval-only
@@ -17,7 +18,7 @@ from __future__ import annotations
 import argparse
 import logging
 
-from ssod_imwa.cli import log_to_stderr, print_table, run_main
+from ssod_imwa.cli import log_to_stderr, print_table, run_main, split_config_file
 from ssod_imwa.config import load_config
 from ssod_imwa.engine import comm
 from ssod_imwa.engine.launch import launch
@@ -30,7 +31,13 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--config-file", required=True, metavar="FILE", help="YAML file")
+    parser.add_argument(
+        "--config-file",
+        required=True,
+        nargs="+",
+        metavar="FILE",
+        help="YAML files, merged left to right; KEY VALUE may follow",
+    )
     action = parser.add_mutually_exclusive_group()
     action.add_argument(
         "--resume",
@@ -53,9 +60,13 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--num-gpus", type=int, default=1, metavar="N", help="processes (1)")
     parser.add_argument(
-        "overrides", nargs="*", metavar="KEY VALUE", help="settings that override the file's"
+        "overrides", nargs="*", metavar="KEY VALUE", help="settings that override the files'"
     )
-    return parser.parse_intermixed_args()
+    arguments = parser.parse_intermixed_args()
+    arguments.config_file, arguments.overrides = split_config_file(
+        arguments.config_file, arguments.overrides
+    )
+    return arguments
 
 
 def work(arguments: argparse.Namespace) -> int:

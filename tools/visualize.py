@@ -17,7 +17,7 @@ import argparse
 from pathlib import Path
 
 from ssod_imwa.analysis.detection import build_prediction_sheet, build_view_sheets
-from ssod_imwa.cli import run_main
+from ssod_imwa.cli import run_main, split_config_file
 from ssod_imwa.config import load_config
 from ssod_imwa.errors import ConfigError
 from ssod_imwa.runs.run import CONFIG_FILE, newest_model
@@ -30,7 +30,10 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("run_dir", nargs="?", metavar="RUN_DIR", help="OUTPUT_DIR of a run")
     parser.add_argument(
-        "--config-file", metavar="FILE", help=f"YAML file (default: RUN_DIR/{CONFIG_FILE})"
+        "--config-file",
+        nargs="+",
+        metavar="FILE",
+        help=f"YAML files, merged left to right (default: RUN_DIR/{CONFIG_FILE})",
     )
     parser.add_argument(
         "--weights", metavar="FILE", help="as MODEL.WEIGHTS (default: RUN_DIR's newest model)"
@@ -50,7 +53,11 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--output", metavar="DIR", help="folder (default: RUN_DIR/pictures)")
     parser.add_argument(
-        "--opts", nargs="*", default=[], metavar="KEY VALUE", help="settings that override the file"
+        "--opts",
+        nargs="*",
+        default=[],
+        metavar="KEY VALUE",
+        help="settings that override the files'",
     )
     arguments = parser.parse_args()
     if arguments.run_dir is None and None in (
@@ -59,6 +66,10 @@ def parse_arguments() -> argparse.Namespace:
         arguments.output,
     ):
         parser.error("give RUN_DIR, or all of --config-file, --weights and --output")
+    if arguments.config_file is not None:
+        arguments.config_file, arguments.opts = split_config_file(
+            arguments.config_file, arguments.opts
+        )
     if arguments.images < 1:
         parser.error(f"--images = {arguments.images} is not allowed (must be at least 1)")
     if not 0 <= arguments.threshold <= 1:
@@ -74,9 +85,9 @@ def main() -> None:
         overrides += ["OUTPUT_DIR", arguments.run_dir]  # the folder may have been moved
     cfg = load_config(arguments.config_file or Path(arguments.run_dir) / CONFIG_FILE, overrides)
     if cfg.TASK != "detection":
+        source = arguments.run_dir or " ".join(arguments.config_file)
         raise ConfigError(
-            f"{arguments.run_dir or arguments.config_file} is of {cfg.TASK} (must be of detection; "
-            "tools/analyze.py draws classifiers)"
+            f"{source} is of {cfg.TASK} (must be of detection; tools/analyze.py draws classifiers)"
         )
     weights = arguments.weights or newest_model(cfg.OUTPUT_DIR)
     if arguments.views:

@@ -15,6 +15,7 @@ import yaml
 from fvcore.common.config import CfgNode
 
 from ssod_imwa.config.defaults import CHOICES, ELEMENTS, RANGES, get_cfg
+from ssod_imwa.config.naming import output_folder
 from ssod_imwa.errors import ConfigError
 
 BASE_KEY = "_BASE_"
@@ -23,11 +24,15 @@ TOOLKIT_CONFIG = "MODEL.DETECTRON2.CONFIG"
 COMMAND_LINE = "command line"
 
 
-def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -> CfgNode:
-    """The default configuration changed by a YAML file and by KEY VALUE pairs, frozen.
+def load_config(
+    paths: str | Path | Sequence[str | Path] = (), overrides: Sequence[str] = ()
+) -> CfgNode:
+    """The default configuration changed by YAML files and by KEY VALUE pairs, frozen.
 
     Args:
-        path: YAML file; its `_BASE_` key names files, relative to itself, that are read first.
+        paths: a YAML file, or several that are merged left to right; the `_BASE_` key of each names
+            files, relative to itself, that are read before it. Unless one sets OUTPUT_DIR, it is
+            made of their names: see `naming.output_folder`.
         overrides: alternating keys and values, such as `["SOLVER.MAX_ITER", "600"]`.
 
     Raises:
@@ -37,11 +42,16 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
         >>> load_config(overrides=["IMWA.MEMBERS", "2", "SOLVER.MAX_ITER", "600"]).IMWA.MEMBERS
         2
     """
-    settings = [
-        (key, value, source)
-        for source, tree in (_file_chain(Path(path)) if path is not None else ())
-        for key, value in _leaves(tree)
-    ]
+    files = [Path(path) for path in ([paths] if isinstance(paths, (str, Path)) else paths)]
+    settings: list[tuple[str, Any, str]] = []
+    if files:
+        settings.append(("OUTPUT_DIR", output_folder(files), "names of the files"))
+    for file in files:
+        settings += [
+            (key, value, source)
+            for source, tree in _file_chain(file)
+            for key, value in _leaves(tree)
+        ]
     if len(overrides) % 2:
         raise ConfigError(
             f"{COMMAND_LINE}: overrides come as pairs KEY VALUE, but {overrides[-1]!r} stands alone"
@@ -51,7 +61,7 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
     cfg, foreign = _defaults(settings)
     for key, value, source in settings:
         _set(cfg, key, value, source, foreign)
-    check_config(cfg, COMMAND_LINE if path is None else str(path))
+    check_config(cfg, " + ".join(map(str, files)) or COMMAND_LINE)
     cfg.freeze()
     return cfg
 

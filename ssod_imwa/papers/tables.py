@@ -8,11 +8,13 @@ A table is a YAML file below `configs/tables`::
     runs:
       stage1: {config: ../cifar10_lt/cross_entropy.yaml}
       crt: {config: ../cifar10_lt/crt.yaml, after: stage1, overrides: {SOLVER.BASE_LR: 0.05}}
+      imwa: {config: [../cifar10_lt/cross_entropy.yaml, ../averaging/imwa.yaml]}
     rows:
       - {label: CE, run: stage1, paper: {top1: 71.1}, source: "MFW, Table 2"}
       - {label: cRT, run: crt, against: CE}
 
-`after` starts a run from the model of another. Several rows may show one run: its headline model,
+`config` is a recipe, or several files that are merged left to right. `after` starts a run from the
+model of another. Several rows may show one run: its headline model,
 its `model` "student" or "teacher", or its `member` (from 1). `against` adds the gain over another
 row, seed by seed.
 """
@@ -46,13 +48,13 @@ class Run:
 
     Attributes:
         name: in the table.
-        config: YAML file.
+        config: YAML files, merged left to right.
         overrides: alternating keys and values, those of the table first.
         after: name of the run whose model this one starts from.
     """
 
     name: str
-    config: Path
+    config: tuple[Path, ...]
     overrides: tuple[str, ...] = ()
     after: str | None = None
 
@@ -208,9 +210,13 @@ def _read_run(name: str, tree: Any, common: tuple[str, ...], path: Path) -> Run:
     if not re.fullmatch(r"\w[\w.-]*", name):
         raise TableError(f"{path}: {where}: {name!r} is not allowed (a run's name is a folder's)")
     _check_keys(tree, path, where, required=("config",), other=("overrides", "after"))
-    config = path.parent / str(tree["config"])
-    if not config.is_file():
-        raise TableError(f"{path}: {where}.config: {config} does not exist")
+    names = tree["config"] if isinstance(tree["config"], list) else [tree["config"]]
+    config = tuple(path.parent / str(file) for file in names)
+    if not config:
+        raise TableError(f"{path}: {where}.config = [] is not allowed (must be at least one file)")
+    for file in config:
+        if not file.is_file():
+            raise TableError(f"{path}: {where}.config: {file} does not exist")
     own = _flat(_typed(tree, "overrides", dict, path, where) or {})
     return Run(name, config, common + own, _typed(tree, "after", str, path, where))
 

@@ -76,6 +76,7 @@ def train(
         keep_freed_memory()
     task = open_task(cfg)
     cfg = task.cfg
+    logger.info("output folder: %s", cfg.OUTPUT_DIR)
     lock = prepare_output(cfg.OUTPUT_DIR, resume=bool(resume_from), overwrite=overwrite)
     try:
         trainer, signals = _assemble(task, device, overwrite=overwrite)

@@ -27,6 +27,40 @@ def test_several_bases_are_read_in_order_relative_to_the_file(tmp_path):
     assert (cfg.SEED, cfg.LOG_PERIOD) == (2, 7)
 
 
+def test_files_are_merged_left_to_right_each_with_its_bases(tmp_path):
+    write(tmp_path, "base.yaml", "SEED: 1\nLOG_PERIOD: 7\nSOLVER: {MAX_ITER: 10}\n")
+    method = write(tmp_path, "method.yaml", "_BASE_: base.yaml\nSEED: 2\n")
+    fragment = write(tmp_path, "fragment.yaml", "SEED: 3\nSOLVER: {BASE_LR: 0.5}\n")
+    cfg = load_config([method, fragment], ["SOLVER.BASE_LR", "0.25"])
+    assert (cfg.SEED, cfg.LOG_PERIOD, cfg.SOLVER.MAX_ITER, cfg.SOLVER.BASE_LR) == (3, 7, 10, 0.25)
+    assert load_config([fragment, method]).SEED == 2
+
+
+def test_the_output_folder_is_named_after_the_files_unless_it_is_set(tmp_path):
+    first = write(tmp_path, "method.yaml", "SEED: 2\n")
+    second = write(tmp_path, "10pct.yaml", "LOG_PERIOD: 7\n")
+    third = write(tmp_path, "folder.yaml", "OUTPUT_DIR: out/mine\n")
+    folders = [
+        load_config(paths, overrides).OUTPUT_DIR
+        for paths, overrides in (
+            (first, []),
+            ([first, second], []),
+            ([first], ["OUTPUT_DIR", "out"]),
+            ([first, third, second], []),
+            ([], []),
+        )
+    ]
+    name = f"output/{tmp_path.name}_method"
+    assert folders == [name, f"{name}_10pct", "out", "out/mine", get_cfg().OUTPUT_DIR]
+
+
+def test_rules_that_tie_keys_name_all_files(tmp_path):
+    first = write(tmp_path, "a.yaml", "SOLVER: {MAX_ITER: 5}\n")
+    second = write(tmp_path, "b.yaml", "IMWA: {EPISODES: 6}\n")
+    with pytest.raises(ConfigError, match=r"a\.yaml \+ .*b\.yaml: IMWA.EPISODES = 6 is not"):
+        load_config([first, second])
+
+
 def test_defaults_obey_their_own_rules():
     known = set(keys(get_cfg()))
     assert known >= set(CHOICES) | set(RANGES) | set(ELEMENTS)

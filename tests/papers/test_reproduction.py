@@ -137,7 +137,7 @@ def recipe(tmp_path):
 
 
 def test_overrides_come_in_order_table_run_command_line(recipe, tmp_path):
-    run = Run("r", recipe, ("SOLVER.MAX_ITER", "8", "LOG_PERIOD", "3"))
+    run = Run("r", (recipe,), ("SOLVER.MAX_ITER", "8", "LOG_PERIOD", "3"))
     table = table_of(runs=[run])
     cfg = run_config(table, run, seed=4, output=tmp_path / "out")
     assert (cfg.SEED, cfg.SOLVER.MAX_ITER, cfg.LOG_PERIOD) == (4, 8, 3)
@@ -156,7 +156,7 @@ def test_overrides_come_in_order_table_run_command_line(recipe, tmp_path):
 
 
 def test_a_wrong_override_is_blamed_on_who_wrote_it(recipe, tmp_path):
-    good, bad = Run("r", recipe), Run("s", recipe, ("SOLVER.MAX_ITR", "8"))
+    good, bad = Run("r", (recipe,)), Run("s", (recipe,), ("SOLVER.MAX_ITR", "8"))
     table = table_of(runs=[good, bad])
     with pytest.raises(ConfigError, match=r"^t.yaml: runs.s: .*SOLVER.MAX_ITR is not a config"):
         run_config(table, bad, seed=1, output=tmp_path)

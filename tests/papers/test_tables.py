@@ -19,7 +19,7 @@ overrides: {SOLVER.MAX_ITER: 5, DATASETS.TEST: [a, b]}
 runs:
   second: {config: recipe.yaml, after: first, overrides: {CLS.LOSS.NAME: gml}}
   first: {config: recipe.yaml}
-  alone: {config: recipe.yaml}
+  alone: {config: [recipe.yaml, recipe.yaml]}
 rows:
   - {label: one, run: first, paper: {top1: 71.1}, source: "MFW, Table 2"}
   - {label: two, run: second, against: one}
@@ -48,9 +48,11 @@ def test_a_table_is_read_as_it_is_written(write, tmp_path):
     assert list(table.runs) == ["second", "first", "alone"]
     common = ("SOLVER.MAX_ITER", "5", "DATASETS.TEST", "['a', 'b']")
     assert table.runs["second"] == Run(
-        "second", tmp_path / "recipe.yaml", (*common, "CLS.LOSS.NAME", "gml"), "first"
+        "second", (tmp_path / "recipe.yaml",), (*common, "CLS.LOSS.NAME", "gml"), "first"
     )
-    assert table.runs["first"] == Run("first", tmp_path / "recipe.yaml", common)
+    assert table.runs["first"] == Run("first", (tmp_path / "recipe.yaml",), common)
+    pair = (tmp_path / "recipe.yaml", tmp_path / "recipe.yaml")
+    assert table.runs["alone"] == Run("alone", pair, common)
     assert table.rows == (
         Row("one", "first", {"top1": 71.1}, "MFW, Table 2"),
         Row("two", "second", against="one"),
@@ -93,9 +95,11 @@ def test_a_run_comes_once_and_after_the_one_it_starts_from(write):
         ("after: first", "after: frist", "runs.second.after: 'frist' is not a run; did you mean"),
         ("  first: {", "  first: {after: second, ", "runs wait for each other by `after`: second"),
         ("  alone: {config", "  alone: {konfig", "runs.alone.konfig: 'konfig' is not a key"),
-        ("  alone: {config: recipe", "  alone: {config: other", "other.yaml does not exist"),
+        ("  first: {config: recipe", "  first: {config: other", "other.yaml does not exist"),
+        ("config: [recipe.yaml, recipe", "config: [recipe.yaml, x", "x.yaml does not exist"),
+        ("config: [recipe.yaml, recipe.yaml]", "config: []", "must be at least one file"),
         ("  alone:", "  a/b:", "runs.a/b: 'a/b' is not allowed (a run's name is a folder's)"),
-        ("  alone: {config: recipe.yaml}", "  alone: 3", "runs.alone must hold keys and values"),
+        ("  first: {config: recipe.yaml}", "  first: 3", "runs.first must hold keys and values"),
         ("run: second", "run: third", "rows[1].run: 'third' is not a run"),
         ("top1: 71.1", "top1: seventy", "rows[0].paper.top1 = 'seventy' is not allowed (must be"),
         ("top1: 71.1", "top1: True", "rows[0].paper.top1 = True is not allowed"),
@@ -143,12 +147,14 @@ def test_metrics_of_experts_classes_and_test_sets_are_known(write):
 def test_the_example_in_the_documentation_is_a_table(tmp_path):
     from ssod_imwa.papers import tables as paper_tables
 
-    example = paper_tables.__doc__.split("::\n\n")[1].split("\n\n`after`")[0]
+    example = paper_tables.__doc__.split("::\n\n")[1].split("\n\n`config`")[0]
     folder = tmp_path / "cifar10_lt"
     folder.mkdir()
     for name in ("cross_entropy", "crt"):
         (folder / f"{name}.yaml").write_text("")
-    (tmp_path / "tables").mkdir()
+    for name in ("tables", "averaging"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "averaging" / "imwa.yaml").write_text("")
     path = Path(tmp_path / "tables" / "t.yaml")
     path.write_text(example)
     assert [row.label for row in read_table(path).rows] == ["CE", "cRT"]
