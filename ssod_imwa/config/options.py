@@ -10,14 +10,16 @@ and what a resume may change are made from these classes::
 
     SECTIONS = [Section("CLS.LOSS", FocalOptions, when={"CLS.LOSS.NAME": ("focal",)})]
 
-Subclass `Options` to have values out of range refused in Python, too. A section is part of the tree
-only when `when` holds, so a key of something that is not trained is not in the tree, and setting it
-is an error that names what it belongs to.
+Subclass `Options` to have values out of range refused in Python, too; a field may be an options
+object itself, which makes a group of keys inside the group. A section is part of the tree only when
+`when` holds, so a key of something that is not trained is not in the tree, and setting it is an
+error that names what it belongs to.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field
@@ -123,23 +125,39 @@ def option(
     return field(default=default, metadata={_METADATA: settings})
 
 
-def options_of(kind: type) -> dict[str, Option]:
-    """The options of a class by the last part of their keys, in the order of its fields.
+@functools.cache
+def options_of(kind: type) -> Mapping[str, Option]:
+    """The options of a class by the last parts of their keys, in the order of its fields.
+
+    Those of a group inside it have a dot: "RPN.NMS_THRESH".
 
     Raises:
-        TypeError: a field is not made by `option`, or its annotation is not a type of options.
+        TypeError: a field is neither made by `option` nor an options object, or its annotation is
+            not a type of options.
     """
     hints = typing.get_type_hints(kind)
     options = {}
     for item in dataclasses.fields(kind):
-        if _METADATA not in item.metadata:
+        name = item.name.upper()
+        if _METADATA in item.metadata:
+            settings = dict(item.metadata[_METADATA])
+            element, choices = _element(kind, item.name, hints[item.name])
+            settings["choices"] = settings["choices"] or choices
+            options[name] = Option(_default(item), element=element, **settings)
+        elif _is_group(hints[item.name]):
+            for inner, entry in options_of(hints[item.name]).items():
+                options[f"{name}.{inner}"] = entry
+        else:
             raise TypeError(f"{kind.__name__}.{item.name} is not an option (make it by option())")
-        default = item.default if item.default is not MISSING else item.default_factory()  # type: ignore[misc, operator]
-        settings = dict(item.metadata[_METADATA])
-        element, choices = _element(kind, item.name, hints[item.name])
-        settings["choices"] = settings["choices"] or choices
-        options[item.name.upper()] = Option(default, element=element, **settings)
     return options
+
+
+def _is_group(hint: Any) -> bool:
+    return isinstance(hint, type) and dataclasses.is_dataclass(hint)
+
+
+def _default(item: dataclasses.Field[Any]) -> Any:
+    return item.default if item.default_factory is MISSING else item.default_factory()
 
 
 def _element(kind: type, name: str, hint: Any) -> tuple[type, tuple[object, ...]]:
@@ -174,8 +192,10 @@ class Options:
     """
 
     def __post_init__(self) -> None:
-        for key, item in options_of(type(self)).items():
+        for key, item in options_of(type(self)).items():  # type: ignore[arg-type]  # classes hash
             name = key.lower()
+            if "." in name:  # a group has checked itself
+                continue
             value = getattr(self, name)
             if rule := item.violation(value):
                 raise ValueError(f"{name} = {value!r} is not allowed ({rule})")
@@ -209,13 +229,53 @@ def active_sections(sections: Sequence[Section], values: Mapping[str, Any]) -> l
         values: what is set, by full key; other keys have the defaults of active sections.
     """
     known: dict[str, Any] = {}
-    found = []
+    active = []
     for section in sections:
         if all(known.get(key, MISSING) in allowed for key, allowed in section.when.items()):
-            found.append(section)
+            active.append(section)
             for key, item in section.by_key().items():
                 known[key] = values.get(key, item.default)
-    return found
+    return active
+
+
+def why_inactive(sections: Sequence[Section], key: str, values: Mapping[str, Any]) -> str:
+    """Why a key that some section declares is not in the tree, as the second half of a sentence.
+
+    Args:
+        sections: as for `active_sections`.
+        key: in full.
+        values: of the keys in the tree.
+
+    Example:
+        >>> @dataclass(frozen=True)
+        ... class LossOptions(Options):
+        ...     name: str = option("cross_entropy", "the loss", choices=("cross_entropy", "focal"))
+        >>> @dataclass(frozen=True)
+        ... class FocalOptions(Options):
+        ...     gamma: float = option(1.0, "exponent of the modulating factor", low=0)
+        >>> loss = Section("LOSS", LossOptions)
+        >>> focal = Section("LOSS", FocalOptions, when={"LOSS.NAME": ("focal",)})
+        >>> why_inactive([loss, focal], "LOSS.GAMMA", {"LOSS.NAME": "cross_entropy"})
+        "has no meaning with LOSS.NAME = 'cross_entropy' (it belongs to LOSS.NAME = 'focal')"
+    """
+    missing: dict[str, list[object]] = {}
+    for section in sections:
+        if key in section.by_key():
+            condition, allowed = next(
+                (name, allowed)
+                for name, allowed in section.when.items()
+                if values.get(name, MISSING) not in allowed
+            )
+            missing.setdefault(condition, []).extend(allowed)
+    # A condition on a key that is in the tree says more than one on a key that is itself missing.
+    condition = next((name for name in missing if name in values), next(iter(missing)))
+    if condition not in values:
+        return why_inactive(sections, condition, values)
+    wanted = " or ".join(map(repr, dict.fromkeys(missing[condition])))
+    return (
+        f"has no meaning with {condition} = {values[condition]!r} (it belongs to {condition} = "
+        f"{wanted})"
+    )
 
 
 def build_tree(sections: Sequence[Section]) -> CfgNode:
@@ -226,14 +286,19 @@ def build_tree(sections: Sequence[Section]) -> CfgNode:
     """
     tree = CfgNode()
     for section in sections:
-        node = tree
-        for part in section.prefix.split(".") if section.prefix else ():
-            node = node.setdefault(part, CfgNode())
-        for key, item in options_of(section.options).items():
-            if key in node:
-                raise ValueError(f"{section.prefix}.{key} is declared twice")
-            node[key] = list(item.default) if item.is_list else item.default
+        for key, item in section.by_key().items():
+            *parents, leaf = key.split(".")
+            node = tree
+            for part in parents:
+                node = node.setdefault(part, CfgNode())
+            if leaf in node:
+                raise ValueError(f"{key} is declared twice")
+            node[leaf] = _copied(item.default)
     return tree
+
+
+def _copied(value: Any) -> Any:
+    return [_copied(inner) for inner in value] if isinstance(value, list) else value
 
 
 def read_options(kind: type[_T], node: CfgNode) -> _T:
@@ -241,10 +306,16 @@ def read_options(kind: type[_T], node: CfgNode) -> _T:
 
     Example:
         >>> @dataclass(frozen=True)
-        ... class FocalOptions:
+        ... class FocalOptions(Options):
         ...     gamma: float = option(1.0, "exponent of the modulating factor", low=0)
         >>> tree = build_tree([Section("CLS.LOSS", FocalOptions)])
         >>> read_options(FocalOptions, tree.CLS.LOSS)
         FocalOptions(gamma=1.0)
     """
-    return kind(**{name.lower(): node[name] for name in options_of(kind)})
+    hints = typing.get_type_hints(kind)
+    values = {}
+    for item in dataclasses.fields(kind):  # type: ignore[arg-type]  # a dataclass, by contract
+        value = node[item.name.upper()]
+        hint = hints[item.name]
+        values[item.name] = read_options(hint, value) if _is_group(hint) else value
+    return kind(**values)

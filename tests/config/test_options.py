@@ -4,7 +4,16 @@ from typing import Literal
 
 import pytest
 
-from ssod_imwa.config.options import Options, option, options_of
+from ssod_imwa.config.options import (
+    Options,
+    Section,
+    active_sections,
+    build_tree,
+    option,
+    options_of,
+    read_options,
+    why_inactive,
+)
 
 
 @dataclass(frozen=True)
@@ -56,3 +65,104 @@ def test_options_made_in_python_refuse_what_the_reader_refuses(settings, message
 
 def test_values_at_closed_bounds_are_allowed():
     Sample(count=1, share=1.0, momentum=0, sizes=[])
+
+
+@dataclass(frozen=True)
+class TaskOptions(Options):
+    task: str = option("boxes", "what is trained", choices=("boxes", "classes"))
+
+
+@dataclass(frozen=True)
+class InnerOptions(Options):
+    thresholds: list[float] = option([0.3, 0.7], "of IoU", low=0, high=1)
+    sizes: list[list[int]] = option([[1], [2]], "in pixels")
+
+
+@dataclass(frozen=True)
+class BoxOptions(Options):
+    kind: Literal["plain", "fast"] = option("plain", "of the detector")
+    inner: InnerOptions = InnerOptions()
+
+
+@dataclass(frozen=True)
+class LossOptions(Options):
+    name: str = option("ce", "of the loss", choices=("ce", "focal"))
+
+
+@dataclass(frozen=True)
+class FocalOptions(Options):
+    gamma: float = option(1.0, "exponent", low=0)
+
+
+CLASSES = {"TASK": ("classes",)}
+SECTIONS = (
+    Section("", TaskOptions),
+    Section("BOX", BoxOptions, {"TASK": ("boxes",)}),
+    Section("LOSS", LossOptions, CLASSES),
+    Section("LOSS", FocalOptions, {**CLASSES, "LOSS.NAME": ("focal",)}),
+)
+
+
+def test_the_tree_has_the_keys_of_active_sections_alone():
+    assert build_tree(active_sections(SECTIONS, {})) == {
+        "TASK": "boxes",
+        "BOX": {"KIND": "plain", "INNER": {"THRESHOLDS": [0.3, 0.7], "SIZES": [[1], [2]]}},
+    }
+    chosen = active_sections(SECTIONS, {"TASK": "classes", "LOSS.NAME": "focal"})
+    assert build_tree(chosen).LOSS == {"NAME": "ce", "GAMMA": 1.0}
+
+
+def test_a_condition_on_a_key_that_is_not_in_the_tree_does_not_hold():
+    assert len(active_sections(SECTIONS, {"LOSS.NAME": "focal"})) == 2
+
+
+def test_trees_share_no_lists():
+    first, second = build_tree(SECTIONS[1:2]), build_tree(SECTIONS[1:2])
+    first.BOX.INNER.SIZES[0][0] = 9
+    first.BOX.INNER.THRESHOLDS[0] = 0.9
+    assert second.BOX.INNER == {"THRESHOLDS": [0.3, 0.7], "SIZES": [[1], [2]]}
+
+
+def test_options_are_read_with_their_groups():
+    tree = build_tree(SECTIONS[1:2])
+    tree.BOX.KIND = "fast"
+    tree.BOX.INNER.THRESHOLDS = [0.5]
+    inner = InnerOptions(thresholds=[0.5], sizes=[[1], [2]])
+    assert read_options(BoxOptions, tree.BOX) == BoxOptions("fast", inner)
+
+
+def test_two_sections_with_one_key_cannot_be_active_at_once():
+    with pytest.raises(ValueError, match=r"LOSS.GAMMA is declared twice"):
+        build_tree([SECTIONS[3], SECTIONS[3]])
+
+
+def test_a_field_that_is_no_option_is_refused():
+    @dataclass(frozen=True)
+    class Wrong:
+        gamma: float = 1.0
+
+    with pytest.raises(TypeError, match=r"Wrong.gamma is not an option"):
+        options_of(Wrong)
+
+
+def test_the_reason_names_the_condition_that_fails_first():
+    boxes, plain = {"TASK": "boxes"}, {"TASK": "classes", "LOSS.NAME": "ce"}
+    assert why_inactive(SECTIONS, "LOSS.GAMMA", boxes) == (
+        "has no meaning with TASK = 'boxes' (it belongs to TASK = 'classes')"
+    )
+    assert why_inactive(SECTIONS, "LOSS.GAMMA", plain) == (
+        "has no meaning with LOSS.NAME = 'ce' (it belongs to LOSS.NAME = 'focal')"
+    )
+
+
+def test_the_reason_follows_a_condition_on_a_missing_key_to_its_own():
+    sections = [*SECTIONS[:3], Section("LOSS", FocalOptions, {"LOSS.NAME": ("focal",)})]
+    assert why_inactive(sections, "LOSS.GAMMA", {"TASK": "boxes"}) == (
+        "has no meaning with TASK = 'boxes' (it belongs to TASK = 'classes')"
+    )
+
+
+def test_the_reason_lists_everything_that_a_key_belongs_to():
+    again = Section("LOSS", FocalOptions, {**CLASSES, "LOSS.NAME": ("ldam",)})
+    reason = why_inactive([*SECTIONS, again], "LOSS.GAMMA", {"TASK": "classes", "LOSS.NAME": "ce"})
+    assert reason.endswith("(it belongs to LOSS.NAME = 'focal' or 'ldam')")
