@@ -1,0 +1,164 @@
+"""The settings of detectors made of torchvision's parts, a class for each group of MODEL's keys.
+
+Names, and defaults where a paper does not ask for others, are detectron2's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from ssod_imwa.config.options import Options, option
+
+
+@dataclass(frozen=True)
+class PixelOptions(Options):
+    """MODEL: what is done to pixels before the first layer."""
+
+    pixel_mean: list[float] = option(
+        [123.675, 116.28, 103.53], "subtracted from pixels (0..255), in the order of INPUT.FORMAT"
+    )
+    pixel_std: list[float] = option(
+        [58.395, 57.12, 57.375], "divided into pixels, in the order of INPUT.FORMAT", above=0
+    )
+
+
+@dataclass(frozen=True)
+class ImageOptions(Options):
+    """INPUT: what the first layer expects."""
+
+    format: Literal["RGB", "BGR"] = option(
+        "RGB", 'channel order the detector sees; images are read as RGB, "BGR" is for Caffe weights'
+    )
+
+
+@dataclass(frozen=True)
+class BackboneOptions(Options):
+    """MODEL.BACKBONE."""
+
+    freeze_at: Literal[0, 1, 2, 3, 4, 5] = option(
+        2, "backbone stages that stay fixed: 0 none, 1 the stem, 2 the stem and res2, ... 5 all"
+    )
+
+
+@dataclass(frozen=True)
+class ResNetOptions(Options):
+    """MODEL.RESNETS."""
+
+    depth: Literal[18, 50, 101] = option(50, "layers of the ResNet")
+    norm: Literal["FrozenBN", "BN"] = option(
+        "FrozenBN", '"FrozenBN" keeps the statistics of the initial weights, "BN" trains them'
+    )
+    stride_in_1x1: bool = option(
+        False, "put a bottleneck's stride in its first 1x1 convolution, as Caffe's ResNets do"
+    )
+
+
+@dataclass(frozen=True)
+class FPNOptions(Options):
+    """MODEL.FPN."""
+
+    out_channels: int = option(256, "channels of each level of the feature pyramid", low=1)
+
+
+@dataclass(frozen=True)
+class AnchorOptions(Options):
+    """MODEL.ANCHOR_GENERATOR."""
+
+    sizes: list[list[float]] = option(
+        [[32], [64], [128], [256], [512]], "edge lengths in pixels, a list for each level p2..p6"
+    )
+    aspect_ratios: list[list[float]] = option(
+        [[0.5, 1.0, 2.0]], "height over width, a list for each level or one for all"
+    )
+
+
+@dataclass(frozen=True)
+class RPNOptions(Options):
+    """MODEL.RPN: the network that proposes boxes."""
+
+    iou_thresholds: list[float] = option(
+        [0.3, 0.7],
+        "an anchor is background below the first, an object from the second IoU on",
+        low=0,
+        high=1,
+    )
+    batch_size_per_image: int = option(256, "anchors sampled from each image for the losses")
+    positive_fraction: float = option(0.5, "share of objects among sampled anchors, at most")
+    pre_nms_topk_train: int = option(2000, "best proposals of a level before NMS, in training")
+    pre_nms_topk_test: int = option(1000, "best proposals of a level before NMS, in detection")
+    post_nms_topk_train: int = option(1000, "proposals of an image after NMS, in training")
+    post_nms_topk_test: int = option(1000, "proposals of an image after NMS, in detection")
+    nms_thresh: float = option(0.7, "a proposal is dropped above this IoU with a better one")
+
+
+@dataclass(frozen=True)
+class ROIHeadsOptions(Options):
+    """MODEL.ROI_HEADS: what is trained on and found among proposals."""
+
+    batch_size_per_image: int = option(512, "proposals sampled from each image for the losses")
+    positive_fraction: float = option(0.25, "share of objects among sampled proposals, at most")
+    iou_thresholds: list[float] = option(
+        [0.5], "a proposal is an object from this IoU with one on", low=0, high=1
+    )
+    score_thresh_test: float = option(0.05, "detections with a lower score are dropped")
+    nms_thresh_test: float = option(0.5, "a detection is dropped above this IoU with a better one")
+
+
+@dataclass(frozen=True)
+class ROILossOptions(Options):
+    """MODEL.ROI_HEADS, of both toolkits: the classification loss."""
+
+    loss: Literal["CrossEntropy", "FocalLoss"] = option(
+        "CrossEntropy",
+        'classification loss of the ROI head; "FocalLoss" is Unbiased Teacher\'s, of a softmax',
+    )
+
+
+@dataclass(frozen=True)
+class FocalOptions(Options):
+    """MODEL.ROI_HEADS, of both toolkits, when LOSS is FocalLoss."""
+
+    focal_gamma: float = option(1.5, "exponent of the focal loss: 0 or at least 1", low=0)
+
+
+@dataclass(frozen=True)
+class ROIBoxHeadOptions(Options):
+    """MODEL.ROI_BOX_HEAD."""
+
+    pooler_resolution: int = option(7, "height and width of the features pooled from a proposal")
+    fc_dim: int = option(1024, "width of the two fully connected layers", low=1)
+    smooth_l1_beta: float = option(
+        0.0, "width of the box losses' quadratic part, in target units; 0 is plain L1", low=0
+    )
+
+
+@dataclass(frozen=True)
+class DetectionOptions(Options):
+    """TEST, of both toolkits: what a detector returns."""
+
+    detections_per_image: int = option(100, "the best detections of an image are kept", low=1)
+
+
+@dataclass(frozen=True)
+class FasterRCNNOptions:
+    """All settings of `build_faster_rcnn`, by group.
+
+    Example:
+        >>> options = FasterRCNNOptions(resnets=ResNetOptions(depth=18, norm="BN"))
+        >>> options.resnets.depth, options.rpn.nms_thresh
+        (18, 0.7)
+    """
+
+    pixels: PixelOptions = field(default_factory=PixelOptions)
+    image: ImageOptions = field(default_factory=ImageOptions)
+    backbone: BackboneOptions = field(default_factory=BackboneOptions)
+    resnets: ResNetOptions = field(default_factory=ResNetOptions)
+    fpn: FPNOptions = field(default_factory=FPNOptions)
+    anchor_generator: AnchorOptions = field(default_factory=AnchorOptions)
+    rpn: RPNOptions = field(default_factory=RPNOptions)
+    roi_heads: ROIHeadsOptions = field(default_factory=ROIHeadsOptions)
+    roi_loss: ROILossOptions = field(default_factory=ROILossOptions)
+    focal: FocalOptions = field(default_factory=FocalOptions)
+    roi_box_head: ROIBoxHeadOptions = field(default_factory=ROIBoxHeadOptions)
+    detections: DetectionOptions = field(default_factory=DetectionOptions)
