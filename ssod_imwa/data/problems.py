@@ -13,7 +13,7 @@ class Problem:
 
     Attributes:
         file: the image or annotation file.
-        record: the image's id, empty when the data set as a whole is meant.
+        place: the image or entry in words, empty when the data set as a whole is meant.
         what: the kind of problem, the same words for each case of it.
         value: what was found.
         rule: what is allowed, or what will be done.
@@ -23,7 +23,7 @@ class Problem:
     """
 
     file: str
-    record: str
+    place: str
     what: str
     value: str
     rule: str
@@ -32,7 +32,7 @@ class Problem:
     box: int = -1
 
     def __str__(self) -> str:
-        where = f"image {self.record}: " if self.record else ""
+        where = f"{self.place}: " if self.place else ""
         return f"{where}{self.what}: {self.value} ({self.rule})"
 
 

@@ -72,7 +72,7 @@ def test_check_of_a_broken_set_is_1_and_lists_everything_by_file(call, root):
     status, out, _ = call("check_dataset", NAME, "--root", root)
     assert status == 1
     assert f"{root / 'images' / '3.png'}\n  error: image 3: box without area: [1.0, 1.0" in out
-    assert f"{root / 'set.json'}\n  error: image 4: unknown category id: 9" in out
+    assert f"{root / 'set.json'}\n  error: annotations[4] of image 4: unknown category id: 9" in out
     assert f"{root / 'images' / '5.png'}\n  error: image 5: missing image" in out
     assert "3 problems" in out
 

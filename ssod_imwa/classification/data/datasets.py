@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,8 +23,10 @@ from ssod_imwa.classification.data.imbalance import (
 )
 from ssod_imwa.data.handwriting import CLASSES as DIGIT_CLASSES
 from ssod_imwa.data.handwriting import is_for_testing
-from ssod_imwa.data.image_files import IMAGE_SUFFIXES, read_image
+from ssod_imwa.data.image_files import image_paths, is_hidden, read_image
 from ssod_imwa.errors import DataError
+
+logger = logging.getLogger(__name__)
 
 # Official label order, which is also the alphabetical one.
 CIFAR10_CLASSES = (
@@ -58,6 +61,7 @@ class ClassificationDataset:
                 f"{self.name}: {size} images and {len(self.labels)} labels are not allowed (must "
                 "be as many, the images either in memory or in files)"
             )
+        check_class_names(self.name, self.classes)
         if len(self) and not 0 <= self.labels.min() <= self.labels.max() < len(self.classes):
             raise DataError(
                 f"{self.name}: labels are {self.labels.min()}..{self.labels.max()}, with "
@@ -131,18 +135,23 @@ def impose_imbalance(
 
 
 def load_image_folder(
-    folder: str | Path, *, name: str, classes: Sequence[str] | None = None
+    folder: str | Path,
+    *,
+    name: str,
+    classes: Sequence[str] | None = None,
+    complete: bool = True,
 ) -> ClassificationDataset:
     """The images of a folder with one subfolder a class, as files in the order of their paths.
 
-    Images may lie in subfolders of a class. Hidden folders and files that do not end in one of
-    `IMAGE_SUFFIXES` are left alone.
+    Images may lie in subfolders of a class. Hidden files and folders, and files that do not end in
+    one of `IMAGE_SUFFIXES`, are left alone.
 
     Args:
         folder: FOLDER/CLASS/.../IMAGE.
         name: of the data set.
         classes: names in label order; None sorts the subfolders, by number if all are numbers (so
             iNaturalist's folder "10" is label 10, not 2).
+        complete: whether every class needs an image, as for training.
 
     Raises:
         DataError: the folder is missing, its subfolders are not the classes, or one is empty.
@@ -150,20 +159,20 @@ def load_image_folder(
     folder = Path(folder)
     if not folder.is_dir():
         raise DataError(f"{name}: image folder {folder} does not exist")
-    found = [p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")]
+    found = [p.name for p in folder.iterdir() if p.is_dir() and not is_hidden(p.name)]
     if not found:
         raise DataError(f"{name}: {folder} has no folder (one for each class is needed)")
     if classes is None:
         numbered = all(entry.isdecimal() for entry in found)
         classes = sorted(found, key=int) if numbered else sorted(found)
-    _check_class_folders(name, folder, found, classes)
+    _check_class_folders(name, folder, found, classes, complete=complete)
     files: list[str] = []
     labels: list[int] = []
     for label, class_name in enumerate(classes):
-        paths = [p for p in (folder / class_name).rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES]
+        paths = image_paths(folder / class_name)
         files += map(str, sorted(paths))
         labels += [label] * len(paths)
-    return dataset_of_files(name, files, labels, classes)
+    return dataset_of_files(name, files, labels, classes, complete=complete)
 
 
 def read_into_memory(dataset: ClassificationDataset) -> ClassificationDataset:
@@ -269,32 +278,77 @@ def _check_split(split: str) -> None:
         raise ValueError(f"split = {split!r} is not allowed (must be 'train' or 'test')")
 
 
+def check_class_names(name: str, classes: Sequence[str]) -> None:
+    """Refuse names of classes that are empty or stand twice; warn of those that differ by case.
+
+    Raises:
+        DataError: with the place of the first wrong name.
+    """
+    for label, class_name in enumerate(classes):
+        if not isinstance(class_name, str) or not class_name.strip():
+            raise DataError(f"{name}: the name of class {label} is {class_name!r} (must be a text)")
+        if class_name in classes[:label]:
+            first = classes.index(class_name)
+            raise DataError(
+                f"{name}: classes {first} and {label} are both named {class_name!r} (names are "
+                "unique)"
+            )
+
+
+def warn_of_alike_names(name: str, classes: Sequence[str]) -> None:
+    """Log names of classes that differ by case alone: often one class written in two ways."""
+    by_fold: dict[str, str] = {}
+    for class_name in classes:
+        other = by_fold.setdefault(class_name.casefold(), class_name)
+        if other != class_name:
+            logger.warning("%s: classes %r and %r differ by case alone", name, other, class_name)
+
+
 def dataset_of_files(
-    name: str, files: Sequence[str], labels: Sequence[int], classes: Sequence[str]
+    name: str,
+    files: Sequence[str],
+    labels: Sequence[int],
+    classes: Sequence[str],
+    *,
+    complete: bool = True,
 ) -> ClassificationDataset:
-    """A data set of files, each class of which has to have an image.
+    """A data set of files.
+
+    Args:
+        name: of the data set.
+        files: paths.
+        labels: 0..C-1, one for each file.
+        classes: names in label order.
+        complete: whether each class has to have an image; if not, those without are logged.
 
     Raises:
         DataError: a label is out of range, or a class has no images.
     """
+    if labels and not 0 <= min(labels) <= max(labels) < len(classes):
+        raise DataError(
+            f"{name}: labels are {min(labels)}..{max(labels)}, with {len(classes)} classes they "
+            f"must be 0..{len(classes) - 1}"
+        )
+    warn_of_alike_names(name, classes)
     numbers = torch.tensor(labels, dtype=torch.int64)
     dataset = ClassificationDataset(name, numbers, tuple(classes), files=tuple(files))
     empty = [c for c, count in enumerate(dataset.counts) if count == 0]
     if empty:
-        shown = ", ".join(f"{c} ({classes[c]})" for c in empty[:3])
-        raise DataError(
-            f"{name}: {len(empty)} of {len(classes)} classes have no images: {shown}"
-            f"{', ...' if len(empty) > 3 else ''} (each class needs at least 1)"
-        )
+        listed = ", ".join(f"{c} ({classes[c]})" for c in empty[:3])
+        listed += ", ..." if len(empty) > 3 else ""
+        lacking = f"{name}: {len(empty)} of {len(classes)} classes have no images: {listed}"
+        if complete or len(empty) == len(classes):
+            raise DataError(f"{lacking} (each class needs at least 1)")
+        logger.warning("%s; what is measured of them is none", lacking)
     return dataset
 
 
 def _check_class_folders(
-    name: str, folder: Path, found: Sequence[str], classes: Sequence[str]
+    name: str, folder: Path, found: Sequence[str], classes: Sequence[str], *, complete: bool
 ) -> None:
     missing = [entry for entry in classes if entry not in set(found)]
     unknown = sorted(set(found) - set(classes))
-    if missing:
+    if missing and complete:
         near = difflib.get_close_matches(missing[0], found, n=1)
         hint = f"; nearest: {near[0]}" if near else ""
         raise DataError(

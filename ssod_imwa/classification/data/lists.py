@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ssod_imwa.classification.data.datasets import ClassificationDataset, dataset_of_files
+from ssod_imwa.data.text_files import read_json, read_text
 from ssod_imwa.errors import DataError
 
 # Images and classes of the published lists, by file name (Kang et al., arXiv 1910.09217). Places-LT
@@ -24,12 +25,16 @@ PUBLISHED_LISTS = {
 }
 
 
+_LINE = re.compile(r"(?P<path>.*\S)\s+(?P<label>[0-9]{1,18})")
+
+
 def load_list_file(
     list_file: str | Path,
     image_folder: str | Path,
     *,
     name: str,
     classes: Sequence[str] | None = None,
+    complete: bool = True,
 ) -> ClassificationDataset:
     """The images of a list, as files.
 
@@ -44,6 +49,7 @@ def load_list_file(
         image_folder: what the paths are relative to.
         name: of the data set.
         classes: names in label order; None numbers them "0".."C-1", up to the largest label.
+        complete: whether every class needs an image, as for training.
 
     Raises:
         DataError: file or folder is missing, an entry has another form, or a class has no images.
@@ -51,38 +57,41 @@ def load_list_file(
     list_file, image_folder = Path(list_file), Path(image_folder)
     if not image_folder.is_dir():
         raise DataError(f"{name}: image folder {image_folder} does not exist")
+    read = _read_json if list_file.suffix == ".json" else _read_text
     try:
-        text = list_file.read_text(encoding="utf-8")
+        entries = read(list_file)
     except FileNotFoundError:
         raise DataError(f"{name}: list of images {list_file} does not exist") from None
-    read = _read_json if list_file.suffix == ".json" else _read_text
-    entries = read(list_file, text)
     if not entries:
         raise DataError(f"{name}: list of images {list_file} is empty")
     labels = [label for _, label in entries]
     _check_published(list_file, len(labels), max(labels) + 1)
     if classes is None:
+        if max(labels) >= len(labels):
+            raise DataError(
+                f"{list_file}: label {max(labels)} is not allowed with {len(labels)} images "
+                "(labels are 0..C-1, and each class needs an image)"
+            )
         classes = [str(label) for label in range(max(labels) + 1)]
-    return dataset_of_files(
-        name, [str(image_folder / path) for path, _ in entries], labels, classes
-    )
+    files = [str(image_folder / path) for path, _ in entries]
+    return dataset_of_files(name, files, labels, classes, complete=complete)
 
 
-def _read_text(file: Path, text: str) -> list[tuple[str, int]]:
+def _read_text(file: Path) -> list[tuple[str, int]]:
     entries = []
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(read_text(file).splitlines(), start=1):
         if not line.strip():
             continue
-        path, _, label = line.strip().rpartition(" ")
-        if not path or not label.isdecimal():
+        entry = _LINE.fullmatch(line.strip())
+        if entry is None:
             raise DataError(f'{file}:{number}: {line!r} is not allowed (write "PATH LABEL")')
-        entries.append((path, int(label)))
+        entries.append((entry["path"], int(entry["label"])))
     return entries
 
 
-def _read_json(file: Path, text: str) -> list[tuple[str, int]]:
+def _read_json(file: Path) -> list[tuple[str, int]]:
+    content = read_json(file)
     try:
-        content = json.loads(text)
         paths = {image["id"]: image["file_name"] for image in content.get("images", [])}
         return [_entry(item, paths) for item in content["annotations"]]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -95,9 +104,12 @@ def _read_json(file: Path, text: str) -> list[tuple[str, int]]:
 
 def _entry(item: dict[str, Any], paths: dict[Any, str]) -> tuple[str, int]:
     label = item["category_id"]
-    if not isinstance(label, int) or label < 0:
+    if type(label) is not int or not 0 <= label < 10**18:
         raise ValueError(f"category_id = {label!r} is not allowed (must be 0..C-1)")
-    return item["fpath"] if "fpath" in item else paths[item["image_id"]], label
+    path = item["fpath"] if "fpath" in item else paths[item["image_id"]]
+    if not isinstance(path, str) or not path.strip():
+        raise ValueError(f"path {path!r} is not allowed (must be a text)")
+    return path, label
 
 
 def _check_published(list_file: Path, images: int, classes: int) -> None:

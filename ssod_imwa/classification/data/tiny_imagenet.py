@@ -11,6 +11,8 @@ from ssod_imwa.classification.data.datasets import (
     load_image_folder,
     read_into_memory,
 )
+from ssod_imwa.data.image_files import is_hidden
+from ssod_imwa.data.text_files import read_text
 from ssod_imwa.errors import DataError
 
 FOLDER = "tiny-imagenet-200"
@@ -35,12 +37,16 @@ def load_tiny_imagenet(root: str | Path, split: Literal["train", "val"]) -> Clas
         return read_into_memory(load_image_folder(folder / "train", name=name))
     if not (folder / "train").is_dir():
         raise DataError(f"{name}: image folder {folder / 'train'} does not exist")
-    classes = sorted(entry.name for entry in (folder / "train").iterdir() if entry.is_dir())
+    classes = sorted(
+        entry.name
+        for entry in (folder / "train").iterdir()
+        if entry.is_dir() and not is_hidden(entry.name)
+    )
     file = folder / "val" / "val_annotations.txt"
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise DataError(f"{name}: {file} cannot be read ({error.strerror})") from error
+        lines = read_text(file).splitlines()
+    except FileNotFoundError:
+        raise DataError(f"{name}: {file} does not exist") from None
     numbers = {class_name: label for label, class_name in enumerate(classes)}
     files, labels = [], []
     for number, line in enumerate(lines, start=1):

@@ -25,14 +25,16 @@ def find_image_problems(dataset: ClassificationDataset, *, read_pixels: bool) ->
         reason = _damage(file, read_pixels=read_pixels)
         if reason:
             rule = "must be an image that Pillow reads"
-            problems.append(Problem(file, str(position), "image", reason, rule, position=position))
+            problems.append(
+                Problem(file, f"image {position}", "image", reason, rule, position=position)
+            )
     for file, positions in places.items():
         labels = sorted({dataset.classes[int(dataset.labels[i])] for i in positions})
         if len(positions) > 1:
             problems.append(
                 Problem(
                     file,
-                    str(positions[0]),
+                    f"image {positions[0]}",
                     "listed more than once",
                     f"{len(positions)} times, as {', '.join(labels)}",
                     "must be listed once",

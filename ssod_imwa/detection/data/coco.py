@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ssod_imwa.data.image_files import MAX_EDGE
 from ssod_imwa.data.problems import Problem, report
+from ssod_imwa.data.text_files import read_flag, read_json
 from ssod_imwa.detection.data.records import Annotations, DetectionDataset, ImageRecord
 from ssod_imwa.errors import DataError
 
@@ -31,25 +32,16 @@ def load_coco(
         image_folder: what the images' `file_name` is relative to.
         name: name of the data set.
         labeled: whether to read the annotations.
-        problems: receives the annotations that cannot be represented (unknown image or category, a
-            box that is not four numbers); without it the first of them raises.
+        problems: receives the entries that cannot be represented (an image without a size, two
+            categories of one name, an unknown image or category, a box that is not four numbers);
+            without it the first of them raises.
 
     Raises:
         DataError: the file is no COCO file, or see `problems`.
     """
     content = read_coco_file(annotation_file, labeled=labeled, segmentations=False)
-    records = _records(content, Path(image_folder), str(annotation_file))
-    if not labeled:
-        return DetectionDataset(name, tuple(records), ())
-    categories = sorted(content["categories"], key=lambda category: category["id"])
-    annotations = _annotations(content, records, str(annotation_file), problems)
-    return DetectionDataset(
-        name,
-        tuple(
-            ImageRecord(r.file_name, r.image_id, r.width, r.height, a)
-            for r, a in zip(records, annotations, strict=True)
-        ),
-        tuple(category["name"] for category in categories),
+    return CocoReader(str(annotation_file), Path(image_folder), problems).dataset(
+        name, content, labeled=labeled
     )
 
 
@@ -68,12 +60,9 @@ def read_coco_file(
         DataError: the file is missing, no JSON, or lacks one of the lists.
     """
     try:
-        text = Path(annotation_file).read_bytes()
-        content = json.loads(text, object_hook=None if segmentations else _without_segmentation)
+        content = read_json(annotation_file, drop=None if segmentations else "segmentation")
     except FileNotFoundError:
         raise DataError(f"annotation file {annotation_file} does not exist") from None
-    except (OSError, ValueError) as error:
-        raise DataError(f"{annotation_file} is no JSON file: {error}") from error
     needed = ("images", "annotations", "categories") if labeled else ("images",)
     missing = [
         key
@@ -83,31 +72,7 @@ def read_coco_file(
     if missing:
         use = "; without labels it can only be used as an unlabeled data set" if labeled else ""
         raise DataError(f"{annotation_file} has no list {' and '.join(missing)}{use}")
-    for key, fields in _FIELDS.items():
-        if key in needed:
-            _check_fields(content[key], key, fields, annotation_file)
     return content
-
-
-def _without_segmentation(entry: dict[str, Any]) -> dict[str, Any]:
-    entry.pop("segmentation", None)
-    return entry
-
-
-_FIELDS = {
-    "images": ("id", "file_name", "width", "height"),
-    "annotations": ("image_id", "category_id", "bbox"),
-    "categories": ("id", "name"),
-}
-
-
-def _check_fields(
-    entries: list[Any], key: str, fields: tuple[str, ...], annotation_file: str | Path
-) -> None:
-    for number, entry in enumerate(entries):
-        for field in fields:
-            if not isinstance(entry, dict) or field not in entry:
-                raise DataError(f"{annotation_file}: {key}[{number}] has no {field!r}")
 
 
 def to_coco(dataset: DetectionDataset) -> dict[str, Any]:
@@ -147,69 +112,170 @@ def _coco_annotations(annotations: Annotations | None) -> list[dict[str, Any]]:
     ]
 
 
-def _records(
-    content: dict[str, Any], image_folder: Path, annotation_file: str
-) -> list[ImageRecord]:
-    images = content["images"]
-    try:
-        images = sorted(images, key=lambda image: image["id"])
-    except TypeError:
-        rule = "all integers or all strings"
-        raise DataError(f"{annotation_file}: image ids are of different types ({rule})") from None
-    # One join a folder, not one a file: Path objects for 118,000 images take a second.
-    prefix = str(image_folder / "_")[:-1]
-    return [
-        ImageRecord(prefix + i["file_name"], i["id"], int(i["width"]), int(i["height"]))
-        for i in images
-    ]
+class CocoReader:
+    """Turns the content of a COCO file into records, entry by entry.
+
+    Args:
+        annotation_file: for messages.
+        image_folder: what the images' `file_name` is relative to.
+        problems: see `load_coco`.
+    """
+
+    def __init__(
+        self, annotation_file: str, image_folder: Path, problems: list[Problem] | None
+    ) -> None:
+        self.annotation_file = annotation_file
+        self.image_folder = image_folder
+        self.problems = problems
+
+    def dataset(self, name: str, content: dict[str, Any], *, labeled: bool) -> DetectionDataset:
+        """The data set; what cannot be represented is reported."""
+        records = self._records(content["images"])
+        if not labeled:
+            return DetectionDataset(name, tuple(records), ())
+        categories = self._categories(content["categories"])
+        annotations = self._annotations(content["annotations"], records, list(categories))
+        return DetectionDataset(
+            name,
+            tuple(
+                ImageRecord(r.file_name, r.image_id, r.width, r.height, a)
+                for r, a in zip(records, annotations, strict=True)
+            ),
+            tuple(categories.values()),
+        )
+
+    def _report(self, place: str, what: str, value: object, rule: str) -> None:
+        report(Problem(self.annotation_file, place, what, repr(value), rule), self.problems)
+
+    def _records(self, images: list[Any]) -> list[ImageRecord]:
+        rows = []
+        for number, image in enumerate(images):
+            fault = _image_fault(image)
+            if fault is None:
+                rows.append(image)
+            else:
+                self._report(f"images[{number}]", *fault)
+        try:
+            rows.sort(key=lambda image: image["id"])
+        except TypeError:
+            rule = "all integers or all strings"
+            raise DataError(
+                f"{self.annotation_file}: image ids are of different types ({rule})"
+            ) from None
+        # One join a folder, not one a file: Path objects for 118,000 images take a second.
+        prefix = str(self.image_folder / "_")[:-1]
+        return [
+            ImageRecord(prefix + i["file_name"], i["id"], int(i["width"]), int(i["height"]))
+            for i in rows
+        ]
+
+    def _categories(self, categories: list[Any]) -> dict[Any, str]:
+        """Names by id, in the order of the ids."""
+        names: dict[Any, str] = {}
+        for number, category in enumerate(categories):
+            fault = _category_fault(category, names)
+            if fault is None:
+                names[category["id"]] = category["name"]
+            else:
+                self._report(f"categories[{number}]", *fault)
+        try:
+            return dict(sorted(names.items()))
+        except TypeError:
+            rule = "all integers or all strings"
+            raise DataError(
+                f"{self.annotation_file}: category ids are of different types ({rule})"
+            ) from None
+
+    def _annotations(
+        self, entries: list[Any], records: list[ImageRecord], category_ids: list[Any]
+    ) -> list[Annotations]:
+        """Annotations of each record, in the file's order."""
+        positions = {record.image_id: position for position, record in enumerate(records)}
+        labels = {category_id: label for label, category_id in enumerate(category_ids)}
+        rows: list[tuple[int, int, bool, bool]] = []
+        boxes: list[list[float]] = []
+        areas: list[float] = []
+        for number, entry in enumerate(entries):
+            fault = _annotation_fault(entry, positions, labels)
+            if fault is not None:
+                image_id = entry_id(entry, "image_id")
+                place = "" if image_id is None else f" of image {image_id}"
+                self._report(f"annotations[{number}]{place}", *fault)
+                continue
+            flags = read_flag(entry.get("iscrowd", 0)), read_flag(entry.get("ignore", 0))
+            rows.append((positions[entry["image_id"]], labels[entry["category_id"]], *flags))
+            box = entry["bbox"]
+            boxes.append(box)
+            areas.append(entry["area"] if _is_number(entry.get("area")) else box[2] * box[3])
+        return _split_by_image(rows, boxes, areas, len(records))
 
 
-def _annotations(
-    content: dict[str, Any],
-    records: list[ImageRecord],
-    annotation_file: str,
-    problems: list[Problem] | None,
-) -> list[Annotations]:
-    """Annotations of each record, in the file's order."""
-    positions = {record.image_id: position for position, record in enumerate(records)}
-    ids = sorted(category["id"] for category in content["categories"])
-    labels = {category_id: label for label, category_id in enumerate(ids)}
-    if len(labels) != len(ids):
-        raise DataError(f"{annotation_file}: category ids are not unique: {ids}")
-    rows: list[tuple[int, int, bool, bool]] = []
-    boxes: list[list[float]] = []
-    areas: list[float] = []
-    for entry in content["annotations"]:
-        problem = _annotation_problem(entry, positions, labels)
-        if problem:
-            where = (annotation_file, str(entry["image_id"]))
-            report(Problem(*where, *problem), problems)
-            continue
-        flags = bool(entry.get("iscrowd", 0)), bool(entry.get("ignore", 0))
-        rows.append((positions[entry["image_id"]], labels[entry["category_id"]], *flags))
-        box = entry["bbox"]
-        boxes.append(box)
-        areas.append(entry["area"] if _is_number(entry.get("area")) else box[2] * box[3])
-    return _split_by_image(rows, boxes, areas, len(records))
+Fault = tuple[str, object, str]  # what is wrong, the value and the rule
 
 
-def _annotation_problem(
-    entry: dict[str, Any], positions: dict[Any, int], labels: dict[Any, int]
-) -> tuple[str, str, str] | None:
-    """What is wrong, the value and the rule."""
-    if entry["image_id"] not in positions:
-        return "annotation of an unknown image", repr(entry["image_id"]), "images lists every id"
-    if entry["category_id"] not in labels:
-        value = repr(entry["category_id"])
-        return "unknown category id", value, "categories lists every id"
-    box = entry["bbox"]
-    if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
-        return "box", repr(box), "four numbers: x, y, width, height"
+def _image_fault(image: Any) -> Fault | None:
+    if not isinstance(image, dict):
+        return "image", image, "an object with id, file_name, width and height"
+    if not _is_id(image.get("id")):
+        return "image id", image.get("id"), "an integer or a text"
+    if not isinstance(image.get("file_name"), str) or not image["file_name"].strip():
+        return "file_name", image.get("file_name"), "the path of the image below its folder"
+    for key in ("width", "height"):
+        value = image.get(key)
+        if not _is_number(value) or value != value // 1 or not 0 < value < MAX_EDGE:
+            return key, value, "a whole number of pixels"
     return None
 
 
+def _category_fault(category: Any, names: dict[Any, str]) -> Fault | None:
+    if not isinstance(category, dict):
+        return "category", category, "an object with id and name"
+    category_id, name = category.get("id"), category.get("name")
+    if not _is_id(category_id):
+        return "category id", category_id, "an integer or a text"
+    if category_id in names:
+        return "category id", category_id, "category ids are unique"
+    if not isinstance(name, str) or not name.strip():
+        return "class name", name, "a text that is not empty"
+    if name in names.values():
+        return "class name", name, "names of classes are unique"
+    return None
+
+
+def _annotation_fault(
+    entry: Any, positions: dict[Any, int], labels: dict[Any, int]
+) -> Fault | None:
+    if not isinstance(entry, dict):
+        return "annotation", entry, "an object with image_id, category_id and bbox"
+    image_id, category_id = entry.get("image_id"), entry.get("category_id")
+    if not _is_id(image_id) or image_id not in positions:
+        return "annotation of an unknown image", image_id, "images lists every id"
+    if not _is_id(category_id) or category_id not in labels:
+        return "unknown category id", category_id, "categories lists every id"
+    box = entry.get("bbox")
+    if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
+        return "box", box, "four numbers: x, y, width, height"
+    for key in ("iscrowd", "ignore"):
+        try:
+            read_flag(entry.get(key, 0))
+        except ValueError:
+            return key, entry[key], "0, 1, true or false"
+    return None
+
+
+def entry_id(entry: Any, key: str) -> int | str | None:
+    """The id in an image, category or annotation of a COCO file; None if there is none."""
+    value = entry.get(key) if isinstance(entry, dict) else None
+    return value if _is_id(value) else None
+
+
+def _is_id(value: object) -> bool:
+    return isinstance(value, (int, str)) and not isinstance(value, bool)
+
+
 def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    # Python's integers have no end, NumPy's have; no pixel is that far out.
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 2**63
 
 
 def _split_by_image(
@@ -225,7 +291,7 @@ def _split_by_image(
     table, corners = table[order], corners[order].astype(np.float32)
     area = np.array(areas, dtype=np.float64)[order]
     ends = np.cumsum(np.bincount(table[:, 0], minlength=count))
-    starts = [0, *ends[:-1].tolist()]
+    starts = [0, *ends.tolist()][:count]
     labels, crowd, difficult = table[:, 1].copy(), table[:, 2] != 0, table[:, 3] != 0
     return [
         Annotations(corners[a:b], labels[a:b], crowd[a:b], difficult[a:b], area[a:b])

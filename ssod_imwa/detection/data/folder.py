@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ssod_imwa.data.image_files import IMAGE_SUFFIXES, image_size
+from ssod_imwa.data.image_files import image_paths, image_size
 from ssod_imwa.data.problems import Problem, report
 from ssod_imwa.detection.data.records import DetectionDataset, ImageRecord
 from ssod_imwa.errors import DataError
@@ -16,7 +16,7 @@ def load_folder(
     """All images below a folder, unlabeled, in the order of their paths.
 
     An image's id is its path relative to the folder. Files that do not end in one of
-    `IMAGE_SUFFIXES` are left alone.
+    `IMAGE_SUFFIXES` and hidden ones are left alone.
 
     Args:
         folder: searched with all its subfolders.
@@ -30,11 +30,7 @@ def load_folder(
     folder = Path(folder)
     if not folder.is_dir():
         raise DataError(f"image folder {folder} does not exist")
-    paths = sorted(
-        (path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES),
-        key=lambda path: path.relative_to(folder).as_posix(),
-    )
-    named = [(path.relative_to(folder).as_posix(), str(path)) for path in paths]
+    named = [(path.relative_to(folder).as_posix(), str(path)) for path in image_paths(folder)]
     return DetectionDataset(name, unlabeled_records(named, problems), ())
 
 
@@ -48,7 +44,7 @@ def unlabeled_records(
             width, height = image_size(path)
         except DataError as error:
             rule = "every image has a readable header"
-            report(Problem(path, image_id, "no image", str(error), rule), problems)
+            report(Problem(path, f"image {image_id}", "no image", str(error), rule), problems)
             continue
         records.append(ImageRecord(path, image_id, width, height))
     return tuple(records)

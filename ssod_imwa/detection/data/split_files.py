@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ssod_imwa.detection.data.catalog import find_source, fingerprint
-from ssod_imwa.detection.data.coco import read_coco_file, to_coco
+from ssod_imwa.detection.data.coco import entry_id, read_coco_file, to_coco
 from ssod_imwa.detection.data.records import DetectionDataset
 from ssod_imwa.engine.checkpoint.atomic import write_text
 from ssod_imwa.errors import DataError
@@ -125,8 +125,10 @@ def part_of_coco(content: dict[str, Any], dataset: DetectionDataset) -> dict[str
     ids = {record.image_id for record in dataset.records}
     return {
         **content,
-        "images": [image for image in content["images"] if image["id"] in ids],
-        "annotations": [entry for entry in content["annotations"] if entry["image_id"] in ids],
+        "images": [image for image in content["images"] if entry_id(image, "id") in ids],
+        "annotations": [
+            entry for entry in content["annotations"] if entry_id(entry, "image_id") in ids
+        ],
     }
 
 

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from ssod_imwa.detection.data.catalog import fingerprint
-from ssod_imwa.detection.data.coco import read_coco_file
+from ssod_imwa.detection.data.coco import load_coco
 from ssod_imwa.detection.data.records import DetectionDataset
 from ssod_imwa.detection.data.split_files import (
     META,
@@ -210,7 +210,7 @@ def verify_coco_files(
     unlabeled_file = unlabeled_partner(labeled_file)
     numbered = with_integer_ids(dataset)
     parts = [
-        {image["id"] for image in read_coco_file(path)["images"]}
+        {r.image_id for r in load_coco(path, "", name=str(path), labeled=False).records}
         for path in (labeled_file, unlabeled_file)
     ]
     pair = f"split files {labeled_file} and {unlabeled_file}"

@@ -13,6 +13,7 @@ from PIL import Image
 
 from ssod_imwa.data.image_files import (
     DECODING_ERRORS,
+    check_pixels,
     check_size,
     image_size,
     upright_size,
@@ -28,6 +29,11 @@ POLICIES = ("error", "skip")
 # Annotation tools round to pixels, so a box may pass the image's edge by this much; it is clipped.
 EDGE_TOLERANCE = 1.0
 
+# Images have at least so many pixels along each edge where boxes of 0..1 cannot be pixels.
+MIN_EDGE_OF_PIXELS = 8
+# Share of boxes that pass an edge from which all of them look like corners.
+SHARE_OF_CORNERS = 0.2
+
 _SHOWN = 5
 
 
@@ -39,7 +45,8 @@ def find_problems(dataset: DetectionDataset, *, read_pixels: bool) -> list[Probl
         read_pixels: open and decode every image, too. Without it only file sizes are looked at,
             which takes about a second for COCO.
     """
-    problems = [*_id_problems(dataset), *_box_problems(dataset), *_class_problems(dataset)]
+    kinds = (_id_problems, _name_problems, _unit_problems, _box_problems, _class_problems)
+    problems = [problem for find in kinds for problem in find(dataset)]
     for position, record in enumerate(dataset.records):
         problems += _file_problems(record, position, read_pixels=read_pixels)
     return problems
@@ -148,11 +155,54 @@ def _id_problems(dataset: DetectionDataset) -> Iterator[Problem]:
     if not dataset.records:
         yield Problem(dataset.name, "", "empty split", "0 images", "at least 1 is needed")
     first: dict[int | str, str] = {}
+    files: dict[str, int | str] = {}
     for position, record in enumerate(dataset.records):
+        if record.file_name in files:
+            rule = f"each file is listed once; also that of image {files[record.file_name]}"
+            yield _problem(record, position, "duplicate file", record.file_name, rule)
+        files.setdefault(record.file_name, record.image_id)
         if record.image_id in first:
             rule = f"ids are unique; also that of {first[record.image_id]}"
             yield _problem(record, position, "duplicate id", repr(record.image_id), rule)
         first.setdefault(record.image_id, record.file_name)
+
+
+def _name_problems(dataset: DetectionDataset) -> Iterator[Problem]:
+    """Names of classes that are no texts, stand twice, or differ by case alone."""
+    folded: dict[str, str] = {}
+    for label, name in enumerate(dataset.classes):
+        place = f"class {label}"
+        if not isinstance(name, str) or not name.strip():
+            yield Problem(dataset.name, place, "class name", repr(name), "a text that is not empty")
+            continue
+        other = folded.setdefault(name.casefold(), name)
+        if name in dataset.classes[:label]:
+            yield Problem(dataset.name, place, "class name", repr(name), "names are unique")
+        elif other != name:
+            rule = f"differs from {other!r} by case alone; are they one class?"
+            yield Problem(dataset.name, place, "class name", repr(name), rule, level="warning")
+
+
+def _unit_problems(dataset: DetectionDataset) -> Iterator[Problem]:
+    """Boxes that are all of another form than x, y, width, height or corners in pixels."""
+    table = _AllBoxes(dataset)
+    boxes, limits = table.boxes, table.limits
+    if not len(boxes) or not np.isfinite(boxes).all():
+        return
+    if boxes.min() >= 0 and boxes.max() <= 1 and limits.min() > MIN_EDGE_OF_PIXELS:
+        rule = "boxes are in pixels; multiply by width and height"
+        value = f"all {len(boxes)} boxes lie in 0..1"
+        yield Problem(dataset.name, "", "boxes look like fractions", value, rule, level="warning")
+    # What a reader of x, y, width, height made of corners: the second corner lies behind the edge.
+    sizes = boxes[:, 2:] - boxes[:, :2]
+    passes = (boxes[:, 2:] > limits[:, 2:] + EDGE_TOLERANCE).any(axis=1)
+    as_corners = (sizes > boxes[:, :2]).all() and (sizes <= limits[:, 2:] + EDGE_TOLERANCE).all()
+    if as_corners and passes.mean() > SHARE_OF_CORNERS:
+        rule = "boxes are x, y, width, height; subtract the first corner from the second"
+        value = (
+            f"{passes.sum()} of {len(boxes)} boxes pass their image's edge, as corners none does"
+        )
+        yield Problem(dataset.name, "", "boxes look like x1 y1 x2 y2", value, rule, level="warning")
 
 
 def _class_problems(dataset: DetectionDataset) -> Iterator[Problem]:
@@ -251,7 +301,9 @@ def _pixel_problems(record: ImageRecord, position: int) -> Iterator[Problem]:
     try:
         with Image.open(record.file_name) as image:
             size, stored, mode = upright_size(image), image.size, image.mode
+            check_pixels(image)
             image.load()
+            dark = mode.startswith("I") and image.getextrema()[1] < 256
     except DECODING_ERRORS as error:
         rule = "it can be decoded"
         yield _problem(record, position, "unreadable image", f"{record.file_name}: {error}", rule)
@@ -262,10 +314,10 @@ def _pixel_problems(record: ImageRecord, position: int) -> Iterator[Problem]:
     if size != stored:
         rule = "turned upright when read"
         yield _problem(record, position, "turned by EXIF", record.file_name, rule, level="note")
-    if mode == "F":
-        rule = "floating-point pixels have no defined range"
-        yield _problem(record, position, "no colors", mode, rule)
-    elif mode != "RGB":
+    if dark:
+        rule = "the high byte is read, so it is black; save it with 8 bits"
+        yield _problem(record, position, "16-bit image of 0..255", mode, rule, level="warning")
+    if mode != "RGB":
         yield _problem(record, position, "not RGB", mode, "converted when read", level="note")
 
 
@@ -279,4 +331,5 @@ def _problem(
     level: str = "error",
     box: int = -1,
 ) -> Problem:
-    return Problem(record.file_name, str(record.image_id), what, value, rule, level, position, box)
+    place = f"image {record.image_id}"
+    return Problem(record.file_name, place, what, value, rule, level, position, box)

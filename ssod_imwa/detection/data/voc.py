@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
 
-from ssod_imwa.data.image_files import IMAGE_SUFFIXES, image_size
+from ssod_imwa.data.image_files import MAX_EDGE, image_paths, image_size
 from ssod_imwa.data.problems import Problem, report
+from ssod_imwa.data.text_files import read_flag, read_text, read_xml
 from ssod_imwa.detection.data.folder import unlabeled_records
 from ssod_imwa.detection.data.records import Annotations, DetectionDataset, ImageRecord
 from ssod_imwa.errors import DataError
@@ -24,7 +26,7 @@ VOC_CLASSES = (
 
 
 # Second column of VOC's lists of one class.
-_ONE_CLASS_FLAG = re.compile(r"\s+(-1|0|1)\s*$")
+_ONE_CLASS_FLAG = re.compile(r"\s+(-1|0|1)$")
 
 
 def load_voc(
@@ -56,59 +58,84 @@ def load_voc(
         DataError: the list is missing, or see `problems`.
     """
     root = Path(root)
-    names = _read_list(root / "ImageSets" / "Main" / f"{split}.txt")
     images = _image_files(root / "JPEGImages")
-    paths = [images.get(n, str(root / "JPEGImages" / f"{n}.jpg")) for n in names]
+    names = _read_list(root / "ImageSets" / "Main" / f"{split}.txt", images)
+    for image_id in names:
+        if len(images.get(image_id, ())) > 1:
+            files = ", ".join(path.name for path in images[image_id])
+            rule = "an image has one file"
+            place = f"image {image_id}"
+            report(Problem(str(root / "JPEGImages"), place, "several files", files, rule), problems)
+    paths = [str(images.get(n, [root / "JPEGImages" / f"{n}.jpg"])[0]) for n in names]
     if not labeled:
         named = list(zip(names, paths, strict=True))
         return DetectionDataset(name, unlabeled_records(named, problems), ())
     if classes is None:
-        classes = discover_classes(root / "Annotations")
+        classes = discover_classes(root / "Annotations", problems)
     labels = {class_name: label for label, class_name in enumerate(classes)}
-    found = (
+    records = (
         _record(root / "Annotations" / f"{n}.xml", n, path, labels, problems)
         for n, path in zip(names, paths, strict=True)
     )
-    return DetectionDataset(name, tuple(r for r in found if r is not None), tuple(classes))
+    return DetectionDataset(name, tuple(r for r in records if r is not None), tuple(classes))
 
 
-def discover_classes(folder: Path) -> tuple[str, ...]:
+def discover_classes(folder: Path, problems: list[Problem] | None = None) -> tuple[str, ...]:
     """The sorted class names of all annotation files in a folder.
 
+    Args:
+        folder: of XML files.
+        problems: receives a warning for each file that cannot be read; without it the first raises.
+
     Raises:
-        DataError: there are none, or one is no XML.
+        DataError: there is no name, or see `problems`.
     """
-    names = {
-        node.findtext("name", "").strip()
-        for path in sorted(folder.glob("*.xml"))
-        for node in _parse(path).findall("object")
-    }
+    names = set()
+    for path in sorted(folder.glob("*.xml")):
+        if path.name.startswith("."):  # what macOS leaves on other disks
+            continue
+        try:
+            names |= {_class_name(node) for node in read_xml(path).findall("object")}
+        except DataError as error:
+            rule = "its classes are not known"
+            problem = Problem(str(path), "", "unreadable annotation", str(error), rule, "warning")
+            report(problem, problems)
+    names.discard("")  # reported where the object is read
     if not names:
         raise DataError(f"{folder} has no annotation file with an object")
     return tuple(sorted(names))
 
 
-def _read_list(path: Path) -> list[str]:
+def _class_name(node: ElementTree.Element) -> str:
+    return node.findtext("name", "").strip()
+
+
+def _read_list(path: Path, images: Mapping[str, object]) -> list[str]:
+    """Names of images, without the flags of a list of one class.
+
+    Which it is, the images tell: "cell 1" is the image of this name if there is one, else "cell".
+    """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = [line.strip() for line in read_text(path).splitlines() if line.strip()]
     except FileNotFoundError:
         known = sorted(p.stem for p in path.parent.glob("*.txt"))
         raise DataError(f"list of images {path} does not exist (there are: {known})") from None
-    return [_ONE_CLASS_FLAG.sub("", line).strip() for line in lines if line.strip()]
+    unflagged = [_ONE_CLASS_FLAG.sub("", line) for line in lines]
+    return [
+        name if line not in images and name in images else line
+        for line, name in zip(lines, unflagged, strict=True)
+    ]
 
 
-def _image_files(folder: Path) -> dict[str, str]:
+def _image_files(folder: Path) -> dict[str, list[Path]]:
+    """The image files of a folder by their names without suffix."""
     if not folder.is_dir():
         raise DataError(f"image folder {folder} does not exist")
-    files = sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
-    return {path.stem: str(path) for path in files}
-
-
-def _parse(path: Path) -> ElementTree.Element:
-    try:
-        return ElementTree.parse(path).getroot()
-    except (OSError, ElementTree.ParseError) as error:
-        raise DataError(f"{path} is no annotation file: {error}") from error
+    files: dict[str, list[Path]] = {}
+    for path in image_paths(folder):
+        if path.parent == folder:
+            files.setdefault(path.stem, []).append(path)
+    return files
 
 
 def _record(
@@ -118,25 +145,24 @@ def _record(
     labels: dict[str, int],
     problems: list[Problem] | None,
 ) -> ImageRecord | None:
+    place = f"image {image_id}"
     try:
-        tree = _parse(annotation_file)
+        tree = read_xml(annotation_file)
         width, height = _size(tree, image_path)
     except DataError as error:
         rule = "every labeled image has an XML file and a size"
-        report(Problem(str(annotation_file), image_id, "no annotation", str(error), rule), problems)
+        report(Problem(str(annotation_file), place, "no annotation", str(error), rule), problems)
         return None
     rows: list[tuple[float, float, float, float]] = []
     numbers: list[tuple[int, bool]] = []
-    for node in tree.findall("object"):
-        name, box = node.findtext("name", "").strip(), _box(node)
-        if name not in labels or box is None:
-            found = ("object without a box of four numbers", name, "xmin, ymin, xmax, ymax")
-            if name not in labels:
-                found = ("unknown class", repr(name), f"one of {', '.join(labels)}")
-            report(Problem(str(annotation_file), image_id, *found), problems)
+    for number, node in enumerate(tree.findall("object"), start=1):
+        fault = _object_fault(node, labels)
+        if fault is not None:
+            where = f"object {number} of {place}"
+            report(Problem(str(annotation_file), where, *fault), problems)
             continue
-        rows.append(box)
-        numbers.append((labels[name], node.findtext("difficult", "0").strip() == "1"))
+        rows.append(_box(node))
+        numbers.append((labels[_class_name(node)], read_flag(node.findtext("difficult", "0"))))
     annotations = Annotations(
         boxes=np.array(rows, dtype=np.float32).reshape(-1, 4),
         labels=np.array([label for label, _ in numbers], dtype=np.int64),
@@ -146,13 +172,38 @@ def _record(
     return ImageRecord(image_path, image_id, width, height, annotations)
 
 
-def _size(tree: ElementTree.Element, image_path: str) -> tuple[int, int]:
+def _object_fault(node: ElementTree.Element, labels: dict[str, int]) -> tuple[str, str, str] | None:
+    """What is wrong, the value and the rule."""
+    name = _class_name(node)
+    if not name:
+        return "object without a class", "no name", "name is a text that is not empty"
+    if name not in labels:
+        return "unknown class", repr(name), f"one of {', '.join(labels)}"
+    if _box(node) is None:
+        return "object without a box of four numbers", name, "xmin, ymin, xmax, ymax"
     try:
-        size = int(tree.findtext("size/width", "0")), int(tree.findtext("size/height", "0"))
+        read_flag(node.findtext("difficult", "0"))
+    except ValueError as error:
+        return "difficult", name, str(error)
+    return None
+
+
+def _size(tree: ElementTree.Element, image_path: str) -> tuple[int, int]:
+    """Width and height in the file, or those of the image where it has none or zeros.
+
+    Raises:
+        DataError: they are no numbers of pixels, or the image cannot be read.
+    """
+    texts = [(tree.findtext(f"size/{key}") or "0").strip() for key in ("width", "height")]
+    try:
+        width, height = (float(text) for text in texts)
     except ValueError:
-        size = 0, 0
-    # Some annotation tools write no size, or zeros.
-    return size if min(size) > 0 else image_size(image_path)
+        width = height = -1.0
+    if width == height == 0 or 0 in (width, height):
+        return image_size(image_path)
+    if not all(0 < edge < MAX_EDGE and edge == int(edge) for edge in (width, height)):
+        raise DataError(f"size {texts[0]} x {texts[1]} is not allowed (must be numbers of pixels)")
+    return int(width), int(height)
 
 
 def _box(node: ElementTree.Element) -> tuple[float, float, float, float] | None:
@@ -161,6 +212,8 @@ def _box(node: ElementTree.Element) -> tuple[float, float, float, float] | None:
             float(node.findtext(f"bndbox/{key}", "")) for key in ("xmin", "ymin", "xmax", "ymax")
         )
     except ValueError:
+        return None
+    if not all(math.isfinite(x) for x in (x1, y1, x2, y2)):
         return None
     if x2 <= x1 or y2 <= y1:
         return x1, y1, x2, y2

@@ -36,7 +36,8 @@ def test_list_file_is_read_in_its_order(write_list, tmp_path):
         ("a.jpg zero\n", "list.txt:1"),
         ("7\n", "list.txt:1"),
         ("\n", "is empty"),
-        ("a.jpg 0\nb.jpg 2\n", r"x: 1 of 3 classes have no images: 1 \(1\)"),
+        ("a.jpg 0\nb.jpg 2\nc.jpg 2\n", r"x: 1 of 3 classes have no images: 1 \(1\)"),
+        ("a.jpg 0\nb.jpg 999999999999\n", "label 999999999999 is not allowed with 2 images"),
     ],
 )
 def test_bad_lists_are_refused(write_list, tmp_path, text, message):
@@ -88,7 +89,7 @@ def test_json_lists_of_both_forms_are_read(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", "list.json: Expecting property name"),
+        ("{", "list.json is no JSON file: Expecting property name"),
         ("{}", "no 'annotations'"),
         ('{"annotations": [{"category_id": 0, "image_id": 5}]}', "no 5"),
         ('{"annotations": [{"fpath": "a", "category_id": "cat"}]}', "category_id = 'cat'"),
@@ -134,3 +135,38 @@ def test_an_unknown_class_of_tiny_imagenet_is_named(tiny_imagenet):
     file.write_text("val_0.JPEG\tn09\t0\t0\t62\t57\n")
     with pytest.raises(DataError, match=r"val_annotations.txt:1: .*n09"):
         load_tiny_imagenet(tiny_imagenet, "val")
+
+
+def test_blanks_before_a_label_and_a_byte_order_mark_are_no_part_of_a_path(tmp_path):
+    (tmp_path / "list.txt").write_bytes("\ufeffa b.jpg  0\nc.jpg\t1\n".encode())
+    dataset = load_list_file(tmp_path / "list.txt", tmp_path, name="x")
+    assert dataset.files == (str(tmp_path / "a b.jpg"), str(tmp_path / "c.jpg"))
+
+
+def test_a_list_in_latin_1_is_refused_with_its_line(tmp_path):
+    (tmp_path / "list.txt").write_bytes("a.jpg 0\nvögel.jpg 1\n".encode("latin-1"))
+    with pytest.raises(DataError, match=r"list.txt:2: is not UTF-8 text \(byte 0xf6"):
+        load_list_file(tmp_path / "list.txt", tmp_path, name="x")
+
+
+def test_a_list_for_testing_may_lack_a_class(write_list, tmp_path, caplog):
+    file = write_list("a.jpg 0\nb.jpg 2\n")
+    classes = ("cat", "dog", "cow")
+    dataset = load_list_file(file, tmp_path, name="x", classes=classes, complete=False)
+    assert dataset.counts == [1, 0, 1]
+    assert "1 of 3 classes have no images: 1 (dog)" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"fpath": None, "category_id": 0}, "path None"),
+        ({"fpath": "a", "category_id": True}, "category_id = True"),
+        ({"image_id": [1], "category_id": 0}, "unhashable"),
+        (7, "not subscriptable"),
+    ],
+)
+def test_values_of_wrong_types_are_refused(tmp_path, entry, message):
+    (tmp_path / "list.json").write_text(json.dumps({"annotations": [entry]}))
+    with pytest.raises(DataError, match=message):
+        load_list_file(tmp_path / "list.json", tmp_path, name="x")

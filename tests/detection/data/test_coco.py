@@ -95,9 +95,9 @@ def test_to_coco_gives_area_flags_and_one_based_categories(tiny_coco):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"image_id": 77}, "annotation of an unknown image: 77"),
-        ({"category_id": 5}, "image 9: unknown category id: 5"),
-        ({"bbox": [1, 2, 3]}, r"image 9: box: \[1, 2, 3\] \(four numbers"),
+        ({"image_id": 77}, r"annotations\[0\] of image 77: annotation of an unknown image: 77"),
+        ({"category_id": 5}, r"annotations\[0\] of image 9: unknown category id: 5"),
+        ({"bbox": [1, 2, 3]}, r"annotations\[0\] of image 9: box: \[1, 2, 3\] \(four numbers"),
         ({"bbox": [1, 2, "3", 4]}, "four numbers"),
         ({"bbox": None}, "four numbers"),
     ],
@@ -120,8 +120,14 @@ def test_an_annotation_that_cannot_be_represented_is_named(tiny_coco, change, me
     [
         ("{", "is no JSON file"),
         ("[]", "has no list images and annotations and categories"),
-        ('{"images": [{"id": 1}], "annotations": [], "categories": []}', r"images\[0\] has no"),
-        ('{"images": [3], "annotations": [], "categories": []}', r"images\[0\] has no 'id'"),
+        (
+            '{"images": [{"id": 1}], "annotations": [], "categories": []}',
+            r"images\[0\]: file_name: None",
+        ),
+        (
+            '{"images": [3], "annotations": [], "categories": []}',
+            r"images\[0\]: image: 3 \(an object with id",
+        ),
     ],
 )
 def test_a_file_that_is_not_coco_is_refused(tmp_path, text, message):
@@ -140,5 +146,53 @@ def test_a_missing_file_and_mixed_ids_are_refused(tiny_coco, tmp_path):
         load_coco(file, folder, name="tiny")
     twice = [*content["categories"], {"id": 3, "name": "cow"}]
     rewrite(file, content, categories=twice)
-    with pytest.raises(DataError, match="category ids are not unique"):
+    with pytest.raises(
+        DataError, match=r"categories\[2\]: category id: 3 \(category ids are unique"
+    ):
         load_coco(file, folder, name="tiny")
+
+
+@pytest.mark.parametrize("value", [1, True, "1", "true", 1.0])
+def test_flags_are_read_in_every_spelling(tiny_coco, value):
+    file, folder, content = tiny_coco
+    first, *others = content["annotations"]
+    rewrite(file, content, annotations=[{**first, "iscrowd": value}, *others])
+    dataset = load_coco(file, folder, name="tiny")
+    assert dataset.records[2].annotations.crowd.tolist() == [True, True]
+
+
+@pytest.mark.parametrize(
+    ("key", "change", "message"),
+    [
+        ("annotations", {"iscrowd": None}, r"annotations\[0\] of image 9: iscrowd: None"),
+        ("annotations", {"ignore": "maybe"}, "ignore: 'maybe'"),
+        ("annotations", {"image_id": [9]}, r"unknown image: \[9\]"),
+        ("annotations", {"category_id": {}}, "unknown category id"),
+        ("images", {"width": None}, r"images\[0\]: width: None \(a whole number of pixels"),
+        ("images", {"width": "64.0"}, "width: '64.0'"),
+        ("images", {"height": -1}, "height: -1"),
+        ("images", {"width": 1e400}, "width: inf"),
+        ("images", {"file_name": None}, r"images\[0\]: file_name: None"),
+        ("images", {"id": [1]}, r"image id: \[1\]"),
+        ("categories", {"name": 7}, r"categories\[0\]: class name: 7"),
+        ("categories", {"name": " "}, "a text that is not empty"),
+        ("categories", {"name": "cat"}, "names of classes are unique"),
+        ("categories", {"id": None}, "category id: None"),
+    ],
+)
+def test_entries_of_wrong_types_are_named_and_left_out(tiny_coco, key, change, message):
+    file, folder, content = tiny_coco
+    first, *others = content[key]
+    rewrite(file, content, **{key: [{**first, **change}, *others]})
+    with pytest.raises(DataError, match=message) as caught:
+        load_coco(file, folder, name="tiny")
+    assert "\n" not in str(caught.value)
+    problems = []
+    load_coco(file, folder, name="tiny", problems=problems)
+    assert problems[0].file == str(file)
+
+
+def test_a_file_without_images_is_an_empty_data_set(tiny_coco):
+    file, folder, content = tiny_coco
+    rewrite(file, content, images=[], annotations=[])
+    assert len(load_coco(file, folder, name="tiny")) == 0

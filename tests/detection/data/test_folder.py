@@ -21,7 +21,7 @@ def test_a_file_that_is_no_image_is_collected_or_raised(tmp_path, write_image):
         load_folder(tmp_path, name="photos")
     problems = []
     assert len(load_folder(tmp_path, name="photos", problems=problems)) == 1
-    assert [problem.record for problem in problems] == ["bad.png"]
+    assert [problem.place for problem in problems] == ["image bad.png"]
 
 
 def test_missing_folder_and_missing_image(tmp_path):

@@ -70,7 +70,7 @@ def test_a_bad_box_is_found_and_located(dataset, box, what):
     broken = with_record(dataset, 1, annotations=boxes)
     (problem,) = find_problems(broken, read_pixels=False)
     assert (problem.what, problem.position, problem.box) == (what, 1, 1)
-    assert (problem.file, problem.record) == (dataset.records[1].file_name, "1")
+    assert (problem.file, problem.place) == (dataset.records[1].file_name, "image 1")
 
 
 def test_box_checks_agree_with_a_plain_loop(dataset):
@@ -248,9 +248,9 @@ def test_the_two_boxes_without_area_of_bccd_are_named(real_data):
     dataset, problems = read_dataset("bccd_trainval", root=real_data)
     assert problems == []
     found = find_problems(dataset, read_pixels=False)
-    assert [(p.record, p.what, p.value) for p in found] == [
-        ("BloodImage_00338", "box without area", "[504.0, 337.0, 504.0, 337.0]"),
-        ("BloodImage_00343", "box without area", "[181.0, 329.0, 181.0, 329.0]"),
+    assert [(p.place, p.what, p.value) for p in found] == [
+        ("image BloodImage_00338", "box without area", "[504.0, 337.0, 504.0, 337.0]"),
+        ("image BloodImage_00343", "box without area", "[181.0, 329.0, 181.0, 329.0]"),
     ]
     before = sum(len(record.annotations) for record in dataset.records)
     cleaned = apply_policy(dataset, on_bad_record="skip")
@@ -262,3 +262,57 @@ def test_every_image_of_the_real_sets_is_sound(real_data):
     for name in ("bccd_test", "voc2007_mini_trainval", "voc2007_mini_test"):
         dataset, problems = read_dataset(name, root=real_data)
         assert [*problems, *find_problems(dataset, read_pixels=True)] == []
+
+
+def with_boxes_of(boxes, *, classes=("cat", "dog"), size=(100, 80)):
+    """A data set of one image for each box."""
+    records = tuple(
+        ImageRecord(
+            f"{i}.png",
+            i,
+            *size,
+            Annotations(
+                np.array([box], np.float32),
+                np.zeros(1, np.int64),
+                np.zeros(1, bool),
+                np.zeros(1, bool),
+            ),
+        )
+        for i, box in enumerate(boxes)
+    )
+    return DetectionDataset("made", records, classes)
+
+
+def kinds_of(dataset):
+    return [p.what for p in find_problems(dataset, read_pixels=False) if p.what != "missing image"]
+
+
+def test_boxes_of_fractions_and_corners_read_as_sizes_are_noticed():
+    fractions = with_boxes_of([(0.1, 0.2, 0.5, 0.9), (0, 0, 1, 1)])
+    assert "boxes look like fractions" in kinds_of(fractions)
+    corners = [(10, 10, 60, 70), (50, 20, 90, 60), (5, 5, 20, 30)]
+    read = with_boxes_of([(x, y, x + x2, y + y2) for x, y, x2, y2 in corners])
+    assert "boxes look like x1 y1 x2 y2" in kinds_of(read)
+    for kind in kinds_of(with_boxes_of(corners)):
+        assert "look like" not in kind
+
+
+@pytest.mark.parametrize(
+    ("classes", "message"),
+    [
+        (("cat", "cat"), "names are unique"),
+        (("cat", ""), "a text that is not empty"),
+        (("cat", None), "a text that is not empty"),
+        (("cat", "Cat"), "case alone"),
+    ],
+)
+def test_names_of_classes_are_checked(classes, message):
+    dataset = with_boxes_of([(1, 1, 5, 5)], classes=classes)
+    rules = [p.rule for p in find_problems(dataset, read_pixels=False) if p.what == "class name"]
+    assert [message in rule for rule in rules] == [True]
+
+
+def test_one_file_under_two_ids_is_a_problem():
+    dataset = with_boxes_of([(1, 1, 5, 5)] * 2)
+    records = tuple(replace(record, file_name="same.png") for record in dataset.records)
+    assert "duplicate file" in kinds_of(replace(dataset, records=records))

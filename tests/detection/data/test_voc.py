@@ -70,7 +70,9 @@ def test_what_cannot_be_represented_is_collected_or_raised(tiny_voc):
         "object without a box of four numbers",
         "no annotation",
     ]
-    with pytest.raises(DataError, match=r"a\.xml: image a: unknown class: 'cow' \(one of cat\)"):
+    with pytest.raises(
+        DataError, match=r"a\.xml: object 1 of image a: unknown class: 'cow' \(one of cat\)"
+    ):
         load_voc(root, "train", name="tiny", classes=["cat"])
 
 
@@ -108,3 +110,70 @@ def test_voc2007_mini_has_the_published_numbers_of_boxes(real_data):
     assert (counts["person"], counts["bus"], counts["cow"]) == (460, 11, 26)
     # Discovered classes are the same, as detectron2's order is alphabetical.
     assert discover_classes(root / "Annotations") == VOC_CLASSES
+
+
+@pytest.mark.parametrize(
+    ("text", "difficult"),
+    [("1", True), ("True", True), ("1.0", True), (" true ", True), ("0", False), ("False", False)],
+)
+def test_difficult_is_read_in_every_spelling(tiny_voc, text, difficult):
+    root = tiny_voc({"a": [("cat", text, (1, 1, 5, 5))]}, train=["a"])
+    (record,) = load_voc(root, "train", name="tiny").records
+    assert record.annotations.difficult.tolist() == [difficult]
+
+
+@pytest.mark.parametrize("text", ["", "yes", "2"])
+def test_another_difficult_is_refused_with_file_and_object(tiny_voc, text):
+    root = tiny_voc({"a": [("cat", text, (1, 1, 5, 5))]}, train=["a"])
+    with pytest.raises(DataError, match=r"a\.xml: object 1 of image a: difficult: cat"):
+        load_voc(root, "train", name="tiny")
+
+
+def test_an_image_named_like_a_flagged_one_is_itself(tiny_voc):
+    root = tiny_voc(
+        {"cell": [("a", 0, (1, 1, 5, 5))], "cell 1": [("b", 0, (1, 1, 5, 5))]}, train=["cell 1"]
+    )
+    (record,) = load_voc(root, "train", name="tiny", classes=["a", "b"]).records
+    assert (record.image_id, record.annotations.labels.tolist()) == ("cell 1", [1])
+
+
+def test_two_image_files_of_one_name_are_a_problem(tiny_voc, write_image):
+    root = tiny_voc({"a": []}, train=["a"])
+    write_image(root / "JPEGImages" / "a.png")
+    with pytest.raises(DataError, match=r"image a: several files: a\.jpg, a\.png"):
+        load_voc(root, "train", name="tiny", classes=["cat"])
+
+
+def test_a_damaged_file_of_another_split_does_not_stop_the_search_for_classes(tiny_voc):
+    root = tiny_voc({"a": [("cat", 0, (1, 1, 5, 5))], "b": []}, train=["a"], test=["b"])
+    (root / "Annotations" / "b.xml").write_text("<annotation>")
+    (root / "Annotations" / "._a.xml").write_bytes(b"\x00\x05")
+    (root / "Annotations" / "project.xml").write_text("<project><object/></project>")
+    problems = []
+    dataset = load_voc(root, "train", name="tiny", problems=problems)
+    assert dataset.classes == ("cat",)
+    assert [(problem.what, problem.level) for problem in problems] == [
+        ("unreadable annotation", "warning")
+    ]
+
+
+def test_an_object_without_a_name_is_a_problem_with_its_place(tiny_voc):
+    root = tiny_voc({"a": [("cat", 0, (1, 1, 5, 5)), ("", 0, (1, 1, 5, 5))]}, train=["a"])
+    with pytest.raises(DataError, match=r"a\.xml: object 2 of image a: object without a class"):
+        load_voc(root, "train", name="tiny")
+
+
+@pytest.mark.parametrize("box", [("nan", 1, 5, 5), (1, "inf", 5, 5)])
+def test_a_box_that_is_not_finite_is_refused(tiny_voc, box):
+    root = tiny_voc({"a": [("cat", 0, box)]}, train=["a"])
+    with pytest.raises(DataError, match="object without a box of four numbers"):
+        load_voc(root, "train", name="tiny")
+
+
+@pytest.mark.parametrize("width", ["-1", "many", "1e400", "3.5"])
+def test_a_size_that_is_no_number_of_pixels_is_refused(tiny_voc, width):
+    root = tiny_voc({"a": [("cat", 0, (1, 1, 5, 5))]}, train=["a"])
+    path = root / "Annotations" / "a.xml"
+    path.write_text(path.read_text().replace("<width>40<", f"<width>{width}<"))
+    with pytest.raises(DataError, match=f"size {width} x 30 is not allowed"):
+        load_voc(root, "train", name="tiny")

@@ -1,0 +1,130 @@
+"""Text, JSON and XML files of other people: read without guessing, refused in one line."""
+
+from __future__ import annotations
+
+import codecs
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+from ssod_imwa.errors import DataError
+
+_MARKS = {
+    codecs.BOM_UTF8: "utf-8-sig",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+_DECLARATION = re.compile(rb"""^\s*<\?xml[^>]*?encoding\s*=\s*["']([\w.-]+)["'][^>]*\?>""")
+
+
+def read_text(path: str | Path) -> str:
+    """The text of a UTF-8 file, or of one that begins with a byte order mark, without the mark.
+
+    Raises:
+        DataError: the file cannot be read, or is in another encoding; FileNotFoundError is left to
+            the caller, who knows what the file is for.
+    """
+    return _decoded(Path(path), _bytes(path))
+
+
+def _bytes(path: str | Path) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror})") from error
+
+
+def _decoded(path: Path, content: bytes) -> str:
+    encoding = next((name for mark, name in _MARKS.items() if content.startswith(mark)), "utf-8")
+    try:
+        return content.decode(encoding)
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise DataError(
+            f"{path}:{line}: is not UTF-8 text (byte 0x{content[error.start]:02x}; save the file "
+            "as UTF-8)"
+        ) from error
+
+
+def read_json(path: str | Path, *, drop: str | None = None) -> Any:
+    """The content of a JSON file, in which no object may have a key twice.
+
+    Args:
+        path: of the file.
+        drop: key that is left out of every object as it is parsed, to save memory.
+
+    Raises:
+        DataError: the file is no JSON text; FileNotFoundError is left to the caller.
+    """
+    text = _decoded(Path(path), _bytes(path))
+    try:
+        return json.loads(text, object_pairs_hook=_pairs_reader(drop))
+    except (ValueError, RecursionError) as error:
+        reason = str(error) if isinstance(error, ValueError) else "it is nested too deeply"
+        raise DataError(f"{path} is no JSON file: {reason}") from error
+
+
+def _pairs_reader(drop: str | None) -> Callable[[list[tuple[str, Any]]], dict[str, Any]]:
+    def read(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        content = dict(pairs)
+        if len(content) != len(pairs):
+            names = [name for name, _ in pairs]
+            twice = next(name for i, name in enumerate(names) if name in names[:i])
+            raise ValueError(f"an object has the key {twice!r} twice")
+        content.pop(drop, None)
+        return content
+
+    return read
+
+
+def read_xml(path: str | Path) -> ElementTree.Element:
+    """The root of an XML file in any encoding that Python knows.
+
+    Raises:
+        DataError: the file is missing, or no XML.
+    """
+    try:
+        content = Path(path).read_bytes()
+        try:
+            return ElementTree.fromstring(content)
+        except (ValueError, LookupError):
+            # Expat knows few encodings; gb2312 and its like are decoded here.
+            declaration = _DECLARATION.match(content)
+            if declaration is None:
+                raise
+            text = content[declaration.end() :].decode(declaration[1].decode("ascii"))
+            return ElementTree.fromstring(text)
+    except (OSError, ValueError, LookupError, ElementTree.ParseError, RecursionError) as error:
+        reason = " ".join(str(error).split())
+        raise DataError(f"{path} is no annotation file: {reason}") from error
+
+
+def read_flag(value: object) -> bool:
+    """A flag of an annotation file: 0 or 1, true or false, as number, JSON value or text.
+
+    Raises:
+        ValueError: it is something else, nothing included.
+
+    Example:
+        >>> [read_flag(value) for value in (1, 0.0, True, "1", "1.0", " False ")]
+        [True, False, True, True, True, False]
+    """
+    flag = {"true": True, "false": False}.get(value.strip().lower()) if _is_text(value) else None
+    if flag is not None:
+        return flag
+    try:
+        number = float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        number = -1.0
+    if number not in (0, 1):
+        raise ValueError(f"{value!r} is not allowed (must be 0, 1, true or false)")
+    return number == 1
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)

@@ -1,0 +1,52 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from ssod_imwa.data.image_files import image_paths, image_size, read_image
+from ssod_imwa.errors import DataError
+
+
+def test_what_systems_leave_behind_is_no_image_wherever_it_lies(tmp_path, caplog):
+    caplog.set_level("INFO")
+    names = ["a/1.png", "a/b/2.JPG", "a/._1.png", ".ipynb_checkpoints/1.png", "a/__MACOSX/1.png"]
+    names += ["a/b/.hidden/3.png", "Thumbs.db", "notes.txt"]
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "folder.jpg").mkdir()
+    (tmp_path / "folder.jpg" / "4.png").touch()
+    relative = [path.relative_to(tmp_path).as_posix() for path in image_paths(tmp_path)]
+    assert relative == ["a/1.png", "a/b/2.JPG", "folder.jpg/4.png"]
+    assert "left out 4 hidden files and folders" in caplog.text
+
+
+@pytest.mark.parametrize("suffix", ["tif", "png"])
+def test_the_high_byte_of_16_bits_is_read(tmp_path, suffix):
+    path = tmp_path / f"x.{suffix}"
+    Image.fromarray(np.full((4, 5), 200 * 256 + 7, np.uint16)).save(path)
+    assert read_image(str(path)).unique().tolist() == [200]
+
+
+@pytest.mark.parametrize(("dtype", "kind"), [(np.int32, "32-bit"), (np.float32, "floating-point")])
+def test_32_bit_pixels_are_refused_instead_of_read_as_black(tmp_path, dtype, kind):
+    path = tmp_path / "x.tif"
+    Image.fromarray(np.full((4, 5), 200, dtype)).save(path)
+    with pytest.raises(DataError, match=f"{kind} pixels have no defined range"):
+        read_image(str(path))
+
+
+def test_the_size_of_a_png_is_read_without_decoding_it(tmp_path, monkeypatch):
+    path = tmp_path / "x.png"
+    Image.new("RGB", (30, 20)).save(path, pnginfo=None)
+    monkeypatch.setattr(Image.Image, "load", lambda image: pytest.fail("decoded"))
+    assert image_size(path, whole=True) == (30, 20)
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_the_orientation_of_a_png_counts(tmp_path, orientation):
+    path = tmp_path / "x.png"
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.new("RGB", (30, 20)).save(path, exif=exif)
+    height, width = read_image(str(path)).shape[1:]
+    assert image_size(path) == (width, height) == ((30, 20) if orientation < 5 else (20, 30))
