@@ -15,7 +15,7 @@ from ssod_imwa.averaging.members import Rule
 from ssod_imwa.engine import comm
 from ssod_imwa.engine.method import Method
 from ssod_imwa.engine.trainer import HookBase
-from ssod_imwa.errors import ConfigError, UserError
+from ssod_imwa.errors import ConfigError
 
 Batches = Callable[[int], Iterator[Any]]
 Evaluator = Callable[[nn.Module], dict[str, float]]
@@ -80,21 +80,6 @@ class Task(ABC):
         return []
 
 
-def open_task(cfg: CfgNode) -> Task:
-    """The task of TASK with its data.
-
-    Raises:
-        UserError: the configuration or the data are wrong.
-    """
-    if cfg.TASK == "classification":
-        from ssod_imwa.classification.task import ClassificationTask
-
-        return ClassificationTask(cfg)
-    from ssod_imwa.detection.task import DetectionTask
-
-    return DetectionTask(cfg)
-
-
 def check_batch_size(cfg: CfgNode, key: str) -> None:
     """Raise ConfigError if a batch of SOLVER's cannot be cut for processes and accumulation."""
     images, processes, steps = cfg.SOLVER[key], comm.world_size(), cfg.SOLVER.ACCUMULATION_STEPS
@@ -103,22 +88,3 @@ def check_batch_size(cfg: CfgNode, key: str) -> None:
             f"SOLVER.{key} = {images} is not allowed on {processes} processes with {steps} "
             "accumulation steps (must be a multiple)"
         )
-
-
-def pick_device(name: str) -> torch.device:
-    """The device of MODEL.DEVICE; "auto" is the current GPU if there is one.
-
-    Raises:
-        UserError: it names a device that is not there.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise UserError(
-            f"MODEL.DEVICE = {name!r} is not allowed (must be auto, cpu, cuda or cuda:N)"
-        ) from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"MODEL.DEVICE = {name!r}: no GPU is found (use auto or cpu)")
-    return device

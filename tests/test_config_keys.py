@@ -10,7 +10,7 @@ from ssod_imwa.config.reader import keys
 from ssod_imwa.detection import build
 from ssod_imwa.runs import run
 from ssod_imwa.runs.hooks import ResultsHook
-from ssod_imwa.task import open_task
+from ssod_imwa.runs.open import open_task
 
 
 class Recording(CfgNode):

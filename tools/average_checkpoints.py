@@ -25,9 +25,10 @@ from ssod_imwa.averaging.soups import fixed, greedy, line, uniform
 from ssod_imwa.averaging.weights import average
 from ssod_imwa.cli import require_absent, run_main
 from ssod_imwa.engine.checkpoint.atomic import write_checkpoint
+from ssod_imwa.engine.device import pick_device
 from ssod_imwa.errors import UserError
+from ssod_imwa.runs.open import open_task
 from ssod_imwa.runs.trained import TrainedModels, read_trained
-from ssod_imwa.task import open_task, pick_device
 
 RULES = ("uniform", "fixed", "greedy", "line")
 

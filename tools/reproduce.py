@@ -33,9 +33,9 @@ from ssod_imwa.papers.reproduction import (
     write_recipe,
 )
 from ssod_imwa.papers.tables import Run, Table, choose_rows, needed_runs, read_table, shown_runs
+from ssod_imwa.runs.open import open_task
 from ssod_imwa.runs.results import Results
 from ssod_imwa.runs.run import FREE_KEYS, train
-from ssod_imwa.task import open_task
 from ssod_imwa.visualization.table import comparison_markdown, comparison_table
 
 logger = logging.getLogger(__name__)

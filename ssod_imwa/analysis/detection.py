@@ -16,9 +16,9 @@ from ssod_imwa.detection.data.views import make_sample, read_record
 from ssod_imwa.detection.detectors.base import Detector
 from ssod_imwa.detection.evaluation import predict
 from ssod_imwa.detection.pseudo_labels import filter_detections
+from ssod_imwa.engine.device import pick_device
 from ssod_imwa.engine.seeding import counted_generator
 from ssod_imwa.errors import ConfigError
-from ssod_imwa.task import pick_device
 
 
 def build_prediction_sheet(

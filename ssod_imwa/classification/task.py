@@ -37,11 +37,12 @@ from ssod_imwa.classification.tracking import (
 )
 from ssod_imwa.config.reader import check_config
 from ssod_imwa.engine import comm
+from ssod_imwa.engine.device import pick_device
 from ssod_imwa.engine.hooks import undisturbed
 from ssod_imwa.engine.method import Method
 from ssod_imwa.engine.trainer import HookBase
 from ssod_imwa.errors import ConfigError
-from ssod_imwa.task import Batches, Evaluator, Recompute, Task, check_batch_size, pick_device
+from ssod_imwa.task import Batches, Evaluator, Recompute, Task, check_batch_size
 
 logger = logging.getLogger(__name__)
 

@@ -16,6 +16,7 @@ from ssod_imwa.config import get_cfg
 from ssod_imwa.config.reader import keys
 from ssod_imwa.engine import comm
 from ssod_imwa.engine.checkpoint.writing import CheckpointHook, prepare_output, resume
+from ssod_imwa.engine.device import pick_device
 from ssod_imwa.engine.hooks import EvaluationHook, Evaluations, IMWAHook, LRHook, SignalHook
 from ssod_imwa.engine.launch import distribute
 from ssod_imwa.engine.memory import keep_freed_memory
@@ -25,9 +26,10 @@ from ssod_imwa.engine.trainer import HookBase, Trainer
 from ssod_imwa.engine.writers import JSONWriter, MetricsHook, TensorBoardWriter, TerminalWriter
 from ssod_imwa.errors import UserError
 from ssod_imwa.runs.hooks import ConfigHook, ResultsHook
+from ssod_imwa.runs.open import open_task
 from ssod_imwa.runs.results import FILE_NAME
 from ssod_imwa.runs.trained import newest_model
-from ssod_imwa.task import Batches, Task, open_task, pick_device
+from ssod_imwa.task import Batches, Task
 
 logger = logging.getLogger(__name__)
 

@@ -16,9 +16,9 @@ from ssod_imwa.config import load_config
 from ssod_imwa.engine.hooks import LRHook
 from ssod_imwa.errors import ConfigError, DataError, UserError
 from ssod_imwa.runs import run
+from ssod_imwa.runs.open import open_task
 from ssod_imwa.runs.results import read_results
 from ssod_imwa.runs.trained import read_trained
-from ssod_imwa.task import open_task
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

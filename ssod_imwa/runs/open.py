@@ -1,0 +1,23 @@
+"""From a configuration to the task that it names."""
+
+from __future__ import annotations
+
+from fvcore.common.config import CfgNode
+
+from ssod_imwa.classification.task import ClassificationTask
+from ssod_imwa.detection.task import DetectionTask
+from ssod_imwa.task import Task
+
+TASKS: dict[str, type[Task]] = {
+    "detection": DetectionTask,
+    "classification": ClassificationTask,
+}
+
+
+def open_task(cfg: CfgNode) -> Task:
+    """The task of TASK with its data.
+
+    Raises:
+        UserError: the configuration or the data are wrong.
+    """
+    return TASKS[cfg.TASK](cfg)
