@@ -62,7 +62,7 @@ def export_classifier(trained: TrainedModels, output: Path) -> str:
     """Write a classifier; the lines that load it."""
     from ssod_imwa.classification import export
 
-    model = export.trained_classifier(trained)
+    model = export.trained_classifier(trained.config, trained)
     write_checkpoint(output, export.exported_classifier(model))
     return export.loading_code(model, trained.config, str(output))
 

@@ -19,8 +19,9 @@ from pathlib import Path
 from ssod_imwa.analysis.detection import build_prediction_sheet, build_view_sheets
 from ssod_imwa.cli import run_main, split_config_file
 from ssod_imwa.config import load_config
+from ssod_imwa.engine.checkpoint.models import newest_model
 from ssod_imwa.errors import ConfigError
-from ssod_imwa.runs.run import CONFIG_FILE, newest_model
+from ssod_imwa.runs.run import CONFIG_FILE
 from ssod_imwa.visualization.pictures import save_png
 
 

@@ -38,8 +38,8 @@ from ssod_imwa.averaging.weights import average
 from ssod_imwa.classification.build import deployed_state
 from ssod_imwa.classification.tracking import SNAPSHOT_FOLDER, snapshot_files
 from ssod_imwa.engine.checkpoint.atomic import damage, load_checkpoint
+from ssod_imwa.engine.checkpoint.models import newest_model, read_models
 from ssod_imwa.errors import CheckpointError, UserError, WeightsError
-from ssod_imwa.runs.trained import newest_model, read_trained
 
 LINES = ("loss", "top1", "h_mean", "g_mean")
 UNITS = {"loss": "test cross-entropy", "top1": "test accuracy (%)"}
@@ -113,7 +113,7 @@ def interpolate(
     if points < 2:
         raise UserError(f"--points = {points} is not allowed (must be at least 2)")
     path = newest_model(other) if Path(other).is_dir() else Path(other)
-    ends = [deployed_state(read_trained(source).weights) for source in (run.weights, path)]
+    ends = [deployed_state(read_models(source).weights) for source in (run.weights, path)]
     try:
         average(ends)
     except ValueError as error:

@@ -16,7 +16,7 @@ from ssod_imwa.classification.data.datasets import ClassificationDataset, impose
 from ssod_imwa.classification.data.large_views import large_view
 from ssod_imwa.classification.data.samplers import BatchSource, balanced_subset, class_sampler
 from ssod_imwa.classification.data.small_views import small_view
-from ssod_imwa.classification.methods.mae import encoder_state
+from ssod_imwa.classification.methods.mae import encoder_state, is_autoencoder
 from ssod_imwa.classification.models.base import ImageClassifier
 from ssod_imwa.classification.models.build import build_classifier
 from ssod_imwa.classification.models.classifiers import tau_normalized
@@ -26,8 +26,8 @@ from ssod_imwa.classification.models.heads import ScaledClassifier
 from ssod_imwa.classification.models.mae import MaskedAutoencoder
 from ssod_imwa.classification.models.weights import load_encoder
 from ssod_imwa.data.order import BatchStream
+from ssod_imwa.engine.checkpoint.models import read_models
 from ssod_imwa.errors import ConfigError, WeightsError
-from ssod_imwa.runs.trained import read_trained
 
 SUBSET = "balanced_subset"
 PREFIX = "deployed."
@@ -246,9 +246,8 @@ def load_weights(model: nn.Module, source: str, *, keep_classifier: bool = True)
         CheckpointError: the file is missing or damaged.
         WeightsError: it holds another network.
     """
-    trained = read_trained(source)
-    state = deployed_state(trained.weights)
-    if trained.config.CLS.ALGORITHM == "mae" and not isinstance(model, MaskedAutoencoder):
+    state = deployed_state(read_models(source).weights)
+    if is_autoencoder(state) and not isinstance(model, MaskedAutoencoder):
         load_encoder(model, encoder_state(state), source=source)
         return
     if not keep_classifier:

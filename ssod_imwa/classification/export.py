@@ -10,18 +10,22 @@ from ssod_imwa.classification import build
 from ssod_imwa.classification.models.heads import ScaledClassifier
 from ssod_imwa.classification.models.torchvision_models import TorchvisionResNet
 from ssod_imwa.classification.models.weights import exported_state
-from ssod_imwa.runs.trained import TrainedModels
+from ssod_imwa.engine.checkpoint.models import ModelFile
 
 
-def trained_classifier(trained: TrainedModels) -> nn.Module:
+def trained_classifier(cfg: CfgNode, file: ModelFile) -> nn.Module:
     """The classifier of a run in eval mode on the CPU, without what only its training needed.
+
+    Args:
+        cfg: of the run.
+        file: what it wrote.
 
     Raises:
         WeightsError: the weights are not those of the run's configuration.
     """
-    state = build.deployed_state(trained.weights)
-    model = build.build_model(trained.config, build.number_of_classes(state), weights="")
-    build.load_weights(model, str(trained.path))
+    state = build.deployed_state(file.weights)
+    model = build.build_model(cfg, build.number_of_classes(state), weights="")
+    build.load_weights(model, str(file.path))
     return model.eval()
 
 

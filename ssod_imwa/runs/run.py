@@ -15,6 +15,7 @@ from ssod_imwa.averaging.imwa import IMWA
 from ssod_imwa.config import get_cfg
 from ssod_imwa.config.reader import keys
 from ssod_imwa.engine import comm
+from ssod_imwa.engine.checkpoint.models import newest_model
 from ssod_imwa.engine.checkpoint.writing import CheckpointHook, prepare_output, resume
 from ssod_imwa.engine.device import pick_device
 from ssod_imwa.engine.hooks import EvaluationHook, Evaluations, IMWAHook, LRHook, SignalHook
@@ -28,7 +29,6 @@ from ssod_imwa.errors import UserError
 from ssod_imwa.runs.hooks import ConfigHook, ResultsHook
 from ssod_imwa.runs.open import open_task
 from ssod_imwa.runs.results import FILE_NAME
-from ssod_imwa.runs.trained import newest_model
 from ssod_imwa.task import Batches, Task
 
 logger = logging.getLogger(__name__)

@@ -1,76 +1,36 @@
-"""Files of trained models, `model_final.pth` and `model_averaged.pth`: reading them again."""
+"""A trained model's file together with the configuration of its run."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import torch
 from fvcore.common.config import CfgNode
 
 from ssod_imwa.config.reader import parse_config
-from ssod_imwa.engine.checkpoint.atomic import damage, load_checkpoint
-from ssod_imwa.engine.checkpoint.output import AVERAGED, FINAL
-from ssod_imwa.errors import CheckpointError
+from ssod_imwa.engine.checkpoint.models import ModelFile, read_models
 
 
 @dataclass(frozen=True)
-class TrainedModels:
-    """The content of such a file.
+class TrainedModels(ModelFile):
+    """The content of a model file, its configuration read.
 
     Attributes:
-        path: the file.
-        models: "student" and, if the method has one, "teacher" -> its state dict.
-        inference_model: the name of the one to evaluate and ship.
         config: of the run, with MODEL.WEIGHTS empty: the initial weights are no longer needed.
-        content: everything as it is in the file.
     """
 
-    path: Path
-    models: dict[str, dict[str, torch.Tensor]]
-    inference_model: str
     config: CfgNode
-    content: dict[str, Any]
-
-    @property
-    def weights(self) -> dict[str, torch.Tensor]:
-        """The state dict of the model to evaluate and ship."""
-        return self.models[self.inference_model]
 
 
 def read_trained(source: str | Path) -> TrainedModels:
-    """Read a finished run's averaged models, given its OUTPUT_DIR or the file.
+    """Read a finished run's averaged models and configuration, given its OUTPUT_DIR or the file.
 
     Raises:
         CheckpointError: the file is missing, damaged, or of another kind.
         ConfigError: the configuration in it is not one of this version.
     """
-    path = Path(source)
-    if path.is_dir():
-        path = newest_model(path)
-    reason = damage(path)
-    if reason is not None:
-        raise CheckpointError(f"{path} cannot be read: {reason}")
-    content = load_checkpoint(path)
-    if not isinstance(content, Mapping) or "inference_model" not in content:
-        raise CheckpointError(
-            f"{path} holds no averaged model (take a run's {FINAL} or {AVERAGED})"
-        )
-    config = parse_config(content["config"], f"configuration in {path}").clone()
+    file = read_models(source)
+    config = parse_config(file.content["config"], f"configuration in {file.path}").clone()
     config.defrost()
     config.MODEL.WEIGHTS = ""
-    models = {name: content[name] for name in ("student", "teacher") if name in content}
-    return TrainedModels(path, models, content["inference_model"], config, dict(content))
-
-
-def newest_model(directory: str | Path) -> Path:
-    """The final model of an OUTPUT_DIR or, while its run goes on, the newest average."""
-    for name in (FINAL, AVERAGED):
-        if (path := Path(directory) / name).is_file():
-            return path
-    raise CheckpointError(
-        f"{directory} holds neither {FINAL} nor {AVERAGED} (one is written at the end of every "
-        "episode)"
-    )
+    return TrainedModels(**vars(file), config=config)

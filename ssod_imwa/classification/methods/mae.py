@@ -72,6 +72,11 @@ def reconstruction_error(
     return {"reconstruction_error": total / images}
 
 
+def is_autoencoder(state: Mapping[str, torch.Tensor]) -> bool:
+    """Whether weights are a masked autoencoder's: only it has a token for masked patches."""
+    return "mask_token" in state
+
+
 def encoder_state(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The encoder's weights, for `load_encoder` (in `models.weights`) of a vision transformer.
 

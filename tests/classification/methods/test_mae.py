@@ -5,6 +5,7 @@ import pytest
 import torch
 from support import needs_fork, on_two_ranks
 
+from ssod_imwa.classification.build import load_weights
 from ssod_imwa.classification.methods.mae import (
     MaskedPretraining,
     encoder_state,
@@ -13,6 +14,7 @@ from ssod_imwa.classification.methods.mae import (
 from ssod_imwa.classification.models.mae import MaskedAutoencoder
 from ssod_imwa.classification.models.vit import ViT
 from ssod_imwa.classification.models.weights import load_encoder
+from ssod_imwa.engine.checkpoint.atomic import write_checkpoint
 
 PATCH, PATCHES, VISIBLE = 2, 16, 4  # images of 8 x 8 pixels
 
@@ -166,6 +168,18 @@ def test_fine_tuning_begins_with_the_encoder_and_a_classifier_of_its_own(tiny, c
     if image_size == 8:
         images = tiny.batch(1).views[0]
         assert torch.equal(model.eval().features(images), trained.eval().features(images))
+
+
+def test_a_run_that_fine_tunes_is_told_an_autoencoders_file_by_its_weights(tiny, tmp_path):
+    student = make_method(tiny).student
+    content = {"student": student.state_dict(), "inference_model": "student", "config": ""}
+    write_checkpoint(tmp_path / "model_final.pth", content)
+    model = tiny.build(vit, seed=4)
+    load_weights(model, str(tmp_path))
+    assert tiny.same(model.blocks.state_dict(), student.encoder.blocks.state_dict())
+    again = make_method(tiny).student
+    load_weights(again, str(tmp_path))  # another pre-training goes on with the decoder, too
+    assert tiny.same(again.state_dict(), student.state_dict())
 
 
 def test_weights_without_an_encoder_are_refused():

@@ -1,0 +1,70 @@
+"""Files of trained models, `model_final.pth` and `model_averaged.pth`: reading them again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ssod_imwa.engine.checkpoint.atomic import damage, load_checkpoint
+from ssod_imwa.engine.checkpoint.output import AVERAGED, FINAL
+from ssod_imwa.errors import CheckpointError
+
+MODELS = ("student", "teacher")
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """The content of such a file.
+
+    Attributes:
+        path: the file.
+        models: "student" and, if the method has one, "teacher" -> its state dict.
+        inference_model: the name of the one to evaluate and ship.
+        content: everything as it is in the file.
+    """
+
+    path: Path
+    models: dict[str, dict[str, torch.Tensor]]
+    inference_model: str
+    content: dict[str, Any]
+
+    @property
+    def weights(self) -> dict[str, torch.Tensor]:
+        """The state dict of the model to evaluate and ship."""
+        return self.models[self.inference_model]
+
+
+def read_models(source: str | Path) -> ModelFile:
+    """Read a finished run's averaged models, given its OUTPUT_DIR or the file.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, or of another kind.
+    """
+    path = Path(source)
+    if path.is_dir():
+        path = newest_model(path)
+    reason = damage(path)
+    if reason is not None:
+        raise CheckpointError(f"{path} cannot be read: {reason}")
+    content = load_checkpoint(path)
+    if not isinstance(content, Mapping) or "inference_model" not in content:
+        raise CheckpointError(
+            f"{path} holds no averaged model (take a run's {FINAL} or {AVERAGED})"
+        )
+    models = {name: content[name] for name in MODELS if name in content}
+    return ModelFile(path, models, content["inference_model"], dict(content))
+
+
+def newest_model(directory: str | Path) -> Path:
+    """The final model of an OUTPUT_DIR or, while its run goes on, the newest average."""
+    for name in (FINAL, AVERAGED):
+        if (path := Path(directory) / name).is_file():
+            return path
+    raise CheckpointError(
+        f"{directory} holds neither {FINAL} nor {AVERAGED} (one is written at the end of every "
+        "episode)"
+    )
