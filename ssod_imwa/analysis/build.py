@@ -14,10 +14,10 @@ from rich.table import Table
 from torch import nn
 
 from ssod_imwa.analysis.embedding import balanced_sample
-from ssod_imwa.analysis.features import Extracted, extract
 from ssod_imwa.analysis.post_hoc import accuracies
 from ssod_imwa.averaging.episodes import EpisodeSchedule
 from ssod_imwa.classification.data.datasets import ClassificationDataset
+from ssod_imwa.classification.features import Extracted, extract
 from ssod_imwa.classification.methods.base import deployed
 from ssod_imwa.classification.models.base import ImageClassifier
 from ssod_imwa.classification.models.experts import Experts

@@ -26,8 +26,6 @@ from ssod_imwa.analysis.class_figures import (
     reliability_figure,
 )
 from ssod_imwa.analysis.embedding import balanced_sample, spread_classes, tsne
-from ssod_imwa.analysis.features import expert_distances, feature_deviation
-from ssod_imwa.analysis.gradients import by_class, measure_reaction
 from ssod_imwa.analysis.post_hoc import (
     adjustment_sweep,
     nearest_mean_scores,
@@ -40,6 +38,8 @@ from ssod_imwa.classification.evaluation import (
     maximum_calibration_error,
     reliability_bins,
 )
+from ssod_imwa.classification.features import expert_distances, feature_deviation
+from ssod_imwa.classification.gradients import by_class, measure_reaction
 from ssod_imwa.classification.models.experts import Experts
 from ssod_imwa.classification.models.heads import ScaledClassifier
 from ssod_imwa.classification.tracking import CLASSES_FILE

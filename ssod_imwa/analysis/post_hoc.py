@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from ssod_imwa.analysis.features import unit_rows
 from ssod_imwa.classification.class_counts import log_prior
 from ssod_imwa.classification.evaluation import (
     class_recalls,
@@ -17,6 +16,7 @@ from ssod_imwa.classification.evaluation import (
     group_accuracies,
     top_k_accuracy,
 )
+from ssod_imwa.classification.features import unit_rows
 from ssod_imwa.classification.losses import post_hoc_logits
 from ssod_imwa.classification.models.classifiers import tau_normalized
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from ssod_imwa.analysis.features import extract, feature_deviation
-from ssod_imwa.analysis.gradients import by_class, measure_reaction
 from ssod_imwa.averaging.episodes import Position
 from ssod_imwa.classification.data.loader import ImageBatch
+from ssod_imwa.classification.features import extract, feature_deviation
+from ssod_imwa.classification.gradients import by_class, measure_reaction
 from ssod_imwa.engine import comm
 from ssod_imwa.engine.checkpoint.atomic import remove_checkpoint, write_checkpoint
 from ssod_imwa.engine.checkpoint.output import on_main

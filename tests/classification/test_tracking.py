@@ -5,11 +5,11 @@ import pytest
 import torch
 from torch import nn
 
-from ssod_imwa.analysis.features import extract, feature_deviation
 from ssod_imwa.averaging.episodes import EpisodeSchedule
 from ssod_imwa.averaging.imwa import IMWA
 from ssod_imwa.classification.criteria import Criterion
 from ssod_imwa.classification.data.loader import ImageBatch
+from ssod_imwa.classification.features import extract, feature_deviation
 from ssod_imwa.classification.methods.erm import EmpiricalRisk
 from ssod_imwa.classification.mixers import Mixer
 from ssod_imwa.classification.models.base import ImageClassifier

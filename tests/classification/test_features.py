@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from ssod_imwa.analysis.features import (
+from ssod_imwa.classification.features import (
     class_means,
     expert_distances,
     extract,
@@ -14,10 +14,10 @@ from ssod_imwa.analysis.features import (
 from ssod_imwa.classification.methods.base import TrainingNetwork
 
 
-def test_features_and_logits_come_in_the_data_sets_order(tiny):
-    net = tiny.net()
-    images, labels = tiny.images_and_labels()
-    found = extract(net, tiny.batches(images, labels))
+def test_features_and_logits_come_in_the_data_sets_order(toy):
+    net = toy.net()
+    images, labels = toy.images_and_labels()
+    found = extract(net, toy.batches(images, labels))
     with torch.no_grad():
         for i in range(len(images)):  # one at a time: eval mode does not mix images
             features = net.features(images[i : i + 1])
@@ -34,17 +34,17 @@ class Network(TrainingNetwork):
         return images
 
 
-def test_a_methods_network_counts_as_what_it_deploys(tiny):
-    images, labels = tiny.images_and_labels()
-    plain = extract(tiny.net(), tiny.batches(images, labels))
-    around = extract(Network(tiny.net()).eval(), tiny.batches(images, labels))
+def test_a_methods_network_counts_as_what_it_deploys(toy):
+    images, labels = toy.images_and_labels()
+    plain = extract(toy.net(), toy.batches(images, labels))
+    around = extract(Network(toy.net()).eval(), toy.batches(images, labels))
     np.testing.assert_array_equal(plain.logits, around.logits)
 
 
-def test_experts_have_features_each_and_mean_logits(tiny):
-    model = tiny.experts()
-    images, labels = tiny.images_and_labels()
-    found = extract(model, tiny.batches(images, labels))
+def test_experts_have_features_each_and_mean_logits(toy):
+    model = toy.experts()
+    images, labels = toy.images_and_labels()
+    found = extract(model, toy.batches(images, labels))
     assert found.features.shape == (2, 10, 5)
     with torch.no_grad():
         mean = model(images).numpy()
@@ -53,12 +53,12 @@ def test_experts_have_features_each_and_mean_logits(tiny):
     np.testing.assert_allclose(found.joined_features[:, 5:], second, rtol=1e-4, atol=1e-5)
 
 
-def test_the_loop_can_be_left(tiny):
+def test_the_loop_can_be_left(toy):
     def stop():
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        extract(tiny.net(), tiny.batches(*tiny.images_and_labels()), poll=stop)
+        extract(toy.net(), toy.batches(*toy.images_and_labels()), poll=stop)
 
 
 @pytest.fixture

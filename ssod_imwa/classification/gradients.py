@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ssod_imwa.analysis.features import class_means
 from ssod_imwa.classification.data.loader import ImageBatch
+from ssod_imwa.classification.features import class_means
 from ssod_imwa.classification.methods.base import deployed
 from ssod_imwa.classification.models.base import ImageClassifier
 from ssod_imwa.classification.models.experts import Experts

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from sklearn.metrics import recall_score
 
-from ssod_imwa.analysis.gradients import (
+from ssod_imwa.classification.gradients import (
     Reaction,
     by_class,
     gradient_norms,
@@ -13,10 +13,10 @@ from ssod_imwa.analysis.gradients import (
 from ssod_imwa.classification.models.classifiers import CosineClassifier
 
 
-def test_of_a_linear_classifier_it_is_the_closed_form(tiny):
-    net = tiny.net()
-    images, labels = tiny.images_and_labels()
-    found = measure_reaction(net, tiny.batches(images, labels))
+def test_of_a_linear_classifier_it_is_the_closed_form(toy):
+    net = toy.net()
+    images, labels = toy.images_and_labels()
+    found = measure_reaction(net, toy.batches(images, labels))
     with torch.no_grad():
         features = net.features(images).double()
         weight, bias = net.classifier.weight.double(), net.classifier.bias.double()
@@ -46,10 +46,10 @@ def test_of_any_head_it_is_the_difference_quotient():
 
 
 @pytest.mark.parametrize("group", ["stem", "layer1"])
-def test_at_a_group_it_is_what_autograd_finds_for_each_image_alone(tiny, group):
-    net = tiny.net()
-    images, labels = tiny.images_and_labels()
-    found = measure_reaction(net, tiny.batches(images, labels), group=group)
+def test_at_a_group_it_is_what_autograd_finds_for_each_image_alone(toy, group):
+    net = toy.net()
+    images, labels = toy.images_and_labels()
+    found = measure_reaction(net, toy.batches(images, labels), group=group)
     kept = {}
     layers = net.get_submodule(group)
     handle = layers.register_forward_hook(lambda m, i, out: kept.update(out=out))
@@ -58,34 +58,34 @@ def test_at_a_group_it_is_what_autograd_finds_for_each_image_alone(tiny, group):
         (gradient,) = torch.autograd.grad(loss, kept["out"])
         assert found.norms[i] == pytest.approx(float(gradient.norm()), rel=1e-3)
     handle.remove()
-    plain = measure_reaction(net, tiny.batches(images, labels))
+    plain = measure_reaction(net, toy.batches(images, labels))
     np.testing.assert_allclose(found.features, plain.features, rtol=1e-4, atol=1e-5)
     assert found.predictions.tolist() == plain.predictions.tolist()
 
 
-def test_an_unknown_group_is_refused(tiny):
-    batches = tiny.batches(*tiny.images_and_labels())
+def test_an_unknown_group_is_refused(toy):
+    batches = toy.batches(*toy.images_and_labels())
     with pytest.raises(ValueError, match=r"group = 'x' .* one of \['stem', 'layer1'\]"):
-        measure_reaction(tiny.net(), batches, group="x")
+        measure_reaction(toy.net(), batches, group="x")
     with pytest.raises(ValueError, match="not allowed with experts"):
-        measure_reaction(tiny.experts(), batches, group="stem")
+        measure_reaction(toy.experts(), batches, group="stem")
 
 
-def test_of_experts_it_is_the_mean_of_their_own(tiny):
-    model = tiny.experts()
-    images, labels = tiny.images_and_labels()
-    found = measure_reaction(model, tiny.batches(images, labels))
-    own = [measure_reaction(expert, tiny.batches(images, labels)) for expert in model.experts]
+def test_of_experts_it_is_the_mean_of_their_own(toy):
+    model = toy.experts()
+    images, labels = toy.images_and_labels()
+    found = measure_reaction(model, toy.batches(images, labels))
+    own = [measure_reaction(expert, toy.batches(images, labels)) for expert in model.experts]
     np.testing.assert_allclose(found.norms, (own[0].norms + own[1].norms) / 2, rtol=1e-5)
     with torch.no_grad():
         assert found.predictions.tolist() == model(images).argmax(1).tolist()
     assert found.features.shape == (10, 10)
 
 
-def test_nothing_of_the_network_changes(tiny):
-    net = tiny.net()
+def test_nothing_of_the_network_changes(toy):
+    net = toy.net()
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
-    measure_reaction(net, tiny.batches(*tiny.images_and_labels()), group="stem")
+    measure_reaction(net, toy.batches(*toy.images_and_labels()), group="stem")
     assert all(torch.equal(before[name], x) for name, x in net.state_dict().items())
     assert all(parameter.grad is None for parameter in net.parameters())
 

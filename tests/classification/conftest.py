@@ -1,4 +1,4 @@
-"""A tiny network with batches of random images, which test files share."""
+"""A toy network with batches of random images, for tests of what is measured on a classifier."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def batches(images, labels, size=4):
 
 
 @pytest.fixture
-def tiny():
+def toy():
     return SimpleNamespace(
         net=lambda seed=0: build(Net, seed),
         experts=lambda seed=0: build(lambda: Experts(Net, 2), seed),
