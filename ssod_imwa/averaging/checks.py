@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import chain, pairwise
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ _CHUNK = 1 << 20
 def check_supported(name: str, tensor: Tensor) -> None:
     """Refuse tensors whose memory is not a plain array of numbers."""
     plain = type(tensor).__torch_dispatch__ is Tensor.__torch_dispatch__
+    plain = plain and not getattr(tensor, "_is_flat_param", False)  # FSDP1's shards
     if not plain or tensor.layout is not torch.strided or tensor.is_quantized or _is_lazy(tensor):
         raise TypeError(
             f"{name} is a {type(tensor).__name__} ({tensor.layout}, {tensor.dtype}); sharded "
@@ -27,6 +29,68 @@ def check_supported(name: str, tensor: Tensor) -> None:
 
 def _is_lazy(tensor: Tensor) -> bool:
     return isinstance(tensor, nn.UninitializedParameter | nn.UninitializedBuffer)
+
+
+def check_models(modules: Mapping[str, nn.Module]) -> None:
+    """Raise TypeError if a parameter or buffer of some modules cannot be averaged."""
+    for prefix, module in modules.items():
+        for name, tensor in chain(module.named_parameters(), module.named_buffers()):
+            check_supported(f"{prefix}.{name}" if prefix else name, tensor)
+
+
+def check_separate(state: Mapping[str, Tensor]) -> None:
+    """Refuse tensors that share elements: an update in place would move these twice.
+
+    Raises:
+        ValueError: two tensors overlap in memory, or one is expanded (several of its elements are
+            one number in memory).
+    """
+    spans = []
+    for name, tensor in state.items():
+        if tensor.numel() == 0 or tensor.data_ptr() == 0:
+            continue
+        axes = _axes(tensor)
+        if any(size > 1 and stride == 0 for size, stride in axes):
+            raise ValueError(
+                f"{name} is expanded: several of its elements are one number in memory (register a "
+                "copy: .contiguous())"
+            )
+        count = _reach(tensor)
+        start = tensor.data_ptr()
+        spans.append((str(tensor.device), start, start + count * tensor.element_size(), name))
+    spans.sort()
+    for first, second in pairwise(spans):
+        if first[0] == second[0] and second[1] < first[2]:
+            one, other = state[first[3]], state[second[3]]
+            if _share_elements(one, other):
+                raise ValueError(
+                    f"{first[3]} and {second[3]} overlap in memory, so an update would move their "
+                    "common elements twice (register a copy of one, or the same tensor twice)"
+                )
+
+
+def _axes(tensor: Tensor) -> list[tuple[int, int]]:
+    return list(zip(tensor.shape, tensor.stride(), strict=True))
+
+
+def _reach(tensor: Tensor) -> int:
+    """Elements of memory from a tensor's first to behind its last."""
+    return sum((size - 1) * stride for size, stride in _axes(tensor)) + 1
+
+
+def _share_elements(one: Tensor, other: Tensor) -> bool:
+    """Whether views of one storage have an element in common; interleaved views have none."""
+    if one.dtype != other.dtype:
+        return True
+    first = min(one.storage_offset(), other.storage_offset())
+    ends = [tensor.storage_offset() - first + _reach(tensor) for tensor in (one, other)]
+    taken = torch.zeros(max(ends), dtype=torch.bool)
+    for tensor in (one, other):
+        part = taken.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset() - first)
+        if tensor is other and bool(part.any()):
+            return True
+        part.fill_(True)
+    return False
 
 
 def check_same(states: Mapping[str, Mapping[str, Tensor]], *, types: bool = True) -> None:

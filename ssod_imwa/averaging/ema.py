@@ -7,11 +7,24 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from ssod_imwa.averaging.checks import check_same, check_supported, is_averaged, nonfinite
+from ssod_imwa.averaging.checks import (
+    check_models,
+    check_same,
+    check_separate,
+    check_supported,
+    is_averaged,
+    nonfinite,
+)
 from ssod_imwa.averaging.weights import tensor_identity
 
 Decay = Callable[[int], float]
 BUFFERS = ("ema", "copy", "skip")
+# How a wrapper names what it holds, and where that is found.
+WRAPPERS = (
+    ("module.", "DataParallel or DistributedDataParallel", "model.module"),
+    ("_orig_mod.", "torch.compile", "the model before it was compiled"),
+    ("_fsdp_wrapped_module.", "FSDP", "an unsharded model"),
+)
 
 # Where a tensor is looked up: a module's dictionary and the key in it; and its full name. Module
 # attributes would do, but 350 of them take longer to look up than a GPU takes for the update.
@@ -87,6 +100,7 @@ class ModelEMA:
         self.student = student
         self.decay = decay if callable(decay) else constant_decay(decay)
         self.buffers = buffers
+        check_models({"teacher": teacher, "student": student})
         self._pairs = _pair(teacher, student)
         self._tensors: list[Tensor] = []
         self._memory: list[int] = []
@@ -125,6 +139,7 @@ class ModelEMA:
         # Held, so that the memory of a replaced buffer cannot be handed out again.
         self._tensors, self._memory = tensors, memory
         everything, moved, copied = [], [], []
+        named = {}
         seen = set()
         for (*_, name), into, source in zip(
             (slot for slot, _ in self._pairs), tensors[::2], tensors[1::2], strict=True
@@ -138,10 +153,12 @@ class ModelEMA:
                 continue
             seen.add(identity)
             everything.append((into, source))
+            named[f"teacher {name}"] = into
             if self._is_moved(name, into):
                 moved.append((into, source))
             elif self.buffers != "skip":
                 copied.append((into, source))
+        check_separate(named)
         self._all, self._moved, self._copied = map(_grouped, (everything, moved, copied))
 
     def _is_moved(self, name: str, tensor: Tensor) -> bool:
@@ -180,8 +197,17 @@ def _pair(teacher: nn.Module, student: nn.Module) -> list[tuple[_Slot, _Slot]]:
         holder = "teacher" if differing[0] in teachers else "student"
         raise ValueError(
             f"{differing[0]} is only in the {holder}; teacher and student must have equal names"
+            f"{_hint_at_wrapper(differing)}"
         )
     return [(slot, students[name]) for name, slot in teachers.items()]
+
+
+def _hint_at_wrapper(names: list[str]) -> str:
+    """What to do if names are those of a module inside another."""
+    for prefix, wrapper, inside in WRAPPERS:
+        if any(name.startswith(prefix) for name in names):
+            return f" (names that begin with {prefix!r} are those of {wrapper}: give {inside})"
+    return ""
 
 
 def _grouped(pairs: list[tuple[Tensor, Tensor]]) -> list[tuple[list[Tensor], list[Tensor]]]:

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from ssod_imwa.averaging.batchnorm import statistics_names
-from ssod_imwa.averaging.checks import fingerprints, is_averaged, nonfinite
+from ssod_imwa.averaging.checks import check_models, fingerprints, is_averaged, nonfinite
 from ssod_imwa.averaging.weights import State, frozen_parameters, named_state, snapshot
 
 
@@ -21,6 +21,7 @@ class WatchedWeights:
 
     def __init__(self, modules: Mapping[str, nn.Module]) -> None:
         self.modules = dict(modules)
+        check_models(self.modules)
         self._frozen = frozen_parameters(self.modules)
         self._fingerprints: dict[str, int] | None = None
         # Constants such as attention masks; anything else that is not finite has diverged.

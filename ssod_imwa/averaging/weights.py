@@ -26,6 +26,7 @@ from ssod_imwa.averaging.checks import (
     check_accumulate,
     check_coefficients,
     check_same,
+    check_separate,
     check_supported,
     is_averaged,
 )
@@ -48,6 +49,7 @@ def named_state(modules: Mapping[str, nn.Module], *, frozen: Collection[str] = (
 
     Raises:
         TypeError: a tensor is sharded, sparse, quantized or not initialized.
+        ValueError: tensors overlap in memory without being the same.
 
     Example:
         >>> student = nn.Linear(2, 1)
@@ -66,6 +68,7 @@ def named_state(modules: Mapping[str, nn.Module], *, frozen: Collection[str] = (
             if identity not in seen:
                 seen.add(identity)
                 state[f"{prefix}.{name}"] = tensor.detach()
+    check_separate(state)
     return state
 
 
@@ -116,9 +119,12 @@ def copy_(target: Mapping[str, Tensor], source: Mapping[str, Tensor]) -> None:
     Types and devices may differ. Returns when the copies can be relied on by the host, too.
 
     Raises:
-        ValueError: names or shapes differ.
+        ValueError: names or shapes differ, or tensors of the target overlap in memory.
     """
     check_same({"target": target, "source": source}, types=False)
+    # Names of one tensor are no overlap: it is copied twice and moved once.
+    names = {tensor_identity(tensor): name for name, tensor in target.items()}
+    check_separate({name: target[name] for name in names.values()})
     groups: dict[tuple[object, ...], list[str]] = {}
     for name, tensor in target.items():
         other = source[name]
@@ -146,9 +152,10 @@ def lerp_(target: Mapping[str, Tensor], source: Mapping[str, Tensor], weight: fl
         weight: 0 keeps the target, 1 copies the source.
 
     Raises:
-        ValueError: names, shapes or types differ.
+        ValueError: names, shapes or types differ, or tensors of the target overlap in memory.
     """
     check_same({"target": target, "source": source})
+    check_separate(target)
     groups: dict[tuple[object, ...], list[str]] = {}
     for name, tensor in target.items():
         groups.setdefault((tensor.device, tensor.dtype), []).append(name)

@@ -1,8 +1,19 @@
+from copy import deepcopy
+
 import pytest
 import torch
 
 from ssod_imwa.averaging import checks
-from ssod_imwa.averaging.checks import check_same, fingerprints, nonfinite
+from ssod_imwa.averaging.checks import (
+    check_same,
+    check_separate,
+    check_supported,
+    fingerprints,
+    nonfinite,
+)
+from ssod_imwa.averaging.ema import ModelEMA
+from ssod_imwa.averaging.watched import WatchedWeights
+from ssod_imwa.averaging.weights import copy_, lerp_, named_state
 
 
 def test_nonfinite_names_the_tensors():
@@ -82,3 +93,63 @@ def test_mismatch_is_named():
     check_same(
         {"left": {"w": torch.zeros(1)}, "right": {"w": torch.zeros(1).double()}}, types=False
     )
+
+
+def views_of_one_storage():
+    base = torch.arange(12.0).reshape(3, 4)
+    return base, {
+        "transposed": base.t(),
+        "flattened": base.view(-1),
+        "a row": base[1],
+        "another type": base.view(torch.int32),
+    }
+
+
+@pytest.mark.parametrize("which", list(views_of_one_storage()[1]))
+def test_tensors_that_overlap_are_refused(which):
+    base, views = views_of_one_storage()
+    with pytest.raises(ValueError, match="overlap in memory"):
+        check_separate({"weight": base, "view": views[which]})
+
+
+def test_tensors_that_lie_between_each_other_do_not_overlap():
+    base = torch.zeros(3, 4)
+    check_separate({"even": base[:, ::2], "odd": base[:, 1::2], "other": torch.zeros(2)})
+    check_separate({"first": base[:2], "last": base[2:], "none": base[:0]})
+
+
+def test_an_expanded_tensor_is_refused():
+    with pytest.raises(ValueError, match="mask is expanded"):
+        check_separate({"mask": torch.zeros(1, 4).expand(3, 4)})
+
+
+def test_lerp_and_copy_refuse_to_move_elements_twice():
+    base, views = views_of_one_storage()
+    target = {"weight": base, "view": views["transposed"]}
+    source = {name: torch.ones_like(tensor) for name, tensor in target.items()}
+    for update in (lambda: lerp_(target, source, 0.5), lambda: copy_(target, source)):
+        with pytest.raises(ValueError, match="overlap in memory"):
+            update()
+    assert base.flatten().tolist() == list(range(12))
+
+
+def test_a_flattened_alias_in_a_model_is_refused_at_the_start():
+    model = torch.nn.Linear(3, 3)
+    model.register_buffer("flat", model.weight.detach().view(-1))
+    student = deepcopy(model)  # which does not share the alias
+    for start in (lambda: named_state({"m": model}), lambda: ModelEMA(model, student, 0.9)):
+        with pytest.raises(ValueError, match="overlap in memory"):
+            start()
+
+
+def test_a_lazy_batch_norm_is_refused_at_the_start_in_our_words():
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.LazyBatchNorm1d())
+    with pytest.raises(TypeError, match="uninitialized tensors cannot be averaged"):
+        WatchedWeights({"student": model})
+
+
+def test_a_flat_parameter_of_fsdp_is_refused():
+    parameter = torch.nn.Parameter(torch.zeros(3))
+    parameter._is_flat_param = True
+    with pytest.raises(TypeError, match="sharded"):
+        check_supported("student.weight", parameter)

@@ -241,3 +241,13 @@ def test_mean_of_emas_is_the_ema_of_the_mean():
         expected = 0.9996 * expected + (1 - 0.9996) * mean
     found = torch.stack([t.weight.detach().double() for t in teachers]).mean(0).view(-1)
     assert ((found - expected).abs() <= 1e-6 * expected.abs().max()).all()
+
+
+@pytest.mark.parametrize(
+    ("wrap", "hint"),
+    [(nn.DataParallel, "DataParallel"), (lambda model: torch.compile(model), "torch.compile")],
+)
+def test_a_wrapped_student_is_told_what_to_give_instead(wrap, hint):
+    model = nn.Linear(2, 2)
+    with pytest.raises(ValueError, match=f"are those of {hint}"):
+        ModelEMA(copy.deepcopy(model), wrap(model), 0.9)
