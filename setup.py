@@ -32,6 +32,8 @@ setup(
         "matplotlib>=3.7",
         "scikit-learn>=1.3",
         "rich>=13",
+        "psutil>=5.9",
+        "filelock>=3.12",
     ],
     extras_require={
         "dev": ["pytest>=8", "pytest-xdist>=3", "ruff>=0.9", "mypy>=1.13"],

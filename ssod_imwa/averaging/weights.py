@@ -123,8 +123,8 @@ def copy_(target: Mapping[str, Tensor], source: Mapping[str, Tensor]) -> None:
     """
     check_same({"target": target, "source": source}, types=False)
     # Names of one tensor are no overlap: it is copied twice and moved once.
-    names = {tensor_identity(tensor): name for name, tensor in target.items()}
-    check_separate({name: target[name] for name in names.values()})
+    by_identity = {tensor_identity(tensor): name for name, tensor in target.items()}
+    check_separate({name: target[name] for name in by_identity.values()})
     groups: dict[tuple[object, ...], list[str]] = {}
     for name, tensor in target.items():
         other = source[name]

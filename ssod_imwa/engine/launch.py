@@ -123,7 +123,8 @@ def _run_rank(
     mistakes: SimpleQueue[str],
 ) -> None:
     # A signal to the process group would come twice: by itself and from the launcher.
-    os.setpgrp()
+    if hasattr(os, "setpgrp"):  # not on Windows
+        os.setpgrp()
     with _process_group(rank, world_size, rank, init_method, use_cuda=use_cuda):
         try:
             status = main(*args)

@@ -207,7 +207,8 @@ def build(directory, *, hooks=(), iterations=6, run=RUN, **options):
 
 
 def names(folder):
-    return sorted(p.name for p in folder.iterdir() if p.suffix != ".json")
+    left_out = (".json", ".guard")
+    return sorted(p.name for p in folder.iterdir() if p.suffix not in left_out)
 
 
 def flip(path):

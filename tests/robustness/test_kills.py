@@ -1,7 +1,6 @@
 """Interrupted runs end with the bits of an uninterrupted one, wherever they were interrupted."""
 
 import json
-import os
 import random
 import signal
 import time
@@ -15,12 +14,6 @@ STEPS = 24
 KILLED = -signal.SIGKILL
 # Checkpoints of the toy run: each third step and each episode's end.
 CHECKPOINTS = sorted({g for g in range(STEPS) if (g + 1) % 3 == 0} | {7, 15, 23})
-
-
-def age_temporaries(folder):
-    """Make what a kill left old enough to be removed at the next start."""
-    for path in folder.glob("*.tmp.*"):
-        os.utime(path, (0, 0))
 
 
 def newest_intact(folder):
@@ -37,7 +30,6 @@ def kill_and_finish(server, folder, **options):
     assert server.run(folder, **options) == KILLED, server.log
     left = newest_intact(folder)
     assert (left is None) == (not resume_files(folder))
-    age_temporaries(folder)
     assert server.run(folder) == 0, server.log
     start = resumed_at(server.log)
     assert start == (0 if left is None else left + 1)
@@ -123,7 +115,6 @@ def test_fifty_kills_at_random_times(server, assert_same_run, tmp_path):
         folder = tmp_path / str(finished)
         status = server.run(folder, alarm_after=times.uniform(0, 0.7 * duration))
         kills += status == -signal.SIGALRM
-        age_temporaries(folder)
         if status == 0:
             assert_same_run(folder)
             finished += 1

@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import re
+import socket
 import time
 import zipfile
 from collections.abc import Callable
@@ -22,12 +23,12 @@ from typing import IO, Any
 import torch
 
 from ssod_imwa.engine.checkpoint import faults
-from ssod_imwa.engine.checkpoint.lock import process_is_alive
+from ssod_imwa.engine.checkpoint.lock import STALE_SECONDS, process_is_alive
 from ssod_imwa.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
 
-_TEMPORARY = re.compile(r".+\.tmp\.(\d+)")
+_TEMPORARY = re.compile(r".+\.tmp\.(?P<host>[0-9a-f]{8})\.(?P<pid>\d+)")
 _READ_BYTES = 1 << 22
 
 
@@ -115,19 +116,29 @@ def remove_checkpoint(path: Path) -> None:
         logger.warning("%s could not be removed: %s", path, error)
 
 
-def remove_stale_temporaries(directory: Path, *, minimum_age: float = 60.0) -> None:
-    """Remove what killed processes left: older than `minimum_age` seconds, its process gone.
+def remove_stale_temporaries(directory: Path) -> None:
+    """Remove what killed processes left.
 
-    The age protects the file of a process on another host, whose number means nothing here.
+    Their names hold host and process. On this host the process tells whether it is gone; on another
+    one the file has to be as old as a lock that is taken over.
     """
     for path in directory.glob("*.tmp.*"):
         match = _TEMPORARY.fullmatch(path.name)
-        if match is None or process_is_alive(int(match[1])):
+        if match is None:
             continue
         with contextlib.suppress(FileNotFoundError):
-            if time.time() - path.stat().st_mtime >= minimum_age:
-                logger.warning("removing %s, left by process %s", path, match[1])
+            if match["host"] == _host():
+                gone = not process_is_alive(int(match["pid"]))
+            else:
+                gone = time.time() - path.stat().st_mtime >= STALE_SECONDS
+            if gone:
+                logger.warning("removing %s, left by process %s", path, match["pid"])
                 path.unlink()
+
+
+def _host() -> str:
+    """This host in eight letters that a file name may hold."""
+    return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
 
 
 class _HashingFile:
@@ -160,7 +171,7 @@ def _replace(
     before: Callable[[Path, dict[str, Any]], None] | None = None,
 ) -> None:
     """Write, sync, read back, call `before(temporary, digest)`, rename, sync the directory."""
-    temporary = path.with_name(f"{path.name}.tmp.{os.getpid()}")
+    temporary = path.with_name(f"{path.name}.tmp.{_host()}.{os.getpid()}")
     try:
         faults.reach(f"{kind}:open")
         with temporary.open("wb") as file:
@@ -190,7 +201,9 @@ def _replace(
 
 
 def _sync_directory(directory: Path) -> None:
-    """Make renames in a directory survive a power cut."""
+    """Make renames in a directory survive a power cut, where a directory can be opened."""
+    if os.name == "nt":
+        return
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import os
@@ -13,12 +12,17 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import psutil
+from filelock import FileLock
+
 from ssod_imwa.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
 
 HEARTBEAT_SECONDS = 30.0
 """How often a holder touches its lock file."""
+GUARD = ".run.lock.guard"
+"""An empty file that stays: who holds its lock may read and change `run.lock`."""
 STALE_SECONDS = 600.0
 """A lock of another host that was not touched for so long is taken over (20 missed heartbeats)."""
 
@@ -26,11 +30,10 @@ STALE_SECONDS = 600.0
 def process_is_alive(pid: int, started: str | None = None) -> bool:
     """Whether a process of this host runs; with `started`, whether it is still the same one."""
     try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
+        if not psutil.pid_exists(pid):
+            return False
+    except OverflowError:  # no process has such a number
         return False
-    except PermissionError:
-        pass  # alive, but another user's
     state, now_started = _process_state(pid)
     return state != "Z" and (started is None or now_started is None or started == now_started)
 
@@ -95,29 +98,16 @@ class RunLock:
             self.path.unlink(missing_ok=True)
 
     def _acquire(self) -> None:
-        while True:
-            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-            try:
-                # Held only while the file is read and written, because forked workers would inherit
-                # it: it makes "look whether it is stale, then take it" one action.
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
-                if not self._is_open_file(descriptor):
-                    continue  # the holder before us removed it while we waited
-                self._refuse_if_held(os.fstat(descriptor).st_mtime)
-                os.ftruncate(descriptor, 0)
-                os.write(descriptor, json.dumps(self._owner()).encode())
-                os.fsync(descriptor)
-                return
-            finally:
-                os.close(descriptor)
+        # Held only while the file is read and written, because forked workers would inherit it: it
+        # makes "look whether it is stale, then take it" one action.
+        with FileLock(self.path.with_name(GUARD)):
+            self._refuse_if_held()
+            with self.path.open("w", encoding="utf-8") as file:
+                file.write(json.dumps(self._owner()))
+                file.flush()
+                os.fsync(file.fileno())
 
-    def _is_open_file(self, descriptor: int) -> bool:
-        try:
-            return os.path.samestat(os.fstat(descriptor), self.path.stat())
-        except FileNotFoundError:
-            return False
-
-    def _refuse_if_held(self, touched: float) -> None:
+    def _refuse_if_held(self) -> None:
         owner = self._read()
         if owner is None:
             return
@@ -125,7 +115,7 @@ class RunLock:
         if owner["host"] == socket.gethostname():
             held = process_is_alive(int(owner["pid"]), owner["started"])
         else:
-            held = time.time() - touched < STALE_SECONDS
+            held = time.time() - self.path.stat().st_mtime < STALE_SECONDS
         if held:
             raise CheckpointError(
                 f"{self.path.parent} is in use by {who} (one run per output directory); choose "

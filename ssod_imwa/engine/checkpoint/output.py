@@ -74,8 +74,16 @@ def _claim(directory: Path, *, refuse_used: bool) -> RunLock:
 
 
 def write_pointer(path: Path) -> None:
-    """Name a checkpoint in its directory's `last_checkpoint`. Raises WriteError."""
+    """Name a checkpoint in its directory's `last_checkpoint`. Raises WriteError.
+
+    A folder of this name moves aside.
+    """
+    pointer = path.with_name(POINTER)
     try:
+        if pointer.is_dir():
+            aside = pointer.with_name(f"{POINTER}.folder")
+            logger.warning("%s is a folder: moved to %s", pointer, aside.name)
+            pointer.rename(aside)
         write_text(path.with_name(POINTER), path.name, kind="pointer")
     except OSError as error:
         raise WriteError(f"{path.with_name(POINTER)} could not be written: {error}") from error

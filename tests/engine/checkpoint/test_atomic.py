@@ -4,6 +4,7 @@ import os
 import random
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from ssod_imwa.engine.checkpoint.atomic import (
     remove_stale_temporaries,
     write_checkpoint,
 )
+from ssod_imwa.engine.checkpoint.lock import STALE_SECONDS
 from ssod_imwa.errors import CheckpointError
 
 VALUE = {"weights": torch.arange(1000.0), "step": 3}
@@ -151,19 +153,20 @@ def test_failing_removal_is_logged(path, monkeypatch, caplog):
     assert damage(path) is None
 
 
-def test_only_old_temporaries_of_dead_processes_are_removed(tmp_path):
+def test_temporaries_of_dead_processes_are_removed_whatever_their_age(tmp_path):
     child = subprocess.Popen([sys.executable, "-c", ""])
     child.wait()
-    ages = {
-        f"model_0000001.pth.tmp.{child.pid}": 100,
-        f"model_0000002.pth.tmp.{child.pid}": 10,
-        f"model_0000003.pth.tmp.{os.getpid()}": 100,
-        "notes.tmp.txt": 100,
+    old = time.time() - STALE_SECONDS - 1
+    here, elsewhere = atomic._host(), "0" * 8
+    times = {
+        f"dead.pth.tmp.{here}.{child.pid}": time.time(),
+        f"old_elsewhere.pth.tmp.{elsewhere}.{os.getpid()}": old,
+        f"alive.pth.tmp.{here}.{os.getpid()}": old,
+        f"new_elsewhere.pth.tmp.{elsewhere}.{child.pid}": time.time(),
+        "notes.tmp.txt": old,
     }
-    now = (tmp_path / "clock").write_text("") or (tmp_path / "clock").stat().st_mtime
-    for name, age in ages.items():
+    for name, changed in times.items():
         (tmp_path / name).write_text("")
-        os.utime(tmp_path / name, (now - age, now - age))
-    (tmp_path / "clock").unlink()
+        os.utime(tmp_path / name, (changed, changed))
     remove_stale_temporaries(tmp_path)
-    assert names(tmp_path) == sorted(ages)[1:]
+    assert names(tmp_path) == sorted(list(times)[2:])

@@ -83,11 +83,14 @@ def test_pointer_is_repaired_and_not_trusted(line, stopped, content, caplog):
     assert "instead of 'model_0000004.pth': repaired" in caplog.text
 
 
-def test_pointer_that_is_a_folder_does_not_stop_the_run(line, stopped, caplog):
+def test_a_folder_in_the_pointers_place_moves_aside(line, stopped, caplog):
     (stopped / "last_checkpoint").unlink()
     (stopped / "last_checkpoint").mkdir()
+    (stopped / "last_checkpoint" / "notes.txt").write_text("mine")
     assert resume(line.build(stopped), stopped, line.RUN) == stopped / "model_0000004.pth"
-    assert "last_checkpoint could not be written" in caplog.text
+    assert (stopped / "last_checkpoint").read_text() == "model_0000004.pth"
+    assert (stopped / "last_checkpoint.folder" / "notes.txt").read_text() == "mine"
+    assert "is a folder: moved to last_checkpoint.folder" in caplog.text
 
 
 def test_intact_pointer_is_not_mentioned(line, stopped, caplog):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from ssod_imwa.engine.checkpoint import faults
+from ssod_imwa.engine.checkpoint import faults, output
 from ssod_imwa.engine.checkpoint import writing as checkpoint
 from ssod_imwa.engine.checkpoint.atomic import WriteError, damage, load_checkpoint
 from ssod_imwa.engine.checkpoint.output import resume_files
@@ -115,8 +115,11 @@ def test_failed_write_is_tried_again_after_the_next_step(line, tmp_path, monkeyp
 
 @pytest.mark.parametrize("period", [0, 1])
 def test_three_failures_in_a_row_end_training(line, tmp_path, monkeypatch, period):
-    # The pointer's place is taken by a folder, so every attempt fails at its end.
-    (tmp_path / "last_checkpoint").mkdir()
+    # The pointer cannot be written, so every attempt fails at its end.
+    def fail(*arguments, **options):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(output, "write_text", fail)
     trainer = line.build(tmp_path, period=period)
     with pytest.raises(WriteError, match="last_checkpoint could not be written"):
         trainer.train()
