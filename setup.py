@@ -36,7 +36,7 @@ setup(
         "filelock>=3.12",
     ],
     extras_require={
-        "dev": ["pytest>=8", "pytest-xdist>=3", "ruff>=0.9", "mypy>=1.13"],
+        "dev": ["pytest>=8", "pytest-xdist>=3", "ruff>=0.9", "mypy>=1.13", "hypothesis>=6"],
     },
     classifiers=[
         "Programming Language :: Python :: 3",

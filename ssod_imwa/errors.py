@@ -22,3 +22,13 @@ class CheckpointError(UserError):
 
 class WeightsError(UserError):
     """Initial weights are missing, damaged or of another model."""
+
+
+def one_line(text: str) -> str:
+    r"""A text with its line breaks and other control characters escaped, fit for a terminal.
+
+    Example:
+        >>> one_line("vögel\x1b[31m\n")
+        'vögel\\x1b[31m\\n'
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ssod_imwa.errors import DataError
+from ssod_imwa.errors import DataError, one_line
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Problem:
 
     def __str__(self) -> str:
         where = f"{self.place}: " if self.place else ""
-        return f"{where}{self.what}: {self.value} ({self.rule})"
+        return one_line(f"{where}{self.what}: {self.value} ({self.rule})")
 
 
 def report(problem: Problem, problems: list[Problem] | None) -> None:

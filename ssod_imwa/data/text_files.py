@@ -24,10 +24,25 @@ def read_text(path: str | Path) -> str:
     """The text of a UTF-8 file, or of one that begins with a byte order mark, without the mark.
 
     Raises:
-        DataError: the file cannot be read, or is in another encoding; FileNotFoundError is left to
-            the caller, who knows what the file is for.
+        DataError: the file cannot be read, is in another encoding, or holds what no text holds;
+            FileNotFoundError is left to the caller, who knows what the file is for.
     """
-    return _decoded(Path(path), _bytes(path))
+    text = _decoded(Path(path), _bytes(path))
+    if "\0" in text:
+        line = text.count("\n", 0, text.index("\0")) + 1
+        raise DataError(f"{path}:{line}: is no text (it holds a byte of 0)")
+    return text
+
+
+def names_a_file(value: object) -> bool:
+    """Whether a value of a JSON file is a text that a file system takes as a path."""
+    if not isinstance(value, str) or not value.strip() or "\0" in value:
+        return False
+    try:
+        value.encode()
+    except UnicodeEncodeError:  # half a character
+        return False
+    return True
 
 
 def _bytes(path: str | Path) -> bytes:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ssod_imwa.classification.data.datasets import ClassificationDataset, dataset_of_files
-from ssod_imwa.data.text_files import read_json, read_text
+from ssod_imwa.data.text_files import names_a_file, read_json, read_text
 from ssod_imwa.errors import DataError
 
 # Images and classes of the published lists, by file name (Kang et al., arXiv 1910.09217). Places-LT
@@ -107,8 +107,8 @@ def _entry(item: dict[str, Any], paths: dict[Any, str]) -> tuple[str, int]:
     if type(label) is not int or not 0 <= label < 10**18:
         raise ValueError(f"category_id = {label!r} is not allowed (must be 0..C-1)")
     path = item["fpath"] if "fpath" in item else paths[item["image_id"]]
-    if not isinstance(path, str) or not path.strip():
-        raise ValueError(f"path {path!r} is not allowed (must be a text)")
+    if not names_a_file(path):
+        raise ValueError(f"path {path!r} is not allowed (must name a file)")
     return path, label
 
 

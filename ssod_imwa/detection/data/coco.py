@@ -9,7 +9,7 @@ import numpy as np
 
 from ssod_imwa.data.image_files import MAX_EDGE
 from ssod_imwa.data.problems import Problem, report
-from ssod_imwa.data.text_files import read_flag, read_json
+from ssod_imwa.data.text_files import names_a_file, read_flag, read_json
 from ssod_imwa.detection.data.records import Annotations, DetectionDataset, ImageRecord
 from ssod_imwa.errors import DataError
 
@@ -218,7 +218,7 @@ def _image_fault(image: Any) -> Fault | None:
         return "image", image, "an object with id, file_name, width and height"
     if not _is_id(image.get("id")):
         return "image id", image.get("id"), "an integer or a text"
-    if not isinstance(image.get("file_name"), str) or not image["file_name"].strip():
+    if not names_a_file(image.get("file_name")):
         return "file_name", image.get("file_name"), "the path of the image below its folder"
     for key in ("width", "height"):
         value = image.get(key)

@@ -109,17 +109,23 @@ def apply_policy(
         logger.warning("%s: skipped %d x %s", dataset.name, count, kind)
     dataset = _without(dataset, errors)
     if not dataset.records:
-        raise DataError(f"data set {dataset.name} has no images (at least 1 is needed)")
+        reason = f"; {len(errors)} problems, {_listed(errors)}" if errors else ""
+        raise DataError(f"data set {dataset.name} has no images (at least 1 is needed){reason}")
     return dataset
 
 
 def _summary(name: str, errors: list[Problem]) -> str:
-    listed = "; ".join(map(str, errors[:_SHOWN]))
-    more = f"; and {len(errors) - _SHOWN} more" if len(errors) > _SHOWN else ""
     return (
-        f"data set {name} has bad records ({len(errors)}): {listed}{more} (mend them, or leave "
+        f"data set {name} has bad records ({len(errors)}): {_listed(errors)} (mend them, or leave "
         f"them out with DATASETS.ON_BAD_RECORD skip; tools/check_dataset.py {name} lists all)"
     )
+
+
+def _listed(errors: list[Problem]) -> str:
+    """The first problems, each with its file, and how many more there are."""
+    listed = "; ".join(f"{problem.file}: {problem}" for problem in errors[:_SHOWN])
+    more = f"; and {len(errors) - _SHOWN} more" if len(errors) > _SHOWN else ""
+    return listed + more
 
 
 def _without(dataset: DetectionDataset, errors: Iterable[Problem]) -> DetectionDataset:
