@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import logging
 import sys
@@ -33,6 +34,19 @@ def require_absent(path: Path) -> None:
     """
     if path.exists():
         raise UserError(f"{path} is there already (remove it, or choose another --output)")
+
+
+def add_import_option(parser: argparse.ArgumentParser) -> None:
+    """Add --import, whose modules are `modules` of the parsed arguments, for `import_modules`."""
+    parser.add_argument(
+        "--import",
+        dest="modules",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="MODULE",
+        help="import these first, which register data sets (as DATASETS.IMPORT)",
+    )
 
 
 def split_config_file(

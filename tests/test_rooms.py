@@ -19,7 +19,7 @@ classification : averaging engine config data task errors
 runs           : averaging engine config data task detection classification errors
 visualization  : runs errors
 papers         : engine config runs visualization errors
-analysis       : averaging engine config detection classification runs visualization errors
+analysis       : averaging engine config data task detection classification runs visualization errors
 integrations   : averaging engine config data detection runs errors
 cli            : errors
 """

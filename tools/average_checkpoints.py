@@ -23,7 +23,8 @@ import torch
 
 from ssod_imwa.averaging.soups import fixed, greedy, line, uniform
 from ssod_imwa.averaging.weights import average
-from ssod_imwa.cli import require_absent, run_main
+from ssod_imwa.cli import add_import_option, require_absent, run_main
+from ssod_imwa.data.registration import import_modules
 from ssod_imwa.engine.checkpoint.atomic import write_checkpoint
 from ssod_imwa.engine.device import pick_device
 from ssod_imwa.errors import UserError
@@ -51,6 +52,7 @@ def parse_arguments() -> argparse.Namespace:
         metavar="NAME",
         help="for greedy and line (AP in detection, top1 of classifiers)",
     )
+    add_import_option(parser)
     arguments = parser.parse_args()
     if (arguments.rule == "fixed") != (arguments.weights is not None):
         parser.error("--rule fixed and --weights belong together; give both or neither")
@@ -99,6 +101,7 @@ def build_metric(
 def main() -> None:
     """Read, average, write."""
     arguments = parse_arguments()
+    import_modules(arguments.modules, option="--import")
     require_absent(arguments.output)
     soups = [read_trained(source) for source in arguments.sources]
     first = soups[0]

@@ -10,6 +10,7 @@ Examples:
   %(prog)s voc:my_cells:train coco:pallets/train.json:pallets/images --root /data
   %(prog)s folder:photos --unlabeled --fast
   %(prog)s cifar10_lt100_train folder:birds/train --classification
+  %(prog)s my_cells_train --import my_project.data
 """
 
 from __future__ import annotations
@@ -23,8 +24,9 @@ import numpy as np
 
 from ssod_imwa.classification.data.catalog import available_images, load_images
 from ssod_imwa.classification.data.validation import find_image_problems
-from ssod_imwa.cli import run_main
+from ssod_imwa.cli import add_import_option, run_main
 from ssod_imwa.data.problems import Problem
+from ssod_imwa.data.registration import import_modules
 from ssod_imwa.detection.data.catalog import available, read_dataset
 from ssod_imwa.detection.data.records import DetectionDataset
 from ssod_imwa.detection.data.validation import find_problems
@@ -50,6 +52,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--root", help="folder of all data sets ($DETECTRON2_DATASETS, datasets)")
     parser.add_argument("--unlabeled", action="store_true", help="check the images alone")
     parser.add_argument("--fast", action="store_true", help="do not open the image files")
+    add_import_option(parser)
     return parser.parse_args()
 
 
@@ -57,6 +60,7 @@ def main() -> int:
     """Check each data set."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     arguments = parse_arguments()
+    import_modules(arguments.modules, option="--import")
     check = check_images if arguments.classification else check_detection
     return min(sum(check(name, arguments) for name in arguments.names), 1)
 

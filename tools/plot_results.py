@@ -18,7 +18,8 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from ssod_imwa.cli import run_main
+from ssod_imwa.cli import add_import_option, run_main
+from ssod_imwa.data.registration import import_modules
 from ssod_imwa.detection.data.catalog import load_dataset
 from ssod_imwa.runs.results import FILE_NAME, read_results
 from ssod_imwa.visualization.plots import (
@@ -44,6 +45,7 @@ def parse_arguments() -> argparse.Namespace:
         "--data-root", metavar="DIR", help="as DATASETS.ROOT (default: $DETECTRON2_DATASETS)"
     )
     parser.add_argument("--output", metavar="DIR", help="folder (default: RUN_DIR)")
+    add_import_option(parser)
     arguments = parser.parse_args()
     if arguments.run_dir is None and arguments.datasets is None:
         parser.error("give RUN_DIR or --datasets")
@@ -78,6 +80,7 @@ def main() -> None:
     """Write the figures and name the files."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")  # shows skipped records
     arguments = parse_arguments()
+    import_modules(arguments.modules, option="--import")
     output = Path(arguments.output or arguments.run_dir)
     plotted = figures(arguments)
     output.mkdir(parents=True, exist_ok=True)

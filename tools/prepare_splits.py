@@ -23,7 +23,8 @@ import itertools
 import logging
 from pathlib import Path
 
-from ssod_imwa.cli import run_main
+from ssod_imwa.cli import add_import_option, run_main
+from ssod_imwa.data.registration import import_modules
 from ssod_imwa.data.roots import data_root
 from ssod_imwa.detection.data.catalog import fingerprint, load_dataset
 from ssod_imwa.detection.data.records import DetectionDataset
@@ -65,6 +66,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--check", type=Path, metavar="FILE", help="verify this index file or labeled COCO file"
     )
+    add_import_option(parser)
     arguments = parser.parse_args()
     if arguments.check is None and not (arguments.percent and arguments.output):
         parser.error("--percent and --output are needed (or --check)")
@@ -75,6 +77,7 @@ def main() -> int:
     """Write or check, and show what each split holds."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     arguments = parse_arguments()
+    import_modules(arguments.modules, option="--import")
     dataset = load_dataset(
         arguments.dataset, root=arguments.root, on_bad_record=arguments.on_bad_record
     )

@@ -17,8 +17,9 @@ import argparse
 from pathlib import Path
 
 from ssod_imwa.analysis.detection import build_prediction_sheet, build_view_sheets
-from ssod_imwa.cli import run_main, split_config_file
+from ssod_imwa.cli import add_import_option, run_main, split_config_file
 from ssod_imwa.config import load_config
+from ssod_imwa.data.registration import import_modules
 from ssod_imwa.engine.checkpoint.models import newest_model
 from ssod_imwa.errors import ConfigError
 from ssod_imwa.runs.run import CONFIG_FILE
@@ -60,6 +61,7 @@ def parse_arguments() -> argparse.Namespace:
         metavar="KEY VALUE",
         help="settings that override the files'",
     )
+    add_import_option(parser)
     arguments = parser.parse_args()
     if arguments.run_dir is None and None in (
         arguments.config_file,
@@ -81,6 +83,7 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     """Draw and name the files."""
     arguments = parse_arguments()
+    import_modules(arguments.modules, option="--import")
     overrides = list(arguments.opts)
     if arguments.run_dir is not None:
         overrides += ["OUTPUT_DIR", arguments.run_dir]  # the folder may have been moved

@@ -8,6 +8,7 @@ import torch
 from fvcore.common.config import CfgNode
 
 from ssod_imwa.analysis.sheets import evenly_spaced, prediction_sheet, view_sheet
+from ssod_imwa.data.registration import import_modules
 from ssod_imwa.detection import build
 from ssod_imwa.detection.data.catalog import load_dataset
 from ssod_imwa.detection.data.loader import build_test_batches
@@ -39,6 +40,7 @@ def build_prediction_sheet(
     """
     if not (dataset or cfg.DATASETS.TEST):
         raise ConfigError("DATASETS.TEST = [] is not allowed (name a labeled data set)")
+    import_modules(cfg.DATASETS.IMPORT)
     shown = load_dataset(
         dataset or cfg.DATASETS.TEST[0],
         root=cfg.DATASETS.ROOT,

@@ -26,6 +26,7 @@ from ssod_imwa.classification.models.heads import ScaledClassifier
 from ssod_imwa.classification.models.mae import MaskedAutoencoder
 from ssod_imwa.classification.models.weights import load_encoder
 from ssod_imwa.data.order import BatchStream
+from ssod_imwa.data.registration import import_modules
 from ssod_imwa.engine.checkpoint.models import read_models
 from ssod_imwa.errors import ConfigError, WeightsError
 
@@ -49,6 +50,7 @@ def build_data(cfg: CfgNode) -> ClassificationData:
         DataError: a data set is missing or broken.
     """
     sets, options = cfg.DATASETS, cfg.CLS.IMBALANCE
+    import_modules(sets.IMPORT)
     if len(sets.TRAIN) != 1:
         raise ConfigError(f"DATASETS.TRAIN = {sets.TRAIN} is not allowed (must name one data set)")
     if not sets.TEST:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import itertools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from fvcore.nn.precise_bn import update_bn_stats
 from torch import nn
 
 from ssod_imwa.averaging.episodes import EpisodeSchedule
+from ssod_imwa.data.registration import import_modules
 from ssod_imwa.data.roots import data_root
 from ssod_imwa.detection.data.catalog import load_datasets
 from ssod_imwa.detection.data.loader import build_test_batches, build_train_batches
@@ -52,7 +52,7 @@ def build_data(cfg: CfgNode) -> DetectionData:
         DataError: a data set is missing or broken.
     """
     sets = cfg.DATASETS
-    _import_modules(sets.IMPORT)
+    import_modules(sets.IMPORT)
     if not sets.TRAIN:
         raise ConfigError("DATASETS.TRAIN = [] is not allowed (name at least one labeled set)")
     whole = _load(cfg, sets.TRAIN)
@@ -302,19 +302,6 @@ def build_bn_recomputation(
                     module.training = training
 
     return recompute
-
-
-def _import_modules(names: list[str]) -> None:
-    for name in names:
-        try:
-            importlib.import_module(name)
-        except ModuleNotFoundError as error:
-            if error.name is None or not name.startswith(error.name):
-                raise  # the module is there, but not what it imports
-            raise ConfigError(
-                f"DATASETS.IMPORT: there is no module {name!r} (must be importable: installed, or "
-                "below a folder of PYTHONPATH)"
-            ) from None
 
 
 def _load(cfg: CfgNode, names: list[str], *, labeled: bool = True) -> DetectionDataset:
