@@ -1,11 +1,24 @@
 """Data sets that are registered in either catalog."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from ssod_imwa.detection.data.catalog import load_dataset
 from ssod_imwa.errors import DataError
+
+MODULE = """
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+box = {{"bbox": [1, 2, 30, 40], "bbox_mode": 0, "category_id": 0}}
+entry = {{"file_name": "{folder}/a.png", "image_id": 1, "annotations": [box]}}
+DatasetCatalog.register("theirs", lambda: [entry])
+MetadataCatalog.get("theirs").thing_classes = ["crow"]
+"""
 
 pytestmark = [pytest.mark.detectron2, pytest.mark.usefixtures("project")]
 
@@ -57,6 +70,28 @@ def test_a_set_of_theirs_is_found_by_its_name(registered):
     np.testing.assert_array_equal(first.annotations.crowd, [False, True])
     assert (second.image_id, second.width, second.height) == (second.file_name, 60, 40)
     assert len(second.annotations) == 0
+
+
+def test_a_run_of_ours_finds_what_an_imported_module_registers_there(tmp_path):
+    Image.new("RGB", (60, 40)).save(tmp_path / "a.png")
+    (tmp_path / "their_data.py").write_text(MODULE.format(folder=tmp_path))
+    code = (
+        "import sys\n"
+        "from ssod_imwa.data.registration import import_modules\n"
+        "from ssod_imwa.detection.data.catalog import load_dataset\n"
+        "import_modules(['their_data'])\n"
+        "print(load_dataset('theirs').classes)\n"
+        "assert 'ssod_imwa.integrations' not in sys.modules\n"
+    )
+    path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONPATH": path},
+    )
+    assert done.stdout == "('crow',)\n"
 
 
 def test_unlabeled_images_need_neither_classes_nor_annotations(registered, tmp_path):

@@ -169,7 +169,8 @@ def read_dataset(
         dataset = _REGISTERED[name](folder)
         return (dataset if labeled else dataset.subset(range(len(dataset)), labeled=False)), []
     if source.kind == "detectron2":
-        from ssod_imwa.integrations.detectron2.catalog import from_detectron2
+        # Here, as detectron2 is optional, takes seconds to import, and is loaded by now.
+        from ssod_imwa.detection.data.detectron2 import from_detectron2
 
         return from_detectron2(name, labeled=labeled), []
     if name.startswith("digits_"):

@@ -1,4 +1,4 @@
-"""Data sets between detectron2's catalogs and ours, and its evaluators on our detections."""
+"""Our data sets in detectron2's catalogs, and its evaluators on our detections."""
 
 from __future__ import annotations
 
@@ -6,80 +6,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.structures import Boxes, BoxMode, Instances
 
-from ssod_imwa.data.image_files import image_size
 from ssod_imwa.detection.data.catalog import load_dataset
-from ssod_imwa.detection.data.records import Annotations, DetectionDataset, Detections, ImageRecord
+from ssod_imwa.detection.data.records import Annotations, DetectionDataset, Detections
 from ssod_imwa.errors import DataError
-
-
-def from_detectron2(name: str, *, labeled: bool = True) -> DetectionDataset:
-    """A data set that is registered in DatasetCatalog, with the classes of its metadata.
-
-    Args:
-        name: in DatasetCatalog.
-        labeled: whether to read labels; without them `annotations` may be absent.
-
-    Raises:
-        DataError: an entry lacks what we need.
-    """
-    classes = tuple(MetadataCatalog.get(name).get("thing_classes", ())) if labeled else ()
-    if labeled and not classes:
-        raise DataError(
-            f"data set {name!r} of detectron2's catalog has no class names (set "
-            f"MetadataCatalog.get({name!r}).thing_classes)"
-        )
-    entries = DatasetCatalog.get(name)
-    records = tuple(
-        _record(name, number, entry, len(classes), labeled=labeled)
-        for number, entry in enumerate(entries)
-    )
-    return DetectionDataset(name, records, classes)
-
-
-def _record(
-    name: str, number: int, entry: dict[str, Any], classes: int, *, labeled: bool
-) -> ImageRecord:
-    if "file_name" not in entry:
-        raise DataError(f"{_entry(name, number)} has no file_name")
-    if "height" in entry and "width" in entry:
-        width, height = entry["width"], entry["height"]
-    else:
-        width, height = image_size(entry["file_name"])
-    annotations = None
-    if labeled:
-        annotations = _annotations(_entry(name, number), entry.get("annotations"), classes)
-    image_id = entry.get("image_id", entry["file_name"])
-    return ImageRecord(str(entry["file_name"]), image_id, width, height, annotations)
-
-
-def _entry(name: str, number: int) -> str:
-    return f"entry {number} of detectron2's data set {name!r}"
-
-
-def _annotations(where: str, objects: list[dict[str, Any]] | None, classes: int) -> Annotations:
-    if objects is None:
-        raise DataError(
-            f"{where} has no annotations (an image without objects has an empty list; images "
-            "without labels belong to DATASETS.TRAIN_UNLABELED)"
-        )
-    boxes = [BoxMode.convert(o["bbox"], o["bbox_mode"], BoxMode.XYXY_ABS) for o in objects]
-    labels = [o["category_id"] for o in objects]
-    if not all(0 <= label < classes for label in labels):
-        raise DataError(
-            f"{where} has category_id {max(labels, key=abs)} (must be 0..{classes - 1}, as in "
-            "thing_classes)"
-        )
-    return Annotations(
-        boxes=np.array(boxes, dtype=np.float32).reshape(-1, 4),
-        labels=np.array(labels, dtype=np.int64),
-        crowd=np.array([bool(o.get("iscrowd", 0)) for o in objects], dtype=bool),
-        difficult=np.zeros(len(objects), dtype=bool),
-    )
 
 
 def register_in_detectron2(names: Sequence[str], *, root: str | Path | None = None) -> None:
@@ -153,11 +86,11 @@ def run_evaluator(
     """
     evaluator.reset()
     for record in dataset.records:
-        found = predictions[record.image_id]
+        detections = predictions[record.image_id]
         instances = Instances((record.height, record.width))
-        instances.pred_boxes = Boxes(found.boxes.cpu())
-        instances.pred_classes = found.labels.cpu()
-        instances.scores = found.scores.cpu()
+        instances.pred_boxes = Boxes(detections.boxes.cpu())
+        instances.pred_classes = detections.labels.cpu()
+        instances.scores = detections.scores.cpu()
         entry = {"file_name": record.file_name, "image_id": record.image_id}
         evaluator.process([entry], [{"instances": instances}])
     return evaluator.evaluate()
