@@ -34,7 +34,6 @@ EXCEPTIONS = {
     ("data.order", "detection.data.records"),
     ("data.transfer", "detection.data.records"),
     ("detection.detectors.detectron2", "integrations.detectron2.trainer_parts"),
-    ("visualization.plots", "detection.data.records"),
 }
 
 

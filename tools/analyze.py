@@ -14,7 +14,6 @@ what is seen in it. RUN is the OUTPUT_DIR of a classification run. See docs/anal
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from ssod_imwa.cli import print_table, run_main
 
@@ -136,20 +135,18 @@ def main() -> None:
     # Seconds to import, which --help need not wait for.
     from ssod_imwa.analysis import commands, weight_commands
     from ssod_imwa.analysis.build import open_run
+    from ssod_imwa.visualization.plots import save_figures
 
     subject, output = arguments.pop("subject"), arguments.pop("output")
     run = open_run(
         arguments.pop("run"), weights=arguments.pop("weights"), overrides=arguments.pop("opts")
     )
     analyze = getattr(commands, subject, None) or getattr(weight_commands, subject)
-    found = analyze(run, **arguments)
-    for table in found.tables:
+    finding = analyze(run, **arguments)
+    for table in finding.tables:
         print_table(table)
-    folder = Path(output or run.folder / "pictures")
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, figure in found.figures.items():
-        figure.savefig(folder / name)
-        print(folder / name)
+    for path in save_figures(finding.figures, output or run.folder / "pictures"):
+        print(path)
 
 
 if __name__ == "__main__":

@@ -14,20 +14,11 @@ from __future__ import annotations
 
 import argparse
 import logging
-from pathlib import Path
 
-from matplotlib.figure import Figure
-
+from ssod_imwa.analysis.datasets import boxes_figure
 from ssod_imwa.cli import add_import_option, run_main
 from ssod_imwa.data.registration import import_modules
-from ssod_imwa.detection.data.catalog import load_dataset
-from ssod_imwa.runs.results import FILE_NAME, read_results
-from ssod_imwa.visualization.plots import (
-    classes_figure,
-    episodes_figure,
-    read_metrics,
-    training_figure,
-)
+from ssod_imwa.visualization.plots import run_figures, save_figures
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -54,39 +45,20 @@ def parse_arguments() -> argparse.Namespace:
     return arguments
 
 
-def figures(arguments: argparse.Namespace) -> dict[str, Figure]:
-    """File name: figure."""
-    found = {}
-    if arguments.run_dir is not None:
-        run_dir = Path(arguments.run_dir)
-        found["training.png"] = training_figure(read_metrics(run_dir / "metrics.json"))
-        if (run_dir / FILE_NAME).exists():
-            found["episodes.png"] = episodes_figure(
-                read_results(run_dir), metrics=arguments.metrics
-            )
-        else:
-            print(f"no episodes.png: {run_dir / FILE_NAME} is not there before an evaluation")
-    if arguments.datasets is not None:
-        found["classes.png"] = classes_figure(
-            [
-                load_dataset(name, root=arguments.data_root, on_bad_record="skip")
-                for name in arguments.datasets
-            ]
-        )
-    return found
-
-
 def main() -> None:
     """Write the figures and name the files."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")  # shows skipped records
     arguments = parse_arguments()
     import_modules(arguments.modules, option="--import")
-    output = Path(arguments.output or arguments.run_dir)
-    plotted = figures(arguments)
-    output.mkdir(parents=True, exist_ok=True)
-    for name, figure in plotted.items():
-        figure.savefig(output / name)
-        print(output / name)
+    figures = {}
+    if arguments.run_dir is not None:
+        figures |= run_figures(arguments.run_dir, metrics=arguments.metrics)
+        if "episodes.png" not in figures:
+            print("no episodes.png: results.json is not there before an evaluation")
+    if arguments.datasets is not None:
+        figures["classes.png"] = boxes_figure(arguments.datasets, root=arguments.data_root)
+    for path in save_figures(figures, arguments.output or arguments.run_dir):
+        print(path)
 
 
 if __name__ == "__main__":

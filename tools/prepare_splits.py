@@ -19,29 +19,17 @@ Examples:
 from __future__ import annotations
 
 import argparse
-import itertools
 import logging
 from pathlib import Path
 
 from ssod_imwa.cli import add_import_option, run_main
 from ssod_imwa.data.registration import import_modules
-from ssod_imwa.data.roots import data_root
-from ssod_imwa.detection.data.catalog import fingerprint, load_dataset
-from ssod_imwa.detection.data.records import DetectionDataset
-from ssod_imwa.detection.data.split_files import (
-    coco_content,
-    coco_split_paths,
-    part_of_coco,
-    unlabeled_partner,
-    write_json,
-)
-from ssod_imwa.detection.data.splits import (
-    class_counts,
-    index_file_content,
-    split_dataset,
-    verify_coco_files,
-    verify_index_file,
-    with_integer_ids,
+from ssod_imwa.detection.data.catalog import load_dataset
+from ssod_imwa.detection.data.split_reports import (
+    HEADER,
+    check_split,
+    write_coco_splits,
+    write_index_split,
 )
 
 
@@ -73,7 +61,7 @@ def parse_arguments() -> argparse.Namespace:
     return arguments
 
 
-def main() -> int:
+def main() -> None:
     """Write or check, and show what each split holds."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     arguments = parse_arguments()
@@ -81,70 +69,19 @@ def main() -> int:
     dataset = load_dataset(
         arguments.dataset, root=arguments.root, on_bad_record=arguments.on_bad_record
     )
-    print_header()
+    print(HEADER)
+    drawn = {
+        "percents": arguments.percent,
+        "folds": arguments.folds,
+        "filter_empty": not arguments.keep_empty,
+    }
     if arguments.check is not None:
-        check(dataset, arguments.check)
-        print(f"{arguments.check} fits {dataset.name}")
+        lines = [*check_split(dataset, arguments.check), f"{arguments.check} fits {dataset.name}"]
     elif arguments.format == "index":
-        write_index(dataset, arguments)
+        lines = write_index_split(dataset, arguments.output, **drawn)
     else:
-        write_coco(dataset, arguments)
-    return 0
-
-
-def check(dataset: DetectionDataset, path: Path) -> None:
-    """Verify an index file, or the labeled one of two COCO files."""
-    if unlabeled_partner(path).exists():
-        fold, _, percent = path.stem.rpartition(".")[2].partition("@")
-        print_split(percent, fold, verify_coco_files(dataset, path)[0])
-        return
-    for percent, fold, labeled in verify_index_file(dataset, path):
-        print_split(f"{percent:g}", str(fold), labeled)
-
-
-def write_index(dataset: DetectionDataset, arguments: argparse.Namespace) -> None:
-    """Write one index file."""
-    content = index_file_content(
-        dataset,
-        percents=arguments.percent,
-        folds=arguments.folds,
-        filter_empty=not arguments.keep_empty,
-    )
-    write_json(arguments.output, content)
-    check(dataset, arguments.output)
-    print(f"written; use it with DATASETS.SPLIT.FILE {arguments.output.resolve()}")
-
-
-def write_coco(dataset: DetectionDataset, arguments: argparse.Namespace) -> None:
-    """Write two COCO files for each percentage and fold."""
-    numbered = with_integer_ids(dataset)
-    content, stem, images = coco_content(numbered, root=data_root(arguments.root))
-    for percent, fold in itertools.product(arguments.percent, arguments.folds):
-        parts = split_dataset(
-            numbered, percent=percent, fold=fold, filter_empty=not arguments.keep_empty
-        )
-        paths = coco_split_paths(arguments.output, stem, percent=percent, fold=fold)
-        for path, part in zip(paths, parts, strict=True):
-            write_json(path, part_of_coco(content, part))
-        check(dataset, paths[0])
-        labeled, unlabeled = (f"coco:{path.resolve()}:{images}" for path in paths)
-        print(f"written; use DATASETS.TRAIN {labeled} DATASETS.TRAIN_UNLABELED {unlabeled}")
-
-
-def print_header() -> None:
-    """Column titles of `print_split`."""
-    print(f"{'percent':>7} {'fold':>4} {'images':>6} {'boxes':>7}  ids (SHA-256)  class: boxes")
-
-
-def print_split(percent: str, fold: str, labeled: DetectionDataset) -> None:
-    """One line on what a split's labeled images hold, and a warning for missing classes."""
-    counts = class_counts(labeled)
-    images, digest = fingerprint(labeled).split(":")
-    classes = " ".join(f"{c}:{n}" for c, n in zip(labeled.classes, counts, strict=True))
-    print(f"{percent:>7} {fold:>4} {images:>6} {sum(counts):>7}  {digest[:12]}   {classes}")
-    missing = [c for c, n in zip(labeled.classes, counts, strict=True) if n == 0]
-    if missing:
-        print(f"warning: no labeled box of {', '.join(missing)}; another fold may have some")
+        lines = write_coco_splits(dataset, arguments.output, root=arguments.root, **drawn)
+    print("\n".join(lines))
 
 
 if __name__ == "__main__":

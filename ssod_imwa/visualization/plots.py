@@ -17,9 +17,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from ssod_imwa.detection.data.records import DetectionDataset
-from ssod_imwa.errors import DataError, UserError
-from ssod_imwa.runs.results import MODELS, Evaluation, Results, main_metrics
+from ssod_imwa.errors import UserError
+from ssod_imwa.runs.results import (
+    FILE_NAME,
+    MODELS,
+    Evaluation,
+    Results,
+    main_metrics,
+    read_results,
+)
 from ssod_imwa.visualization.style import DPI, color, dash, marker
 
 _TITLES = {
@@ -30,6 +36,31 @@ _TITLES = {
 
 class MetricsError(UserError):
     """A metrics file is missing or holds no training."""
+
+
+def run_figures(run_dir: str | Path, *, metrics: Sequence[str] | None = None) -> dict[str, Figure]:
+    """The figures of a run that has begun, by file name; "episodes.png" once it was evaluated.
+
+    Args:
+        run_dir: its OUTPUT_DIR.
+        metrics: see `episodes_figure`.
+
+    Raises:
+        UserError: the run has trained nothing yet, or has not measured one of the metrics.
+    """
+    figures = {"training.png": training_figure(read_metrics(Path(run_dir) / "metrics.json"))}
+    if (Path(run_dir) / FILE_NAME).exists():
+        figures["episodes.png"] = episodes_figure(read_results(run_dir), metrics=metrics)
+    return figures
+
+
+def save_figures(figures: Mapping[str, Figure], folder: str | Path) -> list[Path]:
+    """Write figures to a folder, which is made if need be; the files."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, figure in figures.items():
+        figure.savefig(folder / name)
+    return [folder / name for name in figures]
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
@@ -153,62 +184,41 @@ def episodes_figure(results: Results, *, metrics: Sequence[str] | None = None) -
     return figure
 
 
-def classes_figure(datasets: Sequence[DetectionDataset]) -> Figure:
-    """Boxes per class of one or several data sets, from the most to the least frequent class.
+def classes_figure(
+    classes: Sequence[str], counts: Mapping[str, Sequence[int]], *, what: str
+) -> Figure:
+    """How often classes occur, in one or several data sets, from the most to the least frequent.
 
-    Crowds are left out. The axis of counts is logarithmic if the largest count is at least 10 times
-    the smallest, as long-tailed data have it.
+    The axis of counts is logarithmic if the largest count is at least 10 times the smallest, as
+    long-tailed data have it.
 
     Args:
-        datasets: with the same classes; the first decides the order.
+        classes: names.
+        counts: for each entry of the legend a number for each class; the first decides the order.
+        what: is counted.
 
     Raises:
-        DataError: the classes differ.
-        ValueError: there is no data set.
+        ValueError: there are no counts.
     """
-    if not datasets:
-        raise ValueError("no data set is given (at least one is needed)")
-    classes = datasets[0].classes
-    for dataset in datasets[1:]:
-        if dataset.classes != classes:
-            raise DataError(
-                f"{datasets[0].name} and {dataset.name} have different classes (one histogram "
-                "needs the same in the same order; plot them one by one)"
-            )
-    counts = np.array([class_counts(dataset) for dataset in datasets]).reshape(-1, len(classes))
-    order = np.argsort(-counts[0], kind="stable")
+    if not counts:
+        raise ValueError("no counts are given (at least those of one data set are needed)")
+    table = np.array(list(counts.values())).reshape(-1, len(classes))
+    order = np.argsort(-table[0], kind="stable")
     figure = Figure(figsize=(max(6, 0.35 * len(classes)), 4.5), layout="constrained", dpi=DPI)
     axis = figure.subplots()
-    width = 0.8 / len(datasets)
-    for i, dataset in enumerate(datasets):
-        at = np.arange(len(classes)) + (i - (len(datasets) - 1) / 2) * width
-        boxes, images = counts[i].sum(), len(dataset)
-        axis.bar(
-            at,
-            counts[i][order],
-            width,
-            color=color(i),
-            label=f"{dataset.name} ({boxes} boxes on {images} images)",
-        )
-    if counts.max() >= 10 * max(1, counts.min()):
+    width = 0.8 / len(counts)
+    for i, label in enumerate(counts):
+        at = np.arange(len(classes)) + (i - (len(counts) - 1) / 2) * width
+        axis.bar(at, table[i][order], width, color=color(i), label=label)
+    if table.max() >= 10 * max(1, table.min()):
         axis.set_yscale("log")
-        axis.set_ylim(bottom=0.7)  # so that a bar of 1 is seen; a class without boxes has none
+        axis.set_ylim(bottom=0.7)  # so that a bar of 1 is seen; an empty class has none
     axis.set_xticks(np.arange(len(classes)), [classes[i] for i in order], rotation=90)
     axis.set_xlabel("class")
-    axis.set_ylabel("boxes")
+    axis.set_ylabel(what)
     axis.grid(alpha=0.3, axis="y")
     axis.legend()
     return figure
-
-
-def class_counts(dataset: DetectionDataset) -> list[int]:
-    """Boxes of each class 0..C-1 that are not crowds; unlabeled images count as empty."""
-    counts = np.zeros(len(dataset.classes), dtype=np.int64)
-    for record in dataset.records:
-        if record.annotations is not None:
-            labels = record.annotations.labels[~record.annotations.crowd]
-            counts += np.bincount(labels, minlength=len(counts))
-    return counts.tolist()
 
 
 def _draw_by_step(axis: Axes, rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> None:

@@ -138,13 +138,6 @@ def split_dataset(
     return images.subset(sorted(chosen)), images.subset(rest, labeled=False)
 
 
-def class_counts(dataset: DetectionDataset) -> list[int]:
-    """Boxes of each class, without crowds."""
-    labels = [r.annotations.labels[~r.annotations.crowd] for r in dataset.records if r.annotations]
-    everything = np.concatenate([np.zeros(0, np.int64), *labels])
-    return np.bincount(everything, minlength=len(dataset.classes)).tolist()
-
-
 def index_file_content(
     dataset: DetectionDataset,
     *,

@@ -14,7 +14,6 @@ from ssod_imwa.detection.data.split_files import (
     write_json,
 )
 from ssod_imwa.detection.data.splits import (
-    class_counts,
     draw,
     index_file_content,
     labeled_count,
@@ -213,14 +212,6 @@ def test_positions_of_the_public_file_mean_the_filtered_list_sorted_by_id(tmp_pa
     kept = [i for i in range(total) if not is_empty[i]]
     assert ids(labeled) == sorted(kept[position] for position in positions)
     assert len(rest) == 117266 - 11
-
-
-def test_class_counts_leave_crowds_out(dataset):
-    expected = [0, 0, 0]
-    for image_id in range(1, 41):
-        if image_id % 8 != 1:
-            expected[image_id % 3] += image_id % 4
-    assert class_counts(dataset) == expected
 
 
 def write_pair(dataset, folder, root, **split):

@@ -1,0 +1,77 @@
+"""What is wrong in a detection set, what its classes hold: lines of text."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+
+from ssod_imwa.data.problems import Problem
+from ssod_imwa.data.reports import Report, imbalance_lines, problem_lines, summary_line
+from ssod_imwa.detection.data.catalog import read_dataset
+from ssod_imwa.detection.data.records import Annotations, DetectionDataset
+from ssod_imwa.detection.data.validation import find_problems
+
+
+def check_dataset(
+    name: str, *, root: str | Path | None = None, labeled: bool = True, read_pixels: bool = True
+) -> Report:
+    """What is wrong in a data set of `load_dataset`, and images and boxes of each class.
+
+    Args:
+        name: see `load_dataset`.
+        root: folder of all data sets.
+        labeled: whether to read and check labels.
+        read_pixels: open and decode every image.
+
+    Raises:
+        DataError: it cannot be read at all.
+    """
+    dataset, problems = read_dataset(name, root=root, labeled=labeled)
+    problems += find_problems(dataset, read_pixels=read_pixels)
+    serious = [problem for problem in problems if problem.level != "note"]
+    lines = [
+        *problem_lines(serious),
+        *_note_lines(problems),
+        summary_line(name, images=len(dataset), problems=len(serious)),
+        *class_lines(dataset),
+    ]
+    return Report(tuple(lines), is_sound=not serious)
+
+
+def class_counts(dataset: DetectionDataset) -> list[int]:
+    """Boxes of each class 0..C-1, without crowds; unlabeled images count as empty."""
+    labels = [a.labels[~a.crowd] for a in _annotations(dataset)]
+    everything = np.concatenate([np.zeros(0, np.int64), *labels])
+    return np.bincount(everything, minlength=len(dataset.classes)).tolist()
+
+
+def class_lines(dataset: DetectionDataset) -> list[str]:
+    """Images and boxes of each class, and how imbalanced they are."""
+    annotations = _annotations(dataset)
+    if not annotations or not dataset.classes:
+        return ["  no labels"]
+    width = max(map(len, dataset.classes))
+    lines = [f"  {'class':{width}} {'images':>7} {'boxes':>7} {'difficult':>9} {'crowds':>7}"]
+    boxes = class_counts(dataset)
+    for label, name in enumerate(dataset.classes):
+        of_class = [a.labels == label for a in annotations]
+        pairs = list(zip(of_class, annotations, strict=True))
+        images = sum(bool((chosen & ~a.crowd).any()) for chosen, a in pairs)
+        crowds = sum(int((chosen & a.crowd).sum()) for chosen, a in pairs)
+        difficult = sum(int((chosen & a.difficult).sum()) for chosen, a in pairs)
+        lines.append(f"  {name:{width}} {images:>7} {boxes[label]:>7} {difficult:>9} {crowds:>7}")
+    return lines + imbalance_lines(boxes, "boxes")
+
+
+def _note_lines(problems: list[Problem]) -> list[str]:
+    """How often there is what needs no action."""
+    notes = [problem for problem in problems if problem.level == "note"]
+    rules = {problem.what: problem.rule for problem in reversed(notes)}
+    counts = sorted(Counter(problem.what for problem in notes).items())
+    return [f"note: {count} x {what} ({rules[what]})" for what, count in counts]
+
+
+def _annotations(dataset: DetectionDataset) -> list[Annotations]:
+    return [r.annotations for r in dataset.records if r.annotations is not None]
