@@ -17,19 +17,14 @@ from __future__ import annotations
 
 import argparse
 import logging
-from collections import Counter
-from itertools import groupby
 
-import numpy as np
-
-from ssod_imwa.classification.data.catalog import available_images, load_images
-from ssod_imwa.classification.data.validation import find_image_problems
+from ssod_imwa.classification.data.catalog import available_images
+from ssod_imwa.classification.data.reports import check_images
 from ssod_imwa.cli import add_import_option, run_main
-from ssod_imwa.data.problems import Problem
 from ssod_imwa.data.registration import import_modules
-from ssod_imwa.detection.data.catalog import available, read_dataset
-from ssod_imwa.detection.data.records import DetectionDataset
-from ssod_imwa.detection.data.validation import find_problems
+from ssod_imwa.data.reports import Report
+from ssod_imwa.detection.data.catalog import available
+from ssod_imwa.detection.data.reports import check_dataset
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -56,83 +51,28 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def check(name: str, arguments: argparse.Namespace) -> Report:
+    if arguments.classification:
+        return check_images(name, root=arguments.root, read_pixels=not arguments.fast)
+    return check_dataset(
+        name,
+        root=arguments.root,
+        labeled=not arguments.unlabeled,
+        read_pixels=not arguments.fast,
+    )
+
+
 def main() -> int:
     """Check each data set."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     arguments = parse_arguments()
     import_modules(arguments.modules, option="--import")
-    check = check_images if arguments.classification else check_detection
-    return min(sum(check(name, arguments) for name in arguments.names), 1)
-
-
-def check_detection(name: str, arguments: argparse.Namespace) -> bool:
-    """Print what is wrong in a detection set; whether anything is."""
-    dataset, problems = read_dataset(name, root=arguments.root, labeled=not arguments.unlabeled)
-    problems += find_problems(dataset, read_pixels=not arguments.fast)
-    serious = [problem for problem in problems if problem.level != "note"]
-    print_problems(serious)
-    for what, count in sorted(Counter(p.what for p in problems if p.level == "note").items()):
-        rule = next(p.rule for p in problems if p.what == what)
-        print(f"note: {count} x {what} ({rule})")
-    print_summary(name, len(dataset), serious)
-    print_classes(dataset)
-    return bool(serious)
-
-
-def check_images(name: str, arguments: argparse.Namespace) -> bool:
-    """Print what is wrong in a classification set; whether anything is."""
-    dataset = load_images(name, root=arguments.root)
-    problems = find_image_problems(dataset, read_pixels=not arguments.fast)
-    print_problems(problems)
-    print_summary(name, len(dataset), problems)
-    width = max(map(len, dataset.classes))
-    print(f"  {'class':{width}} {'images':>7}")
-    for class_name, count in zip(dataset.classes, dataset.counts, strict=True):
-        print(f"  {class_name:{width}} {count:>7}")
-    print_imbalance(dataset.counts, "images")
-    return bool(problems)
-
-
-def print_summary(name: str, images: int, problems: list[Problem]) -> None:
-    """One line on the whole set."""
-    plural = "" if len(problems) == 1 else "s"
-    print(f"{name}: {images} images, {len(problems)} problem{plural}")
-
-
-def print_imbalance(counts: list[int], what: str) -> None:
-    """The ratio of the largest class to the smallest."""
-    if min(counts) > 0:
-        ratio = max(counts) / min(counts)
-        print(f"  imbalance {ratio:.1f} (most over fewest {what} of a class)")
-
-
-def print_problems(problems: list[Problem]) -> None:
-    """Every problem under the file it is in."""
-    problems = sorted(problems, key=lambda problem: problem.file)
-    for file, group in groupby(problems, key=lambda problem: problem.file):
-        print(file)
-        for problem in group:
-            print(f"  {problem.level}: {problem}")
-
-
-def print_classes(dataset: DetectionDataset) -> None:
-    """Images and boxes of each class, and how imbalanced they are."""
-    labeled = [r.annotations for r in dataset.records if r.annotations is not None]
-    if not labeled:
-        print("  no labels")
-        return
-    width = max(map(len, dataset.classes))
-    print(f"  {'class':{width}} {'images':>7} {'boxes':>7} {'difficult':>9} {'crowds':>7}")
-    boxes = []
-    for label, name in enumerate(dataset.classes):
-        of_class = [a.labels == label for a in labeled]
-        pairs = list(zip(of_class, labeled, strict=True))
-        images = sum(bool((chosen & ~a.crowd).any()) for chosen, a in pairs)
-        crowds = sum(int((chosen & a.crowd).sum()) for chosen, a in pairs)
-        difficult = sum(int((chosen & a.difficult).sum()) for chosen, a in pairs)
-        boxes.append(int(np.sum([chosen.sum() for chosen in of_class])) - crowds)
-        print(f"  {name:{width}} {images:>7} {boxes[-1]:>7} {difficult:>9} {crowds:>7}")
-    print_imbalance(boxes, "boxes")
+    all_sound = True
+    for name in arguments.names:
+        report = check(name, arguments)
+        print("\n".join(report.lines))
+        all_sound &= report.is_sound
+    return 0 if all_sound else 1
 
 
 if __name__ == "__main__":

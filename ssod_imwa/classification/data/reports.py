@@ -1,0 +1,40 @@
+"""What is wrong in a classification set and what its classes hold: lines of text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ssod_imwa.classification.data.catalog import load_images
+from ssod_imwa.classification.data.datasets import ClassificationDataset
+from ssod_imwa.classification.data.validation import find_image_problems
+from ssod_imwa.data.reports import Report, imbalance_lines, problem_lines, summary_line
+
+
+def check_images(name: str, *, root: str | Path | None = None, read_pixels: bool = True) -> Report:
+    """What is wrong in a data set of `load_images`, and the images of each class.
+
+    Args:
+        name: see `load_images`.
+        root: folder of all data sets.
+        read_pixels: open and decode every image.
+
+    Raises:
+        DataError: it cannot be read at all.
+    """
+    dataset = load_images(name, root=root)
+    problems = find_image_problems(dataset, read_pixels=read_pixels)
+    lines = [
+        *problem_lines(problems),
+        summary_line(name, images=len(dataset), problems=len(problems)),
+        *class_lines(dataset),
+    ]
+    return Report(tuple(lines), is_sound=not problems)
+
+
+def class_lines(dataset: ClassificationDataset) -> list[str]:
+    """Images of each class, and how imbalanced they are."""
+    width = max(map(len, dataset.classes))
+    lines = [f"  {'class':{width}} {'images':>7}"]
+    for name, count in zip(dataset.classes, dataset.counts, strict=True):
+        lines.append(f"  {name:{width}} {count:>7}")
+    return lines + imbalance_lines(dataset.counts, "images")
