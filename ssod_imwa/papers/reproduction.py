@@ -1,9 +1,11 @@
-"""Trains and reports a table of a paper: the runs' configurations, and the numbers side by side."""
+"""Trains the runs of a paper's table: their configurations, folders and results."""
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from fvcore.common.config import CfgNode
@@ -13,14 +15,21 @@ from ssod_imwa.config.reader import keys, parse_config
 from ssod_imwa.engine.checkpoint.atomic import write_text
 from ssod_imwa.engine.checkpoint.output import FINAL
 from ssod_imwa.errors import ConfigError
-from ssod_imwa.papers.tables import Row, Run, Table, TableError
-from ssod_imwa.runs.results import FILE_NAME, MODELS, Evaluation, Results, Spread, read_results
-from ssod_imwa.runs.run import FREE_KEYS
-from ssod_imwa.visualization.table import spread_text
+from ssod_imwa.papers.tables import (
+    Row,
+    Run,
+    Table,
+    TableError,
+    needed_runs,
+    shown_runs,
+)
+from ssod_imwa.runs.open import open_task
+from ssod_imwa.runs.results import FILE_NAME, Results, read_results
+from ssod_imwa.runs.run import FREE_KEYS, train
+
+logger = logging.getLogger(__name__)
 
 RECIPE = "recipe.yaml"  # in a run's folder: its configuration before it was scaled
-
-Found = Mapping[tuple[str, int], Results]
 
 
 def run_config(
@@ -45,14 +54,14 @@ def run_config(
     Raises:
         ConfigError: its file or an override is wrong.
     """
-    own = ["SEED", str(seed), "OUTPUT_DIR", str(output)]
+    place = ["SEED", str(seed), "OUTPUT_DIR", str(output)]
     if initial is not None:
-        own += ["MODEL.WEIGHTS", str(initial)]
+        place += ["MODEL.WEIGHTS", str(initial)]
     try:
-        load_config(run.config, [*run.overrides, *own])
+        load_config(run.config, [*run.overrides, *place])
     except ConfigError as error:
         raise ConfigError(f"{table.path}: runs.{run.name}: {error}") from error
-    return load_config(run.config, [*run.overrides, *own, *overrides])
+    return load_config(run.config, [*run.overrides, *place, *overrides])
 
 
 def scaled(cfg: CfgNode, factor: float) -> CfgNode:
@@ -133,89 +142,93 @@ def _value(cfg: CfgNode, key: str) -> object:
     return cfg
 
 
-def shown(row: Row, results: Results) -> Evaluation:
-    """The evaluation of a run that a row shows.
+@dataclass(frozen=True)
+class Reproduction:
+    """A table and how its runs are trained.
 
-    Raises:
-        ResultsError: there is none of this model.
-        TableError: there is none of this member.
+    A run is in OUTPUT/TABLE/RUN_seedK, or OUTPUT/TABLE_xSCALE/RUN_seedK: other schedules are other
+    runs.
+
+    Attributes:
+        table: what is reproduced.
+        output: folder of all tables.
+        scale: factor of every schedule, above 0.
+        overrides: KEY VALUE pairs for every run, after those of the table.
     """
-    if row.member is None:
-        return results.headline(row.model)
-    models = [row.model] if row.model else reversed(MODELS)
-    for model in models:
-        found = [
-            x
-            for x in results.evaluations
-            if (x.stage, x.member, x.model) == ("member", row.member - 1, model)
-        ]
-        if found:
-            return found[-1]
-    raise TableError(
-        f"{row.label}: run {row.run} of seed {results.seed} holds no evaluation of member "
-        f"{row.member} of {results.imwa['members']} (members are evaluated with TEST.EVAL_MEMBERS "
-        "True)"
-    )
 
+    table: Table
+    output: Path
+    scale: float = 1.0
+    overrides: tuple[str, ...] = ()
 
-def report(table: Table, rows: Sequence[Row], found: Found) -> tuple[list[str], list[list[str]]]:
-    """Header and cells: the paper's numbers and ours, mean ± standard deviation over seeds.
+    @property
+    def folder(self) -> Path:
+        """Where the table and its runs are."""
+        name = self.table.path.stem
+        return self.output / (name if self.scale == 1 else f"{name}_x{self.scale:g}")
 
-    Args:
-        table: of the rows.
-        rows: in order.
-        found: finished runs by name and seed; a row without any has dashes.
+    def train(self, rows: Sequence[Row], seeds: Sequence[int]) -> int:
+        """Train the runs that rows need, or go on with them, unless they are finished.
 
-    Raises:
-        UserError: see `shown`.
-    """
-    printed = [m for m in table.metrics if any(m in row.paper for row in rows)]
-    gains = any(row.against for row in rows)
-    header = ["method"]
-    for metric in table.metrics:
-        header += [f"{metric}, paper", metric] if metric in printed else [metric]
-        if gains and metric == table.metrics[0]:
-            header.append(f"gain in {metric}")
-    header += ["seeds", *(["source"] if printed else [])]
-    by_label = {row.label: row for row in table.rows}
-    cells = []
-    for row in rows:
-        ours = _by_seed(row, found)
-        line = [row.label]
-        for metric in table.metrics:
-            if metric in printed:
-                line.append(_as_printed(row.paper.get(metric)))
-            line.append(spread_text(Spread.of(x.get(metric, math.nan) for x in ours.values())))
-            if gains and metric == table.metrics[0]:
-                line.append(_gain(metric, ours, by_label.get(row.against or ""), found))
-        cells.append([*line, str(len(ours)), *([row.source] if printed else [])])
-    return header, cells
+        Returns:
+            0, or the exit status of the run that was interrupted.
 
+        Raises:
+            UserError: see `config`, `check_recipe` and `runs.run.train`.
+        """
+        wanted = [(run, seed) for seed in seeds for run in needed_runs(self.table, rows)]
+        for number, (run, seed) in enumerate(wanted, start=1):
+            logger.info("run %d of %d: %s, seed %d", number, len(wanted), run.name, seed)
+            status = self._train_run(run, seed)
+            if status:
+                return status
+        return 0
 
-def _by_seed(row: Row, found: Found) -> dict[int, dict[str, float]]:
-    return {
-        seed: shown(row, results).metrics
-        for (name, seed), results in found.items()
-        if name == row.run
-    }
+    def results(self, rows: Sequence[Row], seeds: Sequence[int]) -> dict[tuple[str, int], Results]:
+        """The results of the finished runs that rows show, by name and seed."""
+        finished_runs = {
+            (run.name, seed): self._finished(run, seed)
+            for run in shown_runs(self.table, rows)
+            for seed in seeds
+        }
+        return {key: results for key, results in finished_runs.items() if results is not None}
 
+    def caption(self, seeds: Sequence[int]) -> str:
+        """What is in the table, and how far it is from the paper."""
+        numbers = ", ".join(map(str, seeds))
+        schedule = "" if self.scale == 1 else f", {self.scale:g} times the schedule"
+        pairs = zip(self.overrides[::2], self.overrides[1::2], strict=False)
+        settings = "".join(f", {key} = {value}" for key, value in pairs if key not in FREE_KEYS)
+        return f"{self.table.title} (ours: seed {numbers}{schedule}{settings})"
 
-def _gain(
-    metric: str, ours: Mapping[int, Mapping[str, float]], other: Row | None, found: Found
-) -> str:
-    """Mean and spread of the differences between runs of one seed; empty without another row."""
-    if other is None:
-        return ""
-    theirs = _by_seed(other, found)
-    differences = (
-        ours[seed].get(metric, math.nan) - theirs[seed].get(metric, math.nan)
-        for seed in ours.keys() & theirs.keys()
-    )
-    return spread_text(Spread.of(differences), sign=True)
+    def config(self, run: Run, seed: int) -> CfgNode:
+        """The configuration of a run, before it is scaled."""
+        return run_config(
+            self.table,
+            run,
+            seed=seed,
+            output=self._run_folder(run.name, seed),
+            initial=None if run.after is None else self._run_folder(run.after, seed),
+            overrides=self.overrides,
+        )
 
+    def _run_folder(self, name: str, seed: int) -> Path:
+        return self.folder / f"{name}_seed{seed}"
 
-def _as_printed(number: float | None) -> str:
-    """One decimal, as most papers print percent, or two."""
-    if number is None:
-        return ""
-    return f"{number:.1f}" if round(number, 1) == number else f"{number:.2f}"
+    def _train_run(self, run: Run, seed: int) -> int:
+        if self._finished(run, seed) is not None:
+            return 0
+        cfg = self.config(run, seed)
+        check_recipe(cfg)
+        write_recipe(cfg)
+        if self.scale != 1:
+            # A task counts epochs in iterations, of which an episode needs one.
+            cfg = scaled(open_task(cfg).cfg if cfg.CLS.SCHEDULE.EPOCHS else cfg, self.scale)
+        return train(cfg, resume_from=True)
+
+    def _finished(self, run: Run, seed: int) -> Results | None:
+        """The results of a run of this very configuration, or None before its end."""
+        results = finished(self._run_folder(run.name, seed))
+        if results is not None:
+            check_recipe(self.config(run, seed))
+        return results

@@ -7,6 +7,7 @@ import pytest
 
 from ssod_imwa.cli import run_main
 from ssod_imwa.engine.hooks import LRHook
+from ssod_imwa.papers import reproduction
 from ssod_imwa.runs.results import read_results
 from ssod_imwa.runs.trained import read_trained
 
@@ -62,7 +63,7 @@ def refuse(cfg, **options):
     raise AssertionError(f"{cfg.OUTPUT_DIR} is trained")
 
 
-def test_trains_what_rows_need_once_and_prints_the_table(reproduce, tool, monkeypatch, tmp_path):
+def test_trains_what_rows_need_once_and_prints_the_table(reproduce, monkeypatch, tmp_path):
     arguments = ("--rows", "CE", "cRT", "--format", "markdown")
     status, out, _ = reproduce(*arguments)
     folder = tmp_path / "out" / "digits"
@@ -83,15 +84,15 @@ def test_trains_what_rows_need_once_and_prints_the_table(reproduce, tool, monkey
     assert lines[5].startswith(f"| cRT |  | {top1[1]:.2f} | {top1[1] - top1[0]:+.2f} | ")
     assert (folder / "table.md").read_text() == out
 
-    monkeypatch.setattr(tool, "train", refuse)
+    monkeypatch.setattr(reproduction, "train", refuse)
     assert reproduce(*arguments)[:2] == (0, out)
     # A third row brings a run that is not there.
     with pytest.raises(AssertionError, match="never_seed1 is trained"):
         reproduce()
 
 
-def test_print_only_trains_nothing_and_creates_nothing(reproduce, tool, monkeypatch, tmp_path):
-    monkeypatch.setattr(tool, "train", refuse)
+def test_print_only_trains_nothing_and_creates_nothing(reproduce, monkeypatch, tmp_path):
+    monkeypatch.setattr(reproduction, "train", refuse)
     status, out, _ = reproduce("--print-only", "--seeds", 1, 2)
     assert status == 0
     assert "Digits (ours: seed 1, 2)" in out
@@ -100,11 +101,13 @@ def test_print_only_trains_nothing_and_creates_nothing(reproduce, tool, monkeypa
 
 
 @pytest.fixture
-def trained(tool, monkeypatch):
+def trained(monkeypatch):
     """The configurations that would have been trained."""
-    found = []
-    monkeypatch.setattr(tool, "train", lambda cfg, **options: found.append(cfg) or 0)
-    return found
+    configurations = []
+    monkeypatch.setattr(
+        reproduction, "train", lambda cfg, **options: configurations.append(cfg) or 0
+    )
+    return configurations
 
 
 def test_scale_shortens_every_run_in_a_folder_of_its_own(reproduce, trained, tmp_path):

@@ -1,0 +1,101 @@
+"""A table of a paper as it is shown: the paper's numbers and ours side by side."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from ssod_imwa.papers.tables import Row, Table, TableError
+from ssod_imwa.runs.results import MODELS, Evaluation, Results, Spread
+from ssod_imwa.visualization.table import spread_text
+
+ByRun = Mapping[tuple[str, int], Results]
+"""Finished runs by name and seed."""
+
+
+def shown_evaluation(row: Row, results: Results) -> Evaluation:
+    """The evaluation of a run that a row shows.
+
+    Raises:
+        ResultsError: there is none of this model.
+        TableError: there is none of this member.
+    """
+    if row.member is None:
+        return results.headline(row.model)
+    models = [row.model] if row.model else reversed(MODELS)
+    for model in models:
+        evaluations = [
+            x
+            for x in results.evaluations
+            if (x.stage, x.member, x.model) == ("member", row.member - 1, model)
+        ]
+        if evaluations:
+            return evaluations[-1]
+    raise TableError(
+        f"{row.label}: run {row.run} of seed {results.seed} holds no evaluation of member "
+        f"{row.member} of {results.imwa['members']} (members are evaluated with TEST.EVAL_MEMBERS "
+        "True)"
+    )
+
+
+def report(table: Table, rows: Sequence[Row], runs: ByRun) -> tuple[list[str], list[list[str]]]:
+    """Header and cells: the paper's numbers and ours, mean ± standard deviation over seeds.
+
+    Args:
+        table: of the rows.
+        rows: in order.
+        runs: finished runs by name and seed; a row without any has dashes.
+
+    Raises:
+        UserError: see `shown_evaluation`.
+    """
+    printed = [m for m in table.metrics if any(m in row.paper for row in rows)]
+    gains = any(row.against for row in rows)
+    header = ["method"]
+    for metric in table.metrics:
+        header += [f"{metric}, paper", metric] if metric in printed else [metric]
+        if gains and metric == table.metrics[0]:
+            header.append(f"gain in {metric}")
+    header += ["seeds", *(["source"] if printed else [])]
+    by_label = {row.label: row for row in table.rows}
+    cells = []
+    for row in rows:
+        ours = _by_seed(row, runs)
+        line = [row.label]
+        for metric in table.metrics:
+            if metric in printed:
+                line.append(_as_printed(row.paper.get(metric)))
+            line.append(spread_text(Spread.of(x.get(metric, math.nan) for x in ours.values())))
+            if gains and metric == table.metrics[0]:
+                line.append(_gain(metric, ours, by_label.get(row.against or ""), runs))
+        cells.append([*line, str(len(ours)), *([row.source] if printed else [])])
+    return header, cells
+
+
+def _by_seed(row: Row, runs: ByRun) -> dict[int, dict[str, float]]:
+    return {
+        seed: shown_evaluation(row, results).metrics
+        for (name, seed), results in runs.items()
+        if name == row.run
+    }
+
+
+def _gain(
+    metric: str, ours: Mapping[int, Mapping[str, float]], other: Row | None, runs: ByRun
+) -> str:
+    """Mean and spread of the differences between runs of one seed; empty without another row."""
+    if other is None:
+        return ""
+    theirs = _by_seed(other, runs)
+    differences = (
+        ours[seed].get(metric, math.nan) - theirs[seed].get(metric, math.nan)
+        for seed in ours.keys() & theirs.keys()
+    )
+    return spread_text(Spread.of(differences), sign=True)
+
+
+def _as_printed(number: float | None) -> str:
+    """One decimal, as most papers print percent, or two."""
+    if number is None:
+        return ""
+    return f"{number:.1f}" if round(number, 1) == number else f"{number:.2f}"
