@@ -70,7 +70,7 @@ def test_rules_that_measure_look_at_the_shipped_model(
     runs = [write_run(tmp_path / str(value), float(value)) for value in (0, 4)]
     seen = []
 
-    def build_metric(trained, dataset, name):
+    def build_metric(trained, dataset, name, *, show):
         seen.append((dataset, name))
         return lambda state: -abs(float(state["w"][0]) - 4.0)  # best at teacher weight 4
 

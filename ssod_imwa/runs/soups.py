@@ -1,0 +1,104 @@
+"""Finished runs' models averaged into one ("model soup"), weighed by a rule."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from ssod_imwa.averaging import soups
+from ssod_imwa.averaging.weights import average
+from ssod_imwa.engine.checkpoint.atomic import write_checkpoint
+from ssod_imwa.engine.checkpoint.models import ModelFile
+from ssod_imwa.engine.device import pick_device
+from ssod_imwa.errors import UserError
+from ssod_imwa.runs.open import open_task
+from ssod_imwa.runs.trained import TrainedModels
+
+RULES = ("uniform", "fixed", "greedy", "line")
+MEASURING = ("greedy", "line")
+"""Rules that need a metric."""
+
+Metric = Callable[[Mapping[str, torch.Tensor]], float]
+
+
+def choose_coefficients(
+    files: Sequence[ModelFile],
+    rule: str,
+    *,
+    weights: Sequence[float] | None = None,
+    metric: Metric | None = None,
+) -> list[float]:
+    """One coefficient for each file, from the models that are shipped.
+
+    Args:
+        files: of finished runs.
+        rule: one of `RULES`.
+        weights: for "fixed", one a file, with the sum 1.
+        metric: for "greedy" and "line", of weights; larger is better.
+
+    Raises:
+        UserError: the models do not fit each other, or the weights the models.
+    """
+    states = [file.weights for file in files]
+    try:
+        if rule == "uniform":
+            return soups.uniform(states)
+        if rule == "fixed":
+            return soups.fixed(states, coefficients=weights)
+        return (soups.greedy if rule == "greedy" else soups.line)(states, metric=metric)
+    except ValueError as error:
+        raise UserError(f"--rule {rule}: {error}") from error
+
+
+def build_metric(
+    trained: TrainedModels,
+    dataset: str,
+    name: str | None = None,
+    *,
+    show: Callable[[str], object] = lambda line: None,
+) -> Metric:
+    """A function from weights to a metric in percent.
+
+    Args:
+        trained: says which network it is, and on which data its classes are.
+        dataset: what is measured on.
+        name: of the metric; None takes AP in detection and top1 of classifiers.
+        show: called with each measurement in words.
+    """
+    cfg = trained.config.clone()
+    cfg.defrost()
+    cfg.DATASETS.TEST = [dataset]
+    name = name or ("AP" if cfg.TASK == "detection" else "top1")
+    task = open_task(cfg)
+    model = task.load_model(str(trained.path)).to(pick_device(cfg.MODEL.DEVICE)).eval()
+    evaluate = task.build_evaluator()
+
+    def metric(weights: Mapping[str, torch.Tensor]) -> float:
+        model.load_state_dict(weights)
+        metrics = evaluate(model)
+        if name not in metrics:
+            raise UserError(f"--metric {name} is not allowed (must be one of {', '.join(metrics)})")
+        show(f"{name} {metrics[name]:.2f}")
+        return metrics[name]
+
+    return metric
+
+
+def write_average(files: Sequence[ModelFile], coefficients: Sequence[float], output: Path) -> None:
+    """Write a file like the first, in which students and teachers are averages.
+
+    Raises:
+        UserError: the models are of different networks.
+    """
+    first = files[0]
+    content = dict(first.content)
+    try:
+        for name in first.models:
+            states = [file.models.get(name, {}) for file in files]
+            content[name] = average(states, coefficients=coefficients)
+    except ValueError as error:
+        raise UserError(f"these models cannot be averaged: {error}") from error
+    output.parent.mkdir(parents=True, exist_ok=True)
+    write_checkpoint(output, content)
