@@ -16,13 +16,10 @@ takes M x T steps, so runs without averaging and M times the iterations belong b
 from __future__ import annotations
 
 import argparse
-from collections import Counter
-from collections.abc import Sequence
-from pathlib import Path
 
 from ssod_imwa.cli import print_table, run_main
-from ssod_imwa.runs.results import MODELS, group_runs, read_results
-from ssod_imwa.runs.run import read_settings
+from ssod_imwa.runs.comparison import read_groups
+from ssod_imwa.runs.results import MODELS
 from ssod_imwa.visualization.table import comparison_markdown, comparison_rows, comparison_table
 
 
@@ -52,16 +49,7 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     """Read, group and print."""
     arguments = parse_arguments()
-    runs = {folder_of(run_dir): read_results(run_dir) for run_dir in arguments.run_dirs}
-    groups = group_runs(
-        list(runs.values()),
-        names=names_of(list(runs)),
-        settings=[read_settings(folder) for folder in runs],
-    )
-    baseline = None
-    if arguments.baseline is not None:
-        chosen = runs[folder_of(arguments.baseline)]
-        baseline = next(g for g in groups if any(run is chosen for run in g.runs))
+    groups, baseline = read_groups(arguments.run_dirs, baseline=arguments.baseline)
     header, rows = comparison_rows(
         groups, metrics=arguments.metrics, model=arguments.model, baseline=baseline
     )
@@ -69,18 +57,6 @@ def main() -> None:
         print(comparison_markdown(header, rows))
     else:
         print_table(comparison_table(header, rows))
-
-
-def folder_of(run_dir: str) -> Path:
-    """The folder of a run, given it or its results.json, in one spelling."""
-    path = Path(run_dir).resolve()
-    return path.parent if path.is_file() else path
-
-
-def names_of(folders: Sequence[Path]) -> list[str]:
-    """The folders' own names, or whole paths of those whose names are the same."""
-    counts = Counter(folder.name for folder in folders)
-    return [folder.name if counts[folder.name] == 1 else str(folder) for folder in folders]
 
 
 if __name__ == "__main__":

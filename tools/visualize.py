@@ -16,7 +16,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ssod_imwa.analysis.detection import build_prediction_sheet, build_view_sheets
+from ssod_imwa.analysis.detection import prediction_sheets, view_sheets
 from ssod_imwa.cli import add_import_option, run_main, split_config_file
 from ssod_imwa.config import load_config
 from ssod_imwa.data.registration import import_modules
@@ -95,22 +95,19 @@ def main() -> None:
         )
     weights = arguments.weights or newest_model(cfg.OUTPUT_DIR)
     if arguments.views:
-        labeled, unlabeled = build_view_sheets(cfg, weights, images=arguments.images)
-        sheets = {"labeled_views.png": labeled, "pseudo_labels.png": unlabeled}
+        sheets = view_sheets(cfg, weights, images=arguments.images)
     else:
-        sheet = build_prediction_sheet(
+        sheets = prediction_sheets(
             cfg,
             weights,
             dataset=arguments.dataset,
             images=arguments.images,
             threshold=arguments.threshold,
         )
-        sheets = {"predictions.png": sheet}
     output = Path(arguments.output or Path(arguments.run_dir) / "pictures")
     for name, sheet in sheets.items():
-        if sheet is not None:
-            save_png(output / name, sheet)
-            print(output / name)
+        save_png(output / name, sheet)
+        print(output / name)
 
 
 if __name__ == "__main__":

@@ -22,9 +22,9 @@ from ssod_imwa.engine.seeding import counted_generator
 from ssod_imwa.errors import ConfigError
 
 
-def build_prediction_sheet(
+def prediction_sheets(
     cfg: CfgNode, weights: str | Path, *, dataset: str = "", images: int, threshold: float
-) -> torch.Tensor:
+) -> dict[str, torch.Tensor]:
     """Ground truth beside detections, for images from all over a data set.
 
     Args:
@@ -36,38 +36,38 @@ def build_prediction_sheet(
         threshold: detections above this score are drawn.
 
     Returns:
-        uint8 (3, H, W).
+        uint8 (3, H, W), by the name of its file.
     """
     if not (dataset or cfg.DATASETS.TEST):
         raise ConfigError("DATASETS.TEST = [] is not allowed (name a labeled data set)")
     import_modules(cfg.DATASETS.IMPORT)
-    shown = load_dataset(
+    drawn = load_dataset(
         dataset or cfg.DATASETS.TEST[0],
         root=cfg.DATASETS.ROOT,
         on_bad_record=cfg.DATASETS.ON_BAD_RECORD,
     )
-    shown = shown.subset(evenly_spaced(images, len(shown)))
-    detector = _build_detector(cfg, weights, len(shown.classes))
+    drawn = drawn.subset(evenly_spaced(images, len(drawn)))
+    detector = _build_detector(cfg, weights, len(drawn.classes))
     batches = build_test_batches(
-        shown,
+        drawn,
         view=build.build_test_view(cfg),
         batch_size=cfg.TEST.IMS_PER_BATCH,
         num_workers=0,
     )
-    found = predict(detector, batches)
-    return prediction_sheet(
-        [read_record(record) for record in shown.records],
-        [record.annotations for record in shown.records],
-        [found[record.image_id] for record in shown.records],
-        [str(record.image_id) for record in shown.records],
-        class_names=shown.classes,
+    detections = predict(detector, batches)
+    records = drawn.records
+    sheet = prediction_sheet(
+        [read_record(record) for record in records],
+        [record.annotations for record in records],
+        [detections[record.image_id] for record in records],
+        [str(record.image_id) for record in records],
+        class_names=drawn.classes,
         threshold=threshold,
     )
+    return {"predictions.png": sheet}
 
 
-def build_view_sheets(
-    cfg: CfgNode, weights: str | Path, *, images: int
-) -> tuple[torch.Tensor, torch.Tensor | None]:
+def view_sheets(cfg: CfgNode, weights: str | Path, *, images: int) -> dict[str, torch.Tensor]:
     """Weak views beside strong ones, with the boxes that training uses.
 
     Args:
@@ -76,24 +76,26 @@ def build_view_sheets(
         images: at most so many on each sheet.
 
     Returns:
-        A sheet of labeled images, and one of unlabeled images with the boxes of the teacher that
-        become labels, those above SSOD.BBOX_THRESHOLD; None if the method uses none.
+        By the names of their files, a sheet of labeled images and, if the method uses them, one of
+        unlabeled images with the boxes of the teacher that become labels, those above
+        SSOD.BBOX_THRESHOLD.
     """
     data = build.build_data(cfg)
     classes = data.labeled.classes
     samples = _make_samples(cfg, data.labeled, images)
     labeled = view_sheet(samples, [None] * len(samples), _names(samples), class_names=classes)
     if data.unlabeled is None:
-        return labeled, None
+        return {"labeled_views.png": labeled}
     samples = _make_samples(cfg, data.unlabeled, images)
     teacher = _build_detector(cfg, weights, len(classes))
     device = next(teacher.parameters()).device
-    kept = [
-        filter_detections(found, cfg.SSOD.BBOX_THRESHOLD)
+    pseudo_labels = [
+        filter_detections(detections, cfg.SSOD.BBOX_THRESHOLD)
         for sample in samples
-        for found in teacher.detect([sample.weak.image.to(device)])
+        for detections in teacher.detect([sample.weak.image.to(device)])
     ]
-    return labeled, view_sheet(samples, kept, _names(samples), class_names=classes)
+    unlabeled = view_sheet(samples, pseudo_labels, _names(samples), class_names=classes)
+    return {"labeled_views.png": labeled, "pseudo_labels.png": unlabeled}
 
 
 def _make_samples(cfg: CfgNode, dataset: DetectionDataset, count: int) -> list[Sample]:
