@@ -12,7 +12,7 @@ COMPARED := digits_supervised digits_unbiased_teacher digits_unbiased_teacher_2x
 
 .PHONY: demo compare demo-classification test test-all lint clean
 
-$(INSTALLED): setup.py pyproject.toml
+$(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -qq --upgrade pip
 	$(BIN)/python -m pip install -qq --editable .[dev]
