@@ -1,4 +1,4 @@
-"""The EMA against plain loops, its traps, and check A7."""
+"""The EMA against plain loops, and what is easily done wrong."""
 
 import copy
 
@@ -102,7 +102,7 @@ class Tied(nn.Module):
 
 
 def test_tied_weights_are_moved_once():
-    """Trap 2: moving them once per name would give 0.75."""
+    """Moving them once per name would give 0.75."""
     teacher, student = Tied(), Tied()
     nn.init.zeros_(teacher.one.weight)
     nn.init.ones_(student.one.weight)
@@ -120,7 +120,7 @@ def test_tensor_shared_by_teacher_and_student_is_left_alone():
 
 
 def test_integer_buffers_are_copied():
-    """Trap 3: in the formula of floats the counter would stay at 1."""
+    """In the formula of floats the counter would stay at 1."""
     teacher, student = nn.BatchNorm1d(2), nn.BatchNorm1d(2)
     ema = ModelEMA(teacher, student, 0.999)
     for t in range(100):
@@ -131,7 +131,7 @@ def test_integer_buffers_are_copied():
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_teacher_is_refused(dtype):
-    """Trap 4."""
+    """0.999 of a number and 0.001 of another round to the number."""
     student = nn.Linear(1, 1).to(dtype)
     with pytest.raises(TypeError, match=r"teacher weight is torch\..*keep the teacher in float32"):
         ModelEMA(nn.Linear(1, 1).to(dtype), student, 0.999)
@@ -223,7 +223,7 @@ def test_unknown_choice_for_buffers_is_refused():
 
 
 def test_mean_of_emas_is_the_ema_of_the_mean():
-    """Check A7: both are linear; 1000 steps."""
+    """Both are linear; 1000 steps."""
     generator = torch.Generator().manual_seed(0)
     members = 3
     start = torch.randn(50, generator=generator)

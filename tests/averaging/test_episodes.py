@@ -1,4 +1,4 @@
-"""The serial order, against nested loops (check A9)."""
+"""The serial order, against nested loops."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from ssod_imwa.averaging.episodes import EpisodeSchedule, Position
 
 
 def in_order(iterations, episodes, members):
-    """The order of section 2, by plain loops."""
+    """Episodes, in each its members, of each its own iterations: by plain loops."""
     begins = [e * iterations // episodes for e in range(episodes + 1)]
     for episode in range(episodes):
         for member in range(members):

@@ -1,4 +1,4 @@
-"""IMWA around a plain loop: checks A4, A5, A6, A8, A9 and A12."""
+"""IMWA around a plain loop, against loops and closed forms without it."""
 
 import functools
 import itertools
@@ -23,7 +23,6 @@ POLICIES = ["keep", "average", "reset", "carry"]
 @pytest.mark.parametrize("optimizer_state", ["keep", "average", "carry"])
 @pytest.mark.parametrize("episodes", [1, 3, 7])
 def test_one_member_is_plain_training_bitwise(loop, episodes, optimizer_state, optimizer):
-    """Check A4."""
     plain = loop.Run(optimizer=optimizer)
     plain.train(EpisodeSchedule(7))
     schedule = EpisodeSchedule(7, episodes=episodes)
@@ -67,7 +66,7 @@ def test_reset_differs_from_plain_training(loop):
 @pytest.mark.parametrize("optimizer_state", ["keep", "average", "reset"])
 @pytest.mark.parametrize("members", [2, 3])
 def test_one_episode_is_the_mean_of_separate_runs_bitwise(loop, members, optimizer_state):
-    """Check A5: vanilla model weight averaging."""
+    """That is vanilla model weight averaging."""
     schedule = EpisodeSchedule(6, members=members)
     together = loop.trained(schedule, optimizer_state=optimizer_state)
     separate = []
@@ -82,7 +81,7 @@ def test_one_episode_is_the_mean_of_separate_runs_bitwise(loop, members, optimiz
 
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-5), (torch.float64, 1e-12)])
 def test_average_after_every_step_is_one_run_on_the_whole_batch(dtype, bound):
-    """Check A6: SGD with momentum, averaged, without batch norm."""
+    """SGD with momentum, averaged, without batch norm."""
     members, iterations = 3, 12
 
     def batch(member, t):
@@ -118,7 +117,7 @@ def test_average_after_every_step_is_one_run_on_the_whole_batch(dtype, bound):
 @pytest.mark.parametrize("members", [1, 2, 3])
 @pytest.mark.parametrize("optimizer_state", POLICIES)
 def test_every_member_sees_the_base_learning_rates(loop, members, optimizer_state):
-    """Check A9, with a scheduler that counts by itself; T = 7 is not divisible by 3."""
+    """With a scheduler that counts by itself; T = 7 is not divisible by 3."""
     schedule = EpisodeSchedule(7, episodes=3, members=members)
     run = loop.trained(schedule, optimizer_state=optimizer_state)
     expected = {(m, t): 0.05 * (1 / (1 + t)) for m in range(members) for t in range(7)}
@@ -126,7 +125,7 @@ def test_every_member_sees_the_base_learning_rates(loop, members, optimizer_stat
 
 
 def test_quadratic_loss_has_its_closed_form():
-    """Check A12: loss (w - c)^2 / 2 with another c for each member."""
+    """Loss (w - c)^2 / 2 with another c for each member."""
     lr, iterations, episodes = 0.1, 12, 3
     centers = [1.0, 4.0]
     model = nn.Linear(1, 1, bias=False).double()
@@ -156,7 +155,6 @@ def test_quadratic_loss_has_its_closed_form():
 @pytest.mark.parametrize("accumulate", ["float64", "float32"])
 @pytest.mark.parametrize(("store", "device"), [("stream", "same"), ("dict", "cpu")])
 def test_stores_give_the_same_bits(loop, store, device, accumulate, coefficients):
-    """Check A8."""
     schedule = EpisodeSchedule(6, episodes=2, members=3)
     options = {"accumulate": accumulate, "coefficients": coefficients}
     expected = loop.trained(schedule, **options)
@@ -238,7 +236,7 @@ def test_members_start_from_equal_weights_without_gradients(loop, members):
 
 @pytest.mark.parametrize(("store", "held"), [("dict", [1, 2, 2]), ("stream", [1, 2, 1])])
 def test_no_more_models_are_held_than_promised(loop, store, held):
-    """Section 5, M = 3: start weights until the last member begins, plus finished members."""
+    """M = 3: start weights until the last member begins, plus finished members."""
     run = loop.Run()
     schedule = EpisodeSchedule(1, members=3)
     imwa = run.imwa(schedule, store=store)

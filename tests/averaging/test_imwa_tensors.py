@@ -1,4 +1,4 @@
-"""What IMWA does with shared and frozen parameters, buffers and batch norm: check A10."""
+"""What IMWA does with shared and frozen parameters, buffers and batch norm."""
 
 import copy
 

@@ -1,4 +1,4 @@
-"""Checks A8 and A11 that need a GPU."""
+"""Stores and bits that need a GPU."""
 
 import pytest
 import torch

@@ -35,7 +35,7 @@ def test_clone_shares_no_tensor():
 
 
 def test_kept_state_is_not_changed_by_training():
-    """Trap 1, both ways: saved tensors are live, and so are loaded ones."""
+    """Both ways: saved tensors are live, and so are loaded ones."""
     model = nn.Linear(1, 1, bias=False)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0, momentum=1.0)
 

@@ -1,4 +1,4 @@
-"""Members on two ranks (gloo, two processes) against the serial order: check A8."""
+"""Members on two ranks (gloo, two processes) against the serial order."""
 
 import importlib.util
 import os

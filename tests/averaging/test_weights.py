@@ -1,4 +1,4 @@
-"""Section 11's A1, A2, A3, A13 and the collecting of tensors."""
+"""Averages against NumPy, to the bit where they can be, and the collecting of tensors."""
 
 import itertools
 
@@ -118,7 +118,7 @@ def test_tensors_that_are_no_plain_array_are_refused(make):
 
 
 def test_snapshots_do_not_follow_the_model():
-    """Trap 1: without clones all three would be the last member, and so would their mean."""
+    """Without clones all three would be the last member, and so would their mean."""
     model = nn.Linear(1, 1, bias=False)
     members = []
     for value in (1.0, 2.0, 6.0):
@@ -166,7 +166,6 @@ DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.com
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("members", range(2, 11))
 def test_average_of_equal_members_is_bitwise_equal(members, dtype, accumulate):
-    """Check A1."""
     state = trained_like(1, dtype, size=4000)[0]
     assert same_bits(average([state] * members, accumulate=accumulate)["w"], state["w"])
     assert same_bits(running([state] * members, accumulate=accumulate)["w"], state["w"])
@@ -183,7 +182,6 @@ def test_weighted_average_of_equal_members_is_bitwise_equal(members):
 @pytest.mark.parametrize("dtype", DTYPES[:3])
 @pytest.mark.parametrize("members", [2, 3, 4])
 def test_order_of_members_does_not_matter(members, dtype):
-    """Check A2, float64."""
     states = trained_like(members, dtype, size=4000)
     expected = average(states)["w"]
     for order in itertools.permutations(states):
@@ -193,7 +191,7 @@ def test_order_of_members_does_not_matter(members, dtype):
 
 @pytest.mark.parametrize("members", [2, 3, 4, 6])
 def test_order_of_members_matters_by_two_units_in_float32(members):
-    """Check A2, float32: 2 units in the last place of the largest member."""
+    """2 units in the last place of the largest member."""
     states = trained_like(members, size=4000)
     largest = torch.stack([state["w"] for state in states]).abs().amax(0).numpy()
     one = average(states, accumulate="float32")["w"].numpy()
@@ -203,7 +201,7 @@ def test_order_of_members_matters_by_two_units_in_float32(members):
 
 @pytest.mark.parametrize("members", [1, 2, 3, 5, 10])
 def test_average_is_the_correctly_rounded_mean(members):
-    """Check A3: NumPy in extended precision is the reference; half an ulp, 2^-28 more at ties."""
+    """NumPy in extended precision is the reference; half an ulp, 2^-28 more at ties."""
     states = trained_like(members)
     stacked = np.stack([state["w"].numpy() for state in states]).astype(np.longdouble)
     expected = stacked.sum(0) / members
@@ -298,7 +296,7 @@ def test_sizes_around_a_chunk(size):
     assert mean["one"].item() == 0.5
 
 
-# ------------------------------------------------------------------------- special values (A13)
+# ------------------------------------------------------------------------------- special values
 
 
 @pytest.mark.parametrize(
@@ -353,7 +351,6 @@ def test_complex_mean_is_component_wise():
 
 
 def test_counters_take_the_largest_and_other_integers_must_agree():
-    """Trap 3 and A10."""
     states = [
         {"bn.num_batches_tracked": torch.tensor(n), "index": torch.arange(3)} for n in (4, 9, 5)
     ]

@@ -51,7 +51,6 @@ def test_a_teacher_that_is_not_ready_is_not_evaluated(tiny):
 
 
 def test_evaluation_that_fails_restores_modes_and_random_generators(tiny):
-    """Check K11."""
     models = tiny.method().models()
     models["student"].train()
     models["student"][1].eval()  # a frozen part

@@ -18,7 +18,7 @@ def add_imwa(trainer, **options):
 
 @pytest.mark.parametrize(("episodes", "members"), [(1, 1), (4, 2), (3, 3), (10, 2)])
 def test_every_member_sees_the_base_schedule(tiny, episodes, members):
-    """Check A9; T = 10 is not divisible by 3 or 4."""
+    """T = 10 is not divisible by 3 or 4."""
     multiplier = lr_multiplier(
         "WarmupMultiStepLR", max_iter=10, steps=(6, 8), warmup_iters=3, warmup_factor=0.1
     )
@@ -41,7 +41,6 @@ def test_every_member_sees_the_base_schedule(tiny, episodes, members):
 @pytest.mark.parametrize("optimizer_state", ["keep", "average"])
 @pytest.mark.parametrize("episodes", [1, 2, 5])
 def test_one_member_equals_the_plain_trainer_bitwise(tiny, episodes, optimizer_state):
-    """Check A4."""
     plain = tiny.trainer(5)
     plain.train()
     wrapped = add_imwa(tiny.trainer(5, episodes=episodes), optimizer_state=optimizer_state)
@@ -52,7 +51,7 @@ def test_one_member_equals_the_plain_trainer_bitwise(tiny, episodes, optimizer_s
 
 
 def test_bad_statistics_of_the_second_member_are_never_averaged(tiny):
-    """Check K10: batch norm in training mode does not look at its running mean."""
+    """Batch norm in training mode does not look at its running mean."""
 
     class Poison(HookBase):
         def after_step(self):
@@ -69,7 +68,7 @@ def test_bad_statistics_of_the_second_member_are_never_averaged(tiny):
 
 @pytest.mark.parametrize("members", [2, 3])
 def test_one_episode_equals_the_mean_of_separate_runs_bitwise(tiny, members):
-    """Check A5: vanilla model weight averaging."""
+    """That is vanilla model weight averaging."""
     together = add_imwa(tiny.trainer(5, members=members))
     together.train()
     separate = [tiny.trainer(5, first_member=m) for m in range(members)]

@@ -131,8 +131,6 @@ def test_different_teachers_are_refused(tiny, tmp_path):
 
 @needs_fork
 def test_bad_loss_on_one_rank_stops_all_ranks_in_the_same_step(tiny, tmp_path):
-    """Check K10 under several ranks."""
-
     def train(rank):
         method = tiny.method()
         good = method.losses

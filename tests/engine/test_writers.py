@@ -93,7 +93,7 @@ def test_numbers_that_json_does_not_know_become_null(tmp_path):
 
 @pytest.mark.parametrize("step", [0, 3, 5, 9])
 def test_resumed_metrics_equal_those_of_a_run_without_interruption(tiny, tmp_path, step):
-    """Check K16: the stopped run wrote rows after its checkpoint, and half a line."""
+    """The stopped run wrote rows after its checkpoint, and half a line."""
     path, save = tmp_path / "metrics.json", tiny.SaveAt(step)
     build(tiny, [JSONWriter(path)], hooks=[save]).train()
     expected = read_rows(path)
