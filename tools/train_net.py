@@ -89,8 +89,8 @@ def work(arguments: argparse.Namespace) -> int:
     )
     if status == 0 and comm.is_main():
         results = read_results(cfg.OUTPUT_DIR)
-        shown = [name for name in main_metrics([results]) if "VOC/" not in name]
-        print_table(results_table(results, metrics=shown))
+        columns = [name for name in main_metrics([results]) if "VOC/" not in name]
+        print_table(results_table(results, metrics=columns))
         print(f"all figures, curves and models are in {cfg.OUTPUT_DIR}")
     return status
 

@@ -163,8 +163,8 @@ def build_evaluate(run: TrainedRun, images: int = 0) -> Callable[[nn.Module], di
 
 def percent(run: TrainedRun, scores: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """`accuracies` in percent."""
-    found = accuracies(scores, labels, train_counts=run.counts, group_rule=run.group_rule)
-    return {name: 100 * value for name, value in found.items()}
+    shares = accuracies(scores, labels, train_counts=run.counts, group_rule=run.group_rule)
+    return {name: 100 * value for name, value in shares.items()}
 
 
 def build_recompute(run: TrainedRun) -> Callable[[nn.Module], object]:

@@ -59,9 +59,9 @@ def class_curves_figure(
     figure, grid = panels(len(TITLES), len(members), width=6, height=2.5, sharex=True, sharey="row")
     for line, (name, title) in zip(grid, TITLES.items(), strict=True):
         for axis, member in zip(line, members, strict=True):
-            own = [row for row in rows if row["member"] == member]
-            epochs = [(row["t"] + 1) / iterations_per_epoch for row in own]
-            values = np.array([row[name] for row in own], dtype=np.float64)
+            member_rows = [row for row in rows if row["member"] == member]
+            epochs = [(row["t"] + 1) / iterations_per_epoch for row in member_rows]
+            values = np.array([row[name] for row in member_rows], dtype=np.float64)
             if name == "accuracy":
                 values = 100 * values
             _draw(axis, epochs, values, bands, counts, names, colors, scale)

@@ -115,8 +115,8 @@ def confusion_figure(matrix: np.ndarray, names: Sequence[str]) -> Figure:
     )
     for axis, (title, values, scale) in zip(axes, drawn, strict=True):
         axis.set_facecolor("#dddddd")  # no image at all, which has no logarithm
-        shown = np.ma.masked_less(values, 1) if "norm" in scale else values
-        picture = axis.imshow(shown, cmap=COLORMAP, interpolation="nearest", **scale)
+        cells = np.ma.masked_less(values, 1) if "norm" in scale else values
+        picture = axis.imshow(cells, cmap=COLORMAP, interpolation="nearest", **scale)
         figure.colorbar(picture, ax=axis, shrink=0.75)
         axis.set_title(title)
         axis.set_xlabel(f"predicted {what}")
@@ -258,19 +258,19 @@ def experts_figure(
     Source: ECL, equation 12.
     """
     order = frequency_order(counts)
-    shown = {pair: values[order] for pair, values in distances.items()}
+    bars = {pair: values[order] for pair, values in distances.items()}
     labels, what = [names[i] for i in order], "class, most frequent first"
     if len(order) > MOST_NAMES:
         groups = np.array(groups_of(counts, rule=rule))[order]
         labels, what = list(dict.fromkeys(groups)), "classes"
-        shown = {
+        bars = {
             pair: np.array([_mean(values[groups == group]) for group in labels])
-            for pair, values in shown.items()
+            for pair, values in bars.items()
         }
     figure, ((axis,),) = panels(1, 1, width=max(5.5, 0.35 * len(labels)), height=4)
-    width = 0.8 / len(shown)
-    for number, ((m, n), values) in enumerate(shown.items()):
-        at = np.arange(len(labels)) + (number - (len(shown) - 1) / 2) * width
+    width = 0.8 / len(bars)
+    for number, ((m, n), values) in enumerate(bars.items()):
+        at = np.arange(len(labels)) + (number - (len(bars) - 1) / 2) * width
         label = f"experts {m + 1} and {n + 1}: mean {_mean(values):.3g}"
         axis.bar(at, values, width, color=color(number), label=label)
     class_ticks(axis, labels)
@@ -292,9 +292,9 @@ def embedding_figure(
     figure, ((axis,),) = panels(1, 1, width=6.5, height=5.6)
     present = [c for c in frequency_order(counts) if (labels == c).any()]
     for number, c in enumerate(present):
-        own = points[labels == c]
+        of_class = points[labels == c]
         axis.scatter(
-            *own.T,
+            *of_class.T,
             22,
             color=color(number),
             marker=marker(number // len(COLORS)),
@@ -304,7 +304,7 @@ def embedding_figure(
         )
         if len(present) <= _MOST_WORDS:
             box = {"facecolor": "white", "alpha": 0.7, "lw": 0, "pad": 1}
-            at = np.median(own, axis=0)
+            at = np.median(of_class, axis=0)
             axis.text(*at, names[c], ha="center", va="center", weight="bold", bbox=box)
     axis.set_xticks([])
     axis.set_yticks([])

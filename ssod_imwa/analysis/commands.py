@@ -56,21 +56,21 @@ def calibration(run: TrainedRun, *, bins: int = 15) -> Finding:
     """Whether a confidence of p means to be right with probability p."""
     test = run.extract_test()
     try:
-        found = reliability_bins(softmax(test.mean_logits, 1), test.labels, bins=bins)
+        reliability = reliability_bins(softmax(test.mean_logits, 1), test.labels, bins=bins)
     except ValueError as error:
         raise UserError(f"--{error}") from error
-    ece, mce = expected_calibration_error(found), maximum_calibration_error(found)
+    ece, mce = expected_calibration_error(reliability), maximum_calibration_error(reliability)
     rows = [
         (f"{i / bins:.2f} to {(i + 1) / bins:.2f}", int(n), 100 * float(conf), 100 * float(right))
         for i, (n, conf, right) in enumerate(
-            zip(found.images, found.confidence, found.accuracy, strict=True)
+            zip(reliability.images, reliability.confidence, reliability.accuracy, strict=True)
         )
         if n
     ]
     title = f"ECE {100 * ece:.2f} %, largest gap {100 * mce:.2f} %, {bins} bins"
     header = ("confidence", "images", "mean confidence (%)", "accuracy (%)")
     return Finding(
-        {"calibration.png": reliability_figure(found)}, [numbers_table(title, header, rows)]
+        {"calibration.png": reliability_figure(reliability)}, [numbers_table(title, header, rows)]
     )
 
 
@@ -125,7 +125,7 @@ def features(run: TrainedRun, *, group: str | None = None) -> Finding:
     except ValueError as error:
         raise UserError(f"--{error}") from error
     test = run.extract_test()
-    found = by_class(reaction, classes=len(run.classes))
+    reactions = by_class(reaction, classes=len(run.classes))
     deviation = feature_deviation(
         reaction.features,
         reaction.labels,
@@ -135,9 +135,9 @@ def features(run: TrainedRun, *, group: str | None = None) -> Finding:
         generator=run.random("deviation"),
     )
     numbers = {
-        "training accuracy (%)": 100 * found.accuracy,
-        "mean norm of feature gradients": found.gradient_norm,
-        "predicted as c / images of c": found.ratio,
+        "training accuracy (%)": 100 * reactions.accuracy,
+        "mean norm of feature gradients": reactions.gradient_norm,
+        "predicted as c / images of c": reactions.ratio,
         "feature deviation dis(c)": deviation,
     }
     figure = class_numbers_figure(numbers, run.counts, run.classes, rule=run.group_rule)
@@ -177,7 +177,7 @@ def experts(run: TrainedRun) -> Finding:
         for name, logits in {**alone, "all": test.mean_logits}.items()
     }
     header = ["", *map(title_of, metrics["all"])]
-    rows = [[name, *found.values()] for name, found in metrics.items()]
+    rows = [[name, *numbers.values()] for name, numbers in metrics.items()]
     pairs = [
         (f"{m + 1} and {n + 1}", float(np.nanmean(values))) for (m, n), values in distances.items()
     ]
@@ -198,12 +198,12 @@ def embedding(
         if value < 1:
             raise UserError(f"--{name} = {value} is not allowed (must be at least 1)")
     test = run.extract_test()
-    shown = spread_classes(run.counts, classes)
-    among = np.flatnonzero(np.isin(test.labels, shown))
+    drawn = spread_classes(run.counts, classes)
+    among = np.flatnonzero(np.isin(test.labels, drawn))
     chosen = among[balanced_sample(test.labels[among], images, run.random("embedding"))]
     labels = test.labels[chosen]
     points = tsne(test.joined_features[chosen], seed=run.seed % 2**32, perplexity=perplexity)
-    rows = [(run.classes[c], int(run.counts[c]), int((labels == c).sum())) for c in shown]
+    rows = [(run.classes[c], int(run.counts[c]), int((labels == c).sum())) for c in drawn]
     return Finding(
         {"embedding.png": embedding_figure(points, labels, run.classes, run.counts)},
         [numbers_table("shown", ("class", "training images", "test images"), rows)],
@@ -230,18 +230,18 @@ def tau(run: TrainedRun) -> Finding:
     )
     nearest = percent(run, means, test.labels)
     swept = {
-        title: {name: 100 * values for name, values in found.items()}
-        for title, found in swept.items()
+        title: {name: 100 * values for name, values in sweep.items()}
+        for title, sweep in swept.items()
     }
     figure = tau_figure(
-        {title: (ADJUSTMENTS, found) for title, found in swept.items()},
+        {title: (ADJUSTMENTS, sweep) for title, sweep in swept.items()},
         constant={"nearest class mean": nearest["top1"]},
     )
     header = ["decision", "best τ", *map(title_of, nearest)]
     rows = [["as trained", "", *percent(run, test.mean_logits, test.labels).values()]]
-    for title, found in swept.items():
-        best = int(found["top1"].argmax())
-        rows.append([title, float(ADJUSTMENTS[best]), *(float(x[best]) for x in found.values())])
+    for title, sweep in swept.items():
+        best = int(sweep["top1"].argmax())
+        rows.append([title, float(ADJUSTMENTS[best]), *(float(x[best]) for x in sweep.values())])
     rows.append(["nearest class mean", "", *nearest.values()])
     title = "accuracy on the test images (%), τ chosen on them, too"
     return Finding({"tau.png": figure}, [numbers_table(title, header, rows)])

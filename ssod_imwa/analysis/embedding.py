@@ -26,8 +26,8 @@ def balanced_sample(
         raise ValueError(f"per_class = {per_class} is not allowed (must be at least 1)")
     chosen = []
     for c in np.unique(labels):
-        own = np.flatnonzero(labels == c)
-        chosen.append(generator.permutation(own)[:per_class])
+        positions = np.flatnonzero(labels == c)
+        chosen.append(generator.permutation(positions)[:per_class])
     return np.sort(np.concatenate(chosen))
 
 

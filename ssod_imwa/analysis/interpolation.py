@@ -47,15 +47,15 @@ def interpolate(
         >>> interpolate(model, *ends, [0, 0.25, 1], lambda m: {"w": float(m.weight)})
         {'w': array([0., 1., 4.])}
     """
-    found = []
+    measured = []
     for share in shares:
         if not 0 <= share <= 1:
             raise ValueError(f"share = {share} is not allowed (must be 0..1)")
         model.load_state_dict(average([first, second], coefficients=[1 - share, share]))
         if recompute is not None and 0 < share < 1:
             recompute(model)
-        found.append(evaluate(model))
-    return {name: np.array([numbers[name] for numbers in found]) for name in found[0]}
+        measured.append(evaluate(model))
+    return {name: np.array([numbers[name] for numbers in measured]) for name in measured[0]}
 
 
 def weight_distances(first: State, second: State, names: Collection[str]) -> dict[str, float]:

@@ -44,8 +44,8 @@ def random_direction(model: nn.Module, generator: np.random.Generator) -> Direct
             direction[name] = torch.zeros_like(weight)
             continue
         drawn = torch.from_numpy(generator.standard_normal(weight.shape)).to(weight)
-        own, its = weight.flatten(1).norm(dim=1), drawn.flatten(1).norm(dim=1)
-        factor = own / its
+        lengths, drawn_lengths = weight.flatten(1).norm(dim=1), drawn.flatten(1).norm(dim=1)
+        factor = lengths / drawn_lengths
         direction[name] = drawn * factor.reshape(-1, *[1] * (weight.dim() - 1))
     return direction
 
@@ -102,11 +102,11 @@ def landscape_along(
         {'w': array([1., 2., 3.])}
     """
     with moved(model, [direction]) as move:
-        found = []
+        measured = []
         for step in steps:
             move(step)
-            found.append(evaluate(model))
-    return {name: np.array([numbers[name] for numbers in found]) for name in found[0]}
+            measured.append(evaluate(model))
+    return {name: np.array([numbers[name] for numbers in measured]) for name in measured[0]}
 
 
 def landscape_across(
@@ -121,12 +121,13 @@ def landscape_across(
     Row i, column j is the model + steps[i] first + steps[j] second; see `landscape_along`.
     """
     with moved(model, [first, second]) as move:
-        found = []
+        measured = []
         for a in steps:
             for b in steps:
                 move(a, b)
-                found.append(evaluate(model))
+                measured.append(evaluate(model))
     shape = (len(steps), len(steps))
     return {
-        name: np.array([numbers[name] for numbers in found]).reshape(shape) for name in found[0]
+        name: np.array([numbers[name] for numbers in measured]).reshape(shape)
+        for name in measured[0]
     }

@@ -107,8 +107,8 @@ def tau_norm_sweep(
 def _swept(
     scores: Sequence[np.ndarray], labels: np.ndarray, **options: Any
 ) -> dict[str, np.ndarray]:
-    found = [accuracies(one, labels, **options) for one in scores]
-    return {name: np.array([numbers[name] for numbers in found]) for name in found[0]}
+    measured = [accuracies(one, labels, **options) for one in scores]
+    return {name: np.array([numbers[name] for numbers in measured]) for name in measured[0]}
 
 
 def nearest_mean_scores(

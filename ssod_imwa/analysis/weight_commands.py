@@ -84,7 +84,7 @@ def landscape(
             [_steps_table("on the diagonal of the plane", steps, diagonal)],
         )
     along = [landscape_along(run.model, direction, steps, evaluate) for direction in drawn]
-    means = {name: np.mean([found[name] for found in along], axis=0) for name in UNITS}
+    means = {name: np.mean([numbers[name] for numbers in along], axis=0) for name in UNITS}
     return Finding(
         {"landscape.png": landscape_figure(steps, along, units=UNITS)},
         [_steps_table(f"mean of the directions ({directions})", steps, means)],
@@ -122,12 +122,12 @@ def interpolate(
         ) from error
     evaluate = build_evaluate(run, images)
     shares = np.linspace(0, 1, points)
-    found = {}
+    by_kind = {}
     for kind in ("average", "recompute") if bn == "both" else (bn,):
         recompute = build_recompute(run) if kind == "recompute" else None
         numbers = along_line(run.model, *ends, shares, evaluate, recompute=recompute)
-        found[kind] = {name: numbers[name] for name in LINES}
-    first, *others = found.values()
+        by_kind[kind] = {name: numbers[name] for name in LINES}
+    first, *others = by_kind.values()
     figure = interpolation_figure(
         shares,
         first,
@@ -140,7 +140,7 @@ def interpolate(
             ("λ", *map(title_of, LINES)),
             [(f"{x:.2f}", *(float(numbers[n][i]) for n in LINES)) for i, x in enumerate(shares)],
         )
-        for kind, numbers in found.items()
+        for kind, numbers in by_kind.items()
     ]
     return Finding({"interpolation.png": figure}, tables)
 
@@ -160,26 +160,26 @@ def members(run: TrainedRun, *, bn: str = "average", metric: str = "top1") -> Fi
     values, distances = [], []
     for paths in snapshots.values():
         states = [_read_snapshot(path) for path in paths]
-        found = []
+        measured = []
         for state in [*states, average(states)]:
             run.model.load_state_dict(state)
-            if recompute is not None and len(found) == len(states):
+            if recompute is not None and len(measured) == len(states):
                 recompute(run.model)
-            found.append(evaluate(run.model))
-        if metric not in found[0]:
-            allowed = ", ".join(found[0])
+            measured.append(evaluate(run.model))
+        if metric not in measured[0]:
+            allowed = ", ".join(measured[0])
             raise UserError(f"--metric {metric} is not allowed (must be one of {allowed})")
-        values.append([numbers[metric] for numbers in found])
+        values.append([numbers[metric] for numbers in measured])
         distances.append(_part_distances(states, names))
     epochs = [(t + 1) / run.iterations_per_epoch for t in snapshots]
-    parts = {part: np.array([found[part] for found in distances]) for part in distances[0]}
+    parts = {part: np.array([distance[part] for distance in distances]) for part in distances[0]}
     numbers = np.array(values).T
     figure = members_figure(epochs, numbers[:-1], numbers[-1], parts, metric=metric)
     header = ["epochs", *(f"member {m + 1}" for m in range(len(numbers) - 1))]
     header += ["average", "gain over the best", "distance"]
     rows = [
-        [f"{epoch:.2f}", *map(float, row), float(row[-1] - max(row[:-1])), found["whole"]]
-        for epoch, row, found in zip(epochs, values, distances, strict=True)
+        [f"{epoch:.2f}", *map(float, row), float(row[-1] - max(row[:-1])), distance["whole"]]
+        for epoch, row, distance in zip(epochs, values, distances, strict=True)
     ]
     title = f"{title_of(metric)} on the test images (%)"
     return Finding({"members.png": figure}, [numbers_table(title, header, rows)])
@@ -215,14 +215,14 @@ def _read_snapshot(path: Path) -> State:
 
 def _part_distances(states: list[State], names: list[str]) -> dict[str, float]:
     """‖θ1 − θ2‖ of each part of the network and of the whole, the mean over pairs of members."""
-    found: list[dict[str, float]] = []
+    pairs: list[dict[str, float]] = []
     for one, other in itertools.combinations(states, 2):
         layers = weight_distances(one, other, names)
         parts: dict[str, dict[str, float]] = {"whole": layers}
         for layer, distance in layers.items():
             parts.setdefault(_part_of(layer), {})[layer] = distance
-        found.append({part: total_distance(its) for part, its in parts.items()})
-    return {part: float(np.mean([pair[part] for pair in found])) for part in found[0]}
+        pairs.append({part: total_distance(its) for part, its in parts.items()})
+    return {part: float(np.mean([pair[part] for pair in pairs])) for part in pairs[0]}
 
 
 def _part_of(layer: str) -> str:

@@ -29,20 +29,23 @@ def title_of(name: str) -> str:
 
 
 def landscape_figure(
-    steps: Sequence[float], found: Sequence[Mapping[str, np.ndarray]], *, units: Mapping[str, str]
+    steps: Sequence[float],
+    directions: Sequence[Mapping[str, np.ndarray]],
+    *,
+    units: Mapping[str, str],
 ) -> Figure:
     """Numbers along several random directions as thin lines, and their mean; a panel for each.
 
     Args:
         steps: ε, 0 is the trained model.
-        found: of each direction, see `landscape_along`.
+        directions: numbers of each, see `landscape_along`.
         units: name of a number -> what its axis says.
 
     Source: ECL, figure 8.
     """
     figure, (axes,) = panels(1, len(units), width=5, height=4)
     for axis, (name, unit) in zip(axes, units.items(), strict=True):
-        lines = np.stack([direction[name] for direction in found])
+        lines = np.stack([direction[name] for direction in directions])
         for number, line in enumerate(lines):
             label = f"each of {len(lines)} directions" if number == 0 else None
             axis.plot(steps, line, color=COLORS[5], lw=0.8, label=label)
@@ -55,18 +58,18 @@ def landscape_figure(
 
 
 def landscape_map(
-    steps: Sequence[float], found: Mapping[str, np.ndarray], *, units: Mapping[str, str]
+    steps: Sequence[float], plane: Mapping[str, np.ndarray], *, units: Mapping[str, str]
 ) -> Figure:
     """Numbers over the plane of two random directions, as contours; the cross is the model.
 
     Args:
         steps: of both directions.
-        found: (steps, steps) for each name, see `landscape_across`.
+        plane: (steps, steps) for each name, see `landscape_across`.
         units: name of a number -> what it is.
     """
     figure, (axes,) = panels(1, len(units), width=5, height=4.4)
     for axis, (name, unit) in zip(axes, units.items(), strict=True):
-        values = found[name].T  # the first direction goes to the right
+        values = plane[name].T  # the first direction goes to the right
         if _is_wide(values):
             levels, scale = np.geomspace(values.min(), values.max(), 16), LogNorm()
         else:
@@ -92,7 +95,7 @@ def _is_wide(values: np.ndarray) -> bool:
 
 def interpolation_figure(
     shares: Sequence[float],
-    found: Mapping[str, np.ndarray],
+    averages: Mapping[str, np.ndarray],
     *,
     names: tuple[str, str],
     recomputed: Mapping[str, np.ndarray] | None = None,
@@ -101,18 +104,18 @@ def interpolation_figure(
 
     Args:
         shares: λ.
-        found: "loss" and metrics in percent -> (shares,).
+        averages: "loss" and metrics in percent -> (shares,).
         names: of A and B.
         recomputed: the same with batch norms re-estimated, drawn dashed.
 
     Source: BTM, figures 1 and 2.
     """
     figure, (axes,) = panels(1, 2, width=5, height=4)
-    metrics = [name for name in found if name != "loss"]
+    metrics = [name for name in averages if name != "loss"]
     for axis, chosen in zip(axes, (metrics, ["loss"]), strict=True):
         for number, name in enumerate(chosen):
             style = {"color": color(number), "marker": marker(number), "ms": 4}
-            axis.plot(shares, found[name], label=title_of(name), **style)
+            axis.plot(shares, averages[name], label=title_of(name), **style)
             if recomputed is not None:
                 label = f"{title_of(name)}, batch norms re-estimated"
                 axis.plot(shares, recomputed[name], ls="--", mfc="none", label=label, **style)
@@ -188,14 +191,14 @@ def tau_figure(
     axes = [axis for row in grid for axis in row]
     for axis in axes[len(sweeps) :]:
         axis.remove()
-    for axis, (title, (taus, found)) in zip(axes, sweeps.items(), strict=False):
-        chosen = [name for name in ("top1", "many", "medium", "few") if name in found]
+    for axis, (title, (taus, metrics)) in zip(axes, sweeps.items(), strict=False):
+        chosen = [name for name in ("top1", "many", "medium", "few") if name in metrics]
         for number, name in enumerate(chosen):
             style = {"color": GROUP_COLORS.get(name, "black"), "lw": 2 if name == "top1" else 1}
             label = title_of(name)
-            axis.plot(taus, found[name], marker=marker(number), ms=4, label=label, **style)
-        best = int(np.argmax(found["top1"]))
-        label = f"best τ = {taus[best]:g}: {found['top1'][best]:.1f} %"
+            axis.plot(taus, metrics[name], marker=marker(number), ms=4, label=label, **style)
+        best = int(np.argmax(metrics["top1"]))
+        label = f"best τ = {taus[best]:g}: {metrics['top1'][best]:.1f} %"
         axis.axvline(taus[best], color="black", ls=":", lw=1, label=label)
         for number, (label, value) in enumerate(constant.items()):
             text = f"{label}: {value:.1f} %"

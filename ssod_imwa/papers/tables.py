@@ -217,8 +217,8 @@ def _read_run(name: str, tree: Any, common: tuple[str, ...], path: Path) -> Run:
     for file in config:
         if not file.is_file():
             raise TableError(f"{path}: {where}.config: {file} does not exist")
-    own = _flat(_typed(tree, "overrides", dict, path, where) or {})
-    return Run(name, config, common + own, _typed(tree, "after", str, path, where))
+    overrides = _flat(_typed(tree, "overrides", dict, path, where) or {})
+    return Run(name, config, common + overrides, _typed(tree, "after", str, path, where))
 
 
 def _read_row(

@@ -231,22 +231,22 @@ def _draw_by_member(axis: Axes, rows: Sequence[Mapping[str, Any]], names: Sequen
     """A dash for each member; a color for each name or, if there is one name, for each member."""
     members = sorted({row.get("member", 0) for row in rows})
     for i, member in enumerate(members):
-        own = [row for row in rows if row.get("member", 0) == member]
+        member_rows = [row for row in rows if row.get("member", 0) == member]
         for number, name in enumerate(names):
-            steps, values = _column(own, name, "t")
+            steps, values = _column(member_rows, name, "t")
             which = i if len(names) == 1 else number
             axis.plot(steps, values, color=color(which), ls=dash(i), lw=1)
     for i, member in enumerate(members):
-        shown = color(i) if len(names) == 1 else "black"
-        axis.plot([], [], color=shown, ls=dash(i), lw=1, label=f"member {member + 1}")
+        line_color = color(i) if len(names) == 1 else "black"
+        axis.plot([], [], color=line_color, ls=dash(i), lw=1, label=f"member {member + 1}")
 
 
 def _column(
     rows: Sequence[Mapping[str, Any]], name: str, clock: str
 ) -> tuple[list[float], list[float]]:
     # + 1: the file counts from 0, so iteration 99 is the 100th optimizer step.
-    found = [(row.get(clock, row.get("iteration")) + 1, row[name]) for row in rows if name in row]
-    return [step for step, _ in found], [value for _, value in found]
+    points = [(row.get(clock, row.get("iteration")) + 1, row[name]) for row in rows if name in row]
+    return [step for step, _ in points], [value for _, value in points]
 
 
 def _draw_episodes(
@@ -261,10 +261,10 @@ def _draw_episodes(
         episodes = [episode + 1 for episode in averages]
         axis.plot(episodes, list(averages.values()), color=color, marker=shape, label=label)
     for number, member in enumerate(members):
-        own = [x for x in evaluations if x.member == member]
+        of_member = [x for x in evaluations if x.member == member]
         axis.scatter(
-            [x.episode + 1 for x in own],
-            [x.metrics.get(metric, math.nan) for x in own],
+            [x.episode + 1 for x in of_member],
+            [x.metrics.get(metric, math.nan) for x in of_member],
             facecolors="none",
             edgecolors=color,
             marker=marker(number),

@@ -83,13 +83,13 @@ def class_ticks(axis: Axes, names: Sequence[str], *, both: bool = False, block: 
         block: classes that stand at one place together, for the ranks.
     """
     if len(names) <= MOST_NAMES and block == 1:
-        at, shown = list(range(len(names))), list(names)
+        at, labels = list(range(len(names))), list(names)
     else:
         classes = len(names) * block
         step = next(x for x in _STEPS if classes <= 8 * x)
         ranks = range(0, classes, step)
-        at, shown = [rank / block for rank in ranks], [str(rank) for rank in ranks]
+        at, labels = [rank / block for rank in ranks], [str(rank) for rank in ranks]
     # About so many letters fit side by side.
-    axis.set_xticks(at, shown, rotation=90 if sum(map(len, shown)) > 45 else 0)
+    axis.set_xticks(at, labels, rotation=90 if sum(map(len, labels)) > 45 else 0)
     if both:
-        axis.set_yticks(at, shown)
+        axis.set_yticks(at, labels)

@@ -37,9 +37,11 @@ def results_table(results: Results, *, metrics: Sequence[str] | None = None) -> 
         weights = _weights(item, members=results.imwa["members"])
         rows.setdefault((item.episode, weights), {})[item.model] = item
     last = None
-    for (episode, weights), found in rows.items():
+    for (episode, weights), evaluations in rows.items():
         cells = [
-            percent(found[model].metrics.get(metric, math.nan)) if model in found else ""
+            percent(evaluations[model].metrics.get(metric, math.nan))
+            if model in evaluations
+            else ""
             for model in models
             for metric in metrics
         ]

@@ -110,12 +110,12 @@ def load_images(
     folder = data_root(root)
     kind, _, place = name.partition(":")
     # A class may be missing where another set says which there are.
-    given = {"name": name, "classes": classes, "complete": classes is None}
+    settings = {"name": name, "classes": classes, "complete": classes is None}
     if kind == "folder" and place:
-        dataset = load_image_folder(folder / place, **given)
+        dataset = load_image_folder(folder / place, **settings)
     elif kind == "list" and ":" in place:
         file, _, images = place.partition(":")
-        dataset = load_list_file(folder / file, folder / images, **given)
+        dataset = load_list_file(folder / file, folder / images, **settings)
     elif name in _LOADERS:
         return _LOADERS[name](folder)
     else:

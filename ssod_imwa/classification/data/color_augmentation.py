@@ -160,9 +160,9 @@ def groups(codes: torch.Tensor, device: torch.device) -> Iterator[tuple[int, tor
         0 [2]
         4 [0, 3]
     """
-    found, counts = codes.unique(return_counts=True)
+    present, counts = codes.unique(return_counts=True)
     order = codes.argsort(stable=True).to(device, non_blocking=True)
-    for code, rows in zip(found.tolist(), order.split(counts.tolist()), strict=True):
+    for code, rows in zip(present.tolist(), order.split(counts.tolist()), strict=True):
         if code >= 0:
             yield code, rows
 

@@ -159,13 +159,13 @@ def load_image_folder(
     folder = Path(folder)
     if not folder.is_dir():
         raise DataError(f"{name}: image folder {folder} does not exist")
-    found = [p.name for p in folder.iterdir() if p.is_dir() and not is_hidden(p.name)]
-    if not found:
+    folders = [p.name for p in folder.iterdir() if p.is_dir() and not is_hidden(p.name)]
+    if not folders:
         raise DataError(f"{name}: {folder} has no folder (one for each class is needed)")
     if classes is None:
-        numbered = all(entry.isdecimal() for entry in found)
-        classes = sorted(found, key=int) if numbered else sorted(found)
-    _check_class_folders(name, folder, found, classes, complete=complete)
+        numbered = all(entry.isdecimal() for entry in folders)
+        classes = sorted(folders, key=int) if numbered else sorted(folders)
+    _check_class_folders(name, folder, folders, classes, complete=complete)
     files: list[str] = []
     labels: list[int] = []
     for label, class_name in enumerate(classes):
@@ -344,12 +344,12 @@ def dataset_of_files(
 
 
 def _check_class_folders(
-    name: str, folder: Path, found: Sequence[str], classes: Sequence[str], *, complete: bool
+    name: str, folder: Path, present: Sequence[str], classes: Sequence[str], *, complete: bool
 ) -> None:
-    missing = [entry for entry in classes if entry not in set(found)]
-    unknown = sorted(set(found) - set(classes))
+    missing = [entry for entry in classes if entry not in set(present)]
+    unknown = sorted(set(present) - set(classes))
     if missing and complete:
-        near = difflib.get_close_matches(missing[0], found, n=1)
+        near = difflib.get_close_matches(missing[0], present, n=1)
         hint = f"; nearest: {near[0]}" if near else ""
         raise DataError(
             f"{name}: {folder} has no folder for {len(missing)} of {len(classes)} classes: "

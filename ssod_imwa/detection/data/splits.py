@@ -175,7 +175,7 @@ def verify_index_file(
         DataError: an entry does not belong to the data set or is damaged.
     """
     content = read_index_file(file)
-    found = []
+    splits = []
     for percent, folds in content.items():
         if percent == META:
             continue
@@ -185,8 +185,8 @@ def verify_index_file(
             except ValueError:
                 raise DataError(f"split file {file} has the entry {percent!r}, {fold!r}") from None
             labeled, _ = split_dataset(dataset, percent=entry[0], fold=entry[1], file=file)
-            found.append((*entry, labeled))
-    return found
+            splits.append((*entry, labeled))
+    return splits
 
 
 def verify_coco_files(

@@ -99,10 +99,10 @@ def apply_policy(
     """
     if on_bad_record not in POLICIES:
         raise ValueError(f"on_bad_record = {on_bad_record!r} is not allowed (one of {POLICIES})")
-    found = [*problems, *find_problems(dataset, read_pixels=False)]
-    for warning in (problem for problem in found if problem.level == "warning"):
+    everything = [*problems, *find_problems(dataset, read_pixels=False)]
+    for warning in (problem for problem in everything if problem.level == "warning"):
         logger.warning("%s: %s", dataset.name, warning)
-    errors = [problem for problem in found if problem.level == "error"]
+    errors = [problem for problem in everything if problem.level == "error"]
     if errors and on_bad_record == "error":
         raise DataError(_summary(dataset.name, errors))
     for kind, count in sorted(Counter(problem.what for problem in errors).items()):
