@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import torch
 from fvcore.common.config import CfgNode
@@ -78,6 +78,27 @@ class Task(ABC):
     def hooks(self) -> list[HookBase]:
         """Hooks of the task's own, called while a member's last weights are still live."""
         return []
+
+
+class NamedSet(Protocol):
+    """A data set, of whichever task."""
+
+    @property
+    def name(self) -> str: ...
+
+
+_Set = TypeVar("_Set", bound=NamedSet)
+
+
+def evaluate_sets(
+    tests: Sequence[_Set], evaluate: Callable[[_Set], Mapping[str, float]]
+) -> dict[str, float]:
+    """The metrics of test sets together, with "SET/" before their names if there are several."""
+    metrics: dict[str, float] = {}
+    for test in tests:
+        prefix = f"{test.name}/" if len(tests) > 1 else ""
+        metrics |= {prefix + name: value for name, value in evaluate(test).items()}
+    return metrics
 
 
 def check_batch_size(cfg: CfgNode, key: str) -> None:

@@ -42,7 +42,7 @@ from ssod_imwa.engine.hooks import undisturbed
 from ssod_imwa.engine.method import Method
 from ssod_imwa.engine.trainer import HookBase
 from ssod_imwa.errors import ConfigError
-from ssod_imwa.task import Batches, Evaluator, Recompute, Task, check_batch_size
+from ssod_imwa.task import Batches, Evaluator, Recompute, Task, check_batch_size, evaluate_sets
 
 logger = logging.getLogger(__name__)
 
@@ -112,18 +112,16 @@ class ClassificationTask(Task):
         )
 
     def build_evaluator(self, *, poll: Callable[[], object] | None = None) -> Evaluator:
-        def evaluate(model: nn.Module) -> dict[str, float]:
-            metrics: dict[str, float] = {}
-            for test in self.data.tests:
-                found = self._evaluate(model, test, poll)
-                prefix = f"{test.name}/" if len(self.data.tests) > 1 else ""
-                metrics |= {prefix + name: value for name, value in found.items()}
-            return metrics
-
-        return evaluate
+        return lambda model: evaluate_sets(
+            self.data.tests, partial(self._evaluate, model, poll=poll)
+        )
 
     def _evaluate(
-        self, model: nn.Module, test: ClassificationDataset, poll: Callable[[], object] | None
+        self,
+        model: nn.Module,
+        test: ClassificationDataset,
+        *,
+        poll: Callable[[], object] | None = None,
     ) -> dict[str, float]:
         if isinstance(model, MaskedAutoencoder):
             return reconstruction_error(model, self.test_batches(test))

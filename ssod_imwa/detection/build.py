@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -29,7 +30,7 @@ from ssod_imwa.detection.methods.unbiased_teacher import UnbiasedTeacher
 from ssod_imwa.engine import comm
 from ssod_imwa.engine.method import Method
 from ssod_imwa.errors import ConfigError
-from ssod_imwa.task import check_batch_size
+from ssod_imwa.task import check_batch_size, evaluate_sets
 
 Batches = Callable[[int], Iterator[DetectionBatch]]
 
@@ -252,23 +253,18 @@ def build_evaluator(
     """
     view = build_test_view(cfg)
 
-    def evaluate(model: nn.Module) -> dict[str, float]:
-        metrics: dict[str, float] = {}
-        for test in tests:
-            batches = build_test_batches(
-                test,
-                view=view,
-                batch_size=cfg.TEST.IMS_PER_BATCH,
-                num_workers=cfg.DATALOADER.NUM_WORKERS,
-                rank=comm.rank(),
-                world_size=comm.world_size(),
-            )
-            found = evaluate_detections(test, predict(model, batches, poll=poll), voc=True)
-            prefix = f"{test.name}/" if len(tests) > 1 else ""
-            metrics |= {prefix + name: value for name, value in found.items()}
-        return metrics
+    def evaluate(model: nn.Module, test: DetectionDataset) -> dict[str, float]:
+        batches = build_test_batches(
+            test,
+            view=view,
+            batch_size=cfg.TEST.IMS_PER_BATCH,
+            num_workers=cfg.DATALOADER.NUM_WORKERS,
+            rank=comm.rank(),
+            world_size=comm.world_size(),
+        )
+        return evaluate_detections(test, predict(model, batches, poll=poll), voc=True)
 
-    return evaluate
+    return lambda model: evaluate_sets(tests, partial(evaluate, model))
 
 
 def build_bn_recomputation(

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from fvcore.common.config import CfgNode
 
 from ssod_imwa.classification.task import ClassificationTask
 from ssod_imwa.detection.task import DetectionTask
 from ssod_imwa.task import Task
 
-TASKS: dict[str, type[Task]] = {
+TASKS: dict[str, Callable[[CfgNode], Task]] = {
     "detection": DetectionTask,
     "classification": ClassificationTask,
 }
