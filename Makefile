@@ -9,6 +9,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 DEMO := output/digits_unbiased_teacher_imwa
 COMPARED := digits_supervised digits_unbiased_teacher digits_unbiased_teacher_2x
+TRAIN = $(BIN)/python tools/train_net.py --resume --config-file
 
 .PHONY: demo compare demo-classification test test-all lint clean
 
@@ -19,14 +20,14 @@ $(INSTALLED): pyproject.toml
 	touch $@
 
 demo: $(INSTALLED)
-	$(BIN)/python tools/train_net.py --config-file configs/digits/unbiased_teacher_imwa.yaml --resume
+	$(TRAIN) configs/digits/unbiased_teacher_imwa.yaml
 	$(BIN)/python tools/plot_results.py $(DEMO)
 	$(BIN)/python tools/visualize.py $(DEMO)
 
 compare: demo
-	for run in $(COMPARED); do \
-	  $(BIN)/python tools/train_net.py --config-file configs/digits/$${run#digits_}.yaml --resume || exit; \
-	done
+	$(TRAIN) configs/digits/supervised.yaml
+	$(TRAIN) configs/digits/unbiased_teacher.yaml
+	$(TRAIN) configs/digits/unbiased_teacher.yaml configs/digits/2x.yaml
 	$(BIN)/python tools/compare_runs.py $(COMPARED:%=output/%) $(DEMO)
 
 demo-classification: $(INSTALLED)

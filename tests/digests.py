@@ -35,10 +35,14 @@ RECIPES = {
         *("configs/digits/unbiased_teacher_imwa.yaml", *SHORT_DETECTION, *SHORT_TEACHER),
     ],
     "digit images cross_entropy + imwa + ema": [
-        *("configs/digit_images/cross_entropy_imwa_ema.yaml", *SHORT_CLASSIFICATION),
+        *("configs/digit_images/cross_entropy.yaml", "configs/digit_images/imwa.yaml"),
+        *("configs/digit_images/ema.yaml", *SHORT_CLASSIFICATION),
     ],
     "digit images mfw": ["configs/digit_images/mfw.yaml", *SHORT_CLASSIFICATION],
-    "digit images bcl + imwa": ["configs/digit_images/bcl_imwa.yaml", *SHORT_CLASSIFICATION],
+    "digit images bcl + imwa": [
+        *("configs/digit_images/bcl.yaml", "configs/digit_images/imwa.yaml"),
+        *SHORT_CLASSIFICATION,
+    ],
     "digit images ecl": ["configs/digit_images/ecl.yaml", *SHORT_CLASSIFICATION],
 }
 
@@ -66,8 +70,7 @@ def digest(model_file: Path) -> str:
 
 def train(arguments: list[str], output: Path) -> str:
     """Train a recipe in a process of its own; the digest of what it ends with."""
-    config, *overrides = arguments
-    command = [sys.executable, "tools/train_net.py", "--config-file", config, *overrides]
+    command = [sys.executable, "tools/train_net.py", "--config-file", *arguments]
     command += ["OUTPUT_DIR", str(output), "MODEL.DEVICE", "cpu"]
     # One thread: sums in another order round differently.
     env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}

@@ -2,6 +2,7 @@ import argparse
 import ast
 import re
 import runpy
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from ssod_imwa.config import load_config
+from ssod_imwa.papers.tables import read_table
 from ssod_imwa.runs.results import read_results
 
 ROOT = Path(__file__).parents[1]
@@ -92,12 +95,68 @@ def test_command_lines_are_found():
     ]
 
 
+def training_commands(text):
+    """Arguments of each command of train_net.py or reproduce.py that names its files in full."""
+    fences = re.findall(r"```.*?```", text, flags=re.DOTALL)
+    inline = re.findall(r"`([^`]+)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
+    lines = "\n".join(fences or [text]).replace("\\\n", " ").splitlines()
+    for line in [*lines, *(" ".join(code.split()) for code in inline)]:
+        call = re.search(r"\b(train_net|reproduce)\.py((?: --[\w-]+)*\s+configs/[^#]*)", line)
+        if call and "$" not in call[2]:
+            yield call[1], shlex.split(call[2])
+
+
+def configurations(tool, arguments, monkeypatch):
+    """Load all that a command trains."""
+    monkeypatch.setattr("sys.argv", [f"{tool}.py", *arguments])
+    parsed = runpy.run_path(str(ROOT / f"tools/{tool}.py"))["parse_arguments"]()
+    if tool == "train_net":
+        return [load_config(parsed.config_file, parsed.overrides)]
+    runs = read_table(parsed.table).runs.values()
+    return [load_config(run.config, [*run.overrides, *parsed.overrides]) for run in runs]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_commands_in_texts_name_files_and_settings_that_load(text, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    for tool, arguments in training_commands(TEXTS[text]):
+        if not any("detectron2" in argument for argument in arguments):
+            assert configurations(tool, arguments, monkeypatch)
+
+
+def test_training_commands_are_found():
+    readme = list(training_commands(TEXTS["README.md"]))
+    files = ("coco/unbiased_teacher", "coco/10pct", "averaging/imwa")
+    coco = ["--config-file", *(f"configs/{name}.yaml" for name in files)]
+    assert readme[:2] == [
+        ("train_net", ["--config-file", "configs/bccd/unbiased_teacher_imwa.yaml"]),
+        ("train_net", coco),
+    ]
+    assert ("reproduce", ["configs/tables/digits_demo.yaml"]) in readme
+    results = list(training_commands(TEXTS["docs/results.md"]))
+    assert len(results) > 7
+    assert any("configs/voc_mini/imwa.yaml" in arguments for _, arguments in results)
+
+
 @pytest.mark.parametrize("target", ["demo", "compare", "demo-classification", "test", "test-all"])
 def test_make_targets_name_files_that_exist(target):
     done = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     named = re.findall(r"(?:tools|configs)/[\w/$}{#]+\.\w+", done.stdout)
-    assert not [name for name in named if "$" not in name and not (ROOT / name).exists()]
+    assert not [name for name in named if not (ROOT / name).exists()]
+
+
+@pytest.mark.parametrize("target", ["demo", "compare"])
+def test_make_shows_the_folders_that_its_recipes_are_named_after(target, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    done = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True)
+    trained = [
+        cfg.OUTPUT_DIR
+        for tool, arguments in training_commands(done.stdout)
+        for cfg in configurations(tool, arguments, monkeypatch)
+    ]
+    assert trained
+    assert set(re.findall(r"output/\w+", done.stdout)) == set(trained)
 
 
 @pytest.mark.slow

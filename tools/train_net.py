@@ -3,7 +3,8 @@
 
 Examples:
   train                       %(prog)s --config-file configs/digits/unbiased_teacher_imwa.yaml
-  several files, left to right %(prog)s --config-file configs/digits/unbiased_teacher.yaml mine.yaml
+  several files, left to right
+      %(prog)s --config-file configs/coco/unbiased_teacher.yaml configs/coco/10pct.yaml
   change settings             %(prog)s --config-file FILE SOLVER.MAX_ITER 1200 OUTPUT_DIR out/long
   go on after an interruption %(prog)s --config-file FILE --resume
   evaluate the trained model  %(prog)s --config-file FILE --eval-only

@@ -4,6 +4,7 @@ import pytest
 import yaml
 
 from ssod_imwa.config import load_config
+from ssod_imwa.config.naming import output_folder
 from ssod_imwa.papers.reproduction import run_config
 from ssod_imwa.papers.tables import needed_runs, read_table
 
@@ -12,55 +13,124 @@ TABLES = sorted((CONFIGS / "tables").glob("*.yaml"))
 FILES = sorted(set(CONFIGS.rglob("*.yaml")) - set(TABLES))
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(CONFIGS)))
-def test_every_config_loads_and_opens_by_saying_what_it_is(path):
-    if "detectron2" in path.stem:
-        pytest.importorskip("detectron2", reason="detectron2 is not installed (docs/detectron2.md)")
+def read(*names):
+    """The configuration of files below configs/, without .yaml."""
+    return load_config([CONFIGS / f"{name}.yaml" for name in names])
+
+
+def chain(path):
+    """A file and all that it stands on by `_BASE_`."""
+    bases = yaml.safe_load(path.read_text()).get("_BASE_", [])
+    names = [bases] if isinstance(bases, str) else bases
+    return {path}.union(*(chain((path.parent / name).resolve()) for name in names))
+
+
+RECIPES = [path for path in FILES if any(file.stem == "base" for file in chain(path))]
+# What neither a recipe stands on nor a table names.
+OTHERS = [
+    ("digits/unbiased_teacher_imwa", "models/detectron2_r18"),
+    ("coco/unbiased_teacher", "coco/10pct", "models/faster_rcnn_r101_fpn"),
+    ("voc_mini/unbiased_teacher", "voc_mini/imwa"),
+    ("voc_mini/unbiased_teacher", "voc_mini/2x"),
+    ("cifar10_lt/cross_entropy", "methods/manifold_mixup"),
+    ("places_lt/cross_entropy", "methods/btm_classifier"),
+]
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: str(path.relative_to(CONFIGS)))
+def test_every_recipe_loads(path):
     load_config(path)
-    assert path.read_text().startswith("# ")
 
 
-def test_no_two_recipes_write_to_the_same_folder():
-    folders = {}
-    for path in FILES:
-        tree = yaml.safe_load(path.read_text())
-        if "OUTPUT_DIR" in tree:
-            folders.setdefault(tree["OUTPUT_DIR"], []).append(path.name)
-    assert all(len(names) == 1 for names in folders.values()), folders
+@pytest.mark.parametrize("names", OTHERS, ids="+".join)
+def test_compositions_that_no_table_has_load(names):
+    if "models/detectron2_r18" in names:
+        pytest.importorskip("detectron2", reason="detectron2 is not installed (docs/detectron2.md)")
+    read(*names)
 
 
-@pytest.mark.parametrize("folder", ["digits", "bccd"])
-@pytest.mark.parametrize("suffix", ["", "_mwa", "_imwa"])
-def test_variants_train_as_their_base_but_for_imwa(folder, suffix):
-    base = load_config(CONFIGS / folder / "unbiased_teacher.yaml").clone()
-    variant = load_config(CONFIGS / folder / f"unbiased_teacher{suffix}.yaml").clone()
-    for cfg in (base, variant):
+def test_every_file_is_of_some_recipe_and_opens_by_saying_what_it_is():
+    """A fragment alone is no configuration: which keys mean anything is up to the method."""
+    composed = [
+        path.resolve() for t in TABLES for r in read_table(t).runs.values() for path in r.config
+    ]
+    composed += [CONFIGS / f"{name}.yaml" for names in OTHERS for name in names]
+    assert set().union(*map(chain, [*RECIPES, *composed])) == set(FILES)
+    assert all(path.read_text().startswith("# ") for path in FILES)
+
+
+def test_recipes_leave_their_output_folder_to_their_names():
+    assert not [path for path in FILES if "OUTPUT_DIR" in yaml.safe_load(path.read_text())]
+    folders = [output_folder([path]) for path in FILES]
+    assert len(set(folders)) == len(folders)
+
+
+def test_runs_of_tables_with_one_output_folder_are_the_same_recipe():
+    """What the tables compose is what a user would: two recipes must not meet in a folder."""
+    recipes = {}
+    for table in map(read_table, TABLES):
+        for run in table.runs.values():
+            files = tuple(path.resolve() for path in run.config)
+            recipes.setdefault(output_folder(files), set()).add(files)
+    assert len(recipes) > 100
+    for folder, compositions in recipes.items():
+        dumps = {load_config(files).dump() for files in compositions}
+        assert len(dumps) == 1, folder
+
+
+@pytest.mark.parametrize("folder", ["digits", "bccd", "voc_mini"])
+def test_a_file_for_method_and_average_is_the_two_files(folder):
+    path = CONFIGS / folder / "unbiased_teacher_imwa.yaml"
+    if path.exists():
+        assert load_config(path) == read(f"{folder}/unbiased_teacher", f"{folder}/imwa")
+
+
+FRAGMENTS = [
+    path.relative_to(CONFIGS).with_suffix("").as_posix()
+    for path in FILES
+    if path.stem in ("imwa", "mwa", "ema", "ema_slow")
+]
+METHODS = {
+    "digits": "unbiased_teacher",
+    "bccd": "unbiased_teacher",
+    "voc_mini": "unbiased_teacher",
+    "digit_images": "cross_entropy",
+    "averaging": "cross_entropy",
+}
+
+
+@pytest.mark.parametrize("fragment", FRAGMENTS)
+def test_averaging_changes_nothing_else(fragment):
+    folder = fragment.partition("/")[0]
+    method = f"{'cifar10_lt' if folder == 'averaging' else folder}/{METHODS[folder]}"
+    plain, averaged = read(method).clone(), read(method, fragment).clone()
+    assert plain.dump() != averaged.dump()
+    for cfg in (plain, averaged):
         cfg.defrost()
-        del cfg["IMWA"], cfg["OUTPUT_DIR"], cfg["TEST"]
-    assert base == variant
+        del cfg["IMWA"], cfg["OUTPUT_DIR"], cfg.CLS["EMA_DECAY"]
+        del cfg.TEST["EVAL_EPISODES"], cfg.TEST["EVAL_MEMBERS"]
+    assert plain == averaged
 
 
-CLASSIFICATION = ("digit_images", "cifar10_lt", "cifar100_lt", "imagenet_lt", "places_lt")
-
-
-@pytest.mark.parametrize("folder", [*CLASSIFICATION, "inaturalist18"])
-def test_averaging_variants_of_classifiers_train_as_their_base(folder):
-    variants = [p for p in FILES if p.parent.name == folder and p.stem.endswith(("wa", "ema"))]
-    assert variants
-    for path in variants:
-        name = path.stem.removesuffix("_ema").removesuffix("_imwa").removesuffix("_mwa")
-        base, variant = (load_config(p).clone() for p in (path.with_name(f"{name}.yaml"), path))
-        for cfg in (base, variant):
-            cfg.defrost()
-            del cfg["IMWA"], cfg["OUTPUT_DIR"], cfg.CLS["EMA_DECAY"]
-        assert base == variant, path
-
-
-def test_twice_the_iterations_match_the_steps_of_two_members():
-    for path in CONFIGS.rglob("*_2x*.yaml"):
-        control = load_config(path)
-        imwa = load_config(path.with_name(path.name.replace("_2x", "_imwa")))
-        assert duration(control) == duration(imwa) * imwa.IMWA.MEMBERS, path
+@pytest.mark.parametrize(
+    ("recipe", "twice"),
+    [
+        ("digits/unbiased_teacher", "digits/2x"),
+        ("bccd/unbiased_teacher", "bccd/2x"),
+        ("voc/unbiased_teacher", "voc/2x"),
+        ("voc_mini/unbiased_teacher", "voc_mini/2x"),
+        ("coco/unbiased_teacher", "coco/2x"),
+        ("coco/unbiased_teacher_full", "coco/full_2x"),
+        ("digit_images/cross_entropy", "digit_images/2x"),
+        ("cifar10_lt/cross_entropy", "cifar10_lt/2x"),
+        ("cifar10_lt/bcl", "cifar10_lt/2x"),
+        ("cifar100_lt/cross_entropy", "cifar100_lt/2x"),
+        ("cifar100_lt/bcl", "cifar100_lt/2x"),
+    ],
+)
+def test_twice_the_iterations_match_the_steps_of_two_members(recipe, twice):
+    imwa = read(recipe, "averaging/imwa")
+    assert duration(read(recipe, twice)) == duration(imwa) * imwa.IMWA.MEMBERS
 
 
 def duration(cfg):
@@ -68,8 +138,8 @@ def duration(cfg):
 
 
 def test_a_later_stage_starts_from_the_folder_of_a_recipe():
+    folders = {output_folder([path]) for path in FILES}
     trees = {path: yaml.safe_load(path.read_text()) for path in FILES}
-    folders = {tree.get("OUTPUT_DIR") for tree in trees.values()}
     starts = {path: tree.get("MODEL", {}).get("WEIGHTS", "") for path, tree in trees.items()}
     stages = {path: start for path, start in starts.items() if start.startswith("output/")}
     assert len(stages) > 10

@@ -18,7 +18,10 @@ from ssod_imwa.runs.trained import read_trained
 pytestmark = [pytest.mark.detectron2, pytest.mark.usefixtures("project")]
 
 REPOSITORY = Path(__file__).parents[2]
-RECIPE = REPOSITORY / "configs" / "digits" / "unbiased_teacher_imwa_detectron2.yaml"
+RECIPE = [
+    REPOSITORY / "configs" / name
+    for name in ("digits/unbiased_teacher_imwa.yaml", "models/detectron2_r18.yaml")
+]
 RETINANET = "COCO-Detection/retinanet_R_50_FPN_1x.yaml"
 
 
