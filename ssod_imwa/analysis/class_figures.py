@@ -6,6 +6,7 @@ Classes are shown from the most to the least frequent in training; figures are m
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -108,7 +109,7 @@ def confusion_figure(matrix: np.ndarray, names: Sequence[str]) -> Figure:
     rows = matrix.sum(1, keepdims=True)
     shares = 100 * matrix / np.where(rows > 0, rows, np.nan)
     figure, (axes,) = panels(1, 3, width=5.2, height=4.8)
-    drawn = (
+    drawn: tuple[tuple[str, np.ndarray, dict[str, Any]], ...] = (
         ("images", matrix, {}),
         ("% of the row", shares, {"vmin": 0, "vmax": 100}),
         ("images, logarithmic", matrix, {"norm": LogNorm(1, max(2, matrix.max()))}),
@@ -191,8 +192,7 @@ def _scatter_group(
     axis: Axes, x: np.ndarray, y: np.ndarray, group: str, label: str, classes: int
 ) -> None:
     size = 25 if classes <= 100 else 6
-    style = {"color": GROUP_COLORS[group], "marker": GROUP_MARKERS[group]}
-    axis.scatter(x, y, size, label=label, **style)
+    axis.scatter(x, y, size, label=label, color=GROUP_COLORS[group], marker=GROUP_MARKERS[group])
 
 
 def _mean(values: np.ndarray) -> float:
@@ -294,7 +294,8 @@ def embedding_figure(
     for number, c in enumerate(present):
         of_class = points[labels == c]
         axis.scatter(
-            *of_class.T,
+            of_class[:, 0],
+            of_class[:, 1],
             22,
             color=color(number),
             marker=marker(number // len(COLORS)),
@@ -304,8 +305,8 @@ def embedding_figure(
         )
         if len(present) <= _MOST_WORDS:
             box = {"facecolor": "white", "alpha": 0.7, "lw": 0, "pad": 1}
-            at = np.median(of_class, axis=0)
-            axis.text(*at, names[c], ha="center", va="center", weight="bold", bbox=box)
+            x, y = np.median(of_class, axis=0)
+            axis.text(x, y, names[c], ha="center", va="center", weight="bold", bbox=box)
     axis.set_xticks([])
     axis.set_yticks([])
     axis.set_xlabel("t-SNE, first dimension (no unit)")

@@ -6,6 +6,7 @@ Every function takes a run of `open_run` first; metrics are in percent.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from rich.table import Table
@@ -213,7 +214,7 @@ def embedding(
 def tau(run: TrainedRun) -> Finding:
     """What post-hoc decisions gain: logit adjustment, τ-normalized weights, nearest class means."""
     test, train = run.extract_test(), run.extract_train()
-    options = {"train_counts": run.counts, "group_rule": run.group_rule}
+    options: dict[str, Any] = {"train_counts": run.counts, "group_rule": run.group_rule}
     swept = {
         "logit adjustment": adjustment_sweep(test.mean_logits, test.labels, ADJUSTMENTS, **options)
     }

@@ -17,7 +17,7 @@ def interpolate(
     model: nn.Module,
     first: State,
     second: State,
-    shares: Sequence[float],
+    shares: Sequence[float] | np.ndarray,
     evaluate: Callable[[nn.Module], Mapping[str, float]],
     *,
     recompute: Callable[[nn.Module], object] | None = None,

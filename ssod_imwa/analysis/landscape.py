@@ -80,7 +80,7 @@ def moved(model: nn.Module, directions: Sequence[Direction]) -> Iterator[Callabl
 
 
 def landscape_along(
-    model: nn.Module, direction: Direction, steps: Sequence[float], evaluate: Evaluate
+    model: nn.Module, direction: Direction, steps: Sequence[float] | np.ndarray, evaluate: Evaluate
 ) -> dict[str, np.ndarray]:
     """Numbers of the model moved along one direction.
 
@@ -113,7 +113,7 @@ def landscape_across(
     model: nn.Module,
     first: Direction,
     second: Direction,
-    steps: Sequence[float],
+    steps: Sequence[float] | np.ndarray,
     evaluate: Evaluate,
 ) -> dict[str, np.ndarray]:
     """Numbers of the model moved along two directions, (steps, steps) for each name.

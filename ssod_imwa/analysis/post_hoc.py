@@ -50,7 +50,7 @@ def accuracies(
 def adjustment_sweep(
     logits: np.ndarray,
     labels: np.ndarray,
-    taus: Sequence[float],
+    taus: Sequence[float] | np.ndarray,
     *,
     train_counts: Sequence[int] | np.ndarray,
     group_rule: str = "standard",
@@ -64,7 +64,10 @@ def adjustment_sweep(
         train_counts: (C,).
         group_rule: see `group_accuracies`.
     """
-    scores, prior = torch.from_numpy(logits).double(), log_prior(train_counts).double()
+    scores, prior = (
+        torch.from_numpy(logits).double(),
+        log_prior(np.asarray(train_counts).tolist()).double(),
+    )
     return _swept(
         [post_hoc_logits(scores, prior, tau=tau).numpy() for tau in taus],
         labels,
@@ -78,7 +81,7 @@ def tau_norm_sweep(
     features: np.ndarray,
     labels: np.ndarray,
     classifier: nn.Linear,
-    taus: Sequence[float],
+    taus: Sequence[float] | np.ndarray,
     *,
     train_counts: Sequence[int] | np.ndarray,
     group_rule: str = "standard",

@@ -77,7 +77,8 @@ def landscape(
         for i in range(2 if plane else directions)
     ]
     if plane:
-        across = landscape_across(run.model, *drawn, steps, evaluate)
+        first, second = drawn
+        across = landscape_across(run.model, first, second, steps, evaluate)
         diagonal = {name: across[name].diagonal() for name in UNITS}
         return Finding(
             {"landscape_plane.png": landscape_map(steps, across, units=UNITS)},
@@ -113,9 +114,9 @@ def interpolate(
     if points < 2:
         raise UserError(f"--points = {points} is not allowed (must be at least 2)")
     path = newest_model(other) if Path(other).is_dir() else Path(other)
-    ends = [deployed_state(read_models(source).weights) for source in (run.weights, path)]
+    one, two = (deployed_state(read_models(source).weights) for source in (run.weights, path))
     try:
-        average(ends)
+        average([one, two])
     except ValueError as error:
         raise WeightsError(
             f"{run.weights} and {path} are of different networks: {error}"
@@ -125,7 +126,7 @@ def interpolate(
     by_kind = {}
     for kind in ("average", "recompute") if bn == "both" else (bn,):
         recompute = build_recompute(run) if kind == "recompute" else None
-        numbers = along_line(run.model, *ends, shares, evaluate, recompute=recompute)
+        numbers = along_line(run.model, one, two, shares, evaluate, recompute=recompute)
         by_kind[kind] = {name: numbers[name] for name in LINES}
     first, *others = by_kind.values()
     figure = interpolation_figure(
@@ -160,7 +161,7 @@ def members(run: TrainedRun, *, bn: str = "average", metric: str = "top1") -> Fi
     values, distances = [], []
     for paths in snapshots.values():
         states = [_read_snapshot(path) for path in paths]
-        measured = []
+        measured: list[dict[str, float]] = []
         for state in [*states, average(states)]:
             run.model.load_state_dict(state)
             if recompute is not None and len(measured) == len(states):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.colors import LogNorm
@@ -29,7 +30,7 @@ def title_of(name: str) -> str:
 
 
 def landscape_figure(
-    steps: Sequence[float],
+    steps: Sequence[float] | np.ndarray,
     directions: Sequence[Mapping[str, np.ndarray]],
     *,
     units: Mapping[str, str],
@@ -58,7 +59,10 @@ def landscape_figure(
 
 
 def landscape_map(
-    steps: Sequence[float], plane: Mapping[str, np.ndarray], *, units: Mapping[str, str]
+    steps: Sequence[float] | np.ndarray,
+    plane: Mapping[str, np.ndarray],
+    *,
+    units: Mapping[str, str],
 ) -> Figure:
     """Numbers over the plane of two random directions, as contours; the cross is the model.
 
@@ -70,14 +74,19 @@ def landscape_map(
     figure, (axes,) = panels(1, len(units), width=5, height=4.4)
     for axis, (name, unit) in zip(axes, units.items(), strict=True):
         values = plane[name].T  # the first direction goes to the right
-        if _is_wide(values):
-            levels, scale = np.geomspace(values.min(), values.max(), 16), LogNorm()
-        else:
-            levels, scale = 15, None
-        filled = axis.contourf(steps, steps, values, levels=levels, norm=scale, cmap=COLORMAP)
+        levels = np.geomspace(values.min(), values.max(), 16) if _is_wide(values) else None
+        filled = axis.contourf(
+            steps,
+            steps,
+            values,
+            levels=15 if levels is None else levels,
+            norm=None if levels is None else LogNorm(),
+            cmap=COLORMAP,
+        )
         bar = figure.colorbar(filled, ax=axis, label=unit, shrink=0.8)
-        if scale is not None:
-            bar.set_ticks(levels[::3], labels=[f"{level:.3g}" for level in levels[::3]])
+        if levels is not None:
+            ticks = levels[::3].tolist()
+            bar.set_ticks(ticks, labels=[f"{level:.3g}" for level in ticks])
             bar.minorticks_off()
         axis.plot(0, 0, marker="x", color="white", ms=9, mew=2)
         axis.set_aspect("equal")
@@ -94,7 +103,7 @@ def _is_wide(values: np.ndarray) -> bool:
 
 
 def interpolation_figure(
-    shares: Sequence[float],
+    shares: Sequence[float] | np.ndarray,
     averages: Mapping[str, np.ndarray],
     *,
     names: tuple[str, str],
@@ -114,7 +123,7 @@ def interpolation_figure(
     metrics = [name for name in averages if name != "loss"]
     for axis, chosen in zip(axes, (metrics, ["loss"]), strict=True):
         for number, name in enumerate(chosen):
-            style = {"color": color(number), "marker": marker(number), "ms": 4}
+            style: dict[str, Any] = {"color": color(number), "marker": marker(number), "ms": 4}
             axis.plot(shares, averages[name], label=title_of(name), **style)
             if recomputed is not None:
                 label = f"{title_of(name)}, batch norms re-estimated"
@@ -147,17 +156,25 @@ def members_figure(
     figure, (axes,) = panels(1, 3, width=4.6, height=4)
     left, middle, right = axes
     for number, line in enumerate(members):
-        style = {"color": color(number + 1), "marker": marker(number + 1), "ls": dash(number + 1)}
-        left.plot(epochs, line, ms=4, lw=1, label=f"member {number + 1}", **style)
+        left.plot(
+            epochs,
+            line,
+            color=color(number + 1),
+            marker=marker(number + 1),
+            ls=dash(number + 1),
+            ms=4,
+            lw=1,
+            label=f"member {number + 1}",
+        )
     left.plot(epochs, averages, color=COLORS[0], marker="o", ms=4, lw=2, label="average")
     gain = averages - members.max(0)
     middle.axhline(0, color="black", lw=1)
     middle.bar(epochs, gain, 0.8 * _gap(epochs), color=COLORS[0])
     for number, (part, line) in enumerate(distances.items()):
-        style = (
-            {"color": "black", "lw": 2} if part == "whole" else {"color": color(number), "lw": 1}
+        line_color, width = ("black", 2) if part == "whole" else (color(number), 1)
+        right.plot(
+            epochs, line, marker=marker(number), ms=4, label=part, color=line_color, lw=width
         )
-        right.plot(epochs, line, marker=marker(number), ms=4, label=part, **style)
     name = title_of(metric)
     for axis, label in (
         (left, f"{name} (%)"),
@@ -194,9 +211,15 @@ def tau_figure(
     for axis, (title, (taus, metrics)) in zip(axes, sweeps.items(), strict=False):
         chosen = [name for name in ("top1", "many", "medium", "few") if name in metrics]
         for number, name in enumerate(chosen):
-            style = {"color": GROUP_COLORS.get(name, "black"), "lw": 2 if name == "top1" else 1}
-            label = title_of(name)
-            axis.plot(taus, metrics[name], marker=marker(number), ms=4, label=label, **style)
+            axis.plot(
+                taus,
+                metrics[name],
+                marker=marker(number),
+                ms=4,
+                label=title_of(name),
+                color=GROUP_COLORS.get(name, "black"),
+                lw=2 if name == "top1" else 1,
+            )
         best = int(np.argmax(metrics["top1"]))
         label = f"best τ = {taus[best]:g}: {metrics['top1'][best]:.1f} %"
         axis.axvline(taus[best], color="black", ls=":", lw=1, label=label)

@@ -31,7 +31,7 @@ from typing import Any
 import yaml
 
 from ssod_imwa.errors import UserError
-from ssod_imwa.runs.results import MAIN_METRICS, MODELS
+from ssod_imwa.runs.results import MAIN_METRICS, MODELS, Model
 
 METRICS = ("top1", "many", "medium", "few", "h_mean", "g_mean", "lowest_recall")
 _OTHER_METRICS = ("top5", "zero_recall_classes", "ece", "AP75", "APs", "APm", "APl")
@@ -77,7 +77,7 @@ class Row:
     run: str
     paper: Mapping[str, float] = field(default_factory=dict)
     source: str = ""
-    model: str | None = None
+    model: Model | None = None
     member: int | None = None
     against: str | None = None
 

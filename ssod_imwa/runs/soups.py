@@ -40,13 +40,16 @@ def choose_coefficients(
 
     Raises:
         UserError: the models do not fit each other, or the weights the models.
+        ValueError: the rule needs what is missing, or does not need what is there.
     """
+    if (rule == "fixed") != (weights is not None) or (rule in MEASURING) != (metric is not None):
+        raise ValueError(f"rule = {rule!r} takes weights if fixed, a metric if one of {MEASURING}")
     states = [file.weights for file in files]
     try:
-        if rule == "uniform":
-            return soups.uniform(states)
-        if rule == "fixed":
+        if weights is not None:
             return soups.fixed(states, coefficients=weights)
+        if metric is None:
+            return soups.uniform(states)
         return (soups.greedy if rule == "greedy" else soups.line)(states, metric=metric)
     except ValueError as error:
         raise UserError(f"--rule {rule}: {error}") from error

@@ -76,7 +76,7 @@ def draw_detections(
     drawing = ImageDraw.Draw(picture)
     # Sizes that are still seen when a sheet of them is shrunk to half, to fit a screen.
     width = max(3, round(min(picture.size) / 160))
-    font = ImageFont.load_default(size=max(14, round(min(picture.size) / 28)))
+    font = _font(max(14, round(min(picture.size) / 28)))
     order = list(range(len(boxes))) if scores is None else torch.argsort(scores).tolist()
     corners = [[float(x) * scale for x in box] for box in boxes]
     colors = [PALETTE[int(label) % len(PALETTE)] for label in labels]
@@ -119,7 +119,7 @@ def contact_sheet(
         raise ValueError(f"{len(images)} images with {len(captions)} captions make no sheet")
     if len(images) % group:
         raise ValueError(f"{len(images)} images make no groups of {group} (must be a multiple)")
-    font = ImageFont.load_default(size=max(12, cell // 26))
+    font = _font(max(12, cell // 26))
     letters = max(8, int(cell / font.getlength("n")))
     texts = ["\n".join(textwrap.wrap(caption, letters)) for caption in captions]
     line = sum(font.getmetrics())
@@ -212,7 +212,7 @@ def _draw_tag(
     corners: Sequence[float],
     color: tuple[int, int, int],
     *,
-    font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
+    font: ImageFont.FreeTypeFont,
     bounds: tuple[int, int],
 ) -> None:
     """Text on a plate of the box's color, above the box or, at the upper edge, inside it."""
@@ -222,6 +222,12 @@ def _draw_tag(
     drawing.rectangle((x, y, x + width, y + height), fill=color)
     bright = np.dot(color, (0.299, 0.587, 0.114)) > 110  # luma of Rec. 601
     drawing.text((x + 2, y), text, fill=_BLACK if bright else _WHITE, font=font)
+
+
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    font = ImageFont.load_default(size=size)
+    assert isinstance(font, ImageFont.FreeTypeFont)  # the other kind has no sizes
+    return font
 
 
 def _fit(image: torch.Tensor, cell: int) -> Image.Image:

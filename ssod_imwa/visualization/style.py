@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, Literal
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -14,6 +15,8 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 DASHES = ("-", "--", ":", "-.")
 DPI = 120
 COLORMAP = "viridis"  # even in lightness, so it survives a print in gray
+
+Place = Literal["best", "right", "below"]
 
 MOST_NAMES = 30
 """Classes up to which each is named on an axis."""
@@ -40,7 +43,7 @@ def dash(number: int) -> str:
 
 
 def panels(
-    rows: int, columns: int, *, width: float = 5.5, height: float = 3.4, **options: bool | str
+    rows: int, columns: int, *, width: float = 5.5, height: float = 3.4, **options: Any
 ) -> tuple[Figure, list[list[Axes]]]:
     """A figure without pyplot and its axes, by row and column; width and height are a panel's."""
     size = (1 + width * columns, 0.4 + height * rows)
@@ -49,15 +52,14 @@ def panels(
     return figure, [list(row) for row in axes]
 
 
-def finish(axis: Axes, *, x: str, y: str, legend: str | None = "best") -> None:
+def finish(axis: Axes, *, x: str, y: str, legend: Place | None = "best") -> None:
     """Labels, a faint grid and, if something has a label, a legend.
 
     Args:
         axis: what is finished.
         x: what the horizontal axis is, with a unit.
         y: what the vertical axis is, with a unit.
-        legend: where it is, as matplotlib calls it, "right" for beside the
-            axis, or "below"; None for none.
+        legend: where it is: inside, beside the axis or below it; None for none.
     """
     axis.set_xlabel(x)
     axis.set_ylabel(y)
@@ -70,7 +72,7 @@ def finish(axis: Axes, *, x: str, y: str, legend: str | None = "best") -> None:
     elif legend == "below":
         axis.legend(fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=3)
     else:
-        axis.legend(fontsize="small", loc=legend)
+        axis.legend(fontsize="small", loc="best")
 
 
 def class_ticks(axis: Axes, names: Sequence[str], *, both: bool = False, block: int = 1) -> None:
@@ -83,7 +85,7 @@ def class_ticks(axis: Axes, names: Sequence[str], *, both: bool = False, block: 
         block: classes that stand at one place together, for the ranks.
     """
     if len(names) <= MOST_NAMES and block == 1:
-        at, labels = list(range(len(names))), list(names)
+        at, labels = [float(i) for i in range(len(names))], list(names)
     else:
         classes = len(names) * block
         step = next(x for x in _STEPS if classes <= 8 * x)

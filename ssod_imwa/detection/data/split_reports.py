@@ -37,10 +37,9 @@ def check_split(dataset: DetectionDataset, path: Path) -> list[str]:
     if unlabeled_partner(path).exists():
         fold, _, percent = path.stem.rpartition(".")[2].partition("@")
         return split_lines(percent, fold, verify_coco_files(dataset, path)[0])
-    lines = []
-    for percent, fold, labeled in verify_index_file(dataset, path):
-        lines += split_lines(f"{percent:g}", str(fold), labeled)
-    return lines
+    splits = verify_index_file(dataset, path)
+    lines = [split_lines(f"{percent:g}", str(fold), labeled) for percent, fold, labeled in splits]
+    return list(itertools.chain.from_iterable(lines))
 
 
 def write_index_split(
