@@ -138,7 +138,7 @@ def options_of(kind: type) -> Mapping[str, Option]:
     hints = typing.get_type_hints(kind)
     options = {}
     for item in dataclasses.fields(kind):
-        name = item.name.upper()
+        name = _leaf(item.name)
         if _METADATA in item.metadata:
             settings = dict(item.metadata[_METADATA])
             element, choices = _element(kind, item.name, hints[item.name])
@@ -150,6 +150,11 @@ def options_of(kind: type) -> Mapping[str, Option]:
         else:
             raise TypeError(f"{kind.__name__}.{item.name} is not an option (make it by option())")
     return options
+
+
+def _leaf(name: str) -> str:
+    """The last part of a field's key; a word of Python, such as import, has an underscore."""
+    return name.removesuffix("_").upper()
 
 
 def _is_group(hint: Any) -> bool:
@@ -192,13 +197,12 @@ class Options:
     """
 
     def __post_init__(self) -> None:
-        for key, item in options_of(type(self)).items():  # type: ignore[arg-type]  # classes hash
-            name = key.lower()
-            if "." in name:  # a group has checked itself
-                continue
-            value = getattr(self, name)
-            if rule := item.violation(value):
-                raise ValueError(f"{name} = {value!r} is not allowed ({rule})")
+        options = options_of(type(self))  # type: ignore[arg-type]  # classes hash
+        for field_ in dataclasses.fields(self):
+            item = options.get(_leaf(field_.name))  # a group has none and has checked itself
+            value = getattr(self, field_.name)
+            if item is not None and (rule := item.violation(value)):
+                raise ValueError(f"{field_.name} = {value!r} is not allowed ({rule})")
 
 
 @dataclass(frozen=True)
@@ -219,6 +223,11 @@ class Section:
         """Options by the full names of their keys."""
         start = f"{self.prefix}." if self.prefix else ""
         return {f"{start}{name}": item for name, item in options_of(self.options).items()}
+
+
+def options_by_key(sections: Sequence[Section]) -> dict[str, Option]:
+    """The options of several sections by the full names of their keys."""
+    return {key: item for section in sections for key, item in section.by_key().items()}
 
 
 def active_sections(sections: Sequence[Section], values: Mapping[str, Any]) -> list[Section]:
@@ -315,7 +324,7 @@ def read_options(kind: type[_T], node: CfgNode) -> _T:
     hints = typing.get_type_hints(kind)
     values = {}
     for item in dataclasses.fields(kind):  # type: ignore[arg-type]  # a dataclass, by contract
-        value = node[item.name.upper()]
+        value = node[_leaf(item.name)]
         hint = hints[item.name]
         values[item.name] = read_options(hint, value) if _is_group(hint) else value
     return kind(**values)

@@ -1,0 +1,76 @@
+"""The page that documents every key, made of the sections that declare them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ssod_imwa.config.options import Option, Section, options_by_key
+
+HEADER = """\
+# Configuration keys
+
+Made by `python tools/keys.py --write docs/keys.md` from the options that are declared beside what
+reads them; do not edit it. A key is in the configuration only where it is read: setting it
+elsewhere is an error that names what it belongs to. Files hold keys as YAML, command lines as
+`KEY VALUE`.
+"""
+TYPES = {bool: "True, False", int: "integer", float: "number", str: "text", list: "list"}
+
+
+def keys_page(chapters: Mapping[str, Sequence[Section]]) -> str:
+    """Every key as Markdown: default, allowed values, meaning, and when it is read.
+
+    Args:
+        chapters: sections by the title that they stand under.
+    """
+    options = options_by_key([section for part in chapters.values() for section in part])
+    free = [f"`{key}`" for key, item in options.items() if item.free]
+    scaled = [f"`{key}`" for key, item in options.items() if item.iterations]
+    blocks = [
+        HEADER,
+        f"A resumed run may change: {', '.join(free)}.\n",
+        f"`--scale` multiplies what counts a member's iterations: {', '.join(scaled)}.\n",
+    ]
+    for title, sections in chapters.items():
+        blocks += [f"## {title}\n", *_tables(sections)]
+    return "\n".join(blocks)
+
+
+def _tables(sections: Sequence[Section]) -> list[str]:
+    """A table for all sections of one prefix and condition, in first order."""
+    common = set.intersection(*(set(_conditions(section)) for section in sections))
+    tables: dict[tuple[Any, ...], dict[str, Option]] = {}
+    for section in sections:
+        tables.setdefault((section.prefix, _conditions(section)), {}).update(section.by_key())
+    blocks = []
+    for (prefix, conditions), options in tables.items():
+        special = [_in_words(*condition) for condition in conditions if condition not in common]
+        lines = [f"### {prefix or 'At the top'}", ""]
+        if special:
+            lines += [f"Read with {' and '.join(special)}.", ""]
+        lines += ["| key | default | allowed | meaning |", "|---|---|---|---|"]
+        lines += [_row(key, item) for key, item in options.items()]
+        blocks.append("\n".join(lines) + "\n")
+    return blocks
+
+
+def _conditions(section: Section) -> tuple[tuple[str, tuple[object, ...]], ...]:
+    return tuple(section.when.items())
+
+
+def _in_words(key: str, values: tuple[object, ...]) -> str:
+    return f"`{key}` = {' or '.join(f'`{value}`' for value in values)}"
+
+
+def _row(key: str, item: Option) -> str:
+    cells = [f"`{key}`", f"`{item.default!r}`", _allowed(item), item.help]
+    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+
+
+def _allowed(item: Option) -> str:
+    if item.choices:
+        values = ", ".join(f"`{choice!r}`" for choice in item.choices)
+    else:
+        values = ", ".join(filter(None, (TYPES[item.element], item.range)))
+    return f"list of: {values}" if item.is_list else values
