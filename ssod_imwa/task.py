@@ -12,6 +12,7 @@ from torch import nn
 
 from ssod_imwa.averaging.episodes import EpisodeSchedule
 from ssod_imwa.averaging.members import Rule
+from ssod_imwa.config.shared import batch_sizes
 from ssod_imwa.engine import comm
 from ssod_imwa.engine.method import Method
 from ssod_imwa.engine.trainer import HookBase
@@ -101,11 +102,12 @@ def evaluate_sets(
     return metrics
 
 
-def check_batch_size(cfg: CfgNode, key: str) -> None:
-    """Raise ConfigError if a batch of SOLVER's cannot be cut for processes and accumulation."""
-    images, processes, steps = cfg.SOLVER[key], comm.world_size(), cfg.SOLVER.ACCUMULATION_STEPS
-    if images % (processes * steps):
-        raise ConfigError(
-            f"SOLVER.{key} = {images} is not allowed on {processes} processes with {steps} "
-            "accumulation steps (must be a multiple)"
-        )
+def check_batch_sizes(cfg: CfgNode) -> None:
+    """Raise ConfigError if a batch cannot be cut for processes and accumulation."""
+    processes, steps = comm.world_size(), cfg.SOLVER.ACCUMULATION_STEPS
+    for key, images in batch_sizes(cfg).items():
+        if images % (processes * steps):
+            raise ConfigError(
+                f"{key} = {images} is not allowed on {processes} processes with {steps} "
+                "accumulation steps (must be a multiple)"
+            )

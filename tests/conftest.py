@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ssod_imwa.config import load_config
+from ssod_imwa.runs.config import load_config
 
 
 @pytest.fixture(scope="module")
@@ -57,13 +57,16 @@ def detection_config(root, tmp_path):
             "SOLVER.MAX_ITER": 4,
             "SOLVER.WARMUP_ITERS": 1,
             "SOLVER.IMS_PER_BATCH": 2,
-            "SOLVER.IMS_PER_BATCH_UNLABELED": 2,
-            "SSOD.ALGORITHM": "unbiased_teacher",
-            "SSOD.BURN_IN_ITERS": 1,
-            "SSOD.EMA_DECAY": 0.9,
-            "SSOD.BBOX_THRESHOLD": 0.2,
             "LOG_PERIOD": 1,
         }
+        if "supervised" not in overrides:
+            settings |= {
+                "SSOD.ALGORITHM": "unbiased_teacher",
+                "SSOD.BURN_IN_ITERS": 1,
+                "SSOD.EMA_DECAY": 0.9,
+                "SSOD.BBOX_THRESHOLD": 0.2,
+                "SOLVER.IMS_PER_BATCH_UNLABELED": 2,
+            }
         pairs = [str(x) for pair in settings.items() for x in pair]
         return load_config(overrides=[*pairs, *map(str, overrides)])
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from ssod_imwa.config import load_config
 from ssod_imwa.papers.tables import read_table
+from ssod_imwa.runs.config import load_config
 from ssod_imwa.runs.results import read_results
 
 ROOT = Path(__file__).parents[1]

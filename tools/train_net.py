@@ -20,9 +20,9 @@ import argparse
 import logging
 
 from ssod_imwa.cli import log_to_stderr, print_table, run_main, split_config_file
-from ssod_imwa.config import load_config
 from ssod_imwa.engine import comm
 from ssod_imwa.engine.launch import launch
+from ssod_imwa.runs.config import load_config
 from ssod_imwa.runs.results import main_metrics, read_results
 from ssod_imwa.runs.run import evaluate, train
 from ssod_imwa.visualization.table import results_table

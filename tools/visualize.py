@@ -18,10 +18,10 @@ from pathlib import Path
 
 from ssod_imwa.analysis.detection import prediction_sheets, view_sheets
 from ssod_imwa.cli import add_import_option, run_main, split_config_file
-from ssod_imwa.config import load_config
 from ssod_imwa.data.registration import import_modules
 from ssod_imwa.engine.checkpoint.models import newest_model
 from ssod_imwa.errors import ConfigError
+from ssod_imwa.runs.config import load_config
 from ssod_imwa.runs.run import CONFIG_FILE
 from ssod_imwa.visualization.pictures import save_png
 

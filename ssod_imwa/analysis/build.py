@@ -23,10 +23,10 @@ from ssod_imwa.classification.models.base import ImageClassifier
 from ssod_imwa.classification.models.experts import Experts
 from ssod_imwa.classification.prediction import predict
 from ssod_imwa.classification.task import ClassificationTask
-from ssod_imwa.config import load_config
 from ssod_imwa.engine.checkpoint.models import newest_model
 from ssod_imwa.engine.seeding import counted_generator
 from ssod_imwa.errors import UserError
+from ssod_imwa.runs.config import load_config
 from ssod_imwa.runs.run import CONFIG_FILE
 
 

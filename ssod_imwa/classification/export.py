@@ -57,7 +57,7 @@ def loading_code(model: nn.Module, cfg: CfgNode, path: str) -> str:
     else:
         lines += [
             "from ssod_imwa.classification.build import build_model",
-            "from ssod_imwa.config import load_config",
+            "from ssod_imwa.runs.config import load_config",
             f"cfg = load_config(overrides={_overrides(cfg)})",
             f"model = build_model(cfg, {classes}, weights='')",
         ]

@@ -35,14 +35,14 @@ from ssod_imwa.classification.tracking import (
     ClassTrackingHook,
     SnapshotHook,
 )
-from ssod_imwa.config.reader import check_config
+from ssod_imwa.config.shared import check_shared
 from ssod_imwa.engine import comm
 from ssod_imwa.engine.device import pick_device
 from ssod_imwa.engine.hooks import undisturbed
 from ssod_imwa.engine.method import Method
 from ssod_imwa.engine.trainer import HookBase
 from ssod_imwa.errors import ConfigError
-from ssod_imwa.task import Batches, Evaluator, Recompute, Task, check_batch_size, evaluate_sets
+from ssod_imwa.task import Batches, Evaluator, Recompute, Task, check_batch_sizes, evaluate_sets
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ class ClassificationTask(Task):
         self.data = build.build_data(cfg)
         train = self.data.train
         self.cfg = build.with_iterations(cfg, train)
-        check_config(self.cfg, "CLS.SCHEDULE")
+        check_shared(self.cfg, "CLS.SCHEDULE")
         self.device = pick_device(cfg.MODEL.DEVICE)
         self.method = methods.method_name(cfg)
         if cfg.CLS.SAMPLER.NAME == build.SUBSET:
@@ -96,7 +96,7 @@ class ClassificationTask(Task):
 
     def build_batches(self, schedule: EpisodeSchedule, device: torch.device) -> Batches:
         cfg, train = self.cfg, self.data.train
-        check_batch_size(cfg, "IMS_PER_BATCH")
+        check_batch_sizes(cfg)
         return build_image_batches(
             train,
             schedule,

@@ -1,4 +1,4 @@
-"""The keys of class-imbalanced classification, CLS: see `config.defaults`."""
+"""The keys of class-imbalanced classification, CLS: see `classification.keys`."""
 
 from fvcore.common.config import CfgNode
 

@@ -1,6 +1,7 @@
 """Reads a configuration: YAML files with `_BASE_`, then KEY VALUE overrides, all checked.
 
-Every error names the file (or the command line), the key, the value and what is allowed.
+It knows sections of options and nothing of what is in them. Every error names the file (or the
+command line), the key, the value and what is allowed.
 """
 
 from __future__ import annotations
@@ -8,122 +9,168 @@ from __future__ import annotations
 import ast
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 from fvcore.common.config import CfgNode
 
-from ssod_imwa.config.defaults import CHOICES, ELEMENTS, RANGES, get_cfg
-from ssod_imwa.config.naming import output_folder
+from ssod_imwa.config.options import (
+    Option,
+    Section,
+    active_sections,
+    build_tree,
+    options_by_key,
+    why_inactive,
+)
 from ssod_imwa.errors import ConfigError
 
 BASE_KEY = "_BASE_"
-TOOLKIT = "MODEL.TOOLKIT"
-TOOLKIT_CONFIG = "MODEL.DETECTRON2.CONFIG"
 COMMAND_LINE = "command line"
 
 
-def load_config(
-    paths: str | Path | Sequence[str | Path] = (), overrides: Sequence[str] = ()
-) -> CfgNode:
-    """The default configuration changed by YAML files and by KEY VALUE pairs, frozen.
+@dataclass(frozen=True)
+class Setting:
+    """A key in full, a value, and where it is set."""
 
-    Args:
-        paths: a YAML file, or several that are merged left to right; the `_BASE_` key of each names
-            files, relative to itself, that are read before it. Unless one sets OUTPUT_DIR, it is
-            made of their names: see `naming.output_folder`.
-        overrides: alternating keys and values, such as `["SOLVER.MAX_ITER", "600"]`.
+    key: str
+    value: Any
+    source: str
+
+
+def file_settings(path: Path) -> list[Setting]:
+    """What a YAML file sets; its `_BASE_` key names files, relative to itself, that come first.
 
     Raises:
-        ConfigError: a file is missing or no YAML, a key is unknown, a value is not allowed.
-
-    Example:
-        >>> load_config(overrides=["IMWA.MEMBERS", "2", "SOLVER.MAX_ITER", "600"]).IMWA.MEMBERS
-        2
+        ConfigError: a file is missing or no YAML.
     """
-    files = [Path(path) for path in ([paths] if isinstance(paths, (str, Path)) else paths)]
-    settings: list[tuple[str, Any, str]] = []
-    if files:
-        settings.append(("OUTPUT_DIR", output_folder(files), "names of the files"))
-    for file in files:
-        settings += [
-            (key, value, source)
-            for source, tree in _file_chain(file)
-            for key, value in _leaves(tree)
-        ]
+    return [
+        Setting(key, value, source)
+        for source, tree in _file_chain(path)
+        for key, value in _leaves(tree)
+    ]
+
+
+def text_settings(text: str, source: str) -> list[Setting]:
+    """What a YAML text without `_BASE_` sets.
+
+    Raises:
+        ConfigError: it is no YAML.
+    """
+    return [Setting(key, value, source) for key, value in _leaves(_parse_yaml(text, source))]
+
+
+def override_settings(overrides: Sequence[str]) -> list[Setting]:
+    """What alternating keys and values, such as `["SOLVER.MAX_ITER", "600"]`, set.
+
+    Raises:
+        ConfigError: a key has no value.
+    """
     if len(overrides) % 2:
         raise ConfigError(
             f"{COMMAND_LINE}: overrides come as pairs KEY VALUE, but {overrides[-1]!r} stands alone"
         )
-    for key, text in zip(overrides[::2], overrides[1::2], strict=True):
-        settings.append((key, _parse(text), COMMAND_LINE))
-    cfg, foreign = _defaults(settings)
-    for key, value, source in settings:
-        _set(cfg, key, value, source, foreign)
-    check_config(cfg, " + ".join(map(str, files)) or COMMAND_LINE)
-    cfg.freeze()
-    return cfg
+    pairs = zip(overrides[::2], overrides[1::2], strict=True)
+    return [Setting(key, _parse(text), COMMAND_LINE) for key, text in pairs]
 
 
-def parse_config(text: str, source: str) -> CfgNode:
-    """The configuration that `cfg.dump()` wrote, checked and frozen.
+def build_config(
+    sections: Sequence[Section], settings: Sequence[Setting], *, toolkit: CfgNode | None = None
+) -> CfgNode:
+    """The defaults of the sections that settings choose, changed by them; later ones win.
 
     Args:
-        text: YAML of keys and values, without `_BASE_`.
-        source: where it comes from, for errors.
+        sections: all that there are; see `options.active_sections`.
+        settings: in order.
+        toolkit: the tree of another package, which its own rules check; where both have a key that
+            is read, it is ours.
 
     Raises:
-        ConfigError: as `load_config`.
+        ConfigError: a key is unknown or has no meaning here, or a value is not allowed.
     """
-    settings = [(key, value, source) for key, value in _leaves(_parse_yaml(text, source))]
-    # A dump holds every key: the file that the detector was described by is not needed again.
-    cfg, foreign = _defaults([item for item in settings if item[0] == TOOLKIT])
-    for key, value, _ in settings:
-        _set(cfg, key, value, source, foreign)
-    check_config(cfg, source)
-    cfg.freeze()
-    return cfg
-
-
-def check_config(cfg: CfgNode, source: str) -> None:
-    """Rules that tie several keys together; `source` is named in their errors.
-
-    Raises:
-        ConfigError: a rule is broken; the message holds the values on both sides.
-    """
-    solver, imwa = cfg.SOLVER, cfg.IMWA
-    if not cfg.OUTPUT_DIR:  # an unset shell variable; Path("") is the current folder
-        raise ConfigError(f"{source}: OUTPUT_DIR = '' is not allowed (must name a folder)")
-    if imwa.EPISODES > solver.MAX_ITER:
-        raise ConfigError(
-            f"{source}: IMWA.EPISODES = {imwa.EPISODES} is not allowed "
-            f"(must be 1..SOLVER.MAX_ITER = {solver.MAX_ITER})"
-        )
-    for key in ("IMS_PER_BATCH", "IMS_PER_BATCH_UNLABELED"):
-        if solver[key] % solver.ACCUMULATION_STEPS:
-            raise ConfigError(
-                f"{source}: SOLVER.{key} = {solver[key]} is not allowed "
-                f"(must be a multiple of SOLVER.ACCUMULATION_STEPS = {solver.ACCUMULATION_STEPS})"
-            )
-    if list(solver.STEPS) != sorted(set(solver.STEPS)):
-        raise ConfigError(
-            f"{source}: SOLVER.STEPS = {list(solver.STEPS)} is not allowed (must increase)"
-        )
-    if imwa.COEFFICIENTS and len(imwa.COEFFICIENTS) != imwa.MEMBERS:
-        raise ConfigError(
-            f"{source}: IMWA.COEFFICIENTS has {len(imwa.COEFFICIENTS)} values for IMWA.MEMBERS = "
-            f"{imwa.MEMBERS} (must be one a member, or none for equal weights)"
-        )
-    if imwa.COEFFICIENTS and abs(sum(imwa.COEFFICIENTS) - 1) > 1e-6:
-        raise ConfigError(
-            f"{source}: IMWA.COEFFICIENTS sum to {sum(imwa.COEFFICIENTS):g} (must be 1 within 1e-6)"
-        )
+    active = active_sections(sections, {setting.key: setting.value for setting in settings})
+    options = options_by_key(active)
+    tree = build_tree(active)
+    foreign = frozenset() if toolkit is None else frozenset(keys(toolkit)) - options.keys()
+    if toolkit is not None:
+        tree = _merged(toolkit.clone(), tree)
+    # Values first: a misspelled method would make all its keys look foreign.
+    for setting in settings:
+        if setting.key in options:
+            _set(tree, setting.key, _checked(setting, options[setting.key]))
+    for setting in settings:
+        if setting.key in foreign:
+            _set_foreign(tree, setting)
+        elif setting.key not in options:
+            raise _refusal(sections, tree, foreign, setting)
+    return tree
 
 
 def keys(cfg: CfgNode) -> list[str]:
     """The full names of all keys of a configuration, such as "SOLVER.MAX_ITER"."""
     return [key for key, _ in _leaves(cfg)]
+
+
+def value_of(cfg: CfgNode, key: str) -> Any:
+    """The value of a key, given its full name.
+
+    Raises:
+        KeyError: there is none.
+    """
+    node: Any = cfg
+    for part in key.split("."):
+        node = node[part]
+    return node
+
+
+def _set(cfg: CfgNode, key: str, value: Any) -> None:
+    group, _, leaf = key.rpartition(".")
+    (value_of(cfg, group) if group else cfg)[leaf] = value
+
+
+def _merged(cfg: CfgNode, ours: CfgNode) -> CfgNode:
+    """A toolkit's tree with our keys in it."""
+    for key, value in ours.items():
+        if isinstance(value, CfgNode):
+            value = _merged(cfg.setdefault(key, type(cfg)()), value)
+        cfg[key] = value
+    return cfg
+
+
+def _set_foreign(cfg: CfgNode, setting: Setting) -> None:
+    """Set a toolkit's key by its own rules; whole numbers and 1e-3 are numbers there, too."""
+    value = setting.value
+    if isinstance(value_of(cfg, setting.key), float):
+        value = _coerce_scalar(setting, value, float)
+    try:
+        cfg.merge_from_list([setting.key, value])
+    except (ValueError, AssertionError) as error:
+        raise _wrong(setting, value, str(error)) from error
+
+
+def _refusal(
+    sections: Sequence[Section], cfg: CfgNode, foreign: frozenset[str], setting: Setting
+) -> ConfigError:
+    declared = options_by_key(sections)
+    if setting.key in declared:
+        values = {key: value_of(cfg, key) for key in keys(cfg)}
+        reason = why_inactive(sections, setting.key, values)
+    else:
+        known = [*declared, *sorted(foreign)]
+        reason = f"is not a configuration key{_suggestion(setting.key, known)}"
+    return ConfigError(f"{setting.source}: {setting.key} {reason}")
+
+
+def _suggestion(key: str, known: list[str]) -> str:
+    inside = [name for name in known if name.startswith(f"{key}.")]
+    if inside:
+        return f" but a group of keys: {', '.join(inside)}"
+    close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    # A right name in the wrong group: MAX_ITER for SOLVER.MAX_ITER.
+    same = [name for name in known if name.split(".")[-1] == key.split(".")[-1]]
+    best = (same or close)[:1]
+    return f"; did you mean {best[0]}?" if best else ""
 
 
 def _file_chain(path: Path, seen: tuple[Path, ...] = ()) -> list[tuple[str, dict[str, Any]]]:
@@ -176,103 +223,44 @@ def _parse(text: str) -> Any:
         return {"true": True, "false": False}.get(text.lower(), text)
 
 
-def _defaults(settings: Sequence[tuple[str, Any, str]]) -> tuple[CfgNode, frozenset[str]]:
-    """The tree that the settings change, and its keys that follow detectron2's rules, not ours."""
-    last = {key: value for key, value, _ in settings}
-    if last.get(TOOLKIT) != "detectron2":
-        return get_cfg(), frozenset()
-    try:
-        from ssod_imwa.integrations.detectron2.config import foreign_keys, toolkit_config
-    except ModuleNotFoundError as error:
-        if error.name != "detectron2":
-            raise
-        raise ConfigError(
-            f"{TOOLKIT} = 'detectron2': detectron2 is not installed (see docs/detectron2.md, or "
-            "choose torchvision)"
-        ) from None
-    return toolkit_config(str(last.get(TOOLKIT_CONFIG, ""))), foreign_keys()
+def _checked(setting: Setting, option: Option) -> Any:
+    """The value in the type of the key, if the option allows it."""
+    value = _coerce(setting, option)
+    if rule := option.violation(value):
+        single = isinstance(value, str) and all(isinstance(x, str) for x in option.choices)
+        close = difflib.get_close_matches(str(value), option.choices, n=1) if single else []
+        raise _wrong(setting, value, rule, f"; did you mean {close[0]!r}?" if close else "")
+    return value
 
 
-def _set(cfg: CfgNode, key: str, value: Any, source: str, foreign: frozenset[str]) -> None:
-    known = keys(cfg)
-    if key not in known:
-        raise ConfigError(f"{source}: {key} is not a configuration key{_suggestion(key, known)}")
-    *parents, leaf = key.split(".")
-    node = cfg
-    for parent in parents:
-        node = node[parent]
-    if key in foreign:
-        _merge(cfg, key, value, node[leaf], source)
-        return
-    value = _coerce(key, value, node[leaf], source)
-    _check_value(key, value, source)
-    node[leaf] = value
+def _coerce(setting: Setting, option: Option) -> Any:
+    value = setting.value
+    if not option.is_list:
+        return _coerce_scalar(setting, value, option.element)
+    if isinstance(value, str):  # detectron2's YAML files write (60000, 80000)
+        value = _parse(value)
+    if not isinstance(value, (list, tuple)):
+        raise _wrong(setting, value, "must be a list, such as [a, b]")
+    if option.element is list:
+        return [list(inner) if isinstance(inner, (list, tuple)) else inner for inner in value]
+    return [_coerce_scalar(setting, item, option.element) for item in value]
 
 
-def _merge(cfg: CfgNode, key: str, value: Any, default: Any, source: str) -> None:
-    """Set a key of detectron2 by its own rules; whole numbers and 1e-3 are numbers there, too."""
-    if isinstance(default, float):
-        value = _coerce_scalar(key, value, float, source)
-    try:
-        cfg.merge_from_list([key, value])
-    except (ValueError, AssertionError) as error:
-        raise ConfigError(f"{source}: {key} = {value!r} is not allowed ({error})") from error
-
-
-def _suggestion(key: str, known: list[str]) -> str:
-    inside = [name for name in known if name.startswith(f"{key}.")]
-    if inside:
-        return f" but a group of keys: {', '.join(inside)}"
-    close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    # A right name in the wrong group: MAX_ITER for SOLVER.MAX_ITER.
-    same = [name for name in known if name.split(".")[-1] == key.split(".")[-1]]
-    found = (same or close)[:1]
-    return f"; did you mean {found[0]}?" if found else ""
-
-
-def _coerce(key: str, value: Any, default: Any, source: str) -> Any:
-    """The value in the type of the key's default, or an error."""
-    if isinstance(default, list):
-        if isinstance(value, str):  # detectron2's YAML files write (60000, 80000)
-            value = _parse(value)
-        if not isinstance(value, (list, tuple)):
-            raise _wrong(key, value, "must be a list, such as [a, b]", source)
-        element = ELEMENTS.get(key) or type(default[0])
-        if element is list:
-            return [list(inner) if isinstance(inner, (list, tuple)) else inner for inner in value]
-        return [_coerce_scalar(key, item, element, source) for item in value]
-    return _coerce_scalar(key, value, type(default), source)
-
-
-def _coerce_scalar(key: str, value: Any, wanted: type, source: str) -> Any:
+def _coerce_scalar(setting: Setting, value: Any, wanted: type) -> Any:
     if wanted is float and isinstance(value, str):  # YAML reads 1e-3, without a dot, as a text
         try:
             value = float(value)
         except ValueError:
-            raise _wrong(key, value, "must be a number", source) from None
+            raise _wrong(setting, value, "must be a number") from None
     if wanted is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if wanted is str and isinstance(value, (int, float)) and not isinstance(value, bool):
         return str(value)
     if type(value) is not wanted:
         names = {bool: "True or False", int: "an integer", float: "a number", str: "a text"}
-        raise _wrong(key, value, f"must be {names[wanted]}", source)
+        raise _wrong(setting, value, f"must be {names[wanted]}")
     return value
 
 
-def _check_value(key: str, value: Any, source: str) -> None:
-    if key in CHOICES and value not in CHOICES[key]:
-        allowed = ", ".join(map(repr, CHOICES[key]))
-        close = difflib.get_close_matches(str(value), map(str, CHOICES[key]), n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise _wrong(key, value, f"must be one of {allowed}", source, hint)
-    if key in RANGES:
-        low, high = RANGES[key]
-        for number in value if isinstance(value, list) else [value]:
-            if not low <= number <= high:  # also refuses NaN
-                limit = f"at least {low:g}" if high == float("inf") else f"{low:g}..{high:g}"
-                raise _wrong(key, value, f"must be {limit}", source)
-
-
-def _wrong(key: str, value: Any, rule: str, source: str, hint: str = "") -> ConfigError:
-    return ConfigError(f"{source}: {key} = {value!r} is not allowed ({rule}){hint}")
+def _wrong(setting: Setting, value: Any, rule: str, hint: str = "") -> ConfigError:
+    return ConfigError(f"{setting.source}: {setting.key} = {value!r} is not allowed ({rule}){hint}")

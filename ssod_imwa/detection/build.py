@@ -14,6 +14,7 @@ from fvcore.nn.precise_bn import update_bn_stats
 from torch import nn
 
 from ssod_imwa.averaging.episodes import EpisodeSchedule
+from ssod_imwa.config.options import read_options
 from ssod_imwa.data.registration import import_modules
 from ssod_imwa.data.roots import data_root
 from ssod_imwa.detection.data.catalog import load_datasets
@@ -25,12 +26,12 @@ from ssod_imwa.detection.detectors import weights as pretrained
 from ssod_imwa.detection.detectors.base import Detector
 from ssod_imwa.detection.detectors.faster_rcnn import TorchvisionFasterRCNN, build_faster_rcnn
 from ssod_imwa.detection.evaluation import evaluate_detections, predict
-from ssod_imwa.detection.methods.supervised import Supervised
-from ssod_imwa.detection.methods.unbiased_teacher import UnbiasedTeacher
+from ssod_imwa.detection.keys import METHODS
+from ssod_imwa.detection.methods.supervised import Supervised, SupervisedOptions
 from ssod_imwa.engine import comm
 from ssod_imwa.engine.method import Method
 from ssod_imwa.errors import ConfigError
-from ssod_imwa.task import check_batch_size, evaluate_sets
+from ssod_imwa.task import check_batch_sizes, evaluate_sets
 
 Batches = Callable[[int], Iterator[DetectionBatch]]
 
@@ -66,7 +67,7 @@ def build_data(cfg: CfgNode) -> DetectionData:
         filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
     )
     unlabeled = None
-    if cfg.SSOD.ALGORITHM != "supervised":
+    if "unlabeled" in METHODS[cfg.SSOD.ALGORITHM][0].reads:
         more = _load(cfg, sets.TRAIN_UNLABELED, labeled=False) if sets.TRAIN_UNLABELED else None
         unlabeled = _join(rest, more)
         _check_unlabeled(cfg, unlabeled)
@@ -130,11 +131,6 @@ def load_weights(detector: Detector, weights: str) -> None:
 
 def _build_torchvision_detector(cfg: CfgNode, num_classes: int) -> TorchvisionFasterRCNN:
     model, rpn, roi = cfg.MODEL, cfg.MODEL.RPN, cfg.MODEL.ROI_HEADS
-    if model.DETECTRON2.CONFIG:
-        raise ConfigError(
-            f"MODEL.DETECTRON2.CONFIG = {model.DETECTRON2.CONFIG!r} is not allowed with "
-            "MODEL.TOOLKIT torchvision (set MODEL.TOOLKIT detectron2)"
-        )
     try:
         return build_faster_rcnn(
             num_classes=num_classes,
@@ -159,7 +155,7 @@ def _build_torchvision_detector(cfg: CfgNode, num_classes: int) -> TorchvisionFa
             roi_score_thresh_test=roi.SCORE_THRESH_TEST,
             roi_nms_thresh_test=roi.NMS_THRESH_TEST,
             loss=roi.LOSS,
-            focal_gamma=roi.FOCAL_GAMMA,
+            focal_gamma=roi.FOCAL_GAMMA if roi.LOSS == "FocalLoss" else 0.0,
             pooler_resolution=model.ROI_BOX_HEAD.POOLER_RESOLUTION,
             fc_dim=model.ROI_BOX_HEAD.FC_DIM,
             smooth_l1_beta=model.ROI_BOX_HEAD.SMOOTH_L1_BETA,
@@ -174,20 +170,10 @@ def _build_torchvision_detector(cfg: CfgNode, num_classes: int) -> TorchvisionFa
 
 def build_method(cfg: CfgNode, detector: Detector) -> Method:
     """The method of SSOD around a detector, which becomes its student."""
-    ssod = cfg.SSOD
     if not cfg.MODEL.WEIGHTS:
         pretrained.warn_if_frozen(detector)
-    if ssod.ALGORITHM == "supervised":
-        return Supervised(detector, strong_labeled=ssod.STRONG_LABELED)
-    return UnbiasedTeacher(
-        detector,
-        burn_in=ssod.BURN_IN_ITERS,
-        ema_decay=ssod.EMA_DECAY,
-        threshold=ssod.BBOX_THRESHOLD,
-        unsup_loss_weight=ssod.UNSUP_LOSS_WEIGHT,
-        unsup_box_loss_weight=ssod.UNSUP_BOX_LOSS_WEIGHT,
-        strong_labeled=ssod.STRONG_LABELED,
-    )
+    method, options = METHODS[cfg.SSOD.ALGORITHM]
+    return method(detector, read_options(options, cfg.SSOD))
 
 
 def build_views(cfg: CfgNode) -> tuple[WeakView, StrongView]:
@@ -220,8 +206,7 @@ def build_test_view(cfg: CfgNode) -> TestView:
 def build_batches(cfg: CfgNode, data: DetectionData, schedule: EpisodeSchedule) -> Batches:
     """What the trainer reads: a global step -> the batches from there on."""
     weak, strong = build_views(cfg)
-    for key in ("IMS_PER_BATCH", "IMS_PER_BATCH_UNLABELED"):
-        check_batch_size(cfg, key)
+    check_batch_sizes(cfg)
     return build_train_batches(
         data.labeled,
         data.unlabeled,
@@ -283,7 +268,8 @@ def build_bn_recomputation(
             self.device = next(detector.parameters()).device
 
         def forward(self, batch: DetectionBatch) -> Any:
-            method = Supervised(self.detector, strong_labeled=strong_labeled)
+            options = SupervisedOptions(strong_labeled=strong_labeled)
+            method = Supervised(self.detector, options)
             return method.losses(batch.to(self.device), 0)
 
     @torch.no_grad()
@@ -321,9 +307,4 @@ def _check_unlabeled(cfg: CfgNode, unlabeled: DetectionDataset) -> None:
         raise ConfigError(
             f"SSOD.ALGORITHM = {method!r} has no unlabeled images (name some in "
             f"DATASETS.TRAIN_UNLABELED or lower DATASETS.SPLIT.PERCENT = {percent:g})"
-        )
-    if cfg.SOLVER.IMS_PER_BATCH_UNLABELED == 0:
-        raise ConfigError(
-            f"SOLVER.IMS_PER_BATCH_UNLABELED = 0 is not allowed with SSOD.ALGORITHM = {method!r} "
-            "(must be at least 1)"
         )

@@ -35,7 +35,8 @@ class DetectionTask(Task):
         split = cfg.DATASETS.SPLIT
         share = f" {split.PERCENT:g} %" if split.PERCENT < 100 else ""
         self.fold = split.FOLD if share else None
-        unlabeled = "".join(f" + {name}" for name in cfg.DATASETS.TRAIN_UNLABELED)
+        names = [] if self.data.unlabeled is None else cfg.DATASETS.TRAIN_UNLABELED
+        unlabeled = "".join(f" + {name}" for name in names)
         tests = ", ".join(test.name for test in self.data.tests)
         self.dataset = f"{'+'.join(cfg.DATASETS.TRAIN)}{share}{unlabeled}, tested on {tests}"
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -28,7 +29,10 @@ class Method(ABC):
         teacher: its exponential moving average, or None if the method has none.
         parallel_student: what `losses` calls: the student, or its wrapper (compiled,
             DistributedDataParallel).
+        reads: streams of images that it trains on, each with the names of the views it needs.
     """
+
+    reads: ClassVar[Mapping[str, tuple[str, ...]]] = {}
 
     def __init__(self, student: nn.Module, teacher: nn.Module | None = None) -> None:
         self.student = student

@@ -7,11 +7,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from fvcore.common.config import CfgNode
 
-from ssod_imwa.config import load_config
-from ssod_imwa.config.reader import keys, parse_config
+from ssod_imwa.config.reader import keys, value_of
 from ssod_imwa.engine.checkpoint.atomic import write_text
 from ssod_imwa.engine.checkpoint.output import FINAL
 from ssod_imwa.errors import ConfigError
@@ -23,9 +23,10 @@ from ssod_imwa.papers.tables import (
     needed_runs,
     shown_runs,
 )
+from ssod_imwa.runs.config import FREE_KEYS, ITERATION_KEYS, load_config, parse_config
 from ssod_imwa.runs.open import open_task
 from ssod_imwa.runs.results import FILE_NAME, Results, read_results
-from ssod_imwa.runs.run import FREE_KEYS, train
+from ssod_imwa.runs.run import train
 
 logger = logging.getLogger(__name__)
 
@@ -68,11 +69,11 @@ def scaled(cfg: CfgNode, factor: float) -> CfgNode:
     """A copy that trains `factor` times as long, with the same number of episodes if they fit.
 
     Args:
-        cfg: counted in iterations, as a task has it: CLS.SCHEDULE.EPOCHS is 0.
+        cfg: of a task (`Task.cfg`), whose schedule is counted in iterations.
         factor: above 0. Nothing becomes shorter than one iteration an episode.
 
     Raises:
-        ValueError: the configuration counts epochs, or the factor is not positive.
+        ValueError: the factor is not positive.
 
     Example:
         >>> cfg = scaled(load_config(overrides=["SOLVER.MAX_ITER", "200"]), 0.05)
@@ -81,22 +82,22 @@ def scaled(cfg: CfgNode, factor: float) -> CfgNode:
     """
     if not 0 < factor < math.inf:
         raise ValueError(f"factor = {factor} is not allowed (must be above 0)")
-    if cfg.CLS.SCHEDULE.EPOCHS:
-        raise ValueError(
-            f"CLS.SCHEDULE.EPOCHS = {cfg.CLS.SCHEDULE.EPOCHS} is not allowed (must be 0: give the "
-            "configuration of a task)"
-        )
     cfg = cfg.clone()
     cfg.defrost()
-    solver = cfg.SOLVER
-    solver.MAX_ITER = max(1, round(factor * solver.MAX_ITER))
-    # Steps that fall on one iteration are one step.
-    solver.STEPS = sorted({round(factor * step) for step in solver.STEPS})
-    solver.WARMUP_ITERS = round(factor * solver.WARMUP_ITERS)
-    cfg.SSOD.BURN_IN_ITERS = round(factor * cfg.SSOD.BURN_IN_ITERS)
-    cfg.IMWA.EPISODES = min(cfg.IMWA.EPISODES, solver.MAX_ITER)
+    for key in set(keys(cfg)) & ITERATION_KEYS:
+        group, _, leaf = key.rpartition(".")
+        node = value_of(cfg, group)
+        node[leaf] = _scaled(node[leaf], factor)
+    cfg.IMWA.EPISODES = min(cfg.IMWA.EPISODES, cfg.SOLVER.MAX_ITER)
     cfg.freeze()
     return cfg
+
+
+def _scaled(iterations: Any, factor: float) -> Any:
+    if isinstance(iterations, list):  # steps that fall on one iteration are one step
+        return sorted({round(factor * step) for step in iterations})
+    # What happens at all, or every so many iterations, still does: 0 would say never.
+    return max(1, round(factor * iterations)) if iterations else 0
 
 
 def finished(folder: Path) -> Results | None:
@@ -128,18 +129,12 @@ def check_recipe(cfg: CfgNode) -> None:
         return
     before = parse_config(path.read_text(encoding="utf-8"), str(path))
     for key in keys(cfg):
-        old, new = _value(before, key), _value(cfg, key)
+        old, new = value_of(before, key), value_of(cfg, key)
         if old != new and key not in FREE_KEYS:
             raise TableError(
                 f"{path.parent} has a run with {key} = {old!r}, which is now {new!r} (remove it, "
                 "or choose another --output)"
             )
-
-
-def _value(cfg: CfgNode, key: str) -> object:
-    for part in key.split("."):
-        cfg = cfg[part]
-    return cfg
 
 
 @dataclass(frozen=True)
@@ -223,7 +218,7 @@ class Reproduction:
         write_recipe(cfg)
         if self.scale != 1:
             # A task counts epochs in iterations, of which an episode needs one.
-            cfg = scaled(open_task(cfg).cfg if cfg.CLS.SCHEDULE.EPOCHS else cfg, self.scale)
+            cfg = scaled(open_task(cfg).cfg, self.scale)
         return train(cfg, resume_from=True)
 
     def _finished(self, run: Run, seed: int) -> Results | None:

@@ -12,8 +12,8 @@ from fvcore.common.config import CfgNode
 
 from ssod_imwa.averaging.episodes import EpisodeSchedule
 from ssod_imwa.averaging.imwa import IMWA
-from ssod_imwa.config import get_cfg
-from ssod_imwa.config.reader import keys
+from ssod_imwa.config.reader import keys, value_of
+from ssod_imwa.config.shared import batch_sizes
 from ssod_imwa.engine import comm
 from ssod_imwa.engine.checkpoint.models import newest_model
 from ssod_imwa.engine.checkpoint.writing import CheckpointHook, prepare_output, resume
@@ -26,6 +26,7 @@ from ssod_imwa.engine.solver import build_optimizer, gradient_clipper, lr_multip
 from ssod_imwa.engine.trainer import HookBase, Trainer
 from ssod_imwa.engine.writers import JSONWriter, MetricsHook, TensorBoardWriter, TerminalWriter
 from ssod_imwa.errors import UserError
+from ssod_imwa.runs.config import FREE_KEYS, defaults_of
 from ssod_imwa.runs.hooks import ConfigHook, ResultsHook
 from ssod_imwa.runs.open import open_task
 from ssod_imwa.runs.results import FILE_NAME
@@ -34,21 +35,6 @@ from ssod_imwa.task import Batches, Task
 logger = logging.getLogger(__name__)
 
 CONFIG_FILE = "config.yaml"
-# Keys that change neither weights nor data order: a resumed run may change them.
-FREE_KEYS = (
-    "OUTPUT_DIR",
-    "LOG_PERIOD",
-    "MODEL.DEVICE",
-    "MODEL.WEIGHTS",
-    "DATASETS.ROOT",
-    "DATALOADER.NUM_WORKERS",
-    "SOLVER.CHECKPOINT_PERIOD",
-    "SOLVER.CHECKPOINT_EPISODES",
-    "SOLVER.CHECKPOINT_KEEP",
-    "TEST.EVAL_EPISODES",
-    "TEST.EVAL_MEMBERS",
-    "TEST.IMS_PER_BATCH",
-)
 
 
 def train(
@@ -61,7 +47,7 @@ def train(
     """Train, evaluate and write everything to OUTPUT_DIR.
 
     Args:
-        cfg: see `config.load_config`.
+        cfg: see `runs.config.load_config`.
         resume_from: True continues from the newest intact checkpoint in OUTPUT_DIR, a path from
             that file.
         overwrite: replace the run that OUTPUT_DIR holds.
@@ -129,20 +115,15 @@ def read_settings(run_dir: str | Path) -> dict[str, Any] | None:
         written = CfgNode(yaml.safe_load(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
         raise UserError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
-    found = {key: _value(cfg, key) for cfg in (get_cfg(), written) for key in keys(cfg)}
-    return {key: value for key, value in found.items() if not _is_said_elsewhere(key)}
+    trees = (defaults_of(written), written)
+    settings = {key: value_of(tree, key) for tree in trees for key in keys(tree)}
+    return {key: value for key, value in settings.items() if not _is_said_elsewhere(key)}
 
 
 def _is_said_elsewhere(key: str) -> bool:
     """Whether a key is in results.json or does not change the figures."""
     free = key in FREE_KEYS and key != "MODEL.WEIGHTS"
     return free or key in ("SEED", "DATASETS.SPLIT.FOLD") or key.startswith("IMWA.")
-
-
-def _value(cfg: CfgNode, key: str) -> Any:
-    for part in key.split("."):
-        cfg = cfg[part]
-    return cfg
 
 
 def _assemble(task: Task, device: torch.device, *, overwrite: bool) -> tuple[Trainer, SignalHook]:
@@ -272,7 +253,7 @@ def _identity(task: Task) -> dict[str, Any]:
     run: dict[str, Any] = {}
     for key in keys(cfg):
         if key not in FREE_KEYS:
-            run[key] = _value(cfg, key)
+            run[key] = value_of(cfg, key)
     run |= task.fingerprints()
     run["processes"] = comm.world_size()
     run["config"] = cfg.dump()
@@ -281,7 +262,7 @@ def _identity(task: Task) -> dict[str, Any]:
 
 def _out_of_memory(cfg: CfgNode, error: Exception) -> str:
     imwa = cfg.IMWA
-    images = cfg.SOLVER.IMS_PER_BATCH + cfg.SOLVER.IMS_PER_BATCH_UNLABELED
+    images = sum(batch_sizes(cfg).values())
     first = str(error).splitlines()[0]
     return (
         f"out of memory with IMWA.MEMBERS = {imwa.MEMBERS}, IMWA.STORE = {imwa.STORE}, "

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from fvcore.common.config import CfgNode
 
-from ssod_imwa.config.reader import parse_config
 from ssod_imwa.engine.checkpoint.models import ModelFile, read_models
+from ssod_imwa.runs.config import parse_config
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,10 @@ from ssod_imwa.analysis.build import open_run, sample_of_test
 from ssod_imwa.classification.data import catalog as image_catalog
 from ssod_imwa.classification.data.datasets import ClassificationDataset
 from ssod_imwa.classification.tracking import snapshot_files
-from ssod_imwa.config import load_config
 from ssod_imwa.engine.seeding import counted_generator
 from ssod_imwa.errors import CheckpointError, UserError, WeightsError
 from ssod_imwa.runs import run as runs
+from ssod_imwa.runs.config import load_config
 from ssod_imwa.runs.results import read_results
 
 CLASSES = ("cat", "dog", "owl", "yak", "zebu")

@@ -12,10 +12,10 @@ from fvcore.nn import FlopCountAnalysis
 from support import assert_equal, final_weights, mean_of
 
 from ssod_imwa.classification import build
-from ssod_imwa.config import load_config
 from ssod_imwa.engine.hooks import LRHook
 from ssod_imwa.errors import ConfigError, DataError, UserError
 from ssod_imwa.runs import run
+from ssod_imwa.runs.config import load_config
 from ssod_imwa.runs.open import open_task
 from ssod_imwa.runs.results import read_results
 from ssod_imwa.runs.trained import read_trained

@@ -2,9 +2,8 @@
 
 import pytest
 
-from ssod_imwa.config import load_config
-from ssod_imwa.config.reader import parse_config
 from ssod_imwa.errors import ConfigError
+from ssod_imwa.runs.config import load_config, parse_config
 
 pytestmark = [pytest.mark.detectron2, pytest.mark.usefixtures("project")]
 

@@ -7,12 +7,12 @@ import pytest
 import torch
 from PIL import Image
 
-from ssod_imwa.config import load_config
 from ssod_imwa.detection.build import build_detector, build_method, with_classes
 from ssod_imwa.detection.coco_ap import coco_metrics
 from ssod_imwa.detection.data.records import Annotations, Detections, Targets
 from ssod_imwa.engine.checkpoint.atomic import write_checkpoint
 from ssod_imwa.errors import ConfigError, WeightsError
+from ssod_imwa.runs.config import load_config
 
 pytestmark = [pytest.mark.detectron2, pytest.mark.usefixtures("project")]
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 from fvcore.nn import sigmoid_focal_loss
 
-from ssod_imwa.config import load_config
 from ssod_imwa.detection.data.digits import make_digits
 from ssod_imwa.engine.trainer import HookBase
 from ssod_imwa.runs import run
+from ssod_imwa.runs.config import load_config
 from ssod_imwa.runs.results import read_results
 from ssod_imwa.runs.trained import read_trained
 

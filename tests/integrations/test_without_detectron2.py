@@ -21,7 +21,7 @@ for module in pkgutil.walk_packages(ssod_imwa.__path__, "ssod_imwa."):
 assert "detectron2" not in sys.modules
 """
 CHOSEN = """
-from ssod_imwa.config import load_config
+from ssod_imwa.runs.config import load_config
 from ssod_imwa.errors import ConfigError
 try:
     load_config(overrides=["MODEL.TOOLKIT", "detectron2"])

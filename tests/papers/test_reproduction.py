@@ -3,7 +3,6 @@ from pathlib import Path
 
 import pytest
 
-from ssod_imwa.config import load_config
 from ssod_imwa.engine.checkpoint.output import FINAL
 from ssod_imwa.errors import ConfigError
 from ssod_imwa.papers.reproduction import (
@@ -14,6 +13,7 @@ from ssod_imwa.papers.reproduction import (
     write_recipe,
 )
 from ssod_imwa.papers.tables import Run, TableError
+from ssod_imwa.runs.config import load_config
 from ssod_imwa.runs.results import write_results
 
 
@@ -21,7 +21,8 @@ def test_scaling_shortens_everything_that_counts_iterations():
     cfg = load_config(
         overrides=[
             *("SOLVER.MAX_ITER", "1000", "SOLVER.STEPS", "[600, 800]", "SOLVER.WARMUP_ITERS", "40"),
-            *("SSOD.BURN_IN_ITERS", "300", "IMWA.EPISODES", "20"),
+            *("SSOD.ALGORITHM", "unbiased_teacher", "SSOD.BURN_IN_ITERS", "300"),
+            *("IMWA.EPISODES", "20"),
         ]
     )
     tenth = scaled(cfg, 0.1)
@@ -41,10 +42,14 @@ def test_scaling_leaves_an_iteration_to_an_episode():
     assert (least.SOLVER.MAX_ITER, least.IMWA.EPISODES, least.SOLVER.STEPS) == (1, 1, [0])
 
 
-def test_scaling_refuses_epochs_and_factors_that_make_no_sense():
-    epochs = load_config(overrides=["CLS.SCHEDULE.EPOCHS", "3"])
-    with pytest.raises(ValueError, match=r"CLS.SCHEDULE.EPOCHS = 3.0 is not allowed"):
-        scaled(epochs, 0.5)
+def test_scaling_leaves_a_warm_up_that_there_was():
+    cfg = load_config(overrides=["SOLVER.MAX_ITER", "1000", "SOLVER.WARMUP_ITERS", "10"])
+    assert scaled(cfg, 0.01).SOLVER.WARMUP_ITERS == 1
+    never = load_config(overrides=["SOLVER.WARMUP_ITERS", "0"])
+    assert scaled(never, 0.01).SOLVER.WARMUP_ITERS == 0
+
+
+def test_scaling_refuses_factors_that_make_no_sense():
     for factor in (0.0, -1.0, math.inf, math.nan):
         with pytest.raises(ValueError, match=r"must be above 0"):
             scaled(load_config(), factor)

@@ -151,7 +151,6 @@ def test_an_overwriting_run_that_does_no_step_leaves_every_file_alone(config, mo
         (["DATASETS.TRAIN", "['digit_train']"], DataError, "digits_train"),
         (["DATASETS.SPLIT.PERCENT", "100"], ConfigError, "no unlabeled images"),
         (["DATASETS.SPLIT.PERCENT", "1"], DataError, "percent"),
-        (["SOLVER.IMS_PER_BATCH_UNLABELED", "0"], ConfigError, "must be at least 1"),
         (["MODEL.ROI_HEADS.NUM_CLASSES", "5"], ConfigError, "has 2 classes"),
         (["MODEL.WEIGHTS", "absent.pth"], UserError, "absent.pth"),
         (["INPUT.MIN_SIZE_TRAIN", "[100]", "INPUT.MAX_SIZE_TRAIN", "50"], ConfigError, "INPUT"),

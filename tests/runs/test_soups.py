@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from ssod_imwa.config import load_config
 from ssod_imwa.errors import UserError
 from ssod_imwa.runs import run
+from ssod_imwa.runs.config import load_config
 from ssod_imwa.runs.results import read_results
 from ssod_imwa.runs.soups import build_metric, choose_coefficients, write_average
 from ssod_imwa.runs.trained import read_trained

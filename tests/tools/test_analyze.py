@@ -9,8 +9,8 @@ from PIL import Image
 
 from ssod_imwa.analysis import commands, weight_commands
 from ssod_imwa.cli import run_main
-from ssod_imwa.config import load_config
 from ssod_imwa.runs import run as runs
+from ssod_imwa.runs.config import load_config
 
 TOOL = Path(__file__).parents[2] / "tools" / "analyze.py"
 

@@ -4,9 +4,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from ssod_imwa.config import get_cfg
 from ssod_imwa.engine.checkpoint.atomic import load_checkpoint, write_checkpoint
 from ssod_imwa.errors import CheckpointError, UserError
+from ssod_imwa.runs.config import get_cfg
 
 PATH = Path(__file__).parents[2] / "tools" / "average_checkpoints.py"
 

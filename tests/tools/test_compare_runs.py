@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from ssod_imwa.cli import run_main
-from ssod_imwa.config import get_cfg
+from ssod_imwa.runs.config import load_config
 from ssod_imwa.runs.results import Evaluation, Results, write_results
 
 TOOL = Path(__file__).parents[2] / "tools" / "compare_runs.py"
@@ -85,8 +85,8 @@ def test_a_run_that_is_named_twice_counts_once(compare, runs):
 
 
 def write_config(run, *, threshold, output, seed):
-    cfg = get_cfg()
-    cfg.SSOD.BBOX_THRESHOLD, cfg.OUTPUT_DIR, cfg.SEED = threshold, str(output), seed
+    teacher = ["SSOD.ALGORITHM", "unbiased_teacher", "SSOD.BBOX_THRESHOLD", str(threshold)]
+    cfg = load_config(overrides=[*teacher, "OUTPUT_DIR", output, "SEED", str(seed)])
     (run / "config.yaml").write_text(cfg.dump())
 
 

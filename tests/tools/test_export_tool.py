@@ -8,9 +8,9 @@ import torch
 from torchvision.models.detection import FasterRCNN
 
 from ssod_imwa.cli import run_main
-from ssod_imwa.config import load_config
 from ssod_imwa.detection.build import build_detector
 from ssod_imwa.engine.checkpoint.atomic import write_checkpoint
+from ssod_imwa.runs.config import load_config
 
 TOOL = Path(__file__).parents[2] / "tools" / "export.py"
 

@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 
 from ssod_imwa.cli import run_main
-from ssod_imwa.config import load_config
 from ssod_imwa.detection.build import build_detector
+from ssod_imwa.runs.config import load_config
 
 TOOL = Path(__file__).parents[2] / "tools" / "visualize.py"
 IMAGES = 6
@@ -118,8 +118,13 @@ def test_shows_views_of_labeled_and_unlabeled_images(visualize, run_dir, tmp_pat
 
 
 def test_supervised_training_has_no_pseudo_labels(visualize, run_dir, tmp_path):
+    teacher = ("ALGORITHM: unbiased_teacher", "BBOX_THRESHOLD", "BURN_IN", "EMA_DECAY", "UNSUP")
+    lines = (run_dir / "config.yaml").read_text().splitlines()
+    unlabeled = ("TRAIN_UNLABELED", "IMS_PER_BATCH_UNLABELED")
+    supervised = [x for x in lines if not x.strip().startswith((*teacher, *unlabeled))]
+    (tmp_path / "supervised.yaml").write_text("\n".join(supervised))
     _, out, _ = visualize(
-        run_dir, "--views", "--output", tmp_path, "--opts", "SSOD.ALGORITHM", "supervised"
+        run_dir, "--views", "--output", tmp_path, "--config-file", tmp_path / "supervised.yaml"
     )
     assert out.split() == [str(tmp_path / "labeled_views.png")]
 

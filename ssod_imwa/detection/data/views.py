@@ -13,13 +13,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
 from PIL import Image, ImageFilter
 from torchvision.transforms.v2 import functional as F
 
+from ssod_imwa.config.options import Options, option
 from ssod_imwa.data.image_files import check_size, from_array, read_image
 from ssod_imwa.detection.data.geometry import flip_matrix, map_targets, resized_shape, scale_matrix
 from ssod_imwa.detection.data.records import ImageRecord, Sample, View
@@ -33,6 +34,38 @@ ERASING_AREA = ((0.05, 0.2), (0.02, 0.2), (0.02, 0.2))
 ERASING_ASPECT = ((0.3, 3.3), (0.1, 6.0), (0.05, 8.0))
 # A rectangle that does not fit is drawn again this often, then left out, as in torchvision.
 ERASING_ATTEMPTS = 10
+
+
+@dataclass(frozen=True)
+class ViewOptions(Options):
+    """INPUT: the geometry of views."""
+
+    min_size_train: list[int] = option(
+        [640, 672, 704, 736, 768, 800],
+        "shortest edge in pixels, drawn from this list for each training image",
+        low=1,
+    )
+    max_size_train: int = option(1333, "bound of the longest edge in pixels, in training", low=1)
+    min_size_test: int = option(800, "shortest edge in pixels, in evaluation", low=1)
+    max_size_test: int = option(1333, "bound of the longest edge in pixels, in evaluation", low=1)
+    random_flip: Literal["horizontal", "none"] = option(
+        "horizontal", "mirror training images with probability 1/2"
+    )
+
+
+@dataclass(frozen=True)
+class StrongOptions(Options):
+    """INPUT.STRONG: probabilities of the strong view's operations, in this order."""
+
+    color_jitter: float = option(0.8, "probability of color jitter", low=0, high=1)
+    grayscale: float = option(0.2, "probability of grayscale", low=0, high=1)
+    gaussian_blur: float = option(0.5, "probability of Gaussian blur", low=0, high=1)
+    erasing: list[float] = option(
+        [0.7, 0.5, 0.3], "probability of each of three rectangles of noise", low=0, high=1
+    )
+    bgr_as_rgb: bool = option(
+        False, "jitter BGR arrays as if they were RGB, as the public code does"
+    )
 
 
 def read_record(record: ImageRecord) -> torch.Tensor:

@@ -158,7 +158,7 @@ def build_faster_rcnn(
 ) -> TorchvisionFasterRCNN:
     """A Faster R-CNN with random weights; `pretrained.load_weights` fills them.
 
-    The arguments are the configuration's MODEL keys and mean what `config/defaults.py` says.
+    The arguments are the configuration's MODEL keys and mean what docs/keys.md says.
 
     Raises:
         ValueError: an argument is out of range.

@@ -3,29 +3,46 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
+from ssod_imwa.config.options import Options, option
 from ssod_imwa.detection.data.records import DetectionBatch, Sample, Targets
 from ssod_imwa.detection.detectors.base import Detector
 from ssod_imwa.detection.methods.base import DetectionMethod
 
 
+@dataclass(frozen=True)
+class SupervisedOptions(Options):
+    """How labeled images are trained on."""
+
+    strong_labeled: bool = option(
+        True, "train on a strong view of the labeled images beside the weak one"
+    )
+
+
 class Supervised(DetectionMethod):
     """The detector's own losses on labeled images.
 
+    Both views by default, as in Unbiased Teacher, so that the comparison with it differs in the
+    unlabeled images alone.
+
     Args:
         student: the detector.
-        strong_labeled: train on the strong view of each image beside the weak one, as Unbiased
-            Teacher does, so that the comparison with it differs in the unlabeled images alone.
+        options: see there.
     """
 
-    def __init__(self, student: Detector, *, strong_labeled: bool = True) -> None:
+    reads: ClassVar = {"labeled": ("weak", "strong")}
+
+    def __init__(self, student: Detector, options: SupervisedOptions) -> None:
         super().__init__(student)
-        self.strong_labeled = strong_labeled
+        self.options = options
 
     def losses(self, batch: DetectionBatch, t: int) -> dict[str, torch.Tensor]:
-        return self.parallel_student(*labeled_views(batch.labeled, strong=self.strong_labeled))
+        strong = self.options.strong_labeled
+        return self.parallel_student(*labeled_views(batch.labeled, strong=strong))
 
 
 def labeled_views(

@@ -4,7 +4,7 @@ from torch import nn
 
 from ssod_imwa.detection.data.records import DetectionBatch, ImageRecord, Sample, Targets, View
 from ssod_imwa.detection.detectors.base import Detector
-from ssod_imwa.detection.methods.supervised import Supervised, labeled_views
+from ssod_imwa.detection.methods.supervised import Supervised, SupervisedOptions, labeled_views
 
 
 def view(number, labeled=True):
@@ -38,14 +38,14 @@ class Recorder(Detector):
 
 @pytest.mark.parametrize(("strong", "seen"), [(True, [101, 102, 1, 2]), (False, [1, 2])])
 def test_labeled_views_are_trained_on_in_one_forward(strong, seen):
-    method = Supervised(Recorder(), strong_labeled=strong)
+    method = Supervised(Recorder(), SupervisedOptions(strong_labeled=strong))
     losses = method.losses(batch(1, 2), t=0)
     assert method.student.calls == [seen]
     assert losses["loss_cls"].item() == sum(seen)
 
 
 def test_losses_come_from_the_parallel_student():
-    method = Supervised(Recorder())
+    method = Supervised(Recorder(), SupervisedOptions())
     method.parallel_student = Recorder()
     method.losses(batch(1), t=0)
     assert method.student.calls == []
@@ -53,7 +53,7 @@ def test_losses_come_from_the_parallel_student():
 
 
 def test_there_is_no_teacher():
-    method = Supervised(Recorder())
+    method = Supervised(Recorder(), SupervisedOptions())
     assert method.teacher is None
     assert not method.teacher_ready(10)
     assert method.inference_model(10) is method.student

@@ -17,7 +17,7 @@ from ssod_imwa.detection.data.records import (
 )
 from ssod_imwa.detection.detectors.base import Detector
 from ssod_imwa.detection.detectors.faster_rcnn import build_faster_rcnn
-from ssod_imwa.detection.methods.unbiased_teacher import UnbiasedTeacher
+from ssod_imwa.detection.methods.unbiased_teacher import UnbiasedTeacher, UnbiasedTeacherOptions
 
 NAMES = ("loss_rpn_cls", "loss_rpn_loc", "loss_cls", "loss_box_reg")
 
@@ -61,8 +61,8 @@ def batch():
 
 
 def unbiased_teacher(**changes):
-    arguments = {"burn_in": 3, "ema_decay": 0.75, "unsup_loss_weight": 4.0}
-    return UnbiasedTeacher(LinearDetector(), **{**arguments, **changes})
+    settings = {"burn_in_iters": 3, "ema_decay": 0.75, "unsup_loss_weight": 4.0, **changes}
+    return UnbiasedTeacher(LinearDetector(), UnbiasedTeacherOptions(**settings))
 
 
 def test_burn_in_trains_on_labeled_views_alone():
@@ -135,7 +135,7 @@ def test_teacher_is_copied_once_and_then_follows_the_formula():
 
 
 def test_without_burn_in_the_teacher_starts_from_the_initial_student():
-    method = unbiased_teacher(burn_in=0)
+    method = unbiased_teacher(burn_in_iters=0)
     start = method.student.weight.detach().clone()
     assert torch.equal(method.teacher.weight, start)
     assert "loss_cls_pseudo" in method.losses(batch(), 0)
@@ -170,9 +170,9 @@ def test_unlabeled_images_are_needed_after_burn_in_only():
 @pytest.mark.parametrize(
     "changes",
     [
-        {"burn_in": -1},
+        {"burn_in_iters": -1},
         {"ema_decay": 1.5},
-        {"threshold": 1.2},
+        {"bbox_threshold": 1.2},
         {"unsup_loss_weight": -1.0},
         {"unsup_box_loss_weight": -1.0},
     ],
@@ -213,7 +213,8 @@ def pictures(first, count):
 
 
 def test_batches_without_pseudo_labels_give_gradients_for_all_parameters():
-    method = UnbiasedTeacher(small_faster_rcnn(), burn_in=0, threshold=1.0)
+    options = UnbiasedTeacherOptions(burn_in_iters=0, bbox_threshold=1.0)
+    method = UnbiasedTeacher(small_faster_rcnn(), options)
     losses = method.losses(pictures(0, 1), 0)
     assert losses["pseudo_boxes"].item() == 0
     sum(x for name, x in losses.items() if name.startswith("loss")).backward()
@@ -223,7 +224,8 @@ def test_batches_without_pseudo_labels_give_gradients_for_all_parameters():
 
 def gradients_of_rank(rank, norm, parallel):
     """Gradients of one rank's batch, alone or exchanged with the other rank."""
-    method = UnbiasedTeacher(small_faster_rcnn(norm), burn_in=0, threshold=0.0)
+    options = UnbiasedTeacherOptions(burn_in_iters=0, bbox_threshold=0.0)
+    method = UnbiasedTeacher(small_faster_rcnn(norm), options)
     if parallel:
         method.parallel_student = DistributedDataParallel(method.student, broadcast_buffers=False)
     torch.manual_seed(rank)

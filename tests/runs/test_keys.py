@@ -1,14 +1,19 @@
-"""Every configuration key is read by something."""
+"""Every key is read by something, and refused where nothing reads it."""
+
+from pathlib import Path
 
 import pytest
 import torch
 from fvcore.common.config import CfgNode
 
 from ssod_imwa.averaging.episodes import EpisodeSchedule
-from ssod_imwa.config import get_cfg, load_config
-from ssod_imwa.config.reader import keys
+from ssod_imwa.config.options import options_by_key
+from ssod_imwa.config.page import keys_page
+from ssod_imwa.config.reader import Setting, build_config, keys
 from ssod_imwa.detection import build
+from ssod_imwa.errors import ConfigError
 from ssod_imwa.runs import run
+from ssod_imwa.runs.config import CHAPTERS, SECTIONS, load_config
 from ssod_imwa.runs.hooks import ResultsHook
 from ssod_imwa.runs.open import open_task
 
@@ -53,7 +58,7 @@ def read(monkeypatch):
 def read_by_detection(read, config):
     plain = config(
         *("IMWA.MEMBERS", 2, "IMWA.EPISODES", 2, "IMWA.BN", "recompute"),
-        *("SOLVER.CLIP_GRADIENTS.ENABLED", True),
+        *("SOLVER.CLIP_GRADIENTS.ENABLED", True, "MODEL.ROI_HEADS.LOSS", "FocalLoss"),
         *("SOLVER.AMP.ENABLED", True, "SOLVER.AMP.DTYPE", "bfloat16"),
     )
     run.train(recording(plain, read))
@@ -99,4 +104,48 @@ def test_every_key_is_read_by_something(read, detection_config):
     read_by_classification(read, "CLS.ALGORITHM", "mae", *vit, *decoder)
     # Read where images are files, and where there are weights to begin with.
     elsewhere = {"CLS.INPUT.JITTER", "CLS.STAGE.RESET_CLASSIFIER"}
-    assert set(keys(get_cfg())) - read <= elsewhere
+    # Other toolkits are tested in tests/integrations.
+    elsewhere |= {"MODEL.DETECTRON2.CONFIG"}
+    assert set(options_by_key(SECTIONS)) - read <= elsewhere
+
+
+def chosen_by(section):
+    """What has to be set for a section to be in the tree, also by way of other sections."""
+    settings = {key: allowed[0] for key, allowed in section.when.items()}
+    for key in section.when:
+        owner = next(other for other in SECTIONS if key in other.by_key())
+        settings = chosen_by(owner) | settings
+    return settings
+
+
+COMBINATIONS = list({str(sorted(x.items())): x for x in map(chosen_by, SECTIONS)}.values())
+
+
+@pytest.mark.parametrize("chosen", COMBINATIONS, ids=lambda x: " ".join(map(str, x.values())))
+def test_keys_that_nothing_reads_are_refused_by_name(chosen):
+    settings = [Setting(key, value, "here") for key, value in chosen.items()]
+    active = keys(build_config(SECTIONS, settings))
+    for key, option in options_by_key(SECTIONS).items():
+        if key not in active:
+            with pytest.raises(ConfigError, match=rf"^here: {key} has no meaning with .* belongs"):
+                build_config(SECTIONS, [*settings, Setting(key, option.default, "here")])
+
+
+def test_the_page_of_keys_is_what_the_options_say():
+    page = (Path(__file__).parents[2] / "docs/keys.md").read_text(encoding="utf-8")
+    assert page == keys_page(CHAPTERS), "renew it: python tools/keys.py --write docs/keys.md"
+
+
+def test_a_key_of_several_sections_has_one_type():
+    types = {}
+    for section in SECTIONS:
+        for key, option in section.by_key().items():
+            types.setdefault(key, set()).add((option.element, option.is_list))
+    assert not {key: kinds for key, kinds in types.items() if len(kinds) > 1}
+
+
+def test_defaults_obey_their_own_rules_and_every_key_says_what_it_means():
+    for section in SECTIONS:
+        for key, option in section.by_key().items():
+            assert (key, option.violation(option.default)) == (key, "")
+            assert option.help

@@ -1,0 +1,181 @@
+"""Every key of detection, and what it belongs to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from ssod_imwa.config.options import Options, Section, option
+from ssod_imwa.detection.data.views import StrongOptions, ViewOptions
+from ssod_imwa.detection.detectors.options import (
+    AnchorOptions,
+    BackboneOptions,
+    DetectionOptions,
+    FocalOptions,
+    FPNOptions,
+    ImageOptions,
+    PixelOptions,
+    ResNetOptions,
+    ROIBoxHeadOptions,
+    ROIHeadsOptions,
+    ROILossOptions,
+    RPNOptions,
+)
+from ssod_imwa.detection.methods.base import DetectionMethod
+from ssod_imwa.detection.methods.supervised import Supervised, SupervisedOptions
+from ssod_imwa.detection.methods.unbiased_teacher import UnbiasedTeacher, UnbiasedTeacherOptions
+
+# Values of SSOD.ALGORITHM: what trains, and the options that it takes.
+METHODS: dict[str, tuple[type[DetectionMethod], type[Options]]] = {
+    "supervised": (Supervised, SupervisedOptions),
+    "unbiased_teacher": (UnbiasedTeacher, UnbiasedTeacherOptions),
+}
+
+
+@dataclass(frozen=True)
+class MethodOptions(Options):
+    """SSOD: the method of training."""
+
+    algorithm: str = option("supervised", "the method of training", choices=tuple(METHODS))
+
+
+@dataclass(frozen=True)
+class ToolkitOptions(Options):
+    """MODEL: who makes the detector."""
+
+    toolkit: Literal["torchvision", "detectron2"] = option(
+        "torchvision", "whose detectors; with detectron2's come its own keys (docs/detectron2.md)"
+    )
+
+
+@dataclass(frozen=True)
+class WeightsOptions(Options):
+    """MODEL: initial weights of torchvision's detectors; detectron2's have their own key."""
+
+    weights: str = option(
+        "",
+        '"" (random), "imagenet" (torchvision\'s backbone weights), or a file: a detector\'s state '
+        "dict (.pth), or an ImageNet backbone converted from Caffe (MSRA R-50.pkl, R-101.pkl)",
+        free=True,
+    )
+
+
+@dataclass(frozen=True)
+class Detectron2Options(Options):
+    """MODEL.DETECTRON2."""
+
+    config: str = option(
+        "",
+        "a configuration of detectron2's model zoo, such as \"COCO-Detection/"
+        'faster_rcnn_R_50_FPN_1x.yaml", or a file; its MODEL and INPUT.FORMAT are read',
+    )
+
+
+@dataclass(frozen=True)
+class ClassesOptions(Options):
+    """MODEL.ROI_HEADS, of both toolkits."""
+
+    num_classes: int = option(
+        0, "object classes without background; 0 takes the number from the labeled data set", low=0
+    )
+
+
+@dataclass(frozen=True)
+class SplitOptions(Options):
+    """DATASETS.SPLIT: which images keep their labels."""
+
+    percent: float = option(
+        100.0,
+        "percentage of TRAIN that keeps its labels; the rest joins the unlabeled images",
+        low=0,
+        high=100,
+    )
+    fold: int = option(1, "fold of the split file, or seed of the generated split", low=0)
+    file: str = option(
+        "",
+        "split file, relative to ROOT: written by tools/prepare_splits.py, or "
+        'COCO_supervision.txt of the public code; "" draws the split',
+    )
+
+
+@dataclass(frozen=True)
+class RecordOptions(Options):
+    """DATASETS: what becomes of records."""
+
+    on_bad_record: Literal["error", "skip"] = option(
+        "error",
+        "a broken record (no image, a box without area, ...) stops the run, or is dropped and "
+        "counted",
+    )
+    split: SplitOptions = SplitOptions()
+
+
+@dataclass(frozen=True)
+class UnlabeledOptions(Options):
+    """DATASETS: images without labels."""
+
+    train_unlabeled: list[str] = option(
+        [], "unlabeled data sets to train on, beside TRAIN's images without labels"
+    )
+
+
+@dataclass(frozen=True)
+class UnlabeledBatchOptions(Options):
+    """SOLVER: images without labels."""
+
+    ims_per_batch_unlabeled: int = option(
+        16, "unlabeled images of an iteration, over all GPUs", low=1
+    )
+
+
+@dataclass(frozen=True)
+class GroupingOptions(Options):
+    """DATALOADER: which images come together."""
+
+    aspect_ratio_grouping: bool = option(
+        True, "put only wide or only tall images in a batch, which saves padding"
+    )
+    filter_empty_annotations: bool = option(
+        True, "leave images of TRAIN without a box out of training, labeled and unlabeled"
+    )
+
+
+DETECTION = {"TASK": ("detection",)}
+TORCHVISION = {**DETECTION, "MODEL.TOOLKIT": ("torchvision",)}
+DETECTRON2 = {**DETECTION, "MODEL.TOOLKIT": ("detectron2",)}
+UNLABELED = {
+    **DETECTION,
+    "SSOD.ALGORITHM": tuple(
+        name for name, (kind, _) in METHODS.items() if "unlabeled" in kind.reads
+    ),
+}
+
+SECTIONS = (
+    Section("SSOD", MethodOptions, DETECTION),
+    *(
+        Section("SSOD", options, {**DETECTION, "SSOD.ALGORITHM": (name,)})
+        for name, (_, options) in METHODS.items()
+    ),
+    Section("DATASETS", RecordOptions, DETECTION),
+    Section("DATASETS", UnlabeledOptions, UNLABELED),
+    Section("DATALOADER", GroupingOptions, DETECTION),
+    Section("SOLVER", UnlabeledBatchOptions, UNLABELED),
+    Section("INPUT", ViewOptions, DETECTION),
+    Section("INPUT.STRONG", StrongOptions, DETECTION),
+    Section("TEST", DetectionOptions, DETECTION),
+    Section("MODEL", ToolkitOptions, DETECTION),
+    Section("MODEL.ROI_HEADS", ClassesOptions, DETECTION),
+    Section("MODEL.ROI_HEADS", ROILossOptions, DETECTION),
+    Section("MODEL.ROI_HEADS", FocalOptions, {**DETECTION, "MODEL.ROI_HEADS.LOSS": ("FocalLoss",)}),
+    Section("MODEL.DETECTRON2", Detectron2Options, DETECTRON2),
+    Section("MODEL", WeightsOptions, TORCHVISION),
+    Section("MODEL", PixelOptions, TORCHVISION),
+    Section("INPUT", ImageOptions, TORCHVISION),
+    Section("MODEL.BACKBONE", BackboneOptions, TORCHVISION),
+    Section("MODEL.RESNETS", ResNetOptions, TORCHVISION),
+    Section("MODEL.FPN", FPNOptions, TORCHVISION),
+    Section("MODEL.ANCHOR_GENERATOR", AnchorOptions, TORCHVISION),
+    Section("MODEL.RPN", RPNOptions, TORCHVISION),
+    Section("MODEL.ROI_HEADS", ROIHeadsOptions, TORCHVISION),
+    Section("MODEL.ROI_BOX_HEAD", ROIBoxHeadOptions, TORCHVISION),
+)

@@ -1,0 +1,121 @@
+"""The configuration of a run: every section there is, and reading it from files and overrides."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from fvcore.common.config import CfgNode
+
+from ssod_imwa.classification import keys as classification
+from ssod_imwa.config import shared
+from ssod_imwa.config.naming import output_folder
+from ssod_imwa.config.options import active_sections, build_tree, options_by_key
+from ssod_imwa.config.reader import (
+    COMMAND_LINE,
+    Setting,
+    build_config,
+    file_settings,
+    keys,
+    override_settings,
+    text_settings,
+    value_of,
+)
+from ssod_imwa.config.shared import check_shared
+from ssod_imwa.detection import keys as detection
+from ssod_imwa.errors import ConfigError
+
+CHAPTERS = {
+    "Both tasks": shared.SECTIONS,
+    "Detection": detection.SECTIONS,
+    "Classification": classification.SECTIONS,
+}
+SECTIONS = tuple(section for sections in CHAPTERS.values() for section in sections)
+# Keys that change neither weights nor data order: a resumed run may change them.
+FREE_KEYS = frozenset(key for key, option in options_by_key(SECTIONS).items() if option.free)
+# Keys that count a member's own iterations: a longer or shorter run multiplies them.
+ITERATION_KEYS = frozenset(
+    key for key, option in options_by_key(SECTIONS).items() if option.iterations
+)
+
+TOOLKIT = "MODEL.TOOLKIT"
+TOOLKIT_CONFIG = "MODEL.DETECTRON2.CONFIG"
+
+
+def get_cfg() -> CfgNode:
+    """The configuration of a run that sets nothing."""
+    return build_config(SECTIONS, [])
+
+
+def defaults_of(cfg: CfgNode) -> CfgNode:
+    """The defaults of the keys that have a meaning for what a configuration trains."""
+    values = {key: value_of(cfg, key) for key in keys(cfg)}
+    return build_tree(active_sections(SECTIONS, values))
+
+
+def load_config(
+    paths: str | Path | Sequence[str | Path] = (), overrides: Sequence[str] = ()
+) -> CfgNode:
+    """The default configuration changed by YAML files and by KEY VALUE pairs, frozen.
+
+    Args:
+        paths: a YAML file, or several that are merged left to right; the `_BASE_` key of each names
+            files, relative to itself, that are read before it. Unless one sets OUTPUT_DIR, it is
+            made of their names: see `naming.output_folder`.
+        overrides: alternating keys and values, such as `["SOLVER.MAX_ITER", "600"]`.
+
+    Raises:
+        ConfigError: a file is missing or no YAML, a key is unknown or has no meaning for what is
+            trained, a value is not allowed.
+
+    Example:
+        >>> load_config(overrides=["IMWA.MEMBERS", "2", "SOLVER.MAX_ITER", "600"]).IMWA.MEMBERS
+        2
+    """
+    files = [Path(path) for path in ([paths] if isinstance(paths, (str, Path)) else paths)]
+    settings: list[Setting] = []
+    if files:
+        settings.append(Setting("OUTPUT_DIR", output_folder(files), "names of the files"))
+    for file in files:
+        settings += file_settings(file)
+    settings += override_settings(overrides)
+    detector = {setting.key: setting.value for setting in settings}.get(TOOLKIT_CONFIG, "")
+    return _build(settings, " + ".join(map(str, files)) or COMMAND_LINE, detector=str(detector))
+
+
+def parse_config(text: str, source: str) -> CfgNode:
+    """The configuration that `cfg.dump()` wrote, checked and frozen.
+
+    Args:
+        text: YAML of keys and values, without `_BASE_`.
+        source: where it comes from, for errors.
+
+    Raises:
+        ConfigError: as `load_config`.
+    """
+    # A dump holds every key: the file that the detector was described by is not needed again.
+    return _build(text_settings(text, source), source, detector="")
+
+
+def _build(settings: Sequence[Setting], source: str, *, detector: str) -> CfgNode:
+    cfg = build_config(SECTIONS, settings, toolkit=_toolkit_tree(settings, detector))
+    check_shared(cfg, source)
+    cfg.freeze()
+    return cfg
+
+
+def _toolkit_tree(settings: Sequence[Setting], detector: str) -> CfgNode | None:
+    """The keys of the toolkit that makes the detector, if it has keys of its own."""
+    values = {setting.key: setting.value for setting in settings}
+    if values.get("TASK", "detection") != "detection" or values.get(TOOLKIT) != "detectron2":
+        return None
+    try:
+        from ssod_imwa.integrations.detectron2.config import detector_tree
+    except ModuleNotFoundError as error:
+        if error.name != "detectron2":
+            raise
+        raise ConfigError(
+            f"{TOOLKIT} = 'detectron2': detectron2 is not installed (see docs/detectron2.md, or "
+            "choose torchvision)"
+        ) from None
+    return detector_tree(detector)
