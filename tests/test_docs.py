@@ -5,11 +5,13 @@ import runpy
 import shlex
 import subprocess
 import sys
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from ssod_imwa.config.naming import output_folder
 from ssod_imwa.papers.tables import read_table
 from ssod_imwa.runs.config import load_config
 from ssod_imwa.runs.results import read_results
@@ -17,6 +19,7 @@ from ssod_imwa.runs.results import read_results
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "datasets" / "README.md"]
 TOOLS = sorted((ROOT / "tools").glob("*.py"))
+TABLES = sorted((ROOT / "configs/tables").glob("*.yaml"))
 
 
 def blocks(page, language):
@@ -122,6 +125,25 @@ def test_commands_in_texts_name_files_and_settings_that_load(text, monkeypatch):
     for tool, arguments in training_commands(TEXTS[text]):
         if not any("detectron2" in argument for argument in arguments):
             assert configurations(tool, arguments, monkeypatch)
+
+
+def test_compositions_with_one_output_folder_are_the_same_recipe():
+    """Those of texts and tables alike: two recipes must not meet in a folder."""
+    runs = [run for path in TABLES for run in read_table(path).runs.values()]
+    compositions = {
+        tuple(str(path.resolve().relative_to(ROOT)) for path in run.config) for run in runs
+    }
+    for text in TEXTS.values():
+        for tool, arguments in training_commands(text):
+            if tool == "train_net":
+                compositions.add(tuple(name for name in arguments if name.endswith(".yaml")))
+    folders = defaultdict(list)
+    for files in compositions:
+        folders[output_folder(files)].append([ROOT / name for name in files])
+    assert len(folders) > 100
+    for folder, recipes in folders.items():
+        if len(recipes) > 1:
+            assert len({load_config(files).dump() for files in recipes}) == 1, folder
 
 
 def test_training_commands_are_found():

@@ -65,19 +65,6 @@ def test_recipes_leave_their_output_folder_to_their_names():
     assert len(set(folders)) == len(folders)
 
 
-def test_runs_of_tables_with_one_output_folder_are_the_same_recipe():
-    """What the tables compose is what a user would: two recipes must not meet in a folder."""
-    recipes = {}
-    for table in map(read_table, TABLES):
-        for run in table.runs.values():
-            files = tuple(path.resolve() for path in run.config)
-            recipes.setdefault(output_folder(files), set()).add(files)
-    assert len(recipes) > 100
-    for folder, compositions in recipes.items():
-        dumps = {load_config(files).dump() for files in compositions}
-        assert len(dumps) == 1, folder
-
-
 @pytest.mark.parametrize("folder", ["digits", "bccd", "voc_mini"])
 def test_a_file_for_method_and_average_is_the_two_files(folder):
     path = CONFIGS / folder / "unbiased_teacher_imwa.yaml"
