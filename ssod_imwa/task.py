@@ -12,8 +12,8 @@ from torch import nn
 
 from ssod_imwa.averaging.episodes import EpisodeSchedule
 from ssod_imwa.averaging.members import Rule
+from ssod_imwa.averaging.ranks import Ranks
 from ssod_imwa.config.shared import batch_sizes
-from ssod_imwa.engine import comm
 from ssod_imwa.engine.method import Method
 from ssod_imwa.engine.trainer import HookBase
 from ssod_imwa.errors import ConfigError
@@ -32,13 +32,17 @@ class Task(ABC):
         dataset: what is trained and tested on, in words.
         method: of training, as results name it.
         fold: of the labeled images, None if there is no choice.
+        ranks: who trains which member on which part of a batch.
     """
 
-    cfg: CfgNode
     name: str
     dataset: str
     method: str
     fold: int | None = None
+
+    def __init__(self, cfg: CfgNode, ranks: Ranks = Ranks.alone()) -> None:
+        self.cfg = cfg
+        self.ranks = ranks
 
     @abstractmethod
     def build_method(self, device: torch.device) -> Method:
@@ -102,9 +106,9 @@ def evaluate_sets(
     return metrics
 
 
-def check_batch_sizes(cfg: CfgNode) -> None:
+def check_batch_sizes(cfg: CfgNode, processes: int) -> None:
     """Raise ConfigError if a batch cannot be cut for processes and accumulation."""
-    processes, steps = comm.world_size(), cfg.SOLVER.ACCUMULATION_STEPS
+    steps = cfg.SOLVER.ACCUMULATION_STEPS
     for key, images in batch_sizes(cfg).items():
         if images % (processes * steps):
             raise ConfigError(

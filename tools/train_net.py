@@ -19,8 +19,8 @@ from __future__ import annotations
 import argparse
 import logging
 
+from ssod_imwa.averaging.ranks import Ranks
 from ssod_imwa.cli import log_to_stderr, print_table, run_main, split_config_file
-from ssod_imwa.engine import comm
 from ssod_imwa.engine.launch import launch
 from ssod_imwa.runs.config import load_config
 from ssod_imwa.runs.results import main_metrics, read_results
@@ -70,25 +70,26 @@ def parse_arguments() -> argparse.Namespace:
     return arguments
 
 
-def work(arguments: argparse.Namespace) -> int:
+def work(arguments: argparse.Namespace, ranks: Ranks) -> int:
     """What each process does."""
-    log_to_stderr(logging.INFO if comm.is_main() else logging.ERROR)
+    log_to_stderr(logging.INFO if ranks.run.is_main else logging.ERROR)
     cfg = load_config(arguments.config_file, arguments.overrides)
     if arguments.eval_only:
         # The file's MODEL.WEIGHTS are what training starts from.
         named = "MODEL.WEIGHTS" in arguments.overrides[::2]
-        metrics = evaluate(cfg, cfg.MODEL.WEIGHTS if named else None)
-        if comm.is_main():
+        metrics = evaluate(cfg, cfg.MODEL.WEIGHTS if named else None, ranks=ranks)
+        if ranks.run.is_main:
             for name, value in metrics.items():
                 print(f"{name:>16} {value:6.2f}")
         return 0
     status = train(
         cfg,
+        ranks,
         resume_from=arguments.resume_from or arguments.resume,
         overwrite=arguments.overwrite,
         allow_inexact=arguments.allow_inexact_resume,
     )
-    if status == 0 and comm.is_main():
+    if status == 0 and ranks.run.is_main:
         results = read_results(cfg.OUTPUT_DIR)
         columns = [name for name in main_metrics([results]) if "VOC/" not in name]
         print_table(results_table(results, metrics=columns))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from itertools import chain, pairwise
@@ -165,6 +166,18 @@ def fingerprints(state: Mapping[str, Tensor]) -> dict[str, int]:
         numbers = torch.stack([sums[n] for n in names]).tolist()
         values.update(zip(names, numbers, strict=True))
     return values
+
+
+def checksum(state: Mapping[str, Tensor]) -> int:
+    """A 64-bit number that depends on every bit of every tensor, and on their names.
+
+    It is the same on every device; one number per tensor travels to the host.
+    """
+    text = "\n".join(
+        f"{name} {tuple(state[name].shape)} {state[name].dtype} {bits}"
+        for name, bits in fingerprints(state).items()
+    )
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
 
 
 def check_coefficients(coefficients: Sequence[float], members: int) -> list[float]:

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
+from ssod_imwa.averaging.ranks import Group
 from ssod_imwa.averaging.weights import State, weighted_mean
-
-if TYPE_CHECKING:
-    Group = dist.ProcessGroup | None
 
 # Large enough for the bandwidth of a link, small beside a model.
 BUCKET_BYTES = 64 << 20
@@ -21,28 +17,12 @@ BUCKET_BYTES = 64 << 20
 _ALIGNMENT = 16
 
 
-def gather_objects(value: Any, group: Group = None) -> list[Any]:
-    """The picklable values of a group's ranks, in rank order."""
-    values: list[Any] = [None] * dist.get_world_size(group)
-    dist.all_gather_object(values, value, group=group)
-    return values
-
-
-def raise_on_all_ranks(error: Exception | None) -> None:
-    """Raise the error here, and tell all other ranks to raise, too; all ranks must call this."""
-    errors = gather_objects(None if error is None else f"{type(error).__name__}: {error}")
-    if error is not None:
-        raise error
-    for rank, text in enumerate(errors):
-        if text is not None:
-            raise RuntimeError(f"rank {rank} failed, so that no rank goes on: {text}")
-
-
 @torch.no_grad()
 def average_over_ranks(
     state: Mapping[str, Tensor],
+    group: Group,
     *,
-    group: Group = None,
+    run: Group | None = None,
     weights: Sequence[float] | None = None,
     accumulate: str = "float64",
     bucket_bytes: int = BUCKET_BYTES,
@@ -53,11 +33,12 @@ def average_over_ranks(
     is that of `average` in one process. An all-reduce would move less for more than two members,
     but neither give equal members back nor be the same for any number of ranks.
 
-    All ranks of the run call this together, in groups of equal size.
+    All ranks call this together, in groups of equal size.
 
     Args:
         state: this rank's tensors; they are not changed.
-        group: ranks to average over, None for all.
+        group: ranks to average over.
+        run: ranks that all fail if one of them does; None is those of the group.
         weights: of the ranks; None for equal ones. Ranks of weight 0 are left out.
         accumulate: see `average`.
         bucket_bytes: bytes of each member in a message; a larger tensor is a bucket of its own.
@@ -66,15 +47,16 @@ def average_over_ranks(
         ValueError: ranks hold different tensors, or integer tensors that differ.
         RuntimeError: another rank failed. Nothing has changed on any rank.
     """
+    run = group if run is None else run
     mean: State = {}
     error: Exception | None = None
     try:
         _check_descriptions(state, group)
     except ValueError as mismatch:  # every rank of the group raises it: none goes on to the buckets
-        raise_on_all_ranks(mismatch)
+        run.raise_together(mismatch)
     else:
         if weights is None:
-            weights = [1.0] * dist.get_world_size(group)
+            weights = [1.0] * group.size
         for members in _gathered(state, group, bucket_bytes):
             # A rank that fails goes on exchanging: the others wait for its messages.
             if error is None:
@@ -82,13 +64,13 @@ def average_over_ranks(
                     mean.update(weighted_mean(members, weights, accumulate=accumulate))
                 except Exception as failure:
                     error = failure
-        raise_on_all_ranks(error)
+        run.raise_together(error)
     return {name: mean[name] for name in state}
 
 
-def gather_over_ranks(state: Mapping[str, Tensor], *, group: Group = None) -> list[State]:
+def gather_over_ranks(state: Mapping[str, Tensor], group: Group) -> list[State]:
     """The tensors of all ranks of a group, in rank order; for small states that are alike."""
-    whole: list[State] = [{} for _ in range(dist.get_world_size(group))]
+    whole: list[State] = [{} for _ in range(group.size)]
     for members in _gathered(state, group, BUCKET_BYTES):
         for member, part in zip(whole, members, strict=True):
             member.update(part)
@@ -97,7 +79,7 @@ def gather_over_ranks(state: Mapping[str, Tensor], *, group: Group = None) -> li
 
 def _check_descriptions(state: Mapping[str, Tensor], group: Group) -> None:
     mine = {name: f"{tuple(tensor.shape)} {tensor.dtype}" for name, tensor in state.items()}
-    reference, *others = gather_objects(mine, group)
+    reference, *others = group.all_gather(mine)
     for rank, other in enumerate(others, start=1):
         for name in [*reference, *other]:
             if reference.get(name) != other.get(name):
@@ -112,14 +94,13 @@ def _gathered(
 ) -> Iterator[list[State]]:
     """All ranks' tensors, a bucket at a time."""
     for names in _buckets(state, bucket_bytes):
-        own = [state[name] for name in names]
-        sizes = [_padded(tensor) for tensor in own]
-        message = torch.empty(sum(sizes), dtype=torch.uint8, device=own[0].device)
-        for view, tensor in zip(_views(message, own, sizes), own, strict=True):
+        tensors = [state[name] for name in names]
+        sizes = [_padded(tensor) for tensor in tensors]
+        message = torch.empty(sum(sizes), dtype=torch.uint8, device=tensors[0].device)
+        for view, tensor in zip(_views(message, tensors, sizes), tensors, strict=True):
             view.copy_(tensor)
-        messages = [torch.empty_like(message) for _ in range(dist.get_world_size(group))]
-        dist.all_gather(messages, message, group=group)
-        yield [dict(zip(names, _views(m, own, sizes), strict=True)) for m in messages]
+        messages = group.gather_tensors(message)
+        yield [dict(zip(names, _views(m, tensors, sizes), strict=True)) for m in messages]
 
 
 def _buckets(state: Mapping[str, Tensor], limit: int) -> Iterator[list[str]]:

@@ -10,12 +10,14 @@ import torch
 from torch import nn
 
 from ssod_imwa.averaging.batchnorm import warn_if_far_apart
-from ssod_imwa.averaging.checks import check_accumulate, check_coefficients
+from ssod_imwa.averaging.checks import check_accumulate, check_coefficients, checksum
 from ssod_imwa.averaging.episodes import EpisodeSchedule, Position
+from ssod_imwa.averaging.exchange import average_over_ranks
 from ssod_imwa.averaging.members import MemberStore, Rule
 from ssod_imwa.averaging.optimizer_state import POLICIES, KeptState, OptimizerStates, Stateful
+from ssod_imwa.averaging.ranks import Ranks
 from ssod_imwa.averaging.watched import WatchedWeights
-from ssod_imwa.averaging.weights import State, copy_
+from ssod_imwa.averaging.weights import State, copy_, named_state
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +74,9 @@ class IMWA:
     M = 1 nothing is stored or averaged and training is bit for bit what it is without IMWA (unless
     `optimizer_state` is "reset").
 
+    Where ranks share every batch, each forms the averages by itself. Then floating buffers, which
+    data parallelism does not synchronize, are averaged over ranks, and all compare a checksum.
+
     Args:
         schedule: which member trains at which global step.
         modules: what is averaged, by name; module extra state is not.
@@ -90,6 +95,7 @@ class IMWA:
         accumulate: "float64" or "float32"; see `average`.
         coefficients: weight of each member, summing to 1; or a rule such as `soups.greedy` that
             returns them for the members' weights; None is 1/M each.
+        ranks: who shares the batches; members are trained in turn.
 
     Raises:
         ValueError: an option is unknown or at odds with another.
@@ -123,7 +129,13 @@ class IMWA:
         nonfinite: str = "raise",
         accumulate: str = "float64",
         coefficients: Sequence[float] | Rule | None = None,
+        ranks: Ranks = Ranks.alone(),
     ) -> None:
+        if ranks.members > 1:
+            raise ValueError(
+                f"ranks for {ranks.members} members at once are not allowed (IMWA trains members "
+                "in turn; use ParallelIMWA)"
+            )
         check_options(
             optimizer=optimizer,
             optimizer_state=optimizer_state,
@@ -137,6 +149,7 @@ class IMWA:
         self.bn = bn
         self.nonfinite = nonfinite
         self.accumulate = accumulate
+        self.ranks = ranks
         self._recompute = recompute_bn
         self._weights = WatchedWeights(modules)
         self._rule, fixed = _coefficients(coefficients, schedule.members, store)
@@ -191,16 +204,21 @@ class IMWA:
         Raises:
             FloatingPointError: the member is not finite.
             ValueError: members cannot be averaged, or a frozen parameter has changed.
-            RuntimeError: the episode's start was not seen.
+            RuntimeError: the episode's start was not seen; or the averages differ between ranks.
         """
         position = self.schedule.position(global_step)
         if not position.ends_member:
             return False
         self._weights.check_frozen()
-        if self.schedule.members == 1:
-            if self._optimizer is not None:
-                self._optimizer.end_episode(None)
-            return True
+        if self.schedule.members > 1:
+            self._end_member(position)
+        elif self._optimizer is not None:
+            self._optimizer.end_episode(None)
+        if position.ends_episode:
+            self._agree(position)
+        return position.ends_episode
+
+    def _end_member(self, position: Position) -> None:
         self._check_complete(position)
         self._weights.clear_gradients()
         live = self._weights.live()
@@ -209,7 +227,17 @@ class IMWA:
             self._average(position, live)
         else:
             self._next_member(position, live)
-        return position.ends_episode
+
+    def _agree(self, position: Position) -> None:
+        """Make the averages of ranks that share batches one and the same."""
+        if self.ranks.batch.size == 1:
+            return
+        buffers = self._weights.floating_buffers(self._weights.live())
+        copy_(buffers, average_over_ranks(buffers, self.ranks.batch, accumulate=self.accumulate))
+        self.ranks.run.assert_equal(
+            checksum(named_state(self._weights.modules)),
+            f"the averaged models of episode {position.episode + 1}",
+        )
 
     def _check_complete(self, position: Position) -> None:
         seen = len(self._store.members) + len(self._spoiled)

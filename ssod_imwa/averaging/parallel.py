@@ -4,22 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import nn
 
 from ssod_imwa.averaging.batchnorm import warn_if_far_apart
 from ssod_imwa.averaging.checks import check_coefficients, fingerprints
 from ssod_imwa.averaging.episodes import EpisodeSchedule, Position
-from ssod_imwa.averaging.exchange import (
-    BUCKET_BYTES,
-    average_over_ranks,
-    gather_objects,
-    gather_over_ranks,
-    raise_on_all_ranks,
-)
+from ssod_imwa.averaging.exchange import BUCKET_BYTES, average_over_ranks, gather_over_ranks
 from ssod_imwa.averaging.imwa import Recompute, check_options
 from ssod_imwa.averaging.optimizer_state import (
     OptimizerStates,
@@ -29,37 +22,33 @@ from ssod_imwa.averaging.optimizer_state import (
     joined_slots,
     split_slots,
 )
+from ssod_imwa.averaging.ranks import Ranks
 from ssod_imwa.averaging.watched import WatchedWeights
 from ssod_imwa.averaging.weights import State, copy_
-
-if TYPE_CHECKING:
-    from ssod_imwa.averaging.exchange import Group
 
 logger = logging.getLogger(__name__)
 
 
 class ParallelIMWA:
-    """Trains the M members of every episode at once, on M groups of the W ranks of a run.
+    """Trains the M members of every episode at once, on M groups of the ranks of a run.
 
-    Rank r trains member r // (W / M); inside a group the member may be trained data-parallel over
-    `data_group`. Used like `IMWA`, with the member's own schedule and, for the same result as
-    `IMWA`, the seeds and data of `member`::
+    Used like `IMWA`, with the member's own schedule and, for the same result as `IMWA`, the seeds
+    and data of `ranks.member`, whose batch the ranks of `ranks.batch` may share::
 
-        imwa = ParallelIMWA(EpisodeSchedule(T, episodes=E), modules, members=M, optimizer=optimizer)
+        ranks = Ranks.of_run(members=M)
+        imwa = ParallelIMWA(EpisodeSchedule(T, episodes=E), modules, ranks, optimizer=optimizer)
         for t in range(T):
             imwa.before_step(t)
-            ...one optimizer step of member imwa.member at iteration t...
+            ...one optimizer step of member ranks.member at iteration t...
             imwa.after_step(t)      # exchanges and averages at the end of an episode
 
-    It is for loops of your own: our trainer and its checkpoints train members in turn. Wall time is
-    1/M of the serial order's and no member is stored. After an exchange all ranks hold the same
-    bits, those of `IMWA` in one process; if it fails on any rank, no rank changes. All ranks must
-    construct this together.
+    Wall time is 1/M of the serial order's and no member is stored. After an exchange all ranks hold
+    the same bits, those of `IMWA` in one process; if it fails on any rank, no rank changes.
 
     Args:
         schedule: of one member: iterations T, E episodes, members = 1.
         modules: what is averaged, by name, not wrapped for data parallelism.
-        members: M, a divisor of the number of ranks.
+        ranks: who trains which of the M members.
         optimizer: holds the student's parameters.
         member_state: objects with a state of the member; used when a member is dropped, which then
             goes on with the state of the first good one.
@@ -71,12 +60,7 @@ class ParallelIMWA:
         coefficients: weight of each member, summing to 1; None is 1/M each.
         bucket_bytes: bytes of a member that travel in one message.
 
-    Attributes:
-        member: the member that this rank trains.
-        data_group: ranks that train the same member.
-
     Raises:
-        RuntimeError: there is no process group.
         ValueError: an option is unknown or at odds with another.
     """
 
@@ -84,8 +68,8 @@ class ParallelIMWA:
         self,
         schedule: EpisodeSchedule,
         modules: Mapping[str, nn.Module],
+        ranks: Ranks,
         *,
-        members: int,
         optimizer: torch.optim.Optimizer | None = None,
         member_state: Mapping[str, Stateful] | None = None,
         optimizer_state: str = "keep",
@@ -107,7 +91,7 @@ class ParallelIMWA:
         if schedule.members != 1:
             raise ValueError(
                 f"a schedule of {schedule.members} members is not allowed (each rank trains one; "
-                "give EpisodeSchedule(T, episodes=E) and members=M)"
+                "give EpisodeSchedule(T, episodes=E))"
             )
         if optimizer_state == "carry":
             raise ValueError(
@@ -116,7 +100,7 @@ class ParallelIMWA:
         if bucket_bytes < 1:
             raise ValueError(f"bucket_bytes = {bucket_bytes} is not allowed (must be at least 1)")
         self.schedule = schedule
-        self.members = members
+        self.ranks = ranks
         self.bn = bn
         self.nonfinite = nonfinite
         self.accumulate = accumulate
@@ -127,13 +111,14 @@ class ParallelIMWA:
         self._member_state = dict(member_state or {})
         self._weights = WatchedWeights(modules)
         self._coefficients = (
-            [1.0] * members if coefficients is None else check_coefficients(coefficients, members)
+            [1.0] * ranks.members
+            if coefficients is None
+            else check_coefficients(coefficients, ranks.members)
         )
         # One member as far as this process is concerned: only "reset" does anything here.
         self._optimizer = (
             None if optimizer is None else OptimizerStates(optimizer, optimizer_state, 1)
         )
-        self.member, self.data_group, self._exchange_group = _join_groups(members)
 
     def before_step(self, step: int) -> None:
         """Check, at an episode's first step, that all ranks begin with the same weights."""
@@ -175,7 +160,7 @@ class ParallelIMWA:
         if slots is not None and self.optimizer is not None:
             groups = self.optimizer.state_dict()["param_groups"]
             self.optimizer.load_state_dict({"state": slots, "param_groups": groups})
-        if len(good) < self.members:
+        if len(good) < self.ranks.members:
             self._replace_states(good)
         if self._recompute is not None:
             self._recompute(self._weights.modules)
@@ -189,10 +174,11 @@ class ParallelIMWA:
             self._weights.check_frozen()
         except ValueError as changed:
             error = changed
-        raise_on_all_ranks(error)
-        reports = gather_objects((self.member, self._weights.diverged(live)[:1]))
+        self.ranks.run.raise_together(error)
+        report = (self.ranks.member, self._weights.diverged(live)[:1])
+        reports = self.ranks.run.all_gather(report)
         diverged = {member: names[0] for member, names in reports if names}
-        good = [member for member in range(self.members) if member not in diverged]
+        good = [member for member in range(self.ranks.members) if member not in diverged]
         for member, name in sorted(diverged.items()):
             where = (
                 f"{name} of member {member} is not finite at the end of episode {position.episode}"
@@ -204,22 +190,20 @@ class ParallelIMWA:
         return good
 
     def _average(self, live: State, weights: list[float], good: list[int]) -> State:
-        own = dict(live)
-        if self.members < dist.get_world_size():
+        of_member = dict(live)
+        if self.ranks.batch.size > 1:
             # Data parallelism leaves running statistics of its own on every rank.
-            buffers = self._weights.floating_buffers(live)
-            own |= average_over_ranks(buffers, group=self.data_group, accumulate=self.accumulate)
-        mean = average_over_ranks(
-            own,
-            group=self._exchange_group,
-            weights=weights,
-            accumulate=self.accumulate,
-            bucket_bytes=self.bucket_bytes,
-        )
-        statistics = gather_over_ranks(self._weights.batchnorm(own), group=self._exchange_group)
+            of_member |= average_over_ranks(
+                self._weights.floating_buffers(live),
+                self.ranks.batch,
+                run=self.ranks.run,
+                accumulate=self.accumulate,
+            )
+        mean = self._mean(of_member, weights)
+        statistics = gather_over_ranks(self._weights.batchnorm(of_member), self.ranks.exchange)
         if self.bn == "keep":
             mean.update(statistics[good[-1]])
-        elif self.bn == "mean" and dist.get_rank() == 0:
+        elif self.bn == "mean" and self.ranks.run.is_main:
             warn_if_far_apart([statistics[member] for member in good])
         return mean
 
@@ -228,21 +212,25 @@ class ParallelIMWA:
             return None
         state = self.optimizer.state_dict()["state"]
         moments, others = split_slots(state)
-        counters = gather_objects(clone_state(others, device="cpu"), self._exchange_group)
+        counters = self.ranks.exchange.all_gather(clone_state(others, device="cpu"))
         error: Exception | None = None
         try:
             check_counters([c for c, weight in zip(counters, weights, strict=True) if weight])
         except ValueError as different:
             error = different
-        raise_on_all_ranks(error)
-        mean = average_over_ranks(
-            moments,
-            group=self._exchange_group,
+        self.ranks.run.raise_together(error)
+        return joined_slots(state, self._mean(moments, weights))
+
+    def _mean(self, state: State, weights: list[float]) -> State:
+        """The mean of the members, on every rank."""
+        return average_over_ranks(
+            state,
+            self.ranks.exchange,
+            run=self.ranks.run,
             weights=weights,
             accumulate=self.accumulate,
             bucket_bytes=self.bucket_bytes,
         )
-        return joined_slots(state, mean)
 
     def _replace_states(self, good: list[int]) -> None:
         """Give dropped members the states of the first good one; theirs may not be finite."""
@@ -250,13 +238,14 @@ class ParallelIMWA:
         if self.optimizer is not None and self.optimizer_state == "keep":
             owners["optimizer"] = self.optimizer
         mine = {n: clone_state(owner.state_dict(), device="cpu") for n, owner in owners.items()}
-        states = gather_objects(mine if self.member == good[0] else None, self._exchange_group)
-        if self.member not in good:
+        member = self.ranks.member
+        states = self.ranks.exchange.all_gather(mine if member == good[0] else None)
+        if member not in good:
             for name, owner in owners.items():
                 owner.load_state_dict(states[good[0]][name])
 
     def _check_equal(self, when: str) -> None:
-        first, *others = gather_objects(fingerprints(self._weights.live()))
+        first, *others = self.ranks.run.all_gather(fingerprints(self._weights.live()))
         for rank, other in enumerate(others, start=1):
             if differing := [name for name in first if first[name] != other.get(name)]:
                 raise RuntimeError(
@@ -292,27 +281,8 @@ class ParallelIMWA:
         return {
             "iterations": self.schedule.iterations,
             "episodes": self.schedule.episodes,
-            "members": self.members,
-            "member": self.member,
+            "members": self.ranks.members,
+            "member": self.ranks.member,
             "optimizer_state": self.optimizer_state,
             "has_optimizer": self._optimizer is not None,
         }
-
-
-def _join_groups(members: int) -> tuple[int, Group, Group]:
-    """This rank's member, the ranks of that member, and one rank of each member."""
-    if not (dist.is_available() and dist.is_initialized()):
-        raise RuntimeError("members side by side need a process group; init_process_group first")
-    world = dist.get_world_size()
-    if members < 1 or world % members:
-        raise ValueError(
-            f"members = {members} on {world} ranks is not allowed (must divide the ranks)"
-        )
-    size = world // members
-    # Every rank takes part in making every group, and is told nothing of those it is not in.
-    data: list[Any] = [
-        dist.new_group(list(range(m * size, (m + 1) * size))) for m in range(members)
-    ]
-    exchange: list[Any] = [dist.new_group(list(range(i, world, size))) for i in range(size)]
-    member, place = divmod(dist.get_rank(), size)
-    return member, data[member], exchange[place]

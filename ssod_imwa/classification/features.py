@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import nn
 
+from ssod_imwa.averaging.ranks import Group
 from ssod_imwa.classification.data.loader import ImageBatch
 from ssod_imwa.classification.methods.base import deployed
 from ssod_imwa.classification.models.experts import Experts
-from ssod_imwa.engine import comm
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,7 @@ class Extracted:
 def extract(
     model: nn.Module,
     batches: Iterable[ImageBatch],
+    processes: Group = Group(),
     *,
     poll: Callable[[], object] | None = None,
 ) -> Extracted:
@@ -52,11 +53,12 @@ def extract(
 
     Args:
         model: a network or experts, in eval mode; a method's network counts as what it deploys.
-        batches: of this rank, see `build_test_image_batches`.
+        batches: of this process, see `build_test_image_batches`.
+        processes: those that have the other images.
         poll: called once a batch; may raise to leave the loop.
 
     Returns:
-        The same on every rank.
+        The same in every process.
     """
     network = deployed(model)
     device = next(network.parameters()).device
@@ -67,7 +69,7 @@ def extract(
         features, logits = _outputs(network, batch.views[0].to(device, non_blocking=True))
         own = (batch.indices, batch.labels, features.float(), logits.float())
         parts.append(tuple(tensor.cpu() for tensor in own))
-    gathered = [part for rank in comm.all_gather(parts) for part in rank]
+    gathered = [part for of_process in processes.all_gather(parts) for part in of_process]
     order = torch.cat([part[0] for part in gathered]).argsort()
     labels = torch.cat([part[1] for part in gathered])[order]
     features, logits = (

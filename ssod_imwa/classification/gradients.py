@@ -10,12 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ssod_imwa.averaging.ranks import Group
 from ssod_imwa.classification.data.loader import ImageBatch
 from ssod_imwa.classification.features import class_means
 from ssod_imwa.classification.methods.base import deployed
 from ssod_imwa.classification.models.base import ImageClassifier
 from ssod_imwa.classification.models.experts import Experts
-from ssod_imwa.engine import comm
 
 
 def gradient_norms(
@@ -65,14 +65,19 @@ class Reaction:
 
 
 def measure_reaction(
-    model: nn.Module, batches: Iterable[ImageBatch], *, group: str | None = None
+    model: nn.Module,
+    batches: Iterable[ImageBatch],
+    processes: Group = Group(),
+    *,
+    group: str | None = None,
 ) -> Reaction:
     """Gradient norms, predictions and features of every image, in the data set's order.
 
     Args:
         model: a network or experts, in eval mode; nothing of it changes, gradients neither. Of
             experts, each has its own loss and gradient, and the norm is their mean.
-        batches: of this rank, not augmented and not mixed.
+        batches: of this process, not augmented and not mixed.
+        processes: those that have the other images.
         group: of the network's groups, the one whose output is g(x), such as "layer1", after which
             MFW mixes; None takes the pooled features, which the classifier sees.
 
@@ -87,7 +92,7 @@ def measure_reaction(
         norms, features, logits = _react(network, images, labels, group)
         own = (batch.indices, batch.labels, norms, logits.argmax(1), features.float())
         parts.append(tuple(tensor.cpu() for tensor in own))
-    gathered = [part for rank in comm.all_gather(parts) for part in rank]
+    gathered = [part for of_process in processes.all_gather(parts) for part in of_process]
     indices, labels, norms, predictions, features = (
         torch.cat([part[i] for part in gathered]) for i in range(5)
     )

@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from torch import nn
 
+from ssod_imwa.averaging.ranks import Group
 from ssod_imwa.classification.data.loader import ImageBatch
 from ssod_imwa.classification.evaluation import class_recalls, classification_metrics
 from ssod_imwa.classification.methods.base import deployed
 from ssod_imwa.classification.models.experts import Experts
-from ssod_imwa.engine import comm
 
 # Recalls of more classes than this would make results.json megabytes long.
 MOST_RECALLS = 200
@@ -23,6 +23,7 @@ COUNTS = ("zero_recall_classes",)  # all other metrics are percent
 def predict(
     model: nn.Module,
     batches: Iterable[ImageBatch],
+    processes: Group = Group(),
     *,
     poll: Callable[[], object] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -30,11 +31,12 @@ def predict(
 
     Args:
         model: in eval mode; images (B, 3, H, W) to logits (B, C), or to (K, B, C).
-        batches: of this rank, see `build_test_image_batches`.
+        batches: of this process, see `build_test_image_batches`.
+        processes: those that have the other images.
         poll: called once a batch; may raise to leave the loop.
 
     Returns:
-        float32 (N, C) or (K, N, C), and int64 (N,), the same on every rank.
+        float32 (N, C) or (K, N, C), and int64 (N,), the same in every process.
     """
     parts = []
     device = next(model.parameters()).device
@@ -43,7 +45,7 @@ def predict(
             poll()
         logits = model(batch.views[0].to(device, non_blocking=True)).float().cpu()
         parts.append((batch.indices.cpu(), batch.labels.cpu(), logits))
-    gathered = [part for rank in comm.all_gather(parts) for part in rank]
+    gathered = [part for of_process in processes.all_gather(parts) for part in of_process]
     order = torch.cat([indices for indices, _, _ in gathered]).argsort()
     labels = torch.cat([labels for _, labels, _ in gathered])[order]
     logits = torch.cat([logits for _, _, logits in gathered], dim=-2)
@@ -85,6 +87,7 @@ def evaluate_logits(
 def evaluate_classifier(
     model: nn.Module,
     batches: Iterable[ImageBatch],
+    processes: Group = Group(),
     *,
     classes: Sequence[str],
     train_counts: Sequence[int],
@@ -99,9 +102,9 @@ def evaluate_classifier(
     options = {"classes": classes, "train_counts": train_counts, "group_rule": group_rule}
     network = deployed(model)
     if not isinstance(network, Experts):
-        logits, labels = predict(model, batches, poll=poll)
+        logits, labels = predict(model, batches, processes, poll=poll)
         return evaluate_logits(logits, labels, **options)
-    of_experts, labels = predict(_EachExpert(network), batches, poll=poll)
+    of_experts, labels = predict(_EachExpert(network), batches, processes, poll=poll)
     metrics = evaluate_logits(of_experts.mean(0), labels, **options)
     single = [100 * float((logits.argmax(1) == labels).mean()) for logits in of_experts]
     metrics |= {f"expert{k}/top1": value for k, value in enumerate(single, start=1)}

@@ -18,6 +18,7 @@ from torch import nn
 from ssod_imwa.averaging import soups
 from ssod_imwa.averaging.episodes import EpisodeSchedule
 from ssod_imwa.averaging.members import Rule
+from ssod_imwa.averaging.ranks import Ranks
 from ssod_imwa.classification import build
 from ssod_imwa.classification.data.catalog import image_fingerprint
 from ssod_imwa.classification.data.datasets import ClassificationDataset
@@ -36,7 +37,6 @@ from ssod_imwa.classification.tracking import (
     SnapshotHook,
 )
 from ssod_imwa.config.shared import check_shared
-from ssod_imwa.engine import comm
 from ssod_imwa.engine.device import pick_device
 from ssod_imwa.engine.hooks import undisturbed
 from ssod_imwa.engine.method import Method
@@ -56,7 +56,8 @@ class ClassificationTask(Task):
 
     name = "classification"
 
-    def __init__(self, cfg: CfgNode) -> None:
+    def __init__(self, cfg: CfgNode, ranks: Ranks = Ranks.alone()) -> None:
+        super().__init__(cfg, ranks)
         self.data = build.build_data(cfg)
         train = self.data.train
         self.cfg = build.with_iterations(cfg, train)
@@ -96,17 +97,17 @@ class ClassificationTask(Task):
 
     def build_batches(self, schedule: EpisodeSchedule, device: torch.device) -> Batches:
         cfg, train = self.cfg, self.data.train
-        check_batch_sizes(cfg)
+        check_batch_sizes(cfg, self.ranks.batch.size)
         return build_image_batches(
             train,
             schedule,
             partial(build.build_source, cfg, train),
             build.build_views(cfg, train, cfg.CLS.INPUT.VIEWS),
             seed=cfg.SEED,
-            first_member=cfg.IMWA.FIRST_MEMBER,
+            first_member=cfg.IMWA.FIRST_MEMBER + self.ranks.member,
             num_workers=cfg.DATALOADER.NUM_WORKERS,
-            rank=comm.rank(),
-            world_size=comm.world_size(),
+            rank=self.ranks.batch.rank,
+            world_size=self.ranks.batch.size,
             device=device,
             pin_memory=device.type == "cuda",
         )
@@ -124,10 +125,11 @@ class ClassificationTask(Task):
         poll: Callable[[], object] | None = None,
     ) -> dict[str, float]:
         if isinstance(model, MaskedAutoencoder):
-            return reconstruction_error(model, self.test_batches(test))
+            return reconstruction_error(model, self.test_batches(test), self.ranks.run)
         return evaluate_classifier(
             model,
             self.test_batches(test),
+            self.ranks.run,
             classes=test.classes,
             train_counts=self.data.train.counts,
             group_rule=self.cfg.CLS.GROUP_RULE,
@@ -169,8 +171,8 @@ class ClassificationTask(Task):
             batch_size=self.cfg.TEST.IMS_PER_BATCH,
             num_workers=self.cfg.DATALOADER.NUM_WORKERS,
             device=self.device,
-            rank=comm.rank(),
-            world_size=comm.world_size(),
+            rank=self.ranks.run.rank,
+            world_size=self.ranks.run.size,
         )
 
     def build_bn_recomputation(self, batches: Batches, *, count: int) -> Recompute:
@@ -236,6 +238,7 @@ class ClassificationTask(Task):
             metrics = evaluate_classifier(
                 model,
                 self.test_batches(images),
+                self.ranks.run,
                 classes=train.classes,
                 train_counts=train.counts,
             )

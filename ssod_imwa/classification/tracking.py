@@ -14,7 +14,6 @@ from ssod_imwa.averaging.episodes import Position
 from ssod_imwa.classification.data.loader import ImageBatch
 from ssod_imwa.classification.features import extract, feature_deviation
 from ssod_imwa.classification.gradients import by_class, measure_reaction
-from ssod_imwa.engine import comm
 from ssod_imwa.engine.checkpoint.atomic import remove_checkpoint, write_checkpoint
 from ssod_imwa.engine.checkpoint.output import on_main
 from ssod_imwa.engine.hooks import undisturbed
@@ -82,7 +81,7 @@ class ClassTrackingHook(HookBase):
         return "class tracking"
 
     def before_train(self) -> None:
-        if comm.is_main():
+        if self.trainer.ranks.run.is_main:
             self._writer.open(self.trainer.start_iter)
 
     def after_step(self) -> None:
@@ -90,11 +89,11 @@ class ClassTrackingHook(HookBase):
         if not _is_due(position, self._period, self.trainer.schedule.iterations):
             return
         found = self._measure(position)
-        if comm.is_main():
+        if self.trainer.ranks.run.is_main:
             place = {
                 "iteration": position.global_step,
                 "episode": position.episode,
-                "member": position.member,
+                "member": self.trainer.member,
                 "t": position.t,
             }
             self._writer.write(place | {name: _listed(values) for name, values in found.items()})
@@ -111,9 +110,10 @@ class ClassTrackingHook(HookBase):
     def _measure(self, position: Position) -> dict[str, np.ndarray]:
         student = self.trainer.method.student
         with undisturbed({"student": student}):
-            reaction = measure_reaction(student, self._train, group=self._group)
-            test = extract(student, self._test)
-        member = self._first_member + position.member
+            processes = self.trainer.ranks.run
+            reaction = measure_reaction(student, self._train, processes, group=self._group)
+            test = extract(student, self._test, processes)
+        member = self._first_member + self.trainer.member
         classes = by_class(reaction, classes=self._classes)
         return {
             "accuracy": classes.accuracy,
@@ -160,12 +160,12 @@ class SnapshotHook(HookBase):
     def after_step(self) -> None:
         position = self.trainer.position
         if position.global_step == 0:
-            on_main(self._remove_earlier)
+            on_main(self._remove_earlier, self.trainer.ranks.run)
         if _is_due(position, self._period, self.trainer.schedule.iterations):
-            on_main(lambda: self._write(position))
+            on_main(lambda: self._write(position), self.trainer.ranks.run)
 
     def _write(self, position: Position) -> None:
-        member = self._first_member + position.member
+        member = self._first_member + self.trainer.member
         self._folder.mkdir(parents=True, exist_ok=True)
         content = {
             "student": self.trainer.method.student.state_dict(),

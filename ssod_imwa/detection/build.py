@@ -14,6 +14,7 @@ from fvcore.nn.precise_bn import update_bn_stats
 from torch import nn
 
 from ssod_imwa.averaging.episodes import EpisodeSchedule
+from ssod_imwa.averaging.ranks import Group, Ranks
 from ssod_imwa.config.options import read_options
 from ssod_imwa.data.registration import import_modules
 from ssod_imwa.data.roots import data_root
@@ -28,7 +29,6 @@ from ssod_imwa.detection.detectors.faster_rcnn import TorchvisionFasterRCNN, bui
 from ssod_imwa.detection.evaluation import evaluate_detections, predict
 from ssod_imwa.detection.keys import METHODS
 from ssod_imwa.detection.methods.supervised import Supervised, SupervisedOptions
-from ssod_imwa.engine import comm
 from ssod_imwa.engine.method import Method
 from ssod_imwa.errors import ConfigError
 from ssod_imwa.task import check_batch_sizes, evaluate_sets
@@ -203,16 +203,18 @@ def build_test_view(cfg: CfgNode) -> TestView:
     return TestView(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
 
 
-def build_batches(cfg: CfgNode, data: DetectionData, schedule: EpisodeSchedule) -> Batches:
+def build_batches(
+    cfg: CfgNode, data: DetectionData, schedule: EpisodeSchedule, ranks: Ranks
+) -> Batches:
     """What the trainer reads: a global step -> the batches from there on."""
     weak, strong = build_views(cfg)
-    check_batch_sizes(cfg)
+    check_batch_sizes(cfg, ranks.batch.size)
     return build_train_batches(
         data.labeled,
         data.unlabeled,
         schedule,
         seed=cfg.SEED,
-        first_member=cfg.IMWA.FIRST_MEMBER,
+        first_member=cfg.IMWA.FIRST_MEMBER + ranks.member,
         batch_labeled=cfg.SOLVER.IMS_PER_BATCH,
         batch_unlabeled=0 if data.unlabeled is None else cfg.SOLVER.IMS_PER_BATCH_UNLABELED,
         weak=weak,
@@ -220,8 +222,8 @@ def build_batches(cfg: CfgNode, data: DetectionData, schedule: EpisodeSchedule) 
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         aspect_ratio_grouping=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
         on_bad_record=cfg.DATASETS.ON_BAD_RECORD,
-        rank=comm.rank(),
-        world_size=comm.world_size(),
+        rank=ranks.batch.rank,
+        world_size=ranks.batch.size,
         pin_memory=cfg.MODEL.DEVICE != "cpu" and torch.cuda.is_available(),
     )
 
@@ -229,6 +231,7 @@ def build_batches(cfg: CfgNode, data: DetectionData, schedule: EpisodeSchedule) 
 def build_evaluator(
     cfg: CfgNode,
     tests: tuple[DetectionDataset, ...],
+    processes: Group,
     *,
     poll: Callable[[], object] | None = None,
 ) -> Callable[[nn.Module], dict[str, float]]:
@@ -244,10 +247,11 @@ def build_evaluator(
             view=view,
             batch_size=cfg.TEST.IMS_PER_BATCH,
             num_workers=cfg.DATALOADER.NUM_WORKERS,
-            rank=comm.rank(),
-            world_size=comm.world_size(),
+            rank=processes.rank,
+            world_size=processes.size,
         )
-        return evaluate_detections(test, predict(model, batches, poll=poll), voc=True)
+        predictions = predict(model, batches, processes, poll=poll)
+        return evaluate_detections(test, predictions, voc=True)
 
     return lambda model: evaluate_sets(tests, partial(evaluate, model))
 

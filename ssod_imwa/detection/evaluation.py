@@ -12,13 +12,13 @@ from collections.abc import Callable, Collection, Mapping
 
 import torch
 
+from ssod_imwa.averaging.ranks import Group
 from ssod_imwa.detection.coco_ap import coco_metrics
 from ssod_imwa.detection.data.geometry import map_boxes
 from ssod_imwa.detection.data.loader import TestImage
 from ssod_imwa.detection.data.records import DetectionDataset, Detections
 from ssod_imwa.detection.detectors.base import Detector
 from ssod_imwa.detection.voc_ap import voc_metrics
-from ssod_imwa.engine import comm
 from ssod_imwa.errors import DataError
 
 
@@ -74,21 +74,21 @@ def evaluate_detections(
 def predict(
     model: Detector,
     test_batches: Collection[list[TestImage]],
+    processes: Group = Group(),
     *,
     poll: Callable[[], object] | None = None,
 ) -> dict[int | str, Detections]:
     """A detector's findings by image id, boxes in pixels of the stored images, on the CPU.
 
-    In a distributed run each rank passes its own slice of the images, and all receive the whole.
-
     Args:
         model: runs on the device it is on; its training mode is left as it was.
         test_batches: images as the detector is to see them; has a length.
-        poll: called after each batch, equally often on every rank, so that it may talk to the other
-            ranks; what it raises ends the evaluation (signals, time limits).
+        processes: those that have the other images; all receive the findings of all.
+        poll: called after each batch, equally often in every process, so that it may talk to the
+            others; what it raises ends the evaluation (signals, time limits).
     """
-    # Slices differ by an image, so ranks may differ by a batch.
-    most = max(comm.all_gather(len(test_batches)))
+    # Slices differ by an image, so processes may differ by a batch.
+    most = max(processes.all_gather(len(test_batches)))
     device = next(model.parameters()).device
     predictions: dict[int | str, Detections] = {}
     for batch in test_batches:
@@ -100,7 +100,7 @@ def predict(
     if poll is not None:
         for _ in range(len(test_batches), most):
             poll()
-    return {k: v for part in comm.all_gather(predictions) for k, v in part.items()}
+    return {k: v for part in processes.all_gather(predictions) for k, v in part.items()}
 
 
 def to_stored_image(found: Detections, item: TestImage) -> Detections:

@@ -10,6 +10,7 @@ from fvcore.common.config import CfgNode
 from torch import nn
 
 from ssod_imwa.averaging.episodes import EpisodeSchedule
+from ssod_imwa.averaging.ranks import Ranks
 from ssod_imwa.detection import build
 from ssod_imwa.detection.data.catalog import fingerprint
 from ssod_imwa.detection.data.validation import check_readable
@@ -26,7 +27,8 @@ class DetectionTask(Task):
 
     name = "detection"
 
-    def __init__(self, cfg: CfgNode) -> None:
+    def __init__(self, cfg: CfgNode, ranks: Ranks = Ranks.alone()) -> None:
+        super().__init__(cfg, ranks)
         self.data = build.build_data(cfg)
         for test in self.data.tests:
             check_readable(test)  # else found when the first episode is over
@@ -51,10 +53,10 @@ class DetectionTask(Task):
         return build.build_detector(cfg, len(self.data.labeled.classes))
 
     def build_batches(self, schedule: EpisodeSchedule, device: torch.device) -> Batches:
-        return build.build_batches(self.cfg, self.data, schedule)
+        return build.build_batches(self.cfg, self.data, schedule, self.ranks)
 
     def build_evaluator(self, *, poll: Callable[[], object] | None = None) -> Evaluator:
-        return build.build_evaluator(self.cfg, self.data.tests, poll=poll)
+        return build.build_evaluator(self.cfg, self.data.tests, self.ranks.run, poll=poll)
 
     def build_bn_recomputation(self, batches: Batches, *, count: int) -> Recompute:
         strong = self.cfg.SSOD.STRONG_LABELED

@@ -18,7 +18,7 @@ from torch import nn
 
 from ssod_imwa.averaging.episodes import Position
 from ssod_imwa.averaging.imwa import IMWA
-from ssod_imwa.engine import comm
+from ssod_imwa.averaging.parallel import ParallelIMWA
 from ssod_imwa.engine.trainer import HookBase
 from ssod_imwa.engine.writers import Writer
 
@@ -50,22 +50,12 @@ class LRHook(HookBase):
 class IMWAHook(HookBase):
     """Lets IMWA swap members and average them around the trainer's steps.
 
-    On several ranks the averages are formed on each rank alone. Then floating buffers, which data
-    parallelism does not synchronize, are averaged over ranks, and all ranks compare a checksum.
-
     Args:
-        imwa: not `ParallelIMWA`, which is for loops of your own: checkpoints hold the state of one
-            rank, and with it only one of the members that train at the same time.
-
-    Raises:
-        TypeError: it is something else.
+        imwa: of members in turn, or at once. Those at once cannot be saved yet: a checkpoint holds
+            the state of one rank, and with it only one of them.
     """
 
-    def __init__(self, imwa: IMWA) -> None:
-        if not isinstance(imwa, IMWA):
-            raise TypeError(
-                f"{type(imwa).__name__} is not allowed (must be IMWA; checkpoints hold one member)"
-            )
+    def __init__(self, imwa: IMWA | ParallelIMWA) -> None:
         self.imwa = imwa
 
     @property
@@ -77,15 +67,12 @@ class IMWAHook(HookBase):
 
     def after_step(self) -> None:
         self.imwa.after_step(self.trainer.iter)
-        position = self.trainer.position
-        if position.ends_episode and comm.world_size() > 1:
-            models = self.trainer.method.models()
-            comm.average_buffers_(models)
-            comm.assert_equal_on_all_ranks(
-                comm.checksum(models), f"the averaged models of episode {position.episode + 1}"
-            )
 
     def state_dict(self) -> dict[str, Any]:
+        if self.trainer.ranks.members > 1:
+            raise NotImplementedError(
+                "members trained at once cannot be saved: a checkpoint holds one of them"
+            )
         return self.imwa.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -214,7 +201,7 @@ class EvaluationHook(HookBase):
             return
         records = [self._record(name, position, values) for name, values in metrics.items()]
         self._evaluations.add(records)
-        if comm.is_main():
+        if self.trainer.ranks.run.is_main:
             self._write(position, metrics)
 
     def _record(self, model: str, position: Position, metrics: dict[str, float]) -> dict[str, Any]:
@@ -223,7 +210,7 @@ class EvaluationHook(HookBase):
             "model": model,
             "stage": "final" if self._stage == "average" and is_last else self._stage,
             "episode": position.episode,
-            "member": position.member if self._stage == "member" else None,
+            "member": self.trainer.member if self._stage == "member" else None,
             "global_step": position.global_step,
             "t": position.t,
             "metrics": metrics,
@@ -233,7 +220,7 @@ class EvaluationHook(HookBase):
         row: dict[str, Any] = {
             "iteration": position.global_step,
             "episode": position.episode,
-            "member": position.member if self._stage == "member" else None,
+            "member": self.trainer.member if self._stage == "member" else None,
             "t": position.t,
         }
         for model, values in metrics.items():
@@ -308,7 +295,7 @@ class SignalHook(HookBase):
         Raises:
             EvaluationInterruptedError: some rank was told to stop.
         """
-        if comm.any_true(self._flag is not None):
+        if self.trainer.ranks.run.any_true(self._flag is not None):
             raise EvaluationInterruptedError("a signal asked the run to stop")
 
     def before_train(self) -> None:
@@ -319,10 +306,10 @@ class SignalHook(HookBase):
             self._previous[number] = signal.signal(number, self._handle)
 
     def after_step(self) -> None:
-        if not comm.any_true(self._flag is not None):
+        if not self.trainer.ranks.run.any_true(self._flag is not None):
             return
         # Ranks that were not signaled themselves exit with the number that another one got.
-        self.received = max(number or 0 for number in comm.all_gather(self._flag))
+        self.received = max(number or 0 for number in self.trainer.ranks.run.all_gather(self._flag))
         logger.warning(
             "%s received: stopping after global step %d",
             signal.Signals(self.received).name,

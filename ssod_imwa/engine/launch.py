@@ -1,4 +1,4 @@
-"""Starts a run's processes and makes an method data-parallel."""
+"""Starts a run's processes and makes a method data-parallel."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ import torch.distributed as dist
 from torch import multiprocessing as mp
 from torch.nn.parallel import DistributedDataParallel
 
-from ssod_imwa.engine import comm
+from ssod_imwa.averaging.checks import checksum
+from ssod_imwa.averaging.ranks import Ranks
+from ssod_imwa.averaging.weights import named_state
 from ssod_imwa.engine.method import Method
 from ssod_imwa.errors import UserError
 
@@ -31,11 +33,12 @@ TIMEOUT = timedelta(minutes=30)
 def launch(
     main: Callable[..., Any], num_gpus: int = 1, args: tuple[Any, ...] = (), *, device: str = "auto"
 ) -> Any:
-    """Run `main(*args)` in one process for each GPU, or as one rank of a torchrun job.
+    """Run `main(*args, ranks)` in one process for each GPU, or as one rank of a torchrun job.
 
     Under torchrun (RANK, WORLD_SIZE and LOCAL_RANK are set) this process is one rank and `num_gpus`
     is not looked at. Otherwise more than one GPU spawns that many processes, and one calls `main`
-    here. GPUs talk over NCCL; `device` "cpu" makes `num_gpus` processes that talk over Gloo.
+    here. GPUs talk over NCCL; `device` "cpu" makes `num_gpus` processes that talk over Gloo. `main`
+    gets the `Ranks` of its process, the only thing below that knows of other processes.
 
     Args:
         main: a function of a module, since processes import it.
@@ -59,11 +62,11 @@ def launch(
         if use_cuda or device == "cuda":
             _check_gpus(local_rank + 1)
         with _process_group(rank, world_size, local_rank, "env://", use_cuda=use_cuda):
-            return main(*args)
+            return main(*args, Ranks.of_run())
     if num_gpus < 1:
         raise UserError(f"{num_gpus} processes are not allowed (must be at least 1)")
     if num_gpus == 1:
-        return main(*args)
+        return main(*args, Ranks.alone())
     if device != "cpu":
         _check_gpus(num_gpus)
     _spawn(main, args, num_gpus, use_cuda=use_cuda)
@@ -93,24 +96,30 @@ def _spawn(
         raise SystemExit(code if code >= 0 else 128 - code) from error
 
 
-def distribute(method: Method) -> None:
-    """Make `method.parallel_student` exchange gradients over ranks; nothing on one rank.
+def distribute(method: Method, ranks: Ranks) -> None:
+    """Make a method exchange gradients with the ranks that share its batches.
 
-    All ranks get rank 0's student. Buffers are not broadcast at each step: running statistics stay
-    each rank's own until `IMWAHook` averages them.
+    They all get the student of the first of them. Buffers are not broadcast at each step: running
+    statistics stay each rank's own until IMWA averages them.
 
     Raises:
         RuntimeError: ranks hold different models, for instance different teachers.
     """
-    if comm.world_size() == 1:
-        return
+    method.ranks = ranks
+    if ranks.batch.size > 1:
+        _wrap_student(method)
+    if ranks.run.size > 1:
+        ranks.run.assert_equal(checksum(named_state(method.models())), "the initial models")
+
+
+def _wrap_student(method: Method) -> None:
     device = next(method.student.parameters()).device
     method.parallel_student = DistributedDataParallel(
         method.parallel_student,
         device_ids=[device.index] if device.type == "cuda" else None,
         broadcast_buffers=False,
+        process_group=method.ranks.batch.process_group,
     )
-    comm.assert_equal_on_all_ranks(comm.checksum(method.models()), "the initial models")
 
 
 def _run_rank(
@@ -127,13 +136,13 @@ def _run_rank(
         os.setpgrp()
     with _process_group(rank, world_size, rank, init_method, use_cuda=use_cuda):
         try:
-            status = main(*args)
+            status = main(*args, Ranks.of_run())
         except UserError as error:
             mistakes.put(str(error))
             sys.exit(2)
         # All ranks leave on a signal, and the first to be gone would have the others terminated.
         if isinstance(status, int) and status > 128:
-            comm.barrier()
+            dist.barrier()
     if isinstance(status, int):
         sys.exit(status)
 
@@ -178,10 +187,10 @@ def _forwarded_signals(pids: list[int]) -> Iterator[None]:
 
 
 def _check_gpus(needed: int) -> None:
-    found = torch.cuda.device_count()
-    if needed > found:
+    available = torch.cuda.device_count()
+    if needed > available:
         raise UserError(
-            f"{needed} GPUs are asked for and {found} found; "
+            f"{needed} GPUs are asked for and {available} found; "
             "use fewer processes, or set MODEL.DEVICE cpu"
         )
 

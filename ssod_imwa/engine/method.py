@@ -9,6 +9,8 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
+from ssod_imwa.averaging.ranks import Ranks
+
 
 class Method(ABC):
     """A training method, the IMWA paper's 𝒜(θ, ω, 𝒟, ℋ, T).
@@ -30,6 +32,7 @@ class Method(ABC):
         parallel_student: what `losses` calls: the student, or its wrapper (compiled,
             DistributedDataParallel).
         reads: streams of images that it trains on, each with the names of the views it needs.
+        ranks: who else trains; those of `ranks.batch` have the other parts of every batch.
     """
 
     reads: ClassVar[Mapping[str, tuple[str, ...]]] = {}
@@ -38,6 +41,7 @@ class Method(ABC):
         self.student = student
         self.teacher = teacher
         self.parallel_student: nn.Module = student
+        self.ranks = Ranks.alone()
         if teacher is not None:
             teacher.requires_grad_(False).eval()
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ssod_imwa.averaging.episodes import EpisodeSchedule, Position
-from ssod_imwa.engine import comm
+from ssod_imwa.averaging.ranks import Ranks
 from ssod_imwa.engine.events import EventStorage
 from ssod_imwa.engine.method import Method
 from ssod_imwa.engine.seeding import seed_everything
@@ -77,8 +77,8 @@ class Trainer:
         accumulation: micro-batches whose gradients add up to one optimizer step.
         amp_dtype: float16 or bfloat16 for automatic mixed precision, None for none.
         clip: called with the student's parameters before the optimizer's step.
-        rank: number of this process among those that share a member's batch; part of the step's
-            seed, so that ranks draw different dropout masks. None takes the rank of the run.
+        ranks: who trains which member. A rank among those that share a batch is part of the step's
+            seed, so that they draw different dropout masks.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class Trainer:
         accumulation: int = 1,
         amp_dtype: torch.dtype | None = None,
         clip: Callable[[list[nn.Parameter]], object] | None = None,
-        rank: int | None = None,
+        ranks: Ranks = Ranks.alone(),
     ) -> None:
         self.method = method
         self.schedule = schedule
@@ -103,7 +103,7 @@ class Trainer:
         self.accumulation = accumulation
         self.amp_dtype = amp_dtype
         self.clip = clip
-        self.rank = comm.rank() if rank is None else rank
+        self.ranks = ranks
         self.parameters = [p for p in method.student.parameters() if p.requires_grad]
         self.device = self.parameters[0].device
         # Only float16 needs its small gradients scaled up.
@@ -120,6 +120,11 @@ class Trainer:
     def position(self) -> Position:
         """Episode, member and own iteration of the current global step."""
         return self.schedule.position(self.iter)
+
+    @property
+    def member(self) -> int:
+        """The member that this process trains at the current global step, 0..M-1."""
+        return self.ranks.member + self.position.member
 
     def register_hooks(self, hooks: Sequence[HookBase]) -> None:
         """Append hooks; at each point they are called in this order."""
@@ -151,8 +156,8 @@ class Trainer:
         start = time.perf_counter()
         batch = next(self._stream).to(self.device)
         self.storage.put_scalar("data_time", time.perf_counter() - start)
-        member = self.first_member + position.member
-        seed_everything(self.seed, "step", member, position.t, self.rank)
+        member = self.first_member + self.member
+        seed_everything(self.seed, "step", member, position.t, self.ranks.batch.rank)
         self.method.set_train_mode()
         self.optimizer.zero_grad(set_to_none=True)
         parts = batch.split(self.accumulation) if self.accumulation > 1 else [batch]
@@ -197,7 +202,7 @@ class Trainer:
         if not self.scaler.is_enabled():  # with a scaler an overflow skips the step by design
             gradients = [p.grad for p in self.parameters if p.grad is not None]
             finite = finite & torch.isfinite(nn.utils.get_total_norm(gradients))
-        if comm.all_true(finite):
+        if self.ranks.run.all_true(finite):
             return
         losses = {name: float(value) for name, value in records.items()}
         raise NonFiniteError(

@@ -17,7 +17,6 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, TaskID, TextColumn
 
 from ssod_imwa.averaging.episodes import EpisodeSchedule, Position
-from ssod_imwa.engine import comm
 from ssod_imwa.engine.events import EventStorage
 from ssod_imwa.engine.trainer import HookBase
 
@@ -275,20 +274,20 @@ class MetricsHook(HookBase):
         return "metrics"
 
     def before_train(self) -> None:
-        if comm.is_main():
+        if self.trainer.ranks.run.is_main:
             for writer in self.writers:
                 writer.open(self.trainer.start_iter)
 
     def after_step(self) -> None:
         position = self.trainer.position
-        if comm.is_main():
+        if self.trainer.ranks.run.is_main:
             for writer in self.writers:
                 writer.step(position)
         if (position.global_step + 1) % self.period and not position.ends_member:
             return
-        rows = comm.all_gather(self._row(position))
+        rows = self.trainer.ranks.batch.all_gather(self._row(position))
         self._last_row = position.global_step
-        if comm.is_main():
+        if self.trainer.ranks.run.is_main:
             row = _over_ranks(rows)
             for writer in self.writers:
                 writer.write(row)
@@ -330,7 +329,7 @@ class MetricsHook(HookBase):
         row: dict[str, Any] = {
             "iteration": position.global_step,
             "episode": position.episode,
-            "member": position.member,
+            "member": self.trainer.member,
             "t": position.t,
         }
         for name, values in self._recent().items():

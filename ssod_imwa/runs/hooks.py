@@ -6,7 +6,6 @@ from pathlib import Path
 
 from fvcore.common.config import CfgNode
 
-from ssod_imwa.engine import comm
 from ssod_imwa.engine.checkpoint.atomic import write_text
 from ssod_imwa.engine.checkpoint.writing import CheckpointHook
 from ssod_imwa.engine.hooks import Evaluations
@@ -28,7 +27,7 @@ class ConfigHook(HookBase):
         return "config"
 
     def after_step(self) -> None:
-        if self.trainer.iter == self.trainer.start_iter and comm.is_main():
+        if self.trainer.iter == self.trainer.start_iter and self.trainer.ranks.run.is_main:
             write_text(self._path, self._text, kind="config")
 
 
@@ -51,13 +50,13 @@ class ResultsHook(HookBase):
     def after_step(self) -> None:
         count = len(self._evaluations.records)
         is_last = self.trainer.iter + 1 == self.trainer.max_iter
-        if (count != self._written or is_last) and comm.is_main():
+        if (count != self._written or is_last) and self.trainer.ranks.run.is_main:
             self._write()
             self._written = count
 
     def after_train(self) -> None:
         # Resuming at the very end makes up for an evaluation without doing a step.
-        if self.trainer.start_iter == self.trainer.max_iter and comm.is_main():
+        if self.trainer.start_iter == self.trainer.max_iter and self.trainer.ranks.run.is_main:
             self._write()
 
     def _write(self) -> None:

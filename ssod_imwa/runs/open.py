@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from fvcore.common.config import CfgNode
 
+from ssod_imwa.averaging.ranks import Ranks
 from ssod_imwa.classification.task import ClassificationTask
 from ssod_imwa.detection.task import DetectionTask
 from ssod_imwa.task import Task
@@ -16,10 +17,14 @@ TASKS: dict[str, Callable[[CfgNode], Task]] = {
 }
 
 
-def open_task(cfg: CfgNode) -> Task:
+def open_task(cfg: CfgNode, ranks: Ranks = Ranks.alone()) -> Task:
     """The task of TASK with its data.
+
+    Args:
+        cfg: the configuration.
+        ranks: what `launch` hands its processes.
 
     Raises:
         UserError: the configuration or the data are wrong.
     """
-    return TASKS[cfg.TASK](cfg)
+    return TASKS[cfg.TASK](cfg, ranks)

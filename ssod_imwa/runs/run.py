@@ -12,9 +12,9 @@ from fvcore.common.config import CfgNode
 
 from ssod_imwa.averaging.episodes import EpisodeSchedule
 from ssod_imwa.averaging.imwa import IMWA
+from ssod_imwa.averaging.ranks import Ranks
 from ssod_imwa.config.reader import keys, value_of
 from ssod_imwa.config.shared import batch_sizes
-from ssod_imwa.engine import comm
 from ssod_imwa.engine.checkpoint.models import newest_model
 from ssod_imwa.engine.checkpoint.writing import CheckpointHook, prepare_output, resume
 from ssod_imwa.engine.device import pick_device
@@ -39,6 +39,7 @@ CONFIG_FILE = "config.yaml"
 
 def train(
     cfg: CfgNode,
+    ranks: Ranks = Ranks.alone(),
     *,
     resume_from: bool | str | Path = False,
     overwrite: bool = False,
@@ -48,6 +49,7 @@ def train(
 
     Args:
         cfg: see `runs.config.load_config`.
+        ranks: what `launch` hands its processes.
         resume_from: True continues from the newest intact checkpoint in OUTPUT_DIR, a path from
             that file.
         overwrite: replace the run that OUTPUT_DIR holds.
@@ -62,10 +64,12 @@ def train(
     device = pick_device(cfg.MODEL.DEVICE)
     if device.type == "cpu":
         keep_freed_memory()
-    task = open_task(cfg)
+    task = open_task(cfg, ranks)
     cfg = task.cfg
     logger.info("output folder: %s", cfg.OUTPUT_DIR)
-    lock = prepare_output(cfg.OUTPUT_DIR, resume=bool(resume_from), overwrite=overwrite)
+    lock = prepare_output(
+        cfg.OUTPUT_DIR, resume=bool(resume_from), overwrite=overwrite, run=ranks.run
+    )
     try:
         trainer, signals = _assemble(task, device, overwrite=overwrite)
         if resume_from:
@@ -81,18 +85,21 @@ def train(
     return signals.exit_code
 
 
-def evaluate(cfg: CfgNode, weights: str | Path | None = None) -> dict[str, float]:
+def evaluate(
+    cfg: CfgNode, weights: str | Path | None = None, *, ranks: Ranks = Ranks.alone()
+) -> dict[str, float]:
     """Metrics in percent of a finished run's model, or of any weights file, on DATASETS.TEST.
 
     Args:
         cfg: as for training.
         weights: a file as MODEL.WEIGHTS takes it; None takes OUTPUT_DIR's final or newest averaged
             model.
+        ranks: what `launch` hands its processes.
     """
     if weights is None:
         weights = newest_model(cfg.OUTPUT_DIR)
     device = pick_device(cfg.MODEL.DEVICE)
-    task = open_task(cfg)
+    task = open_task(cfg, ranks)
     model = task.load_model(str(weights))
     logger.info("evaluating %s", weights)
     return task.build_evaluator()(model.to(device).eval())
@@ -134,7 +141,7 @@ def _assemble(task: Task, device: torch.device, *, overwrite: bool) -> tuple[Tra
     # All members of all runs with this seed start from the same weights.
     seed_everything(cfg.SEED, "initial weights")
     method = task.build_method(device)
-    distribute(method)
+    distribute(method, task.ranks)
     solver = cfg.SOLVER
     optimizer = build_optimizer(
         method.student,
@@ -159,6 +166,7 @@ def _assemble(task: Task, device: torch.device, *, overwrite: bool) -> tuple[Tra
         accumulation=solver.ACCUMULATION_STEPS,
         amp_dtype=getattr(torch, solver.AMP.DTYPE) if solver.AMP.ENABLED else None,
         clip=gradient_clipper(clip.CLIP_TYPE, clip.CLIP_VALUE) if clip.ENABLED else None,
+        ranks=task.ranks,
     )
     imwa = _build_imwa(task, trainer, batches)
     hooks = _build_hooks(task, schedule, imwa, overwrite=overwrite)
@@ -185,6 +193,7 @@ def _build_imwa(task: Task, trainer: Trainer, batches: Batches) -> IMWA:
         nonfinite=settings.NONFINITE,
         accumulate=settings.ACCUMULATE,
         coefficients=task.coefficients(trainer.method),
+        ranks=task.ranks,
     )
 
 
@@ -255,7 +264,7 @@ def _identity(task: Task) -> dict[str, Any]:
         if key not in FREE_KEYS:
             run[key] = value_of(cfg, key)
     run |= task.fingerprints()
-    run["processes"] = comm.world_size()
+    run["processes"] = task.ranks.run.size
     run["config"] = cfg.dump()
     return run
 

@@ -2,12 +2,14 @@ from copy import deepcopy
 
 import pytest
 import torch
+from torch import nn
 
 from ssod_imwa.averaging import checks
 from ssod_imwa.averaging.checks import (
     check_same,
     check_separate,
     check_supported,
+    checksum,
     fingerprints,
     nonfinite,
 )
@@ -153,3 +155,52 @@ def test_a_flat_parameter_of_fsdp_is_refused():
     parameter._is_flat_param = True
     with pytest.raises(TypeError, match="sharded"):
         check_supported("student.weight", parameter)
+
+
+def models(seed=0):
+    torch.manual_seed(seed)
+    return {
+        "student": nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)),
+        "teacher": nn.Linear(3, 4),
+    }
+
+
+def checksum_of(models):
+    return checksum(named_state(models))
+
+
+def test_equal_models_have_equal_checksums():
+    assert checksum_of(models()) == checksum_of(models())
+    assert 0 <= checksum_of(models()) < 2**64
+    assert checksum_of({}) == checksum_of({})
+
+
+@pytest.mark.parametrize("name", ["student.0.weight", "student.1.running_var", "teacher.bias"])
+def test_one_flipped_bit_changes_the_checksum(name):
+    changed = models()
+    before = checksum_of(changed)
+    model, _, key = name.partition(".")
+    changed[model].state_dict()[key].view(torch.int32).view(-1)[-1] ^= 1
+    assert checksum_of(changed) != before
+
+
+def test_swapped_elements_layers_and_names_change_the_checksum():
+    one = nn.Linear(3, 4)
+    two = nn.Linear(3, 4)
+    before = checksum_of({"a": one, "b": two})
+    assert checksum_of({"a": two, "b": one}) != before
+    assert checksum_of({"b": one, "a": two}) != before
+    single = checksum_of({"a": one})
+    with torch.no_grad():
+        one.weight.copy_(one.weight.flip(0))
+    assert checksum_of({"a": one}) != single
+
+
+def test_signs_of_zero_and_kinds_of_nan_are_different_bits():
+    def of(value):
+        model = nn.Module()
+        model.register_buffer("x", torch.tensor([value]))
+        return checksum_of({"m": model})
+
+    assert of(0.0) != of(-0.0)
+    assert of(float("nan")) == of(float("nan"))

@@ -13,6 +13,7 @@ from ssod_imwa.averaging.ema import ModelEMA
 from ssod_imwa.averaging.episodes import EpisodeSchedule
 from ssod_imwa.averaging.imwa import IMWA
 from ssod_imwa.averaging.parallel import ParallelIMWA
+from ssod_imwa.averaging.ranks import Ranks
 
 WORKER = Path(__file__).with_name("two_ranks.py")
 ROOT = Path(__file__).parents[2]
@@ -134,12 +135,6 @@ def test_every_kind_of_tensor_travels(ranks):
         assert torch.equal(found["strided"], torch.arange(6.0).view(2, 3).t() * 1.5)
 
 
-def test_a_process_group_is_needed():
-    model = torch.nn.Linear(1, 1)
-    with pytest.raises(RuntimeError, match="init_process_group first"):
-        ParallelIMWA(EpisodeSchedule(1), {"m": model}, members=1)
-
-
 @pytest.mark.parametrize(
     ("schedule", "options", "message"),
     [
@@ -150,7 +145,7 @@ def test_a_process_group_is_needed():
 )
 def test_bad_options_are_refused(schedule, options, message):
     with pytest.raises(ValueError, match=message):
-        ParallelIMWA(schedule, {"m": torch.nn.Linear(1, 1)}, members=2, **options)
+        ParallelIMWA(schedule, {"m": torch.nn.Linear(1, 1)}, Ranks.alone(), **options)
 
 
 def test_carry_is_refused():
@@ -160,7 +155,7 @@ def test_carry_is_refused():
         ParallelIMWA(
             EpisodeSchedule(1),
             {"m": model},
-            members=1,
+            Ranks.alone(),
             optimizer=optimizer,
             optimizer_state="carry",
         )

@@ -14,6 +14,7 @@ from ssod_imwa.averaging.ema import ModelEMA
 from ssod_imwa.averaging.episodes import EpisodeSchedule
 from ssod_imwa.averaging.exchange import average_over_ranks
 from ssod_imwa.averaging.parallel import ParallelIMWA
+from ssod_imwa.averaging.ranks import Ranks
 
 ITERATIONS, EPISODES, MEMBERS = 7, 3, 2
 
@@ -50,7 +51,7 @@ def same_as_serial(optimizer_state, **options):
     imwa = ParallelIMWA(
         EpisodeSchedule(ITERATIONS, episodes=EPISODES),
         {"student": student, "teacher": teacher},
-        members=MEMBERS,
+        Ranks.of_run(MEMBERS),
         optimizer=optimizer,
         optimizer_state=optimizer_state,
         bucket_bytes=64,
@@ -58,7 +59,7 @@ def same_as_serial(optimizer_state, **options):
     )
     for t in range(ITERATIONS):
         imwa.before_step(t)
-        step(student, ema, optimizer, imwa.member, t)
+        step(student, ema, optimizer, imwa.ranks.member, t)
         imwa.after_step(t)
     return {"student": student.state_dict(), "teacher": teacher.state_dict()}
 
@@ -69,13 +70,13 @@ def failure(change):
     imwa = ParallelIMWA(
         EpisodeSchedule(1),
         {"student": student, "teacher": teacher},
-        members=MEMBERS,
+        Ranks.of_run(MEMBERS),
         optimizer=optimizer,
     )
     imwa.before_step(0)
     with torch.no_grad():
-        student[0].weight += imwa.member + 1
-        change(student, imwa.member)
+        student[0].weight += imwa.ranks.member + 1
+        change(student, imwa.ranks.member)
     before = {name: tensor.clone() for name, tensor in student.state_dict().items()}
     try:
         imwa.after_step(0)
@@ -106,15 +107,15 @@ def dropped():
     imwa = ParallelIMWA(
         EpisodeSchedule(2, episodes=2),
         {"student": student},
-        members=MEMBERS,
+        Ranks.of_run(MEMBERS),
         optimizer=optimizer,
         nonfinite="drop",
     )
     ema = ModelEMA(teacher, student, 0.9)
     for t in range(2):
         imwa.before_step(t)
-        step(student, ema, optimizer, imwa.member, t)
-        if t == 0 and imwa.member == 1:
+        step(student, ema, optimizer, imwa.ranks.member, t)
+        if t == 0 and imwa.ranks.member == 1:
             with torch.no_grad():
                 student[2].weight.fill_(float("nan"))
             for slots in optimizer.state.values():
@@ -125,9 +126,9 @@ def dropped():
 
 def unequal_start():
     student, *_ = build("keep")
-    imwa = ParallelIMWA(EpisodeSchedule(1), {"student": student}, members=MEMBERS)
+    imwa = ParallelIMWA(EpisodeSchedule(1), {"student": student}, Ranks.of_run(MEMBERS))
     with torch.no_grad():
-        student[2].bias += imwa.member
+        student[2].bias += imwa.ranks.member
     try:
         imwa.before_step(0)
     except RuntimeError as error:
@@ -138,11 +139,11 @@ def unequal_start():
 def data_parallel():
     """One member on both ranks: only running statistics differ, and they are averaged."""
     student, *_ = build("keep")
-    imwa = ParallelIMWA(EpisodeSchedule(1), {"student": student}, members=1)
+    imwa = ParallelIMWA(EpisodeSchedule(1), {"student": student}, Ranks.of_run())
     imwa.before_step(0)
-    student[1].running_mean.fill_(1.0 + 2 * dist.get_rank())
+    student[1].running_mean.fill_(1.0 + 2 * imwa.ranks.batch.rank)
     imwa.after_step(0)
-    return {"member": imwa.member, "mean": student[1].running_mean.clone()}
+    return {"member": imwa.ranks.member, "mean": student[1].running_mean.clone()}
 
 
 def mixed_types(rank):
@@ -155,7 +156,7 @@ def mixed_types(rank):
         "steps.num_batches_tracked": torch.tensor(3 + rank),
         "strided": torch.arange(6.0).view(2, 3).t() * (rank + 1),
     }
-    return average_over_ranks(state, bucket_bytes=16)
+    return average_over_ranks(state, Ranks.of_run().run, bucket_bytes=16)
 
 
 def main(rank, rendezvous, output):

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from ssod_imwa.averaging.ranks import Ranks
 from ssod_imwa.detection.coco_ap import coco_metrics
 from ssod_imwa.detection.data.geometry import flip_matrix, map_boxes, scale_matrix
 from ssod_imwa.detection.data.loader import TestImage
@@ -169,7 +170,7 @@ def _rank(rank, folder, queue):
         dist.all_reduce(count)  # hangs unless both ranks come here equally often
         polls.append(float(count))
 
-    found = predict(Reader(), [[image] for image in images], poll=poll)
+    found = predict(Reader(), [[image] for image in images], Ranks.of_run().run, poll=poll)
     queue.put((rank, polls, {key: value.boxes.tolist() for key, value in found.items()}))
     dist.destroy_process_group()
 

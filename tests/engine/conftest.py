@@ -96,6 +96,7 @@ def build_trainer(
     batches=None,
     lr=0.1,
     seed=7,
+    ranks=None,
     **options,
 ):
     schedule = EpisodeSchedule(iterations, episodes=episodes, members=members)
@@ -110,6 +111,7 @@ def build_trainer(
         optimizer,
         seed=seed,
         first_member=first_member,
+        ranks=ranks or method.ranks,
         **options,
     )
 

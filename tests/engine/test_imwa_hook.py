@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from ssod_imwa.averaging.imwa import IMWA
-from ssod_imwa.averaging.parallel import ParallelIMWA
 from ssod_imwa.engine.hooks import EvaluationHook, Evaluations, IMWAHook, LRHook
 from ssod_imwa.engine.solver import lr_multiplier
 from ssod_imwa.engine.trainer import HookBase
@@ -127,8 +126,3 @@ def test_members_and_averages_are_evaluated_when_they_are_live(tiny):
     # The metric is linear in the weights, so an average's is the mean of its members'.
     assert values[2] == pytest.approx((values[0] + values[1]) / 2, rel=1e-5)
     assert values[5] == pytest.approx((values[3] + values[4]) / 2, rel=1e-5)
-
-
-def test_members_side_by_side_are_refused():
-    with pytest.raises(TypeError, match="ParallelIMWA is not allowed"):
-        IMWAHook(ParallelIMWA.__new__(ParallelIMWA))

@@ -1,4 +1,5 @@
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,46 +14,11 @@ from torch import nn
 
 import ssod_imwa
 from ssod_imwa.averaging.imwa import IMWA
-from ssod_imwa.engine import comm, launch
+from ssod_imwa.averaging.ranks import Ranks
+from ssod_imwa.engine import launch
 from ssod_imwa.engine.hooks import EvaluationHook, Evaluations, IMWAHook, SignalHook
 from ssod_imwa.engine.trainer import HookBase, NonFiniteError
 from ssod_imwa.errors import UserError
-
-
-@needs_fork
-def test_two_ranks_agree(tmp_path):
-    def talk(rank):
-        flag = torch.tensor(rank == 0)
-        buffers = nn.BatchNorm1d(2)
-        buffers.running_mean.fill_(rank)
-        constant = buffers.running_var.fill_(0.1).clone()
-        comm.average_buffers_({"a": buffers, "shared": buffers})
-        try:
-            comm.assert_equal_on_all_ranks(rank, "rank")
-            message = ""
-        except RuntimeError as error:
-            message = str(error)
-        return {
-            "place": [comm.rank(), comm.world_size(), comm.is_main()],
-            "all": [comm.all_true(flag), comm.all_true(True), comm.any_true(flag)],
-            "flag is kept": bool(flag) == (rank == 0),
-            "gathered": comm.all_gather(rank * 10),
-            "mean": buffers.running_mean.tolist(),
-            "constant": torch.equal(buffers.running_var, constant),
-            "message": message,
-        }
-
-    results = on_two_ranks(talk, tmp_path)
-    assert [result.pop("place") for result in results] == [[0, 2, True], [1, 2, False]]
-    expected = {
-        "all": [False, True, True],
-        "flag is kept": True,
-        "gathered": [0, 10],
-        "mean": [0.5, 0.5],
-        "constant": True,
-        "message": "rank must be equal on all ranks, but is not (rank 0: 0, rank 1: 1)",
-    }
-    assert results == [expected, expected]
 
 
 @needs_fork
@@ -66,7 +32,7 @@ def test_two_ranks_equal_one_rank_on_the_whole_batch(tiny, tmp_path, parts):
         method = tiny.method(**options)
         if rank == 1:
             nn.init.ones_(method.student[0].weight)
-        launch.distribute(method)
+        launch.distribute(method, Ranks.of_run())
         assert method.parallel_student is not method.student
         schedule = tiny.trainer(5).schedule
         batches = tiny.batches(schedule, rank=rank, world_size=2)
@@ -84,7 +50,12 @@ def test_two_ranks_equal_one_rank_on_the_whole_batch(tiny, tmp_path, parts):
 
 
 def add_imwa(trainer):
-    imwa = IMWA(trainer.schedule, trainer.method.models(), optimizer=trainer.optimizer)
+    imwa = IMWA(
+        trainer.schedule,
+        trainer.method.models(),
+        optimizer=trainer.optimizer,
+        ranks=trainer.ranks,
+    )
     trainer.register_hooks([IMWAHook(imwa)])
     return trainer
 
@@ -98,7 +69,7 @@ def test_averages_of_two_ranks_agree(tiny, tmp_path, norm):
 
     def train(rank):
         method = tiny.method(**options)
-        launch.distribute(method)
+        launch.distribute(method, Ranks.of_run())
         batches = tiny.batches(tiny.trainer(6, **sizes).schedule, rank=rank, world_size=2)
         trainer = tiny.trainer(6, method=method, batches=batches, **sizes)
         save = tiny.SaveAt(4)
@@ -124,7 +95,7 @@ def test_different_teachers_are_refused(tiny, tmp_path):
         method = tiny.method()
         nn.init.constant_(method.teacher[0].bias, float(rank))
         with pytest.raises(RuntimeError, match="initial models must be equal"):
-            launch.distribute(method)
+            launch.distribute(method, Ranks.of_run())
 
     on_two_ranks(differ, tmp_path)
 
@@ -142,7 +113,7 @@ def test_bad_loss_on_one_rank_stops_all_ranks_in_the_same_step(tiny, tmp_path):
 
         method.losses = losses
         # Not distributed: rank 0's own loss and gradients stay finite.
-        trainer = tiny.trainer(5, method=method)
+        trainer = tiny.trainer(5, method=method, ranks=Ranks.of_run())
         with pytest.raises(NonFiniteError, match="global step 3 "):
             trainer.train()
         finite = [bool(torch.isfinite(p).all()) for p in trainer.parameters]
@@ -155,11 +126,11 @@ def test_bad_loss_on_one_rank_stops_all_ranks_in_the_same_step(tiny, tmp_path):
 def test_signal_to_one_rank_ends_all_ranks_at_the_same_step(tiny, tmp_path):
     class Signaled(HookBase):
         def after_backward(self):
-            if self.trainer.iter == 1 and comm.rank() == 1:
+            if self.trainer.iter == 1 and self.trainer.ranks.run.rank == 1:
                 os.kill(os.getpid(), 15)
 
     def train(rank):
-        trainer, saved = tiny.trainer(5), []
+        trainer, saved = tiny.trainer(5, ranks=Ranks.of_run()), []
         hook = SignalHook(lambda: saved.append(trainer.iter))
         trainer.register_hooks([Signaled(), hook])
         trainer.train()
@@ -171,7 +142,7 @@ def test_signal_to_one_rank_ends_all_ranks_at_the_same_step(tiny, tmp_path):
 @needs_fork
 def test_polling_evaluations_of_two_ranks_leave_together(tiny, tmp_path):
     def train(rank):
-        trainer = tiny.trainer(2)
+        trainer = tiny.trainer(2, ranks=Ranks.of_run())
         hook, polls = SignalHook(lambda: None), []
 
         def evaluate(model):
@@ -191,8 +162,23 @@ def test_polling_evaluations_of_two_ranks_leave_together(tiny, tmp_path):
     assert on_two_ranks(train, tmp_path) == [[5, [], 130]] * 2
 
 
+def test_nothing_below_asks_torch_for_ranks():
+    """They are handed around as `Ranks`; a foreign trainer's hook has nobody who would."""
+    package = Path(ssod_imwa.__file__).parent
+    askers = {
+        path.relative_to(package).as_posix()
+        for path in package.rglob("*.py")
+        if re.search(r"torch\.distributed|Ranks\.of_run\(\)", path.read_text())
+    }
+    assert askers == {
+        "averaging/ranks.py",
+        "engine/launch.py",
+        "integrations/detectron2/hook.py",
+    }
+
+
 def test_one_process_calls_main_here():
-    assert launch.launch(lambda a, b: a + b, 1, (1, 2)) == 3
+    assert launch.launch(lambda a, b, ranks: (a + b, ranks), 1, (1, 2)) == (3, Ranks.alone())
 
 
 def test_too_many_gpus_and_no_process_are_users_errors(monkeypatch):
@@ -207,23 +193,26 @@ def test_torchrun_is_recognized(monkeypatch):
     environment = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
     for name, value in {**environment, "MASTER_PORT": str(launch._free_port())}.items():
         monkeypatch.setenv(name, value)
-    assert launch.launch(dist.get_backend, 8, device="cpu") == "gloo"
+    assert launch.launch(lambda ranks: (dist.get_backend(), ranks.run.size), 8, device="cpu") == (
+        "gloo",
+        1,
+    )
     assert not dist.is_initialized()
 
 
 SCRIPT = """
     import os, signal, sys, time
     from ssod_imwa.cli import run_main
-    from ssod_imwa.engine import comm
     from ssod_imwa.engine.launch import launch
     from ssod_imwa.errors import UserError
 
-    def work(folder, how):
-        total = sum(comm.all_gather(comm.rank() + 1))
-        open(os.path.join(folder, f"{comm.rank()}"), "w").write(str(total))
-        if how == "status" and comm.rank() == 1:
+    def work(folder, how, ranks):
+        run = ranks.run
+        total = sum(run.all_gather(run.rank + 1))
+        open(os.path.join(folder, f"{run.rank}"), "w").write(str(total))
+        if how == "status" and run.rank == 1:
             return 3
-        if how == "mistake" and comm.rank() == 1:
+        if how == "mistake" and run.rank == 1:
             raise UserError("no such file")
         if how == "wait":
             stop = []
@@ -232,7 +221,7 @@ SCRIPT = """
             os.write(1, b"ready\\n")  # one write: two ranks share the pipe
             while not stop:
                 time.sleep(0.01)
-            if comm.is_main():
+            if run.is_main:
                 time.sleep(0.5)
                 open(os.path.join(folder, "received"), "w").write(str(stop))
             return 128 + stop[0]

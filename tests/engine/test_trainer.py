@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from ssod_imwa.averaging.ranks import Group, Ranks
 from ssod_imwa.engine.events import get_event_storage
 from ssod_imwa.engine.seeding import seed_everything
 from ssod_imwa.engine.solver import gradient_clipper
@@ -135,7 +136,7 @@ def test_weights_do_not_depend_on_random_numbers_that_others_draw(tiny):
 
 
 def test_ranks_draw_different_dropout_masks(tiny):
-    trainers = [tiny.trainer(1, rank=rank) for rank in (0, 1)]
+    trainers = [tiny.trainer(1, ranks=Ranks(batch=Group(rank, 2))) for rank in (0, 1)]
     for trainer in trainers:
         trainer.train()
     states = [trainer.method.student.state_dict() for trainer in trainers]

@@ -8,7 +8,7 @@ import torch
 from detectron2.engine import SimpleTrainer, hooks
 from torch import nn
 
-from ssod_imwa.engine import comm
+from ssod_imwa.averaging.ranks import Ranks
 from ssod_imwa.integrations.detectron2 import IMWAHook
 
 
@@ -25,12 +25,12 @@ class Losses(nn.Module):
 
 def loader():
     """Each rank its own stream, from the generators that IMWAHook seeds."""
-    generator = torch.Generator().manual_seed(torch.initial_seed() + comm.rank())
+    generator = torch.Generator().manual_seed(torch.initial_seed() + torch.distributed.get_rank())
     while True:
         yield torch.randn(4, 3, generator=generator)
 
 
-def work(folder: str) -> int:
+def work(folder: str, ranks: Ranks) -> int:
     """Train and save what this rank ends with."""
     torch.manual_seed(0)
     model = nn.parallel.DistributedDataParallel(Losses(), broadcast_buffers=False)
@@ -40,5 +40,5 @@ def work(folder: str) -> int:
     hook = IMWAHook(6, members=2, episodes=2, build_loader=loader)
     trainer.register_hooks([hooks.LRScheduler(optimizer, scheduler), hook])
     trainer.train(0, 12)
-    torch.save(model.module.state_dict(), Path(folder) / f"rank{comm.rank()}.pth")
+    torch.save(model.module.state_dict(), Path(folder) / f"rank{ranks.run.rank}.pth")
     return 0

@@ -10,6 +10,7 @@ import torch
 from support import assert_equal, final_weights, mean_of
 
 from ssod_imwa.averaging.episodes import EpisodeSchedule
+from ssod_imwa.averaging.ranks import Ranks
 from ssod_imwa.detection import build
 from ssod_imwa.engine.hooks import LRHook
 from ssod_imwa.errors import CheckpointError, ConfigError, DataError, UserError
@@ -182,7 +183,7 @@ def test_recomputed_batch_norms_are_those_of_the_first_batch(config):
     norm = next(m for m in detector.modules() if isinstance(m, torch.nn.BatchNorm2d))
     seen = []
     norm.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].double()))
-    batches = build.build_batches(cfg, data, EpisodeSchedule(4))
+    batches = build.build_batches(cfg, data, EpisodeSchedule(4), Ranks.alone())
     build.build_bn_recomputation(batches, strong_labeled=False, count=1)({"student": detector})
     assert not any(module.training for module in detector.modules())
     assert len(seen) == 1

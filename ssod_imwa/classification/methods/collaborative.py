@@ -96,7 +96,7 @@ class Collaborative(ClassificationMethod):
         if self.contrast is None:
             return {}
         # A weight of 0 keeps its loss in the graph: every parameter gets a gradient on every rank.
-        loss = self.contrast.loss(outputs.queries, batch.views[1], t)
+        loss = self.contrast.loss(outputs.queries, batch.views[1], t, self.ranks.batch)
         return {"loss_contrastive": weight * loss}
 
 

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Mapping
 
 import torch
 
+from ssod_imwa.averaging.ranks import Group
 from ssod_imwa.classification.data.loader import ImageBatch
 from ssod_imwa.classification.models.mae import MaskedAutoencoder
-from ssod_imwa.engine import comm
 from ssod_imwa.engine.method import Method
 from ssod_imwa.engine.seeding import counted_generator
 
@@ -41,7 +41,7 @@ class MaskedPretraining(Method):
 
 @torch.no_grad()
 def reconstruction_error(
-    model: MaskedAutoencoder, batches: Iterable[ImageBatch]
+    model: MaskedAutoencoder, batches: Iterable[ImageBatch], processes: Group = Group()
 ) -> dict[str, float]:
     """The mean squared error of masked patches, each image masked in a way of its own.
 
@@ -50,7 +50,8 @@ def reconstruction_error(
 
     Args:
         model: in eval mode.
-        batches: of one view, this rank's part of them; brought to the model's device.
+        batches: of one view, this process's part of them; brought to the model's device.
+        processes: those that have the other images.
 
     Returns:
         `reconstruction_error`, of pixels that have mean 0 and variance 1 in each patch.
@@ -65,8 +66,8 @@ def reconstruction_error(
         error = model(batch.views[0].to(device), noise.to(device))
         total += error.item() * len(noise)
         images += len(noise)
-    gathered = comm.all_gather((total, images))
-    total, images = (sum(part) for part in zip(*gathered, strict=True))
+    sums = processes.all_gather((total, images))
+    total, images = (sum(part) for part in zip(*sums, strict=True))
     if images == 0:
         raise ValueError("0 images are not allowed (must be at least 1)")
     return {"reconstruction_error": total / images}

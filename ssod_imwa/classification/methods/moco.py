@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from ssod_imwa.averaging.ranks import Group
 from ssod_imwa.classification.collaborative_losses import info_nce_loss
 from ssod_imwa.classification.methods.expert_network import (
     CollaborativeNetwork,
     ContrastiveBranch,
 )
 from ssod_imwa.classification.models.momentum import FeatureQueue, MomentumEncoder
-from ssod_imwa.engine import comm
 from ssod_imwa.engine.seeding import counted_generator
 
 
@@ -75,16 +75,23 @@ class ExpertContrast:
         ]
         self._new: list[torch.Tensor] = []
 
-    def loss(self, queries: torch.Tensor, images: torch.Tensor, t: int) -> torch.Tensor:
+    def loss(
+        self,
+        queries: torch.Tensor,
+        images: torch.Tensor,
+        t: int,
+        processes: Group = Group(),
+    ) -> torch.Tensor:
         """The sum of the experts' InfoNCE; the keys wait for `after_step`.
 
         Args:
             queries: (K, B, width), rows of length 1, of the images' first view.
             images: (B, 3, H, W), the second view.
             t: the member's own iteration.
+            processes: those that have the other parts of the batch.
         """
-        keys, of_all_ranks = self._keys(images, t)
-        self._new.append(of_all_ranks)
+        keys, of_whole_batch = self._keys(images, t, processes)
+        self._new.append(of_whole_batch)
         losses = [
             info_nce_loss(query, key, queue.features, temperature=self.temperature)
             for query, key, queue in zip(queries, keys, self.queues, strict=True)
@@ -117,17 +124,20 @@ class ExpertContrast:
             queue.load_state_dict(state[f"queue_{k}"])
         self._new.clear()
 
-    def _keys(self, images: torch.Tensor, t: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys (K, B, width) of the images, and (K, ranks * B, width) of all ranks' images."""
-        if comm.world_size() == 1:
+    def _keys(
+        self, images: torch.Tensor, t: int, processes: Group
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys (K, B, width) of the images, and those of all processes' images."""
+        if processes.size == 1:
             keys = self._encoder(images)
             return keys, keys
         # Shuffle-BN: a query and its key must not share the statistics of their batch. The order is
-        # a function of the step, so that all ranks know it.
-        together = comm.gather_rows(images)
+        # a function of the step, so that all know it.
+        together = processes.gather_rows(images)
         numbers = counted_generator("shuffle", t, len(self._new)).permutation(len(together))
         order = torch.from_numpy(numbers).to(images.device)
-        mine = slice(comm.rank() * len(images), (comm.rank() + 1) * len(images))
+        first = processes.rank * len(images)
+        mine = slice(first, first + len(images))
         shuffled = self._encoder(together[order[mine]])
-        everyones = comm.gather_rows(shuffled.transpose(0, 1))[order.argsort()].transpose(0, 1)
+        everyones = processes.gather_rows(shuffled.transpose(0, 1))[order.argsort()].transpose(0, 1)
         return everyones[:, mine], everyones

@@ -18,7 +18,6 @@ from ssod_imwa.classification.models.base import ImageClassifier
 from ssod_imwa.classification.models.freezing import Part, set_train_mode, train_only
 from ssod_imwa.classification.models.heads import projection_head
 from ssod_imwa.classification.models.momentum import FeatureQueue, MomentumEncoder
-from ssod_imwa.engine import comm
 from ssod_imwa.engine.seeding import counted_generator
 
 
@@ -144,8 +143,9 @@ class ParametricContrastive(ClassificationMethod):
     def after_step(self, t: int) -> None:
         """Write the step's features, of all micro-batches, into the queue."""
         super().after_step(t)
+        gather = self.ranks.batch.gather_rows
         for features, labels in self._new:
-            self.queue.write_(comm.gather_rows(features), comm.gather_rows(labels))
+            self.queue.write_(gather(features), gather(labels))
         self._new.clear()
 
     def state_dict(self) -> dict[str, Any]:

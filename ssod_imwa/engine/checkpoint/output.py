@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ssod_imwa.engine import comm
+from ssod_imwa.averaging.ranks import Group
 from ssod_imwa.engine.checkpoint.atomic import WriteError, remove_stale_temporaries, write_text
 from ssod_imwa.engine.checkpoint.lock import RunLock
 from ssod_imwa.errors import CheckpointError, UserError
@@ -35,12 +35,22 @@ def resume_files(directory: str | os.PathLike[str]) -> dict[int, Path]:
 
 
 def prepare_output(
-    directory: str | os.PathLike[str], *, resume: bool = False, overwrite: bool = False
+    directory: str | os.PathLike[str],
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    run: Group = Group(),
 ) -> RunLock | None:
     """Make an output directory ready for one run and lock it; nothing of an earlier run is removed.
 
-    Called by every rank; the first one acts. With `overwrite`, `CheckpointHook` removes the earlier
-    run's checkpoints once the new run has done its first step.
+    With `overwrite`, `CheckpointHook` removes the earlier run's checkpoints once the new run has
+    done its first step.
+
+    Args:
+        directory: OUTPUT_DIR.
+        resume: the run in it is continued.
+        overwrite: the run in it is replaced.
+        run: all ranks, each of which calls this; the first one acts.
 
     Returns:
         The lock, to be released at the end of the run; None on ranks other than the first.
@@ -52,7 +62,8 @@ def prepare_output(
     if resume and overwrite:
         raise CheckpointError("resume and overwrite contradict each other; give one of them")
     lock: list[RunLock] = []
-    on_main(lambda: lock.append(_claim(Path(directory), refuse_used=not resume and not overwrite)))
+    refuse_used = not resume and not overwrite
+    on_main(lambda: lock.append(_claim(Path(directory), refuse_used=refuse_used)), run)
     return lock[0] if lock else None
 
 
@@ -89,21 +100,21 @@ def write_pointer(path: Path) -> None:
         raise WriteError(f"{path.with_name(POINTER)} could not be written: {error}") from error
 
 
-def on_main(function: Callable[[], _T]) -> _T:
+def on_main(function: Callable[[], _T], run: Group) -> _T:
     """Call a function on the first rank; its result, or its error, on every rank."""
     outcome: tuple[Any, Exception | None] = (None, None)
-    if comm.is_main():
+    if run.is_main:
         try:
             outcome = (function(), None)
         except UserError as error:
             outcome = (None, error)
         except Exception as error:
-            if comm.world_size() == 1:
+            if run.size == 1:
                 raise
             # Others wait in the exchange below; what they raise has to be picklable.
             logger.exception("rank 0 failed")
             outcome = (None, RuntimeError(f"rank 0 failed: {error!r}"))
-    value, failure = comm.all_gather(outcome)[0]
+    value, failure = run.all_gather(outcome)[0]
     if failure is not None:
         raise failure
     return value

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ssod_imwa import __version__
-from ssod_imwa.engine import comm
+from ssod_imwa.averaging.checks import checksum
+from ssod_imwa.averaging.weights import named_state
 from ssod_imwa.engine.checkpoint.atomic import WriteError, damage, digest_path, load_checkpoint
 from ssod_imwa.engine.checkpoint.compatibility import changes, identity, table
 from ssod_imwa.engine.checkpoint.output import POINTER, on_main, resume_files, write_pointer
@@ -49,7 +50,7 @@ def resume(
     """
     source = Path(source)
     find = _explicit if source.suffix == ".pth" else _newest_intact
-    path = on_main(lambda: find(source))
+    path = on_main(lambda: find(source), trainer.ranks.run)
     if path is None:
         logger.info("no checkpoint in %s: training starts from its beginning", source)
         return None
@@ -67,8 +68,8 @@ def resume(
         trainer.load_state_dict(training)
     except (KeyError, RuntimeError, ValueError, TypeError) as error:
         raise CheckpointError(f"{path} does not fit this run: {_one_line(error)}") from error
-    weights = (trainer.start_iter, comm.checksum(trainer.method.models()))
-    comm.assert_equal_on_all_ranks(weights, "global step and checksum of the resumed weights")
+    weights = (trainer.start_iter, checksum(named_state(trainer.method.models())))
+    trainer.ranks.run.assert_equal(weights, "global step and checksum of the resumed weights")
     logger.info("resuming from %s after global step %d", path, trainer.start_iter)
     return path
 

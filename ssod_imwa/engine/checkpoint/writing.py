@@ -19,7 +19,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -128,13 +128,13 @@ class CheckpointHook(HookBase):
         if done == 0:
             self._refuse_other_run()
         else:
-            on_main(lambda: self._complete(done - 1))
+            self._on_main(lambda: self._complete(done - 1))
 
     def after_step(self) -> None:
         g = self.trainer.iter
         faults.reach(f"step:{g}")
         if self.overwrite and g == 0:
-            on_main(self._remove_other_run)
+            self._on_main(self._remove_other_run)
         if self._is_last:
             self.save_now()
         elif self._is_due or self._failures:
@@ -163,13 +163,16 @@ class CheckpointHook(HookBase):
         position = self.trainer.position
         return periodic or (position.ends_episode and (position.episode + 1) % self.episodes == 0)
 
+    def _on_main(self, function: Callable[[], None]) -> None:
+        on_main(function, self.trainer.ranks.run)
+
     def _try(self) -> None:
         """One attempt to write; counts failures."""
         g = self.trainer.iter
         # On every rank: a hook's state may have to be gathered from all of them.
         training = self.trainer.state_dict()
         try:
-            on_main(lambda: self._write(g, training))
+            self._on_main(lambda: self._write(g, training))
         except WriteError as error:
             self._failures += 1
             if self.on_write_error == "raise" or self._failures == MAX_FAILURES:
@@ -258,7 +261,7 @@ class CheckpointHook(HookBase):
                     f"{newest} is of an earlier run, which is neither resumed nor overwritten"
                 )
 
-        on_main(refuse)
+        self._on_main(refuse)
 
     def _remove_other_run(self) -> None:
         names = [path.name for path in resume_files(self.directory).values()]

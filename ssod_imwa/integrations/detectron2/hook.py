@@ -18,7 +18,7 @@ from torch import nn
 from ssod_imwa.averaging.episodes import EpisodeSchedule, Position
 from ssod_imwa.averaging.imwa import IMWA
 from ssod_imwa.averaging.optimizer_state import Stateful
-from ssod_imwa.engine import comm
+from ssod_imwa.averaging.ranks import Ranks
 from ssod_imwa.engine.seeding import counted_seed
 from ssod_imwa.integrations.detectron2.trainer_parts import (
     PlainAttributes,
@@ -101,7 +101,6 @@ class IMWAHook(detectron2.engine.HookBase):
         self._run_step = run_step
         self._member_state = dict(member_state or {})
         self._options = dict(options or {})
-        self._modules: dict[str, nn.Module] = {}
         self._imwa: IMWA | None = None
         self._attributes: PlainAttributes | None = None
         self._pending: dict[str, Any] | None = None
@@ -136,15 +135,16 @@ class IMWAHook(detectron2.engine.HookBase):
     def before_train(self) -> None:
         trainer = self.trainer
         self._check(trainer)
-        self._modules = {"student": unwrapped(trainer.model)}
+        modules: dict[str, nn.Module] = {"student": unwrapped(trainer.model)}
         if self._teacher:
-            self._modules["teacher"] = unwrapped(self._find_teacher())
-        self._attributes = PlainAttributes(self._modules, DenseDetector, "loss_normalizer")
+            modules["teacher"] = unwrapped(self._find_teacher())
+        self._attributes = PlainAttributes(modules, DenseDetector, "loss_normalizer")
         self._imwa = IMWA(
             self.schedule,
-            self._modules,
+            modules,
             optimizer=trainer.optimizer,
             member_state={**self._found_state(), **self._member_state},
+            ranks=Ranks.of_run(),
             **self._options,
         )
         if self._pending is not None:
@@ -167,11 +167,6 @@ class IMWAHook(detectron2.engine.HookBase):
         if position.ends_member:
             self._wait_for_metrics()
         self._imwa.after_step(self.trainer.iter)
-        if position.ends_episode and comm.world_size() > 1:
-            comm.average_buffers_(self._modules)
-            comm.assert_equal_on_all_ranks(
-                comm.checksum(self._modules), f"the averaged models of episode {position.episode}"
-            )
         self._after_step = generator_states()
 
     def after_train(self) -> None:

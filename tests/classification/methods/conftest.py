@@ -86,6 +86,7 @@ def trainer(
         optimizer or torch.optim.SGD(parameters, lr=0.05, momentum=0.9),
         seed=1,
         first_member=first_member,
+        ranks=method.ranks,
         **options,
     )
     result.register_hooks(hooks)
@@ -95,6 +96,7 @@ def trainer(
             method.models(),
             optimizer=result.optimizer,
             member_state={"scaler": result.scaler, "method": method},
+            ranks=method.ranks,
         )
         result.register_hooks([IMWAHook(averaging)])
     return result

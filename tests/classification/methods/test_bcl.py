@@ -5,6 +5,7 @@ import pytest
 import torch
 from support import needs_fork
 
+from ssod_imwa.averaging.ranks import Ranks
 from ssod_imwa.classification.methods.bcl import BalancedContrastive, BCLNetwork
 from ssod_imwa.engine.launch import distribute
 
@@ -158,7 +159,7 @@ def test_a_frozen_encoder_keeps_weights_and_statistics(tiny):
 def test_ranks_train_one_network(tiny, tmp_path):
     def train(rank):
         method = make_method(tiny)
-        distribute(method)
+        distribute(method, Ranks.of_run())
         trainer = tiny.trainer(method, 2)
         trainer._batches = lambda start: iter(tiny.batch(rank, t, views=3) for t in range(2))
         trainer.train()

@@ -5,6 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from ssod_imwa.averaging.ranks import Ranks
 from ssod_imwa.classification.methods.ecl import ECL
 from ssod_imwa.classification.methods.expert_network import CollaborativeNetwork
 from ssod_imwa.classification.methods.moco import ExpertContrast
@@ -365,7 +366,7 @@ def without_batch_statistics(method):
 def test_two_ranks_average_gradients_and_share_all_keys(tiny, ecl, tmp_path):
     def step(rank):
         method = without_batch_statistics(ecl())
-        distribute(method)
+        distribute(method, Ranks.of_run())
         gradients = one_step(tiny, method, rank)
         return {"gradients": gradients, **method.contrast.state_dict()}
 
@@ -385,7 +386,7 @@ def test_two_ranks_average_gradients_and_share_all_keys(tiny, ecl, tmp_path):
 def test_ranks_end_with_the_same_models_and_queues(tiny, ecl, tmp_path):
     def train(rank):
         method = ecl(queue=32)
-        distribute(method)
+        distribute(method, Ranks.of_run())
         trainer = tiny.trainer(method, 2, members=2)
         trainer._batches = lambda start: (
             tiny.batch(0, g, views=2).split(2)[rank] for g in range(start, 4)

@@ -5,6 +5,7 @@ import pytest
 import torch
 from support import needs_fork, on_two_ranks
 
+from ssod_imwa.averaging.ranks import Ranks
 from ssod_imwa.classification.build import load_weights
 from ssod_imwa.classification.methods.mae import (
     MaskedPretraining,
@@ -119,7 +120,7 @@ def test_ranks_share_the_images_and_agree_on_the_error(tiny, tmp_path):
     whole = reconstruction_error(model, [batch])["reconstruction_error"]
 
     def measure(rank):
-        return reconstruction_error(model, in_parts(batch, 1)[rank::2])
+        return reconstruction_error(model, in_parts(batch, 1)[rank::2], Ranks.of_run().run)
 
     for found in on_two_ranks(measure, tmp_path):
         assert found["reconstruction_error"] == pytest.approx(whole, rel=1e-5)

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from ssod_imwa.averaging.ranks import Ranks
 from ssod_imwa.classification.methods.expert_network import CollaborativeNetwork
 from ssod_imwa.classification.methods.moco import ExpertContrast
 from ssod_imwa.classification.models.experts import Experts
@@ -203,10 +204,10 @@ def test_two_ranks_shuffle_the_images_of_keys(tiny, network, tmp_path):
     images = [tiny.batch("rank", r, views=2).views[1] for r in range(2)]
 
     def look(rank):
-        contrast, seen = contrast_of(network), []
+        contrast, seen, processes = contrast_of(network), [], Ranks.of_run().batch
         contrast.key.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
         for t in range(3):
-            contrast.loss(torch.zeros(EXPERTS, 6, WIDTH), images[rank], t)
+            contrast.loss(torch.zeros(EXPERTS, 6, WIDTH), images[rank], t, processes)
             contrast.after_step()
         return seen
 

@@ -5,6 +5,7 @@ import pytest
 import torch
 from support import needs_fork
 
+from ssod_imwa.averaging.ranks import Ranks
 from ssod_imwa.classification.methods.paco import GPaCo, PaCo, ParametricNetwork
 from ssod_imwa.engine.launch import distribute
 
@@ -197,7 +198,7 @@ def test_the_queue_takes_all_micro_batches_of_a_step(tiny, kind):
 def test_ranks_have_one_queue_of_all_their_features(tiny, tmp_path, kind):
     def train(rank):
         method = make_method(tiny, kind)
-        distribute(method)
+        distribute(method, Ranks.of_run())
         trainer = tiny.trainer(method, 2)
         trainer._batches = lambda start: (
             tiny.batch(0, t, views=2).split(2)[rank] for t in range(start, 2)

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from ssod_imwa.averaging.ranks import Group, Ranks
 from ssod_imwa.engine.checkpoint.atomic import WriteError
 from ssod_imwa.engine.checkpoint.output import on_main, prepare_output, resume_files
 from ssod_imwa.errors import CheckpointError
@@ -55,15 +56,15 @@ def test_final_file_alone_marks_a_used_directory(line, tmp_path):
 
 
 def test_alone_errors_pass_unchanged():
-    assert on_main(lambda: 3) == 3
+    assert on_main(lambda: 3, Group()) == 3
     with pytest.raises(ZeroDivisionError):
-        on_main(lambda: 1 / 0)
+        on_main(lambda: 1 / 0, Group())
 
 
-def describe(function):
+def describe(function, run):
     """A result or an error as text that a pipe can carry."""
     try:
-        return repr(on_main(function))
+        return repr(on_main(function, run))
     except Exception as error:
         return f"{type(error).__name__}: {error}"
 
@@ -76,20 +77,21 @@ def ranks(rank, folder, pipe):
     dist.init_process_group(
         "gloo", init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=2
     )
-    found = [
-        describe(lambda: f"from rank {rank}"),
-        describe(lambda: fail(WriteError("disk full"))),
-        describe(lambda: fail(KeyError("bug"))),
+    run = Ranks.of_run().run
+    answers = [
+        describe(lambda: f"from rank {rank}", run),
+        describe(lambda: fail(WriteError("disk full")), run),
+        describe(lambda: fail(KeyError("bug")), run),
     ]
-    lock = prepare_output(folder / "run")
-    found.append("lock" if lock else "no lock")
+    lock = prepare_output(folder / "run", run=run)
+    answers.append("lock" if lock else "no lock")
     try:
-        prepare_output(folder / "run")
+        prepare_output(folder / "run", run=run)
     except CheckpointError as error:
-        found.append("in use" if "in use" in str(error) else str(error))
+        answers.append("in use" if "in use" in str(error) else str(error))
     if lock:
         lock.release()
-    pipe.send(found)
+    pipe.send(answers)
     dist.destroy_process_group()
 
 
