@@ -227,8 +227,7 @@ def _checked(setting: Setting, option: Option) -> Any:
     """The value in the type of the key, if the option allows it."""
     value = _coerce(setting, option)
     if rule := option.violation(value):
-        single = isinstance(value, str) and all(isinstance(x, str) for x in option.choices)
-        close = difflib.get_close_matches(str(value), option.choices, n=1) if single else []
+        close = difflib.get_close_matches(str(value), list(map(str, option.choices)), n=1)
         raise _wrong(setting, value, rule, f"; did you mean {close[0]!r}?" if close else "")
     return value
 

@@ -13,6 +13,7 @@ from ssod_imwa.averaging.episodes import EpisodeSchedule
 from ssod_imwa.averaging.ranks import Ranks
 from ssod_imwa.detection import build
 from ssod_imwa.engine.hooks import LRHook
+from ssod_imwa.engine.trainer import Trainer
 from ssod_imwa.errors import CheckpointError, ConfigError, DataError, UserError
 from ssod_imwa.runs import run
 from ssod_imwa.runs.results import read_results
@@ -164,6 +165,17 @@ def test_bad_input_stops_before_anything_is_written(config, settings, error, mes
     with pytest.raises(error, match=message):
         run.train(cfg)
     assert not os.path.exists(os.path.join(cfg.OUTPUT_DIR, "metrics.json"))
+
+
+@pytest.mark.parametrize(("overrides", "images"), [([], 4), (["SSOD.ALGORITHM", "supervised"], 2)])
+def test_out_of_memory_counts_the_images_that_are_read(config, monkeypatch, overrides, images):
+    def exhaust(trainer):
+        raise torch.OutOfMemoryError("Tried to allocate 2 GiB\nmore")
+
+    monkeypatch.setattr(Trainer, "train", exhaust)
+    message = rf"out of memory .* and {images} images an iteration \(Tried to allocate 2 GiB\)"
+    with pytest.raises(UserError, match=message):
+        run.train(config(*overrides))
 
 
 def test_a_test_image_that_is_cut_off_stops_the_run_before_it_trains(config, root, tmp_path):
