@@ -40,7 +40,6 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from ssod_imwa.averaging.episodes import EpisodeSchedule
-from ssod_imwa.classification.criteria import Criterion
 from ssod_imwa.classification.data.augmentation import CIFAR_STATISTICS
 from ssod_imwa.classification.data.datasets import (
     CIFAR10_CLASSES,
@@ -50,6 +49,7 @@ from ssod_imwa.classification.data.datasets import (
 from ssod_imwa.classification.data.loader import ImageBatch, build_image_batches
 from ssod_imwa.classification.data.samplers import BatchSource, class_sampler
 from ssod_imwa.classification.data.small_views import small_view
+from ssod_imwa.classification.losses.cross_entropy import CrossEntropy, CrossEntropyOptions
 from ssod_imwa.classification.methods.erm import EmpiricalRisk
 from ssod_imwa.classification.mixers import Mixer
 from ssod_imwa.classification.models.cifar_resnet import CifarResNet
@@ -202,7 +202,10 @@ def train_as_ours(batches: Batches, clock: _Clock, *, steps: int, args: argparse
     counts = [1] * len(CIFAR10_CLASSES)
     model = CifarResNet(len(counts)).to(args.device, memory_format=torch.channels_last)
     method = EmpiricalRisk(
-        model, Criterion("cross_entropy", counts), mixer=Mixer(counts=counts), iterations=steps
+        model,
+        CrossEntropy(counts, CrossEntropyOptions()),
+        mixer=Mixer(counts=counts),
+        iterations=steps,
     )
     if args.compile:
         method.parallel_student = torch.compile(model, mode=args.compile)

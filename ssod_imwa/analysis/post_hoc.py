@@ -17,7 +17,7 @@ from ssod_imwa.classification.evaluation import (
     top_k_accuracy,
 )
 from ssod_imwa.classification.features import unit_rows
-from ssod_imwa.classification.losses import post_hoc_logits
+from ssod_imwa.classification.losses.balanced_softmax import post_hoc_logits
 from ssod_imwa.classification.models.classifiers import tau_normalized
 
 DISTANCES = ("cosine", "euclidean")

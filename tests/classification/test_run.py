@@ -277,7 +277,6 @@ def test_members_are_merged_by_their_means_on_balanced_images(config, merge, tmp
         (["CLS.MIX.KIND", "mfw", "CLS.MIX.LAYERS", "['layer9']"], ConfigError, "layer9"),
         (["CLS.MIX.KIND", "mixup", "CLS.LOSS.NAME", "gml"], ConfigError, "mixes labels"),
         (["CLS.LOSS.NAME", "ldam"], ConfigError, "CLS.MODEL.CLASSIFIER cosine"),
-        (["CLS.LOSS.NAME", "focal", "CLS.LOSS.WEIGHTS", "effective_number"], ConfigError, "CLS.L"),
         (["CLS.SCHEDULE.EPOCHS", 0.001], ConfigError, "0 iterations"),
         (["CLS.STAGE.PART", "scale"], ConfigError, "ScaledClassifier"),
         (["MODEL.WEIGHTS", "absent"], UserError, "absent"),

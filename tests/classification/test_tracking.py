@@ -7,9 +7,9 @@ from torch import nn
 
 from ssod_imwa.averaging.episodes import EpisodeSchedule
 from ssod_imwa.averaging.imwa import IMWA
-from ssod_imwa.classification.criteria import Criterion
 from ssod_imwa.classification.data.loader import ImageBatch
 from ssod_imwa.classification.features import extract, feature_deviation
+from ssod_imwa.classification.losses.cross_entropy import CrossEntropy, CrossEntropyOptions
 from ssod_imwa.classification.methods.erm import EmpiricalRisk
 from ssod_imwa.classification.mixers import Mixer
 from ssod_imwa.classification.models.base import ImageClassifier
@@ -68,7 +68,7 @@ def build(
         net = Net()
     mixer = Mixer("none", counts=COUNTS)
     method = EmpiricalRisk(
-        net, Criterion("cross_entropy", COUNTS), mixer=mixer, iterations=iterations
+        net, CrossEntropy(COUNTS, CrossEntropyOptions()), mixer=mixer, iterations=iterations
     )
     schedule = EpisodeSchedule(iterations, episodes=2, members=members)
 

@@ -9,7 +9,7 @@ import torch
 from fvcore.common.config import CfgNode
 from torch import nn
 
-from ssod_imwa.classification.criteria import Criterion
+from ssod_imwa.classification.losses.build import build_criterion
 from ssod_imwa.classification.methods.bcl import BalancedContrastive, BCLNetwork
 from ssod_imwa.classification.methods.ecl import ECL
 from ssod_imwa.classification.methods.erm import EmpiricalRisk
@@ -92,31 +92,6 @@ def method_name(cfg: CfgNode) -> str:
     if options.STAGE.PART != "all":
         parts.append(f"{options.STAGE.PART} alone")
     return " + ".join(parts)
-
-
-def build_criterion(cfg: CfgNode, counts: Sequence[int]) -> Criterion:
-    """The loss of CLS.LOSS."""
-    options = cfg.CLS.LOSS
-    if options.NAME == "ldam" and (cfg.CLS.MODEL.CLASSIFIER, cfg.CLS.MODEL.SCALE) != ("cosine", 1):
-        raise ConfigError(
-            "CLS.LOSS.NAME = 'ldam' needs CLS.MODEL.CLASSIFIER cosine and CLS.MODEL.SCALE 1.0 (its "
-            "loss scales the cosines by CLS.LOSS.SCALE)"
-        )
-    try:
-        return Criterion(
-            options.NAME,
-            counts,
-            weights=options.WEIGHTS,
-            weights_from=options.WEIGHTS_FROM,
-            beta=options.BETA,
-            gamma=options.GAMMA,
-            tau=options.TAU,
-            largest_margin=options.MARGIN,
-            scale=options.SCALE,
-            smoothing=tuple(options.SMOOTHING),
-        )
-    except ValueError as error:
-        raise ConfigError(f"CLS.LOSS: {error}") from error
 
 
 def build_mixer(cfg: CfgNode, counts: Sequence[int], model: nn.Module) -> Mixer:

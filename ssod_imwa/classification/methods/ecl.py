@@ -8,9 +8,10 @@ from typing import Any, Literal, get_args
 import torch
 
 from ssod_imwa.classification.class_counts import checked_counts, log_prior
-from ssod_imwa.classification.collaborative_losses import bkt_weights, knowledge_distillation_loss
 from ssod_imwa.classification.data.loader import ImageBatch
-from ssod_imwa.classification.losses import logit_adjusted_loss, widened
+from ssod_imwa.classification.losses.balanced_softmax import logit_adjusted_loss
+from ssod_imwa.classification.losses.base import widened
+from ssod_imwa.classification.losses.collaborative import bkt_weights, knowledge_distillation_loss
 from ssod_imwa.classification.methods.collaborative import (
     Collaborative,
     check_weights,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from ssod_imwa.classification.criteria import Criterion
 from ssod_imwa.classification.data.loader import ImageBatch
+from ssod_imwa.classification.losses.base import Criterion
 from ssod_imwa.classification.methods.base import ClassificationMethod
 from ssod_imwa.classification.mixers import Mixer
 from ssod_imwa.classification.models.base import ImageClassifier

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ssod_imwa.classification.losses import widened
+from ssod_imwa.classification.losses.base import widened
 from ssod_imwa.classification.methods.base import TrainingNetwork
 from ssod_imwa.classification.models.base import ImageClassifier
 from ssod_imwa.classification.models.experts import Experts

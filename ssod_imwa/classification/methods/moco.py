@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ssod_imwa.averaging.ranks import Group
-from ssod_imwa.classification.collaborative_losses import info_nce_loss
+from ssod_imwa.classification.losses.collaborative import info_nce_loss
 from ssod_imwa.classification.methods.expert_network import (
     CollaborativeNetwork,
     ContrastiveBranch,

@@ -8,13 +8,13 @@ import torch
 import torch.nn.functional as F
 
 from ssod_imwa.classification.class_counts import checked_counts
-from ssod_imwa.classification.collaborative_losses import (
+from ssod_imwa.classification.data.loader import ImageBatch
+from ssod_imwa.classification.losses.base import widened
+from ssod_imwa.classification.losses.collaborative import (
     hard_category_mask,
     masked_logits,
     nested_distillation_loss,
 )
-from ssod_imwa.classification.data.loader import ImageBatch
-from ssod_imwa.classification.losses import widened
 from ssod_imwa.classification.methods.collaborative import (
     Collaborative,
     check_weights,

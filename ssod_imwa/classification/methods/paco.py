@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from ssod_imwa.classification.class_counts import log_prior
-from ssod_imwa.classification.contrastive_losses import parametric_contrastive_loss
 from ssod_imwa.classification.data.loader import ImageBatch
-from ssod_imwa.classification.losses import widened
+from ssod_imwa.classification.losses.base import widened
+from ssod_imwa.classification.losses.contrastive import parametric_contrastive_loss
 from ssod_imwa.classification.methods.base import ClassificationMethod, TrainingNetwork
 from ssod_imwa.classification.models.base import ImageClassifier
 from ssod_imwa.classification.models.freezing import Part, set_train_mode, train_only

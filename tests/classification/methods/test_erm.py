@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ssod_imwa.classification.criteria import Criterion
+from ssod_imwa.classification.losses.build import LOSSES
 from ssod_imwa.classification.methods.erm import EmpiricalRisk
 from ssod_imwa.classification.mixers import Mixer
 from ssod_imwa.classification.mixing import mfw_strengths
@@ -25,7 +25,7 @@ def make_method(
     places = [None if name == "input" else student.get_submodule(name) for name in layers]
     return EmpiricalRisk(
         student,
-        Criterion(loss, tiny.COUNTS, **(of or {})),
+        LOSSES[loss](tiny.COUNTS, LOSSES[loss].options_class(**(of or {}))),
         mixer=Mixer(mix, counts=tiny.COUNTS, layers=places or [None], alpha=2.0),
         **{"iterations": 10, **settings},
     )
@@ -226,7 +226,7 @@ def livt(tiny):
         "balanced_bce",
         student=student,
         mix="mixup_or_cutmix",
-        of={"smoothing": (0.1, 0.0)},
+        of={"smoothing": 0.1},
     )
     return method, torch.optim.AdamW(groups)
 

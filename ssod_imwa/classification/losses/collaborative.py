@@ -1,8 +1,8 @@
 """Losses of experts that learn together (ECL, NCL), and MoCo's loss; without state.
 
 Experts are stacked: logits (K, B, C) and features (K, B, d) are those of K experts for one batch of
-B images with labels (B,) int64 in 0..C-1. As in `losses`, half precision is widened to float32, and
-a scalar is the mean over images, 0 without images.
+B images with labels (B,) int64 in 0..C-1. As in `base`, half precision is widened to float32, and a
+scalar is the mean over images, 0 without images.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from typing import Literal, get_args
 import torch
 import torch.nn.functional as F
 
-from ssod_imwa.classification.losses import widened
+from ssod_imwa.classification.checks import check_above_0, check_choice
+from ssod_imwa.classification.losses.base import widened
 
 BktForm = Literal["cls_over_ref", "ref_over_cls"]
 
@@ -41,7 +42,7 @@ def info_nce_loss(
         >>> info_nce_loss(query, query, queue, temperature=1.0)  # log(e + 1) - 1
         tensor(0.3133)
     """
-    _check_above_0("temperature", temperature)
+    check_above_0(temperature=temperature)
     if queries.dim() != 2 or keys.shape != queries.shape or queue.shape[1:] != queries.shape[1:]:
         raise ValueError(
             f"queries {tuple(queries.shape)}, keys {tuple(keys.shape)} and queue"
@@ -151,12 +152,10 @@ def bkt_weights(
         >>> bkt_weights(even, right, torch.tensor([0]))  # log(2) / log(1 + exp(-2))
         tensor([[5.4609]])
     """
-    allowed = get_args(BktForm)
-    if form not in allowed:
-        raise ValueError(f"form = {form!r} is not allowed (must be one of {allowed})")
+    check_choice("form", form, get_args(BktForm))
     if clip is not None:
-        _check_above_0("clip", clip)
-    _check_above_0("floor", floor)
+        check_above_0(clip=clip)
+    check_above_0(floor=floor)
     if ref_logits.shape != cls_logits.shape:
         raise ValueError(
             f"ref_logits of shape {tuple(ref_logits.shape)} do not fit cls_logits of shape"
@@ -230,7 +229,7 @@ def masked_logits(logits: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 
 def _divergences_to_others(logits: torch.Tensor, temperature: float) -> torch.Tensor:
     """Wide Σ_{q≠k} KL(p^k ‖ p^q), (K, B), with gradients to k and to every q."""
-    _check_above_0("temperature", temperature)
+    check_above_0(temperature=temperature)
     if logits.dim() != 3:
         raise ValueError(
             f"logits of shape {tuple(logits.shape)} are not allowed (must be (K, B, C))"
@@ -259,8 +258,3 @@ def _standardized_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Te
     tiny = torch.finfo(logits.dtype).tiny
     log_p = F.log_softmax(centered / variance.sqrt().clamp(min=tiny), dim=2)
     return -log_p.gather(2, labels.expand(len(logits), -1)[:, :, None]).squeeze(2)
-
-
-def _check_above_0(name: str, value: float) -> None:
-    if not 0 < value < math.inf:
-        raise ValueError(f"{name} = {value} is not allowed (must be above 0)")

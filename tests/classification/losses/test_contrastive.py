@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from ssod_imwa.classification.class_counts import log_prior
-from ssod_imwa.classification.contrastive_losses import (
+from ssod_imwa.classification.losses.contrastive import (
     balanced_contrastive_loss,
     parametric_contrastive_loss,
     supervised_contrastive_loss,

@@ -13,7 +13,9 @@ import math
 import torch
 import torch.nn.functional as F
 
-from ssod_imwa.classification.losses import adjusted_logits, widened
+from ssod_imwa.classification.checks import check_above_0, check_at_least_0
+from ssod_imwa.classification.losses.balanced_softmax import adjusted_logits
+from ssod_imwa.classification.losses.base import widened
 
 
 def supervised_contrastive_loss(
@@ -144,11 +146,8 @@ def parametric_contrastive_loss(
         >>> loss  # three scores of 0: log 3
         tensor(1.0986)
     """
-    if not 0 <= alpha < math.inf:
-        raise ValueError(f"alpha = {alpha} is not allowed (must be 0 or more)")
-    _check_above_0("beta", beta)
-    _check_above_0("gamma", gamma)
-    _check_above_0("logit_temperature", logit_temperature)
+    check_at_least_0(alpha=alpha)
+    check_above_0(beta=beta, gamma=gamma, logit_temperature=logit_temperature)
     _check_rows("logits", logits, labels)
     _check_rows("features", features, labels)
     _check_rows("others", others, other_labels)
@@ -165,7 +164,7 @@ def parametric_contrastive_loss(
 
 def _similarities(features: torch.Tensor, pool: torch.Tensor, temperature: float) -> torch.Tensor:
     """Wide f_i·f_j / T."""
-    _check_above_0("temperature", temperature)
+    check_above_0(temperature=temperature)
     with torch.autocast(features.device.type, enabled=False):
         return widened(features) @ widened(pool).T / temperature
 
@@ -199,11 +198,6 @@ def _mean_over_anchors(
     anchors = total > 0
     wanted = (weights * scores).sum(1) / torch.where(anchors, total, 1)
     return torch.where(anchors, log_denominator - wanted, 0).sum() / anchors.sum().clamp(min=1)
-
-
-def _check_above_0(name: str, value: float) -> None:
-    if not 0 < value < math.inf:
-        raise ValueError(f"{name} = {value} is not allowed (must be above 0)")
 
 
 def _check_rows(name: str, rows: torch.Tensor, labels: torch.Tensor) -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ssod_imwa.classification.collaborative_losses import (
+from ssod_imwa.classification.losses.collaborative import (
     bkt_weights,
     hard_category_mask,
     info_nce_loss,

@@ -1,0 +1,1 @@
+"""Losses of classification: pure functions, and modules that hold class statistics beside them."""
