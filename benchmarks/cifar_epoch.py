@@ -51,9 +51,10 @@ from ssod_imwa.classification.data.samplers import BatchSource, class_sampler
 from ssod_imwa.classification.data.small_views import small_view
 from ssod_imwa.classification.losses.cross_entropy import CrossEntropy, CrossEntropyOptions
 from ssod_imwa.classification.methods.erm import EmpiricalRisk
-from ssod_imwa.classification.mixers import Mixer
+from ssod_imwa.classification.mixers import NoMixing
 from ssod_imwa.classification.models.cifar_resnet import CifarResNet
 from ssod_imwa.config.classification import CLS_CHOICES
+from ssod_imwa.config.options import Options
 from ssod_imwa.engine.memory import keep_freed_memory
 from ssod_imwa.engine.solver import build_optimizer
 from ssod_imwa.engine.trainer import HookBase, Trainer
@@ -204,7 +205,7 @@ def train_as_ours(batches: Batches, clock: _Clock, *, steps: int, args: argparse
     method = EmpiricalRisk(
         model,
         CrossEntropy(counts, CrossEntropyOptions()),
-        mixer=Mixer(counts=counts),
+        mixer=NoMixing(counts, Options(), model),
         iterations=steps,
     )
     if args.compile:

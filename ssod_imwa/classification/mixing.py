@@ -27,6 +27,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from ssod_imwa.classification.checks import check_above_0, check_at_least_0, check_choice
 from ssod_imwa.classification.class_counts import checked_counts
 
 DEVIATIONS = ("geometric", "arithmetic")
@@ -50,10 +51,8 @@ def draw_beta(alpha: float, count: int, *, generator: torch.Generator) -> torch.
         >>> draw_beta(1.0, 3, generator=torch.Generator().manual_seed(0)).shape
         torch.Size([3])
     """
-    if not 0 < alpha < math.inf:
-        raise ValueError(f"alpha = {alpha} is not allowed (must be above 0)")
-    if count < 0:
-        raise ValueError(f"count = {count} is not allowed (must be 0 or more)")
+    check_above_0(alpha=alpha)
+    check_at_least_0(count=count)
     seed = torch.randint(2**63 - 1, (), generator=generator, device=generator.device).item()
     draws = np.random.Generator(np.random.Philox(seed)).beta(alpha, alpha, count)
     return torch.from_numpy(draws).float()
@@ -251,10 +250,8 @@ def mfw_strengths(
         >>> mfw_strengths([1000, 10, 10])
         tensor([0.5000, 0.0557, 0.0557])
     """
-    if not 0 < beta < math.inf:
-        raise ValueError(f"beta = {beta} is not allowed (must be above 0)")
-    if deviation not in DEVIATIONS:
-        raise ValueError(f"deviation = {deviation!r} is not allowed (must be one of {DEVIATIONS})")
+    check_above_0(beta=beta)
+    check_choice("deviation", deviation, DEVIATIONS)
     checked = checked_counts(counts)
     if checked.min() == checked.max():  # the limit; the arithmetic form divides 0 by 0
         return torch.full_like(checked, 0.25).float()

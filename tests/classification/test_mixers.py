@@ -4,12 +4,16 @@ import pytest
 import torch
 from torch import nn
 
-from ssod_imwa.classification.mixers import Mixer
+from ssod_imwa.classification.mixers import MIXERS
 from ssod_imwa.classification.mixing import mfw_strengths
 
 COUNTS = [300, 40, 5]
 LABELS = torch.tensor([0, 0, 1, 2, 0, 1])
 SHAPE = torch.Size([6, 3, 8, 4])
+
+
+def make(kind, network=None, **settings):
+    return MIXERS[kind](COUNTS, MIXERS[kind].options_class(**settings), network)
 
 
 def images(seed=0):
@@ -41,14 +45,14 @@ def labels_by_hand(labels, drawn, shares):
 
 def test_none_leaves_images_labels_and_the_generator_alone():
     batch, before = images(), torch.get_rng_state()
-    drawn = Mixer(counts=COUNTS).draw(LABELS, SHAPE)
+    drawn = make("none").draw(LABELS, SHAPE)
     assert drawn.targets is LABELS
     assert drawn.images(batch) is batch
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_mixings_are_a_function_of_the_global_generator():
-    mixer = Mixer("mixup", counts=COUNTS)
+    mixer = make("mixup")
     (first,), (same,), (other,) = (draws(mixer, 1, seed=seed) for seed in (1, 1, 2))
     assert torch.equal(first.images(images()), same.images(images()))
     assert torch.equal(first.targets, same.targets)
@@ -56,7 +60,7 @@ def test_mixings_are_a_function_of_the_global_generator():
 
 
 def test_mixup_mixes_images_and_labels_by_one_share():
-    for drawn in draws(Mixer("mixup", counts=COUNTS, alpha=0.8), 5):
+    for drawn in draws(make("mixup", alpha=0.8), 5):
         assert drawn.shares.shape == (1,)
         expected = mixed_by_hand(images(), drawn)
         torch.testing.assert_close(drawn.images(images()), expected)
@@ -67,7 +71,7 @@ def test_mixup_mixes_images_and_labels_by_one_share():
 
 @pytest.mark.parametrize("alpha", [0.2, 5.0])
 def test_mixups_shares_have_the_spread_of_their_beta_distribution(alpha):
-    shares = torch.cat([d.shares for d in draws(Mixer("mixup", counts=COUNTS, alpha=alpha), 2000)])
+    shares = torch.cat([d.shares for d in draws(make("mixup", alpha=alpha), 2000)])
     variance = 1 / (4 * (2 * alpha + 1))
     assert shares.mean().item() == pytest.approx(0.5, abs=4 * math.sqrt(variance / 2000))
     assert shares.var().item() == pytest.approx(variance, rel=0.1)
@@ -75,7 +79,7 @@ def test_mixups_shares_have_the_spread_of_their_beta_distribution(alpha):
 
 def test_remix_gives_labels_to_the_rarer_partner():
     whole = 0
-    for drawn in draws(Mixer("remix", counts=COUNTS), 20):
+    for drawn in draws(make("remix"), 20):
         share = drawn.shares.item()
         shares = []
         for n, partner in enumerate(drawn.permutation.tolist()):
@@ -91,7 +95,7 @@ def test_remix_gives_labels_to_the_rarer_partner():
 
 
 def test_mixup_or_cutmix_is_one_or_the_other_as_often():
-    found = draws(Mixer("mixup_or_cutmix", counts=COUNTS, alpha=0.8), 400)
+    found = draws(make("mixup_or_cutmix", alpha=0.8), 400)
     boxes = [drawn.box for drawn in found if drawn.box is not None]
     assert len(boxes) == pytest.approx(200, abs=4 * 10)  # four standard deviations
     assert len(set(boxes)) > 50
@@ -99,7 +103,7 @@ def test_mixup_or_cutmix_is_one_or_the_other_as_often():
 
 def test_cutmix_mixes_labels_by_the_pixels_that_were_taken():
     marked = torch.arange(6.0).reshape(6, 1, 1, 1).expand(SHAPE)  # each pixel says whose it is
-    found = draws(Mixer("mixup_or_cutmix", counts=COUNTS), 40)
+    found = draws(make("mixup_or_cutmix"), 40)
     found = [drawn for drawn in found if drawn.box is not None]
     assert len(found) > 5
     for drawn in found:
@@ -121,7 +125,7 @@ def layered():
 def test_manifold_mixup_mixes_the_output_of_the_drawn_layer():
     model = layered()
     places = {None: 0, model[0]: 1, model[2]: 3}  # how many of the modules come before
-    mixer = Mixer("manifold", counts=COUNTS, layers=list(places))
+    mixer = make("manifold", model, layers=["input", "0", "2"])
     found = draws(mixer, 30)
     assert {drawn.layer for drawn in found} == set(places)
     for drawn in found:
@@ -136,7 +140,7 @@ def test_manifold_mixup_mixes_the_output_of_the_drawn_layer():
 
 def test_a_layer_is_left_alone_afterwards_also_by_an_error():
     model = layered()
-    (drawn,) = draws(Mixer("mfw", counts=COUNTS, layers=[model[0]]), 1)
+    (drawn,) = draws(make("mfw", model, layers=["0"]), 1)
     clean = model(images())
     with drawn.at_layer():
         assert not torch.equal(model(images()), clean)
@@ -147,15 +151,15 @@ def test_a_layer_is_left_alone_afterwards_also_by_an_error():
 
 
 def test_mfw_mixes_features_by_shares_of_their_own_and_keeps_the_labels():
-    layer = nn.Identity()
-    mixer = Mixer("mfw", counts=COUNTS, layers=[layer], alpha=2.0)
+    network = nn.Sequential(nn.Identity())
+    mixer = make("mfw", network, layers=["0"], alpha=2.0)
     strengths = mfw_strengths(COUNTS)
     found = draws(mixer, 400)
     for drawn in found[:5]:
         assert drawn.targets is LABELS
         assert torch.equal(drawn.images(images()), images())
         with drawn.at_layer():
-            features = layer(images())
+            features = network(images())
         torch.testing.assert_close(features, mixed_by_hand(images(), drawn))
     relative = torch.stack([drawn.shares for drawn in found]) / strengths[LABELS]
     assert 0 < relative.min() < relative.max() < 1
@@ -166,9 +170,8 @@ def test_mfw_mixes_features_by_shares_of_their_own_and_keeps_the_labels():
 
 
 def test_mfws_settings_reach_its_strengths():
-    layer = nn.Identity()
     settings = {"beta": 0.5, "deviation": "arithmetic"}
-    mixer = Mixer("mfw", counts=COUNTS, layers=[layer], alpha=1e4, **settings)  # draws near 1/2
+    mixer = make("mfw", alpha=1e4, **settings)  # draws near 1/2
     (drawn,) = draws(mixer, 1)
     expected = mfw_strengths(COUNTS, **settings)[LABELS] / 2
     torch.testing.assert_close(drawn.shares, expected, rtol=0.05, atol=0)
@@ -186,28 +189,23 @@ def test_mfws_settings_reach_its_strengths():
     ],
 )
 def test_who_mixes_labels_has_shares_as_targets(kind, mixes):
-    mixer = Mixer(kind, counts=COUNTS)
+    mixer = make(kind)
     assert mixer.mixes_labels is mixes
     (drawn,) = draws(mixer, 1)
     assert drawn.targets.shape == ((6, 3) if mixes else (6,))
 
 
-def test_mixers_refuse_what_is_unknown_or_out_of_range():
-    with pytest.raises(ValueError, match=r"kind = 'cutout' is not allowed \(must be one of"):
-        Mixer("cutout", counts=COUNTS)
-    with pytest.raises(ValueError, match="alpha = 0 is not allowed"):
-        Mixer("mixup", counts=COUNTS, alpha=0)
-    with pytest.raises(ValueError, match="alpha = nan is not allowed"):
-        Mixer("mixup", counts=COUNTS, alpha=math.nan)
-    with pytest.raises(ValueError, match="2 layers with kind = 'mfw' are not allowed"):
-        Mixer("mfw", counts=COUNTS, layers=[None, nn.Identity()])
-    with pytest.raises(ValueError, match=r"0 layers .* \(must be at least 1\)"):
-        Mixer("manifold", counts=COUNTS, layers=[])
-    with pytest.raises(ValueError, match="beta = 0"):
-        Mixer("mfw", counts=COUNTS, beta=0)
-
-
-@pytest.mark.parametrize("kind", ["mixup", "remix", "mixup_or_cutmix"])
-def test_mixers_of_images_refuse_a_layer(kind):
-    with pytest.raises(ValueError, match=f"a layer with kind = '{kind}' is not allowed"):
-        Mixer(kind, counts=COUNTS, layers=[nn.Identity()])
+@pytest.mark.parametrize(
+    ("kind", "settings", "message"),
+    [
+        ("mixup", {"alpha": 0}, "alpha = 0 is not allowed"),
+        ("mixup", {"alpha": math.nan}, "alpha = nan is not allowed"),
+        ("mfw", {"layers": ["input", "0"]}, r"2 layers are not allowed \(must be 1\)"),
+        ("manifold", {"layers": []}, r"0 layers are not allowed \(must be at least 1\)"),
+        ("mfw", {"beta": 0}, "beta = 0"),
+        ("mfw", {"deviation": "harmonic"}, "deviation = 'harmonic' is not allowed"),
+    ],
+)
+def test_mixers_refuse_what_is_unknown_or_out_of_range(kind, settings, message):
+    with pytest.raises(ValueError, match=message):
+        make(kind, layered(), **settings)

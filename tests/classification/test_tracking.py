@@ -11,7 +11,7 @@ from ssod_imwa.classification.data.loader import ImageBatch
 from ssod_imwa.classification.features import extract, feature_deviation
 from ssod_imwa.classification.losses.cross_entropy import CrossEntropy, CrossEntropyOptions
 from ssod_imwa.classification.methods.erm import EmpiricalRisk
-from ssod_imwa.classification.mixers import Mixer
+from ssod_imwa.classification.mixers import NoMixing
 from ssod_imwa.classification.models.base import ImageClassifier
 from ssod_imwa.classification.tracking import (
     ClassTrackingHook,
@@ -19,6 +19,7 @@ from ssod_imwa.classification.tracking import (
     snapshot_files,
     snapshot_path,
 )
+from ssod_imwa.config.options import Options
 from ssod_imwa.engine.checkpoint.atomic import damage, load_checkpoint
 from ssod_imwa.engine.checkpoint.writing import CheckpointHook, resume
 from ssod_imwa.engine.hooks import IMWAHook
@@ -66,7 +67,7 @@ def build(
     with torch.random.fork_rng():
         torch.manual_seed(0)
         net = Net()
-    mixer = Mixer("none", counts=COUNTS)
+    mixer = NoMixing(COUNTS, Options(), net)
     method = EmpiricalRisk(
         net, CrossEntropy(COUNTS, CrossEntropyOptions()), mixer=mixer, iterations=iterations
     )

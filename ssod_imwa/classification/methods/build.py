@@ -18,10 +18,10 @@ from ssod_imwa.classification.methods.mae import MaskedPretraining
 from ssod_imwa.classification.methods.moco import ExpertContrast
 from ssod_imwa.classification.methods.ncl import NCL
 from ssod_imwa.classification.methods.paco import GPaCo, PaCo, ParametricNetwork
-from ssod_imwa.classification.mixers import OF_LAYERS, Mixer
-from ssod_imwa.classification.models.build import find_layer
+from ssod_imwa.classification.mixers import MIXERS, Mixer
 from ssod_imwa.classification.models.mae import MaskedAutoencoder
 from ssod_imwa.classification.models.vit import ViT
+from ssod_imwa.config.options import read_options
 from ssod_imwa.engine.method import Method
 from ssod_imwa.errors import ConfigError
 
@@ -59,7 +59,7 @@ def build_method(cfg: CfgNode, model: nn.Module, counts: Counts) -> Method:
 def _compiled(cfg: CfgNode, student: nn.Module, device: torch.device) -> nn.Module:
     """The student as training steps call it; what is evaluated and saved stays the plain module."""
     mode, mix = cfg.CLS.MODEL.COMPILE, cfg.CLS.MIX.KIND
-    if mix in OF_LAYERS:
+    if cfg.CLS.ALGORITHM == "erm" and MIXERS[mix].mixes_features:
         raise ConfigError(
             f"CLS.MODEL.COMPILE = {mode!r} is not allowed with CLS.MIX.KIND = {mix!r} (must be '': "
             "a compiled network does not see what is mixed inside it)"
@@ -96,17 +96,9 @@ def method_name(cfg: CfgNode) -> str:
 
 def build_mixer(cfg: CfgNode, counts: Sequence[int], model: nn.Module) -> Mixer:
     """The mixing of CLS.MIX in a network."""
-    options = cfg.CLS.MIX
+    mixer = MIXERS[cfg.CLS.MIX.KIND]
     try:
-        layers = [None if x == "input" else find_layer(model, x) for x in options.LAYERS]
-        return Mixer(
-            options.KIND,
-            counts=counts,
-            layers=layers,
-            alpha=options.ALPHA,
-            beta=options.BETA,
-            deviation=options.DEVIATION,
-        )
+        return mixer(counts, read_options(mixer.options_class, cfg.CLS.MIX), model)
     except ValueError as error:
         raise ConfigError(f"CLS.MIX: {error}") from error
 

@@ -55,7 +55,7 @@ class EmpiricalRisk(ClassificationMethod):
         super().__init__(student, iterations=iterations, ema_decay=ema_decay)
         if mixer.mixes_labels and not criterion.takes_shares:
             raise ValueError(
-                f"{mixer.kind} with {criterion.name} is not allowed (it mixes labels, which "
+                f"{mixer.name} with {criterion.name} is not allowed (it mixes labels, which "
                 "cross_entropy, balanced_softmax and balanced_bce without class weights can take)"
             )
         self.criterion = criterion.to(next(student.parameters()).device)

@@ -7,7 +7,7 @@ from torch import nn
 
 from ssod_imwa.classification.losses.build import LOSSES
 from ssod_imwa.classification.methods.erm import EmpiricalRisk
-from ssod_imwa.classification.mixers import Mixer
+from ssod_imwa.classification.mixers import MIXERS
 from ssod_imwa.classification.mixing import mfw_strengths
 from ssod_imwa.classification.models.heads import ScaledClassifier
 from ssod_imwa.classification.models.vit import ViT, layer_decay_groups
@@ -22,11 +22,13 @@ def make_method(
 ):
     """A method; `layers` are names of the mixed layers, `of` the criterion's settings."""
     student = student or tiny.build(tiny.Net)
-    places = [None if name == "input" else student.get_submodule(name) for name in layers]
+    mixer = MIXERS[mix]
+    inside = {"layers": list(layers)} if mixer.mixes_features else {}
+    mixing = mixer.options_class(**({} if mix == "none" else {"alpha": 2.0, **inside}))
     return EmpiricalRisk(
         student,
         LOSSES[loss](tiny.COUNTS, LOSSES[loss].options_class(**(of or {}))),
-        mixer=Mixer(mix, counts=tiny.COUNTS, layers=places or [None], alpha=2.0),
+        mixer=mixer(tiny.COUNTS, mixing, student),
         **{"iterations": 10, **settings},
     )
 
@@ -294,4 +296,4 @@ def test_mfw_does_not_mix_labels_so_every_loss_goes_with_it(tiny):
     for loss in ("focal", "gml", "label_aware_smoothing", "balanced_bce"):
         method = make_method(tiny, loss, mix="mfw", layers=["stem"])
         assert losses(method, tiny.batch(0))["loss"].isfinite()
-    assert isinstance(method.mixer.layers[0], nn.Sequential)
+    assert isinstance(method.mixer.layer, nn.Sequential)
