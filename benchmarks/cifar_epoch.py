@@ -50,11 +50,11 @@ from ssod_imwa.classification.data.loader import ImageBatch, build_image_batches
 from ssod_imwa.classification.data.samplers import BatchSource, class_sampler
 from ssod_imwa.classification.data.small_views import small_view
 from ssod_imwa.classification.losses.cross_entropy import CrossEntropy, CrossEntropyOptions
+from ssod_imwa.classification.methods.build import CompileOptions
 from ssod_imwa.classification.methods.erm import EmpiricalRisk
 from ssod_imwa.classification.mixers import NoMixing
 from ssod_imwa.classification.models.cifar_resnet import CifarResNet
-from ssod_imwa.config.classification import CLS_CHOICES
-from ssod_imwa.config.options import Options
+from ssod_imwa.config.options import Options, options_of
 from ssod_imwa.engine.memory import keep_freed_memory
 from ssod_imwa.engine.solver import build_optimizer
 from ssod_imwa.engine.trainer import HookBase, Trainer
@@ -62,7 +62,7 @@ from ssod_imwa.engine.trainer import HookBase, Trainer
 RECIPES = ("plain", "strong")
 HOLE = 16  # pixels, of Cutout
 CHUNK = 10  # steps that are timed together, so that a GPU need not be waited for at each
-MODES = [mode for mode in CLS_CHOICES["CLS.MODEL.COMPILE"] if mode]  # of torch.compile
+MODES = [mode for mode in options_of(CompileOptions)["COMPILE"].choices if mode]
 
 Batches = Iterator[ImageBatch]
 

@@ -1,5 +1,8 @@
 """Mistakes of a user, as opposed to mistakes of ours."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class UserError(Exception):
     """Bad input: one line that says what is wrong, where, and what is allowed.
@@ -32,3 +35,20 @@ def one_line(text: str) -> str:
         'vögel\\x1b[31m\\n'
     """
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+@contextmanager
+def as_config_error(keys: str) -> Iterator[None]:
+    """Inside, a ValueError of what is built becomes a ConfigError that names the keys of it.
+
+    Example:
+        >>> with as_config_error("CLS.MIX"):
+        ...     raise ValueError("0 layers are not allowed (must be at least 1)")
+        Traceback (most recent call last):
+        ...
+        ssod_imwa.errors.ConfigError: CLS.MIX: 0 layers are not allowed (must be at least 1)
+    """
+    try:
+        yield
+    except ValueError as error:
+        raise ConfigError(f"{keys}: {error}") from error

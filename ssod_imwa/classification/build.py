@@ -13,24 +13,37 @@ from torch import nn
 from ssod_imwa.classification.data.augmentation import Statistics
 from ssod_imwa.classification.data.catalog import load_images
 from ssod_imwa.classification.data.datasets import ClassificationDataset, impose_imbalance
+from ssod_imwa.classification.data.imbalance import ImbalanceOptions
 from ssod_imwa.classification.data.large_views import large_view
-from ssod_imwa.classification.data.samplers import BatchSource, balanced_subset, class_sampler
+from ssod_imwa.classification.data.samplers import (
+    SUBSET,
+    BatchSource,
+    ClassSamplerOptions,
+    balanced_subset,
+    class_sampler,
+)
 from ssod_imwa.classification.data.small_views import small_view
 from ssod_imwa.classification.methods.mae import encoder_state, is_autoencoder
 from ssod_imwa.classification.models.base import ImageClassifier
 from ssod_imwa.classification.models.build import build_classifier
-from ssod_imwa.classification.models.classifiers import tau_normalized
-from ssod_imwa.classification.models.experts import Experts
-from ssod_imwa.classification.models.freezing import reset_last_block
-from ssod_imwa.classification.models.heads import ScaledClassifier
+from ssod_imwa.classification.models.classifiers import (
+    ClassifierOptions,
+    CosineOptions,
+    TauNormOptions,
+    tau_normalized,
+)
+from ssod_imwa.classification.models.experts import Experts, ExpertsOptions
+from ssod_imwa.classification.models.freezing import StageOptions, reset_last_block
+from ssod_imwa.classification.models.heads import ScaledClassifier, ScaleOptions
 from ssod_imwa.classification.models.mae import MaskedAutoencoder
+from ssod_imwa.classification.models.vit import ViTOptions
 from ssod_imwa.classification.models.weights import load_encoder
+from ssod_imwa.config.options import read_options
 from ssod_imwa.data.order import BatchStream
 from ssod_imwa.data.registration import import_modules
 from ssod_imwa.engine.checkpoint.models import read_models
-from ssod_imwa.errors import ConfigError, WeightsError
+from ssod_imwa.errors import ConfigError, WeightsError, as_config_error
 
-SUBSET = "balanced_subset"
 PREFIX = "deployed."
 
 
@@ -49,7 +62,7 @@ def build_data(cfg: CfgNode) -> ClassificationData:
         ConfigError: not exactly one training set, or no test set, is named.
         DataError: a data set is missing or broken.
     """
-    sets, options = cfg.DATASETS, cfg.CLS.IMBALANCE
+    sets, imbalance = cfg.DATASETS, read_options(ImbalanceOptions, cfg.CLS.IMBALANCE)
     import_modules(sets.IMPORT)
     if len(sets.TRAIN) != 1:
         raise ConfigError(f"DATASETS.TRAIN = {sets.TRAIN} is not allowed (must name one data set)")
@@ -57,15 +70,8 @@ def build_data(cfg: CfgNode) -> ClassificationData:
         raise ConfigError("DATASETS.TEST = [] is not allowed (name at least one labeled set)")
     in_memory = cfg.CLS.INPUT.IN_MEMORY
     train = load_images(sets.TRAIN[0], root=sets.ROOT, in_memory=in_memory)
-    if options.RATIO > 0:
-        train = impose_imbalance(
-            train,
-            ratio=options.RATIO,
-            profile=options.PROFILE,
-            maximum=options.MAXIMUM or None,
-            split=options.SPLIT,
-            seed=options.SEED,
-        )
+    if imbalance.ratio > 0:
+        train = impose_imbalance(train, imbalance)
     tests = tuple(
         load_images(name, root=sets.ROOT, classes=train.classes, in_memory=in_memory)
         for name in sets.TEST
@@ -123,12 +129,10 @@ def build_views(cfg: CfgNode, dataset: ClassificationDataset, names: Sequence[st
     """
     options = cfg.CLS.INPUT
     common = {"statistics": statistics(cfg), "size": options.SIZE, "flip": options.FLIP}
-    try:
+    with as_config_error("CLS.INPUT"):
         if dataset.images is not None:
             return [small_view(name, **common) for name in names]
         return [large_view(name, jitter=options.JITTER, **common) for name in names]
-    except ValueError as error:
-        raise ConfigError(f"CLS.INPUT: {error}") from error
 
 
 def build_test_view(cfg: CfgNode, dataset: ClassificationDataset) -> Any:
@@ -151,7 +155,7 @@ def build_source(cfg: CfgNode, train: ClassificationDataset, member: int) -> Bat
         seed=cfg.SEED,
         member=member,
         iterations=cfg.SOLVER.MAX_ITER,
-        per_draw=options.PER_DRAW,
+        per_draw=read_options(ClassSamplerOptions, options).per_draw,
     )
 
 
@@ -178,42 +182,51 @@ def build_model(cfg: CfgNode, classes: int, *, weights: str) -> nn.Module:
         ConfigError: its description is wrong.
         WeightsError: the weights are missing or of another network.
     """
-    options, stage = cfg.CLS.MODEL, cfg.CLS.STAGE
+    node = cfg.CLS.get("STAGE")
+    stage, tau = read_options(StageOptions, node), read_options(TauNormOptions, node).tau_norm
     imagenet = weights == "imagenet"
-    try:
-        if options.EXPERTS > 1:
-            model: nn.Module = Experts(
-                lambda: _build_one(cfg, classes, imagenet=imagenet),
-                options.EXPERTS,
-                shared_groups=options.SHARED_GROUPS,
-            )
-        else:
-            model = _build_one(cfg, classes, imagenet=imagenet)
+    with as_config_error("CLS.MODEL"):
+        model = _build_network(cfg, classes, imagenet=imagenet)
         if weights and not imagenet:
-            load_weights(model, weights, keep_classifier=not stage.RESET_CLASSIFIER)
-            if stage.TAU_NORM:
-                normalize_classifier(model, stage.TAU_NORM)
-        if stage.RESET_LAST_BLOCK:
+            load_weights(model, weights, keep_classifier=not stage.reset_classifier)
+            if tau:
+                normalize_classifier(model, tau)
+        if stage.reset_last_block:
             reset_last_block(model)
-        if stage.LEARNABLE_SCALE:
-            model.classifier = ScaledClassifier(model.classifier)
-    except (ValueError, AttributeError) as error:
-        raise ConfigError(f"CLS.MODEL: {error}") from error
+        if read_options(ScaleOptions, node).learnable_scale:
+            _scale_classifier(model)
     # Convolutions are faster with the channels of a pixel side by side, and hand that on.
     return model.to(memory_format=torch.channels_last)
 
 
-def _build_one(cfg: CfgNode, classes: int, *, imagenet: bool) -> ImageClassifier:
-    options = cfg.CLS.MODEL
-    return build_classifier(
-        options.NAME,
-        classes,
-        classifier=options.CLASSIFIER,
-        scale=options.SCALE,
-        image_size=cfg.CLS.INPUT.SIZE,
-        pretrained=imagenet,
-        drop_path=options.DROP_PATH,
-    )
+def _build_network(cfg: CfgNode, classes: int, *, imagenet: bool) -> ImageClassifier | Experts:
+    node = cfg.CLS.MODEL
+    options = read_options(ExpertsOptions, node)
+
+    def build_one() -> ImageClassifier:
+        return build_classifier(
+            node.NAME,
+            classes,
+            classifier=read_options(ClassifierOptions, node).classifier,
+            scale=read_options(CosineOptions, node).scale,
+            image_size=cfg.CLS.INPUT.SIZE,
+            pretrained=imagenet,
+            drop_path=read_options(ViTOptions, node).drop_path,
+        )
+
+    if options.experts > 1:
+        return Experts(build_one, options.experts, shared_groups=options.shared_groups)
+    if options.shared_groups:
+        raise ValueError(
+            f"shared_groups = {options.shared_groups} is not allowed with experts = 1 (must be 0)"
+        )
+    return build_one()
+
+
+def _scale_classifier(model: ImageClassifier | Experts) -> None:
+    if isinstance(model, Experts):
+        raise ValueError("learnable scales are not allowed with several experts (must be 1)")
+    model.classifier = ScaledClassifier(model.classifier)
 
 
 @torch.no_grad()
@@ -291,6 +304,8 @@ def number_of_classes(state: Mapping[str, Any]) -> int:
 
 def lr_factor(cfg: CfgNode, name: str) -> float:
     """Factor of the learning rate of a parameter of the student."""
-    factor = cfg.CLS.STAGE.CLASSIFIER_LR
-    prefix = "classifier.classifier." if cfg.CLS.STAGE.LEARNABLE_SCALE else "classifier."
+    node = cfg.CLS.get("STAGE")
+    factor = read_options(StageOptions, node).classifier_lr
+    scaled = read_options(ScaleOptions, node).learnable_scale
+    prefix = "classifier.classifier." if scaled else "classifier."
     return factor if name.removeprefix(PREFIX).startswith(prefix) else 1.0

@@ -15,8 +15,19 @@ from dataclasses import dataclass
 import numpy as np
 from sklearn.metrics import recall_score
 
+from ssod_imwa.config.options import Options, option
+
 ZERO_RECALL = 1e-3  # what a recall of 0 counts as in the means (BTM, section 4.2)
 GROUP_RULES = ("standard", "mislas")
+
+
+@dataclass(frozen=True)
+class GroupOptions(Options):
+    """How classes are grouped."""
+
+    group_rule: str = option(
+        "standard", "rule for classes of many, medium and few images", choices=GROUP_RULES
+    )
 
 
 def classification_metrics(

@@ -7,9 +7,10 @@ from fvcore.common.config import CfgNode
 from torch import nn
 
 from ssod_imwa.classification import build
-from ssod_imwa.classification.models.heads import ScaledClassifier
+from ssod_imwa.classification.models.heads import ScaledClassifier, ScaleOptions
 from ssod_imwa.classification.models.torchvision_models import TorchvisionResNet
 from ssod_imwa.classification.models.weights import exported_state
+from ssod_imwa.config.options import read_options
 from ssod_imwa.engine.checkpoint.models import ModelFile
 
 
@@ -77,7 +78,9 @@ def _is_of_library(model: nn.Module) -> bool:
 
 def _overrides(cfg: CfgNode) -> list[str]:
     """What describes the network."""
-    given = {f"CLS.MODEL.{key}": value for key, value in cfg.CLS.MODEL.items()}
-    given["CLS.INPUT.SIZE"] = cfg.CLS.INPUT.SIZE
-    given["CLS.STAGE.LEARNABLE_SCALE"] = cfg.CLS.STAGE.LEARNABLE_SCALE
-    return [str(x) for pair in given.items() for x in pair]
+    settings = {"TASK": cfg.TASK}
+    settings |= {f"CLS.MODEL.{key}": value for key, value in cfg.CLS.MODEL.items()}
+    settings["CLS.INPUT.SIZE"] = cfg.CLS.INPUT.SIZE
+    scaled = read_options(ScaleOptions, cfg.CLS.get("STAGE")).learnable_scale
+    settings |= {"CLS.STAGE.LEARNABLE_SCALE": True} if scaled else {}
+    return [str(x) for pair in settings.items() for x in pair]

@@ -1,53 +1,157 @@
-"""Every key of classification, made of the tree in `config.classification` for the time being."""
+"""Every key of classification, and what it belongs to."""
 
 from __future__ import annotations
 
-import dataclasses
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Literal
 
-from fvcore.common.config import CfgNode
+from ssod_imwa.classification.data.imbalance import ImbalanceOptions
+from ssod_imwa.classification.data.samplers import SAMPLERS, SUBSET, SamplerChoice
+from ssod_imwa.classification.evaluation import GroupOptions
+from ssod_imwa.classification.losses.build import LOSSES, LossChoice
+from ssod_imwa.classification.methods.base import EMAOptions
+from ssod_imwa.classification.methods.build import METHODS, CompileOptions, MethodChoice, Shared
+from ssod_imwa.classification.methods.moco import MoCoOptions
+from ssod_imwa.classification.mixers import MIXERS, MixerChoice
+from ssod_imwa.classification.models.build import VITS, NetworkOptions
+from ssod_imwa.classification.models.classifiers import (
+    ClassifierOptions,
+    CosineOptions,
+    TauNormOptions,
+)
+from ssod_imwa.classification.models.experts import ExpertsOptions
+from ssod_imwa.classification.models.freezing import StageOptions
+from ssod_imwa.classification.models.heads import ScaleOptions
+from ssod_imwa.classification.models.vit import LayerDecayOptions, ViTOptions
+from ssod_imwa.classification.tracking import SnapshotOptions, TrackingOptions
+from ssod_imwa.config.options import Options, Section, option, options_of
 
-from ssod_imwa.config.classification import CLS, CLS_CHOICES, CLS_ELEMENTS, CLS_RANGES
-from ssod_imwa.config.options import INFINITY, Options, Section, option
-
-CLASSIFICATION = {"TASK": ("classification",)}
+Conditions = Mapping[str, tuple[object, ...]]
 
 
 @dataclass(frozen=True)
-class NetworkOptions(Options):
-    """MODEL: what a network begins with."""
+class ModelOptions(Options):
+    """MODEL: what the network begins with, and what pixels it is given."""
 
     weights: str = option(
         "",
-        '"" (random), "imagenet" (torchvision\'s), a run\'s folder, or a file of a run',
+        'initial weights: "" (random), "imagenet" (torchvision\'s), a run\'s folder, or a file of '
+        "a run",
         free=True,
     )
     pixel_mean: list[float] = option([123.675, 116.28, 103.53], "subtracted from pixels (0..255)")
     pixel_std: list[float] = option([58.395, 57.12, 57.375], "divided into pixels (0..255)")
 
 
-def _group(prefix: str, tree: CfgNode) -> type:
-    fields: list[tuple[str, Any, Any]] = []
-    for key, default in tree.items():
-        name = f"{prefix}.{key}"
-        if isinstance(default, CfgNode):
-            group = _group(name, default)
-            fields.append((key.lower(), group, group()))
-            continue
-        kind: Any = type(default)
-        if kind is list:
-            kind = list[CLS_ELEMENTS.get(name) or type(default[0])]  # type: ignore[misc]
-        low, high = CLS_RANGES.get(name, (-INFINITY, INFINITY))
-        choices = CLS_CHOICES.get(name, ())
-        entry = option(default, "docs/classification.md", choices=choices, low=low, high=high)
-        fields.append((key.lower(), kind, entry))
-    return dataclasses.make_dataclass(
-        prefix.replace(".", ""), fields, bases=(Options,), frozen=True
+@dataclass(frozen=True)
+class InputOptions(Options):
+    """CLS.INPUT: how images are read and augmented."""
+
+    size: int = option(32, "edge of the images that the network sees, in pixels", low=1)
+    views: list[str] = option(
+        ["plain"],
+        'augmentation of each view that the method reads: "none", "plain", "strong", "sim" for '
+        'images in memory; "standard", "randcls", "randclsstack", "sim", "mae", "livt" for files',
+    )
+    flip: bool = option(True, "mirror images at random")
+    jitter: bool = option(True, 'color jitter of the "standard" view')
+    in_memory: bool = option(
+        False, 'read the files of "folder:" and "list:" sets into memory; they must be of SIZE'
     )
 
 
+@dataclass(frozen=True)
+class ScheduleOptions(Options):
+    """CLS.SCHEDULE: a schedule in passes over the images that are sampled from."""
+
+    epochs: float = option(
+        0.0,
+        "length; with 0 SOLVER's MAX_ITER, STEPS and WARMUP_ITERS count, which these three replace",
+        low=0,
+    )
+    steps: list[float] = option([], "epochs after which the rate is multiplied by GAMMA", low=0)
+    warmup: float = option(0.0, "epochs in which the rate rises to BASE_LR", low=0)
+
+
+@dataclass(frozen=True)
+class MergeOptions(Options):
+    """CLS: how members become one."""
+
+    merge: Literal["mean", "adaptive_h", "adaptive_g", "greedy_h", "greedy_g"] = option(
+        "mean",
+        "how members are averaged: alike, in proportion to their H- or G-mean on the balanced "
+        "training images, or greedily (BTM, Table 6)",
+    )
+
+
+CLASSIFICATION: Conditions = {"TASK": ("classification",)}
+
+
+def _with(shared: Shared) -> Conditions:
+    """The conditions of keys that some methods share."""
+    names = (name for name, entry in METHODS.items() if shared in entry.shares)
+    return {**CLASSIFICATION, "CLS.ALGORITHM": tuple(names)}
+
+
+def _by_name(
+    prefix: str, key: str, options: Iterable[tuple[str, type[Options]]], when: Conditions
+) -> Iterator[Section]:
+    """A section for each type of options, read with the names at `key` that have it."""
+    names: dict[type[Options], list[str]] = {}
+    for name, kind in options:
+        names.setdefault(kind, []).append(name)
+    for kind, those in names.items():
+        if options_of(kind):
+            yield Section(prefix, kind, {**when, key: tuple(those)})
+
+
 SECTIONS = (
-    Section("MODEL", NetworkOptions, CLASSIFICATION),
-    Section("CLS", _group("CLS", CLS), CLASSIFICATION),
+    Section("CLS", MethodChoice, CLASSIFICATION),
+    *(
+        Section(entry.prefix, entry.options, {**CLASSIFICATION, "CLS.ALGORITHM": (name,)})
+        for name, entry in METHODS.items()
+    ),
+    Section("CLS.MOCO", MoCoOptions, _with("moco")),
+    Section("CLS.LOSS", LossChoice, _with("loss")),
+    *_by_name(
+        *("CLS.LOSS", "CLS.LOSS.NAME"),
+        ((name, loss.options_class) for name, loss in LOSSES.items()),
+        _with("loss"),
+    ),
+    Section("CLS.MIX", MixerChoice, _with("mixer")),
+    *_by_name(
+        *("CLS.MIX", "CLS.MIX.KIND"),
+        ((name, mixer.options_class) for name, mixer in MIXERS.items()),
+        _with("mixer"),
+    ),
+    Section("CLS.SAMPLER", SamplerChoice, CLASSIFICATION),
+    *_by_name("CLS.SAMPLER", "CLS.SAMPLER.NAME", SAMPLERS.items(), CLASSIFICATION),
+    Section("CLS", MergeOptions, {**_with("classifier"), "CLS.SAMPLER.NAME": (SUBSET,)}),
+    Section("CLS.MODEL", NetworkOptions, CLASSIFICATION),
+    Section("CLS.MODEL", CompileOptions, CLASSIFICATION),
+    Section("CLS.MODEL", ViTOptions, {**CLASSIFICATION, "CLS.MODEL.NAME": tuple(VITS)}),
+    Section("CLS.MODEL", ExpertsOptions, _with("experts")),
+    Section("CLS.MODEL", ClassifierOptions, _with("classifier")),
+    Section(
+        "CLS.MODEL",
+        CosineOptions,
+        {**_with("classifier"), "CLS.MODEL.CLASSIFIER": ("cosine",)},
+    ),
+    Section("CLS.STAGE", StageOptions, _with("classifier")),
+    Section("CLS.STAGE", ScaleOptions, _with("second_stage")),
+    Section("CLS.STAGE", TauNormOptions, _with("second_stage")),
+    Section(
+        "CLS.STAGE",
+        LayerDecayOptions,
+        {**_with("second_stage"), "CLS.MODEL.NAME": tuple(VITS)},
+    ),
+    Section("CLS", EMAOptions, _with("classifier")),
+    Section("CLS", GroupOptions, _with("classifier")),
+    Section("CLS", TrackingOptions, _with("classifier")),
+    Section("CLS", SnapshotOptions, CLASSIFICATION),
+    Section("MODEL", ModelOptions, CLASSIFICATION),
+    Section("CLS.INPUT", InputOptions, CLASSIFICATION),
+    Section("CLS.IMBALANCE", ImbalanceOptions, CLASSIFICATION),
+    Section("CLS.SCHEDULE", ScheduleOptions, CLASSIFICATION),
 )

@@ -23,19 +23,25 @@ from ssod_imwa.classification import build
 from ssod_imwa.classification.data.catalog import image_fingerprint
 from ssod_imwa.classification.data.datasets import ClassificationDataset
 from ssod_imwa.classification.data.loader import build_image_batches, build_test_image_batches
+from ssod_imwa.classification.data.samplers import SUBSET
+from ssod_imwa.classification.keys import MergeOptions
 from ssod_imwa.classification.methods import build as methods
 from ssod_imwa.classification.methods.base import deployed
+from ssod_imwa.classification.methods.erm import ERMOptions
 from ssod_imwa.classification.methods.mae import reconstruction_error
-from ssod_imwa.classification.models.freezing import set_train_mode
+from ssod_imwa.classification.models.classifiers import TauNormOptions
+from ssod_imwa.classification.models.freezing import StageOptions, set_train_mode
 from ssod_imwa.classification.models.mae import MaskedAutoencoder
-from ssod_imwa.classification.models.vit import ViT, layer_decay_groups
+from ssod_imwa.classification.models.vit import LayerDecayOptions, ViT, layer_decay_groups
 from ssod_imwa.classification.prediction import evaluate_classifier
 from ssod_imwa.classification.tracking import (
     CLASSES_FILE,
     SNAPSHOT_FOLDER,
     ClassTrackingHook,
     SnapshotHook,
+    TrackingOptions,
 )
+from ssod_imwa.config.options import read_options
 from ssod_imwa.config.shared import check_shared
 from ssod_imwa.engine.device import pick_device
 from ssod_imwa.engine.hooks import undisturbed
@@ -64,7 +70,7 @@ class ClassificationTask(Task):
         check_shared(self.cfg, "CLS.SCHEDULE")
         self.device = pick_device(cfg.MODEL.DEVICE)
         self.method = methods.method_name(cfg)
-        if cfg.CLS.SAMPLER.NAME == build.SUBSET:
+        if cfg.CLS.SAMPLER.NAME == SUBSET:
             _report_short_classes(train, cfg.CLS.SAMPLER.PER_CLASS)
         ratio = f" at ratio {cfg.CLS.IMBALANCE.RATIO:g}" if cfg.CLS.IMBALANCE.RATIO else ""
         if cfg.CLS.IMBALANCE.PROFILE == "step" and ratio:
@@ -74,18 +80,32 @@ class ClassificationTask(Task):
 
     def build_method(self, device: torch.device) -> Method:
         train, weights = self.data.train, self.cfg.MODEL.WEIGHTS
-        if self.cfg.CLS.STAGE.TAU_NORM and weights in ("", "imagenet"):
+        self._check_weights(weights)
+        model = build.build_model(self.cfg, len(train.classes), weights=weights)
+        return methods.build_method(self.cfg, model.to(device), train.counts)
+
+    def _check_weights(self, weights: str) -> None:
+        """Refuse initial weights that the method would not begin with."""
+        if weights and self.cfg.CLS.ALGORITHM == "mae":
+            raise ConfigError(
+                f"MODEL.WEIGHTS = {weights!r} is not allowed with CLS.ALGORITHM = 'mae' (must be "
+                "'': pre-training draws its weights anew)"
+            )
+        normalized = read_options(TauNormOptions, self._stage).tau_norm > 0
+        if normalized and weights in ("", "imagenet"):
             raise ConfigError(
                 f"MODEL.WEIGHTS = {weights!r} is not allowed with CLS.STAGE.TAU_NORM (must be the "
                 "run whose classifier is to be normalized)"
             )
-        if self.cfg.CLS.STAGE.TAU_NORM and self.cfg.CLS.STAGE.RESET_CLASSIFIER:
+        if normalized and self._stage.RESET_CLASSIFIER:
             raise ConfigError(
                 "CLS.STAGE.RESET_CLASSIFIER = True is not allowed with CLS.STAGE.TAU_NORM (must be "
                 "False: a new classifier has nothing to normalize)"
             )
-        model = build.build_model(self.cfg, len(train.classes), weights=weights)
-        return methods.build_method(self.cfg, model.to(device), train.counts)
+
+    @property
+    def _stage(self) -> CfgNode | None:
+        return self.cfg.CLS.get("STAGE")
 
     def load_model(self, weights: str) -> nn.Module:
         cfg = self.cfg
@@ -140,12 +160,8 @@ class ClassificationTask(Task):
         cfg, folder = self.cfg, Path(self.cfg.OUTPUT_DIR)
         found: list[HookBase] = []
         first = cfg.IMWA.FIRST_MEMBER
-        if cfg.CLS.TRACK_PERIOD and cfg.CLS.ALGORITHM == "mae":
-            raise ConfigError(
-                f"CLS.TRACK_PERIOD = {cfg.CLS.TRACK_PERIOD} is not allowed with CLS.ALGORITHM = "
-                "'mae' (must be 0: it classifies nothing)"
-            )
-        if cfg.CLS.TRACK_PERIOD:
+        period = read_options(TrackingOptions, cfg.CLS).track_period
+        if period:
             train, test = self.data.train, self.data.tests[0]
             found.append(
                 ClassTrackingHook(
@@ -153,13 +169,13 @@ class ClassificationTask(Task):
                     self.test_batches(train),
                     self.test_batches(test),
                     classes=len(train.classes),
-                    period=cfg.CLS.TRACK_PERIOD,
+                    period=period,
                     seed=cfg.SEED,
                     first_member=first,
                 )
             )
-        if cfg.CLS.SNAPSHOT_PERIOD:
-            period = cfg.CLS.SNAPSHOT_PERIOD
+        period = cfg.CLS.SNAPSHOT_PERIOD
+        if period:
             found.append(SnapshotHook(folder / SNAPSHOT_FOLDER, period=period, first_member=first))
         return found
 
@@ -177,14 +193,15 @@ class ClassificationTask(Task):
 
     def build_bn_recomputation(self, batches: Batches, *, count: int) -> Recompute:
         """First views of the run's first batches through each classifier (fvcore's precise BN)."""
-        stage = self.cfg.CLS.STAGE
+        part = read_options(StageOptions, self._stage).part
+        move_statistics = read_options(ERMOptions, self._stage).move_statistics
 
         @torch.no_grad()
         def recompute(models: Mapping[str, nn.Module]) -> None:
             for model in models.values():
                 with undisturbed({"model": model}):
                     classifier = deployed(model)
-                    set_train_mode(classifier, stage.PART, move_statistics=stage.MOVE_STATISTICS)
+                    set_train_mode(classifier, part, move_statistics=move_statistics)
                     images = (batch.views[0] for batch in itertools.islice(batches(0), count))
                     update_bn_stats(classifier, images, count)
 
@@ -197,22 +214,27 @@ class ClassificationTask(Task):
         return build.lr_factor(self.cfg, name)
 
     def parameter_groups(self, student: nn.Module) -> list[dict[str, Any]] | None:
-        decay, solver = self.cfg.CLS.STAGE.LAYER_DECAY, self.cfg.SOLVER
+        decay, solver = read_options(LayerDecayOptions, self._stage).layer_decay, self.cfg.SOLVER
         if decay == 1:
             return None
         if not isinstance(student, ViT):
             raise ConfigError(
-                f"CLS.STAGE.LAYER_DECAY = {decay:g} is not allowed with {self.cfg.CLS.MODEL.NAME} "
-                "(must be 1.0; vision transformers alone have it)"
+                f"CLS.STAGE.LAYER_DECAY = {decay:g} is not allowed with several experts (must be "
+                "1.0)"
             )
         return layer_decay_groups(
             student, lr=solver.BASE_LR, weight_decay=solver.WEIGHT_DECAY, layer_decay=decay
         )
 
     def coefficients(self, method: Method) -> Sequence[float] | Rule | None:
-        merge = self.cfg.CLS.MERGE
+        merge = read_options(MergeOptions, self.cfg.CLS).merge
         if merge == "mean":
             return super().coefficients(method)
+        if self.cfg.IMWA.COEFFICIENTS:
+            raise ConfigError(
+                f"IMWA.COEFFICIENTS = {self.cfg.IMWA.COEFFICIENTS} is not allowed with CLS.MERGE = "
+                f"{merge!r} (must be []: it weighs members itself)"
+            )
         if self.cfg.IMWA.STORE != "dict":
             raise ConfigError(
                 f"IMWA.STORE = {self.cfg.IMWA.STORE!r} is not allowed with CLS.MERGE = {merge!r} "

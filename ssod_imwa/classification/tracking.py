@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from ssod_imwa.averaging.episodes import Position
 from ssod_imwa.classification.data.loader import ImageBatch
 from ssod_imwa.classification.features import extract, feature_deviation
 from ssod_imwa.classification.gradients import by_class, measure_reaction
+from ssod_imwa.config.options import Options, option
 from ssod_imwa.engine.checkpoint.atomic import remove_checkpoint, write_checkpoint
 from ssod_imwa.engine.checkpoint.output import on_main
 from ssod_imwa.engine.hooks import undisturbed
@@ -24,6 +26,32 @@ from ssod_imwa.engine.writers import JSONWriter
 CLASSES_FILE = "classes.json"
 SNAPSHOT_FOLDER = "snapshots"
 _SNAPSHOT = re.compile(r"member(\d+)_t(\d{7,})\.pth")
+
+
+@dataclass(frozen=True)
+class TrackingOptions(Options):
+    """How often classes are looked at."""
+
+    track_period: int = option(
+        0,
+        "own iterations between two records of what each class has learned (classes.json), which "
+        "tools/analyze.py draws; 0 makes none",
+        low=0,
+        iterations=True,
+    )
+
+
+@dataclass(frozen=True)
+class SnapshotOptions(Options):
+    """How often weights are kept."""
+
+    snapshot_period: int = option(
+        0,
+        "own iterations between two snapshots of each member's weights, which tools/analyze.py "
+        "draws; 0 makes none",
+        low=0,
+        iterations=True,
+    )
 
 
 class ClassTrackingHook(HookBase):

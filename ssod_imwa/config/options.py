@@ -310,8 +310,11 @@ def _copied(value: Any) -> Any:
     return [_copied(inner) for inner in value] if isinstance(value, list) else value
 
 
-def read_options(kind: type[_T], node: CfgNode) -> _T:
+def read_options(kind: type[_T], node: CfgNode | None) -> _T:
     """An options object with the values of a configuration's node.
+
+    Keys that are not in the tree, as they have no meaning for what is trained, have their defaults;
+    so has all of it without a node.
 
     Example:
         >>> @dataclass(frozen=True)
@@ -324,7 +327,7 @@ def read_options(kind: type[_T], node: CfgNode) -> _T:
     hints = typing.get_type_hints(kind)
     values = {}
     for item in dataclasses.fields(kind):  # type: ignore[arg-type]  # a dataclass, by contract
-        value = node[_leaf(item.name)]
-        hint = hints[item.name]
-        values[item.name] = read_options(hint, value) if _is_group(hint) else value
+        key, hint = _leaf(item.name), hints[item.name]
+        if node is not None and key in node:
+            values[item.name] = read_options(hint, node[key]) if _is_group(hint) else node[key]
     return kind(**values)

@@ -71,7 +71,9 @@ def test_one_member_is_plain_training_whatever_the_episodes(config):
 
 @pytest.mark.parametrize("sampler", ["instance", "balanced_subset"])
 def test_one_episode_is_the_mean_of_separate_runs(config, sampler):
-    settings = ("CLS.SAMPLER.NAME", sampler, "CLS.SAMPLER.PER_CLASS", 5)
+    settings = ("CLS.SAMPLER.NAME", sampler)
+    if sampler == "balanced_subset":
+        settings += ("CLS.SAMPLER.PER_CLASS", 5)
     together = config(*settings, "IMWA.MEMBERS", 2, output="together")
     alone = [config(*settings, "IMWA.FIRST_MEMBER", m, output=f"member{m}") for m in range(2)]
     for cfg in (together, *alone):
@@ -263,6 +265,10 @@ def test_members_are_merged_by_their_means_on_balanced_images(config, merge, tmp
     assert read_results(cfg.OUTPUT_DIR).headline().metrics["h_mean"] >= 0
 
 
+MERGED = ("CLS.SAMPLER.NAME", "balanced_subset", "CLS.MERGE", "greedy_h")
+VIT = ("CLS.MODEL.NAME", "vit_tiny_patch4_32")
+
+
 @pytest.mark.parametrize(
     ("settings", "error", "message"),
     [
@@ -273,17 +279,20 @@ def test_members_are_merged_by_their_means_on_balanced_images(config, merge, tmp
         (["CLS.IMBALANCE.MAXIMUM", 10], DataError, "without images"),
         (["CLS.INPUT.VIEWS", "['plain', 'plain']"], ConfigError, "must be 1"),
         (["CLS.INPUT.VIEWS", "['plane']"], ConfigError, "CLS.INPUT"),
-        (["CLS.MODEL.NAME", "cifar_resnet33"], ConfigError, "CLS.MODEL"),
+        (["CLS.MODEL.SHARED_GROUPS", 1], ConfigError, "CLS.MODEL: shared_groups = 1"),
         (["CLS.MIX.KIND", "mfw", "CLS.MIX.LAYERS", "['layer9']"], ConfigError, "layer9"),
         (["CLS.MIX.KIND", "mixup", "CLS.LOSS.NAME", "gml"], ConfigError, "mixes labels"),
         (["CLS.LOSS.NAME", "ldam"], ConfigError, "CLS.MODEL.CLASSIFIER cosine"),
         (["CLS.SCHEDULE.EPOCHS", 0.001], ConfigError, "0 iterations"),
         (["CLS.STAGE.PART", "scale"], ConfigError, "ScaledClassifier"),
         (["MODEL.WEIGHTS", "absent"], UserError, "absent"),
-        (["CLS.MERGE", "greedy_h", "IMWA.STORE", "stream"], ConfigError, "must be 'dict'"),
+        ([*MERGED, "IMWA.STORE", "stream"], ConfigError, "must be 'dict'"),
+        ([*MERGED, "IMWA.COEFFICIENTS", [1.0]], ConfigError, "it weighs members itself"),
         (["CLS.ALGORITHM", "ecl", "CLS.INPUT.VIEWS", "['sim', 'sim']"], ConfigError, "at least 2"),
         (["CLS.ALGORITHM", "mae"], ConfigError, "must be a vision transformer"),
-        (["CLS.STAGE.LAYER_DECAY", "0.75"], ConfigError, "vision transformers"),
+        (["CLS.ALGORITHM", "mae", *VIT, "MODEL.WEIGHTS", "absent"], ConfigError, "draws its w"),
+        ([*VIT, "CLS.STAGE.LAYER_DECAY", 0.5, "CLS.MODEL.EXPERTS", 2], ConfigError, "several ex"),
+        (["CLS.STAGE.LEARNABLE_SCALE", True, "CLS.MODEL.EXPERTS", 2], ConfigError, "several exp"),
     ],
 )  # fmt: skip
 def test_bad_input_stops_before_anything_is_written(config, settings, error, message):

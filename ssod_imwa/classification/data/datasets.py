@@ -15,8 +15,7 @@ import torch.nn.functional as F
 from torchvision.datasets import CIFAR10, CIFAR100
 
 from ssod_imwa.classification.data.imbalance import (
-    Profile,
-    Split,
+    ImbalanceOptions,
     choose_images,
     imbalanced_counts,
     largest_maximum,
@@ -96,13 +95,7 @@ class ClassificationDataset:
 
 
 def impose_imbalance(
-    dataset: ClassificationDataset,
-    *,
-    ratio: float,
-    profile: Profile = "exponential",
-    maximum: int | None = None,
-    split: Split = "cao",
-    seed: int = 0,
+    dataset: ClassificationDataset, options: ImbalanceOptions
 ) -> ClassificationDataset:
     """A long-tailed or step part of a data set, class 0 at the head.
 
@@ -110,25 +103,22 @@ def impose_imbalance(
 
     Args:
         dataset: has images of every class.
-        ratio: γ, images of class 0 over those of the last class, at least 1.
-        profile: "exponential" or "step".
-        maximum: images of class 0; None takes as many as the data set allows.
-        split: which images are kept, see `choose_images`.
-        seed: of the split.
+        options: the ratio γ, at least 1, and what else decides over the counts, see
+            `imbalanced_counts` and `choose_images`.
 
     Raises:
         DataError: the images do not suffice, or a class would be empty.
 
     Example:
         >>> digits = load_digit_images("train")
-        >>> impose_imbalance(digits, ratio=20).counts
+        >>> impose_imbalance(digits, ImbalanceOptions(ratio=20)).counts
         [142, 101, 72, 52, 37, 26, 19, 13, 9, 7]
     """
-    if maximum is None:
-        maximum = largest_maximum(dataset.counts, ratio=ratio, profile=profile)
-    counts = imbalanced_counts(len(dataset.classes), maximum=maximum, ratio=ratio, profile=profile)
+    shape = {"ratio": options.ratio, "profile": options.profile}
+    maximum = options.maximum or largest_maximum(dataset.counts, **shape)
+    counts = imbalanced_counts(len(dataset.classes), maximum=maximum, **shape)
     try:
-        chosen = choose_images(dataset.labels, counts, split=split, seed=seed)
+        chosen = choose_images(dataset.labels, counts, split=options.split, seed=options.seed)
     except DataError as error:
         raise DataError(f"{dataset.name}: {error}") from error
     return dataset.subset(chosen)

@@ -8,17 +8,32 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
 import torch
 
+from ssod_imwa.config.options import Options, option
 from ssod_imwa.data.profiles import exponential_profile, step_profile
 from ssod_imwa.errors import DataError
 
 Profile = Literal["exponential", "step"]
 Split = Literal["cao", "first"]
 Labels = Sequence[int] | np.ndarray | torch.Tensor
+
+
+@dataclass(frozen=True)
+class ImbalanceOptions(Options):
+    """What a training set is thinned to."""
+
+    ratio: float = option(
+        0.0, "images of class 0 over those of the last class; 0 takes the set as it is", low=0
+    )
+    profile: Profile = option("exponential", "how the counts fall from class to class")
+    maximum: int = option(0, "images of class 0; 0 takes as many as there may be", low=0)
+    split: Split = option("cao", "which images are kept: shuffled by SEED, or the first")
+    seed: int = option(0, "of the choice, apart from the run's", low=0, high=2**32 - 1)
 
 
 _PROFILES = {"exponential": exponential_profile, "step": step_profile}

@@ -14,11 +14,47 @@ from typing import Literal, Protocol, get_args
 import numpy as np
 
 from ssod_imwa.classification.data.imbalance import Labels, positions_by_class
+from ssod_imwa.config.options import Options, option
 from ssod_imwa.data.order import BatchStream, IndexStream
 from ssod_imwa.engine.seeding import counted_generator
 from ssod_imwa.errors import DataError
 
 Strategy = Literal["instance", "class", "square_root", "progressive", "reversed"]
+
+
+@dataclass(frozen=True)
+class ClassSamplerOptions(Options):
+    """Of the sampler that draws classes equally."""
+
+    per_draw: int = option(1, "images in a row of one class; cRT has 4", low=1)
+
+
+@dataclass(frozen=True)
+class SubsetOptions(Options):
+    """Of balanced subsets (BTM)."""
+
+    per_class: int = option(10, "N_C, images of each class in a member's subset", low=1)
+
+
+# What configurations call samplers, and the options of each.
+SUBSET = "balanced_subset"
+SAMPLERS: dict[str, type[Options]] = {
+    **dict.fromkeys(get_args(Strategy), Options),
+    "class": ClassSamplerOptions,
+    SUBSET: SubsetOptions,
+}
+
+
+@dataclass(frozen=True)
+class SamplerChoice(Options):
+    """The sampler; the other keys of CLS.SAMPLER are its own."""
+
+    name: str = option(
+        "instance",
+        "how often classes are drawn: as often as they occur, equally, ..., or from images of each "
+        "class that are the member's own",
+        choices=tuple(SAMPLERS),
+    )
 
 
 class BatchSource(Protocol):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -11,11 +10,11 @@ import torch.nn.functional as F
 from ssod_imwa.classification.class_counts import log_odds
 from ssod_imwa.classification.losses.base import (
     Criterion,
+    SmoothedOptions,
     check_one_a_class,
     mean_over_images,
     widened,
 )
-from ssod_imwa.config.options import Options, option
 
 
 def balanced_bce_loss(
@@ -56,23 +55,16 @@ def balanced_bce_loss(
     return mean_over_images(losses.sum(1))
 
 
-@dataclass(frozen=True)
-class BalancedBCEOptions(Options):
-    """Smoothing."""
-
-    smoothing: float = option(0.0, "label smoothing, of all classes alike", low=0, below=1)
-
-
 class BalancedBCE(Criterion):
     """A yes-or-no question for each class, of labels or shares, smoothed."""
 
     name = "balanced_bce"
-    options_class = BalancedBCEOptions
+    options_class = SmoothedOptions
     log_odds: torch.Tensor
 
-    def __init__(self, counts: Sequence[int], options: BalancedBCEOptions) -> None:
+    def __init__(self, counts: Sequence[int], options: SmoothedOptions) -> None:
         super().__init__(counts, options)
-        self.smoothing = options.smoothing
+        self.smoothing = options.of_all_classes()
         self._keep("log_odds", log_odds(counts))
 
     @property

@@ -12,11 +12,12 @@ import torch.nn.functional as F
 from ssod_imwa.classification.class_counts import log_prior
 from ssod_imwa.classification.losses.base import (
     Criterion,
+    SmoothedOptions,
     check_one_a_class,
     mean_over_images,
     widened,
 )
-from ssod_imwa.config.options import Options, option
+from ssod_imwa.config.options import option
 
 
 def logit_adjusted_loss(
@@ -79,11 +80,10 @@ def adjusted_logits(logits: torch.Tensor, log_prior: torch.Tensor, tau: float) -
 
 
 @dataclass(frozen=True)
-class BalancedSoftmaxOptions(Options):
+class BalancedSoftmaxOptions(SmoothedOptions):
     """Strength of the prior, and smoothing."""
 
     tau: float = option(1.0, "factor of the log prior; 0 is the cross-entropy")
-    smoothing: float = option(0.0, "label smoothing, of all classes alike", low=0, below=1)
 
 
 class BalancedSoftmax(Criterion):
@@ -96,7 +96,7 @@ class BalancedSoftmax(Criterion):
     def __init__(self, counts: Sequence[int], options: BalancedSoftmaxOptions) -> None:
         super().__init__(counts, options)
         self.tau = options.tau
-        self.smoothing = options.smoothing
+        self.smoothing = options.of_all_classes()
         self._keep("log_prior", log_prior(counts))
 
     @property

@@ -13,12 +13,39 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import nn
 
-from ssod_imwa.config.options import Options
+from ssod_imwa.config.options import Options, option
+
+
+@dataclass(frozen=True)
+class SmoothedOptions(Options):
+    """Of a loss that smooths labels."""
+
+    smoothing: list[float] = option(
+        [0.0, 0.0],
+        "label smoothing of the most and the least frequent class (label_aware_smoothing), or "
+        "[that of all classes, 0]",
+        low=0,
+        below=1,
+    )
+
+    def of_all_classes(self) -> float:
+        """The smoothing of a loss that treats all classes alike.
+
+        Raises:
+            ValueError: it is not one number and a 0.
+        """
+        if len(self.smoothing) != 2 or self.smoothing[1] != 0:
+            raise ValueError(
+                f"smoothing = {self.smoothing} is not allowed (must be [share, 0]: all classes are "
+                "smoothed alike)"
+            )
+        return self.smoothing[0]
 
 
 class Criterion(nn.Module, ABC):

@@ -15,11 +15,10 @@ from ssod_imwa.classification.losses.focal import Focal
 from ssod_imwa.classification.losses.gml import GML
 from ssod_imwa.classification.losses.label_aware_smoothing import (
     LabelAwareSmoothing,
-    LabelAwareSmoothingOptions,
 )
 from ssod_imwa.classification.losses.ldam import LDAM
 from ssod_imwa.config.options import Options, option, read_options
-from ssod_imwa.errors import ConfigError
+from ssod_imwa.errors import ConfigError, as_config_error
 
 LOSSES: dict[str, type[Criterion]] = {
     loss.name: loss
@@ -36,8 +35,8 @@ LOSSES: dict[str, type[Criterion]] = {
 
 
 @dataclass(frozen=True)
-class LossOptions(Options):
-    """Which loss; the others of CLS.LOSS are its own."""
+class LossChoice(Options):
+    """The loss; the other keys of CLS.LOSS are its own."""
 
     name: str = option("cross_entropy", "loss of the logits", choices=tuple(LOSSES))
 
@@ -48,17 +47,12 @@ def build_criterion(cfg: CfgNode, counts: Sequence[int]) -> Criterion:
     Raises:
         ConfigError: a number is out of range, or the classifier is not what the loss needs.
     """
-    loss, model = LOSSES[cfg.CLS.LOSS.NAME], cfg.CLS.MODEL
-    if loss.of_cosines and (model.CLASSIFIER, model.SCALE) != ("cosine", 1):
+    loss = LOSSES[cfg.CLS.LOSS.NAME]
+    model = cfg.CLS.MODEL
+    if loss.of_cosines and not (model.CLASSIFIER == "cosine" and model.SCALE == 1):
         raise ConfigError(
             f"CLS.LOSS.NAME = {loss.name!r} needs CLS.MODEL.CLASSIFIER cosine and CLS.MODEL.SCALE "
             "1.0 (its loss scales the cosines by CLS.LOSS.SCALE)"
         )
-    node = dict(cfg.CLS.LOSS)
-    if loss.options_class is not LabelAwareSmoothingOptions:
-        # The reader still gives two numbers to all.
-        node["SMOOTHING"] = node["SMOOTHING"][0]
-    try:
-        return loss(counts, read_options(loss.options_class, node))
-    except ValueError as error:
-        raise ConfigError(f"CLS.LOSS: {error}") from error
+    with as_config_error("CLS.LOSS"):
+        return loss(counts, read_options(loss.options_class, cfg.CLS.LOSS))

@@ -8,16 +8,13 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from ssod_imwa.classification.losses.base import Criterion, widened
+from ssod_imwa.classification.losses.base import Criterion, SmoothedOptions, widened
 from ssod_imwa.classification.losses.class_weights import ClassWeights, WeightedOptions
-from ssod_imwa.config.options import option
 
 
 @dataclass(frozen=True)
-class CrossEntropyOptions(WeightedOptions):
+class CrossEntropyOptions(WeightedOptions, SmoothedOptions):
     """Class weights and smoothing."""
-
-    smoothing: float = option(0.0, "label smoothing, of all classes alike", low=0, below=1)
 
 
 class CrossEntropy(Criterion):
@@ -29,7 +26,7 @@ class CrossEntropy(Criterion):
     def __init__(self, counts: Sequence[int], options: CrossEntropyOptions) -> None:
         super().__init__(counts, options)
         self.weights = ClassWeights(counts, options)
-        self.smoothing = options.smoothing
+        self.smoothing = options.of_all_classes()
 
     @property
     def takes_shares(self) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -11,11 +10,11 @@ import torch.nn.functional as F
 from ssod_imwa.classification.class_counts import smoothing_by_class
 from ssod_imwa.classification.losses.base import (
     Criterion,
+    SmoothedOptions,
     check_one_a_class,
     mean_over_images,
     widened,
 )
-from ssod_imwa.config.options import Options, option
 
 
 def label_aware_smoothing_loss(
@@ -48,15 +47,6 @@ def label_aware_smoothing_loss(
     return mean_over_images(torch.lerp(own, losses.mean(1), share))
 
 
-@dataclass(frozen=True)
-class LabelAwareSmoothingOptions(Options):
-    """Smoothing at both ends."""
-
-    smoothing: list[float] = option(
-        [0.0, 0.0], "label smoothing of the most and of the least frequent class", low=0, below=1
-    )
-
-
 class LabelAwareSmoothing(Criterion):
     """Cross-entropy that is the more smoothed, the more frequent a class is.
 
@@ -65,10 +55,10 @@ class LabelAwareSmoothing(Criterion):
     """
 
     name = "label_aware_smoothing"
-    options_class = LabelAwareSmoothingOptions
+    options_class = SmoothedOptions
     smoothing: torch.Tensor
 
-    def __init__(self, counts: Sequence[int], options: LabelAwareSmoothingOptions) -> None:
+    def __init__(self, counts: Sequence[int], options: SmoothedOptions) -> None:
         super().__init__(counts, options)
         if len(options.smoothing) != 2:
             raise ValueError(

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
 from ssod_imwa.averaging.ema import ModelEMA, warmup_decay
+from ssod_imwa.classification.checks import check_at_least_1
+from ssod_imwa.config.options import Options, option
 from ssod_imwa.engine.method import Method
 
 
@@ -41,6 +44,29 @@ def deployed(network: nn.Module) -> nn.Module:
     return network.deployed if isinstance(network, TrainingNetwork) else network
 
 
+@torch.no_grad()
+def train_accuracy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Percent of the images (B,) that logits (B, C) get right.
+
+    Example:
+        >>> train_accuracy(torch.tensor([[2.0, 1.0], [2.0, 1.0]]), torch.tensor([0, 1]))
+        tensor(50.)
+    """
+    return 100 * (logits.argmax(1) == labels).float().mean()
+
+
+@dataclass(frozen=True)
+class EMAOptions(Options):
+    """A teacher of any method."""
+
+    ema_decay: float = option(
+        0.0,
+        "decay of an EMA of the weights, which is then evaluated and shipped; 0 keeps none",
+        low=0,
+        below=1,
+    )
+
+
 class ClassificationMethod(Method):
     """A method around a network that maps images to logits in eval mode.
 
@@ -61,8 +87,7 @@ class ClassificationMethod(Method):
     num_views = 1
 
     def __init__(self, student: nn.Module, *, iterations: int, ema_decay: float = 0.0) -> None:
-        if iterations < 1:
-            raise ValueError(f"iterations = {iterations} is not allowed (must be at least 1)")
+        check_at_least_1(iterations=iterations)
         if not 0 <= ema_decay < 1:
             raise ValueError(f"ema_decay = {ema_decay} is not allowed (must be 0 or more, below 1)")
         teacher = copy.deepcopy(student) if ema_decay > 0 else None

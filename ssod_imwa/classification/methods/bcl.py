@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -13,10 +14,28 @@ from ssod_imwa.classification.data.loader import ImageBatch
 from ssod_imwa.classification.losses.balanced_softmax import logit_adjusted_loss
 from ssod_imwa.classification.losses.base import widened
 from ssod_imwa.classification.losses.contrastive import balanced_contrastive_loss
-from ssod_imwa.classification.methods.base import ClassificationMethod, TrainingNetwork
+from ssod_imwa.classification.methods.base import (
+    ClassificationMethod,
+    TrainingNetwork,
+    train_accuracy,
+)
 from ssod_imwa.classification.models.base import ImageClassifier
 from ssod_imwa.classification.models.freezing import Part, set_train_mode, train_only
 from ssod_imwa.classification.models.heads import projection_head
+from ssod_imwa.config.options import Options, option
+
+
+@dataclass(frozen=True)
+class BCLOptions(Options):
+    """The two losses and the heads; the defaults are CIFAR's."""
+
+    temperature: float = option(0.1, "T of the contrastive loss; 0.07 on large sets", above=0)
+    ce_weight: float = option(2.0, "weight of the cross-entropy; 1 on large sets", low=0)
+    contrastive_weight: float = option(
+        0.6, "weight of the contrastive loss; 0.35 on large sets", low=0
+    )
+    hidden: int = option(512, "width inside both heads; that of the features on large sets", low=1)
+    width: int = option(128, "width of projections and prototypes; 1024 on large sets", low=1)
 
 
 class BCLOutputs(NamedTuple):
@@ -42,12 +61,11 @@ class BCLNetwork(TrainingNetwork):
 
     Args:
         deployed: a classifier with weights (C, d), linear or cosine.
-        hidden: width inside both heads: 512 on CIFAR, d in large networks.
-        width: of projections and prototypes: 128 on CIFAR, 1024 in large networks.
+        options: whose `hidden` and `width` are the heads'.
 
     Example:
         >>> from ssod_imwa.classification.models import CifarResNet
-        >>> network = BCLNetwork(CifarResNet(10, depth=8, classifier="cosine"))
+        >>> network = BCLNetwork(CifarResNet(10, depth=8, classifier="cosine"), BCLOptions())
         >>> view = torch.zeros(2, 3, 32, 32)
         >>> [tuple(output.shape) for output in network(view, view, view)]
         [(2, 10), (4, 128), (10, 128)]
@@ -57,11 +75,11 @@ class BCLNetwork(TrainingNetwork):
 
     deployed: ImageClassifier
 
-    def __init__(self, deployed: ImageClassifier, *, hidden: int = 512, width: int = 128) -> None:
+    def __init__(self, deployed: ImageClassifier, options: BCLOptions) -> None:
         super().__init__(deployed)
-        d = deployed.num_features
-        self.projection = projection_head("bcl", d, hidden, width)
-        self.prototype_projection = projection_head("bcl", d, hidden, width)
+        widths = (deployed.num_features, options.hidden, options.width)
+        self.projection = projection_head("bcl", *widths)
+        self.prototype_projection = projection_head("bcl", *widths)
 
     def outputs(self, view0: torch.Tensor, view1: torch.Tensor, view2: torch.Tensor) -> BCLOutputs:
         features = self.deployed.features(torch.cat([view0, view1, view2]))
@@ -84,9 +102,7 @@ class BalancedContrastive(ClassificationMethod):
     Args:
         student: the network.
         counts: training images of each class.
-        temperature: T, above 0: 0.1 on CIFAR, 0.07 on large sets.
-        ce_weight: λ, 0 or more: 2 on CIFAR, 1 on large sets.
-        contrastive_weight: μ, 0 or more: 0.6 on CIFAR, 0.35 on large sets.
+        options: T, λ (`ce_weight`) and μ (`contrastive_weight`).
         iterations: T of a member.
         part: what of the classifier is trained, see `models.freezing`; the heads always are.
         ema_decay: see `ClassificationMethod`.
@@ -102,20 +118,13 @@ class BalancedContrastive(ClassificationMethod):
         self,
         student: BCLNetwork,
         counts: Sequence[int],
+        options: BCLOptions,
         *,
         iterations: int,
-        temperature: float = 0.1,
-        ce_weight: float = 2.0,
-        contrastive_weight: float = 0.6,
         part: Part = "all",
         ema_decay: float = 0.0,
     ) -> None:
         super().__init__(student, iterations=iterations, ema_decay=ema_decay)
-        if not temperature > 0:
-            raise ValueError(f"temperature = {temperature} is not allowed (must be above 0)")
-        for name, value in (("ce_weight", ce_weight), ("contrastive_weight", contrastive_weight)):
-            if not value >= 0:
-                raise ValueError(f"{name} = {value} is not allowed (must be 0 or more)")
         weights = student.deployed.classifier.get_parameter("weight")
         if len(counts) != len(weights):
             raise ValueError(
@@ -124,9 +133,7 @@ class BalancedContrastive(ClassificationMethod):
             )
         train_only(student.deployed, part)
         self.part = part
-        self.temperature = temperature
-        self.ce_weight = ce_weight
-        self.contrastive_weight = contrastive_weight
+        self.options = options
         self.log_prior = log_prior(counts).to(weights.device)
 
     def set_train_mode(self) -> None:
@@ -139,13 +146,11 @@ class BalancedContrastive(ClassificationMethod):
         ce = logit_adjusted_loss(logits, labels, self.log_prior)
         # The same labels twice: view 2 follows view 1.
         contrastive = balanced_contrastive_loss(
-            projections, labels.repeat(2), prototypes, temperature=self.temperature
+            projections, labels.repeat(2), prototypes, temperature=self.options.temperature
         )
-        with torch.no_grad():
-            accuracy = 100 * (logits.argmax(1) == labels).float().mean()
         # A weight of 0 keeps its loss in the graph: every parameter gets a gradient on every rank.
         return {
-            "loss_ce": self.ce_weight * ce,
-            "loss_contrastive": self.contrastive_weight * contrastive,
-            "train_accuracy": accuracy,
+            "loss_ce": self.options.ce_weight * ce,
+            "loss_contrastive": self.options.contrastive_weight * contrastive,
+            "train_accuracy": train_accuracy(logits, labels),
         }

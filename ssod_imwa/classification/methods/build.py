@@ -1,31 +1,60 @@
-"""From a configuration to the method of a classification run."""
+"""The methods by name, and the one of a configuration."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from fvcore.common.config import CfgNode
 from torch import nn
 
 from ssod_imwa.classification.losses.build import build_criterion
-from ssod_imwa.classification.methods.bcl import BalancedContrastive, BCLNetwork
-from ssod_imwa.classification.methods.ecl import ECL
-from ssod_imwa.classification.methods.erm import EmpiricalRisk
+from ssod_imwa.classification.methods.bcl import BalancedContrastive, BCLNetwork, BCLOptions
+from ssod_imwa.classification.methods.ecl import ECL, ECLOptions
+from ssod_imwa.classification.methods.erm import EmpiricalRisk, ERMOptions
 from ssod_imwa.classification.methods.expert_network import CollaborativeNetwork
 from ssod_imwa.classification.methods.mae import MaskedPretraining
-from ssod_imwa.classification.methods.moco import ExpertContrast
-from ssod_imwa.classification.methods.ncl import NCL
-from ssod_imwa.classification.methods.paco import GPaCo, PaCo, ParametricNetwork
+from ssod_imwa.classification.methods.moco import ExpertContrast, MoCoOptions
+from ssod_imwa.classification.methods.ncl import NCL, NCLOptions
+from ssod_imwa.classification.methods.paco import (
+    GPaCo,
+    GPaCoOptions,
+    PaCo,
+    PaCoOptions,
+    ParametricNetwork,
+)
 from ssod_imwa.classification.mixers import MIXERS, Mixer
-from ssod_imwa.classification.models.mae import MaskedAutoencoder
+from ssod_imwa.classification.models.mae import MAEOptions, MaskedAutoencoder
 from ssod_imwa.classification.models.vit import ViT
-from ssod_imwa.config.options import read_options
+from ssod_imwa.config.options import Options, option, read_options
+from ssod_imwa.config.reader import value_of
 from ssod_imwa.engine.method import Method
-from ssod_imwa.errors import ConfigError
+from ssod_imwa.errors import ConfigError, as_config_error
 
 Counts = Sequence[int]
+# Groups of keys that several methods read: a loss (CLS.LOSS), a mixer (CLS.MIX), MoCo's contrast
+# (CLS.MOCO), several networks (CLS.MODEL.EXPERTS), a classifier that is trained and tested, in
+# stages or with an EMA (CLS.STAGE, CLS.EMA_DECAY, ...), and what only a second stage needs.
+Shared = Literal["loss", "mixer", "moco", "experts", "classifier", "second_stage"]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A method as configurations know it.
+
+    Attributes:
+        build: makes it of the configuration, its options, the network and the class counts.
+        options: type of those that are its own.
+        prefix: of their keys.
+        shares: groups of keys that it reads beside its own and those of all methods.
+    """
+
+    build: Callable[[CfgNode, Any, nn.Module, Counts], Method]
+    options: type[Options]
+    prefix: str
+    shares: tuple[Shared, ...] = ()
 
 
 def build_method(cfg: CfgNode, model: nn.Module, counts: Counts) -> Method:
@@ -40,11 +69,10 @@ def build_method(cfg: CfgNode, model: nn.Module, counts: Counts) -> Method:
         ConfigError: a number of the method's is out of range, or the views are not what it reads.
     """
     name = cfg.CLS.ALGORITHM
-    device = next(model.parameters()).device
-    try:
-        method = _METHODS[name](cfg, model, counts, device)
-    except ValueError as error:
-        raise ConfigError(f"CLS.{name.upper()}: {error}") from error
+    entry = METHODS[name]
+    with as_config_error(f"CLS.ALGORITHM = {name!r}"):
+        options = read_options(entry.options, value_of(cfg, entry.prefix))
+        method = entry.build(cfg, options, model, counts)
     names = cfg.CLS.INPUT.VIEWS
     if len(names) != method.num_views:
         raise ConfigError(
@@ -52,21 +80,33 @@ def build_method(cfg: CfgNode, model: nn.Module, counts: Counts) -> Method:
             f"(must be {method.num_views})"
         )
     if cfg.CLS.MODEL.COMPILE:
-        method.parallel_student = _compiled(cfg, method.student, device)
+        method.parallel_student = _compiled(cfg, method)
     return method
 
 
-def _compiled(cfg: CfgNode, student: nn.Module, device: torch.device) -> nn.Module:
+@dataclass(frozen=True)
+class CompileOptions(Options):
+    """How training steps call the network."""
+
+    compile: Literal["", "default", "reduce-overhead", "max-autotune"] = option(
+        "",
+        "torch.compile's mode for training steps: none, or with CUDA graphs (reduce-overhead); "
+        "needs a C++ compiler and half a minute, and rounds differently",
+    )
+
+
+def _compiled(cfg: CfgNode, method: Method) -> nn.Module:
     """The student as training steps call it; what is evaluated and saved stays the plain module."""
-    mode, mix = cfg.CLS.MODEL.COMPILE, cfg.CLS.MIX.KIND
-    if cfg.CLS.ALGORITHM == "erm" and MIXERS[mix].mixes_features:
+    mode, student = cfg.CLS.MODEL.COMPILE, method.student
+    if isinstance(method, EmpiricalRisk) and method.mixer.mixes_features:
         raise ConfigError(
-            f"CLS.MODEL.COMPILE = {mode!r} is not allowed with CLS.MIX.KIND = {mix!r} (must be '': "
-            "a compiled network does not see what is mixed inside it)"
+            f"CLS.MODEL.COMPILE = {mode!r} is not allowed with CLS.MIX.KIND = "
+            f"{method.mixer.name!r} (must be '': a compiled network does not see what is mixed "
+            "inside it)"
         )
     try:
         # Nothing is compiled before its first call: better to fail here than in the first step.
-        torch.compile(torch.neg)(torch.ones(1, device=device))
+        torch.compile(torch.neg)(torch.ones(1, device=next(student.parameters()).device))
     except torch._dynamo.exc.TorchDynamoException as error:
         first = str(error).splitlines()[0]
         raise ConfigError(
@@ -83,7 +123,7 @@ def method_name(cfg: CfgNode) -> str:
     parts = [options.LOSS.NAME]
     if options.MIX.KIND != "none":
         parts.append(options.MIX.KIND)
-    if options.LOSS.WEIGHTS != "none":
+    if "WEIGHTS" in options.LOSS and options.LOSS.WEIGHTS != "none":
         parts.append("drw" if options.LOSS.WEIGHTS_FROM > 0 else options.LOSS.WEIGHTS)
     if options.SAMPLER.NAME != "instance":
         parts.append(f"{options.SAMPLER.NAME} sampling")
@@ -97,144 +137,98 @@ def method_name(cfg: CfgNode) -> str:
 def build_mixer(cfg: CfgNode, counts: Sequence[int], model: nn.Module) -> Mixer:
     """The mixing of CLS.MIX in a network."""
     mixer = MIXERS[cfg.CLS.MIX.KIND]
-    try:
+    with as_config_error("CLS.MIX"):
         return mixer(counts, read_options(mixer.options_class, cfg.CLS.MIX), model)
-    except ValueError as error:
-        raise ConfigError(f"CLS.MIX: {error}") from error
-
-
-def _erm(cfg: CfgNode, model: nn.Module, counts: Counts, device: Any) -> Method:
-    return EmpiricalRisk(
-        model,
-        build_criterion(cfg, counts),
-        mixer=build_mixer(cfg, counts, model),
-        part=cfg.CLS.STAGE.PART,
-        move_statistics=cfg.CLS.STAGE.MOVE_STATISTICS,
-        **_common(cfg),
-    )
-
-
-def _bcl(cfg: CfgNode, model: nn.Module, counts: Counts, device: Any) -> Method:
-    options = cfg.CLS.BCL
-    return BalancedContrastive(
-        BCLNetwork(model, hidden=options.HIDDEN, width=options.WIDTH).to(device),
-        counts,
-        temperature=options.TEMPERATURE,
-        ce_weight=options.CE_WEIGHT,
-        contrastive_weight=options.CONTRASTIVE_WEIGHT,
-        part=cfg.CLS.STAGE.PART,
-        **_common(cfg),
-    )
-
-
-def _paco(cfg: CfgNode, model: nn.Module, counts: Counts, device: Any) -> Method:
-    options, head = cfg.CLS.PACO, cfg.CLS.ALGORITHM
-    network = ParametricNetwork(
-        model, head=head, hidden=options.HIDDEN or None, width=options.WIDTH
-    ).to(device)
-    common = {
-        "alpha": options.ALPHA,
-        "temperature": options.TEMPERATURE,
-        "queue": options.QUEUE,
-        "part": cfg.CLS.STAGE.PART,
-        "seed": cfg.SEED,
-        **_common(cfg),
-    }
-    if head == "gpaco":
-        return GPaCo(network, counts, **common)
-    return PaCo(network, counts, momentum=options.MOMENTUM, **common)
-
-
-def _ncl(cfg: CfgNode, model: nn.Module, counts: Counts, device: Any) -> Method:
-    options = cfg.CLS.NCL
-    network, contrast = _experts(
-        cfg, model, device, contrastive=options.CONTRASTIVE_WEIGHT > 0, reference=False
-    )
-    return NCL(
-        network,
-        counts,
-        hard_categories=options.HARD_CATEGORIES or None,
-        distillation_weight=options.DISTILLATION_WEIGHT,
-        contrastive_weight=options.CONTRASTIVE_WEIGHT,
-        contrast=contrast,
-        part=cfg.CLS.STAGE.PART,
-        **_common(cfg),
-    )
-
-
-def _ecl(cfg: CfgNode, model: nn.Module, counts: Counts, device: Any) -> Method:
-    options = cfg.CLS.ECL
-    network, contrast = _experts(cfg, model, device, contrastive=options.BETA > 0, reference=True)
-    return ECL(
-        network,
-        counts,
-        alpha=options.ALPHA,
-        beta=options.BETA,
-        distil=options.DISTIL,
-        temperature=options.TEMPERATURE,
-        transfer=options.TRANSFER,
-        transfer_clip=options.TRANSFER_CLIP or None,
-        compensated=options.COMPENSATED,
-        contrast=contrast,
-        part=cfg.CLS.STAGE.PART,
-        **_common(cfg),
-    )
-
-
-def _experts(
-    cfg: CfgNode, model: nn.Module, device: Any, *, contrastive: bool, reference: bool
-) -> tuple[CollaborativeNetwork, ExpertContrast | None]:
-    options = cfg.CLS.MOCO
-    width = options.WIDTH if contrastive else 0
-    network = CollaborativeNetwork(model, reference=reference, width=width).to(device)
-    if not contrastive:
-        return network, None
-    return network, ExpertContrast(
-        network,
-        queue=options.QUEUE,
-        temperature=options.TEMPERATURE,
-        momentum=options.MOMENTUM,
-        legacy_key_head=options.LEGACY_KEY_HEAD,
-        seed=cfg.SEED,
-    )
-
-
-def _mae(cfg: CfgNode, model: nn.Module, counts: Counts, device: Any) -> Method:
-    if cfg.CLS.EMA_DECAY:
-        raise ValueError(f"CLS.EMA_DECAY = {cfg.CLS.EMA_DECAY:g} is not allowed (must be 0)")
-    return MaskedPretraining(build_autoencoder(cfg, model).to(device))
 
 
 def build_autoencoder(cfg: CfgNode, model: nn.Module) -> MaskedAutoencoder:
     """The masked autoencoder around a vision transformer."""
-    options = cfg.CLS.MAE
     if not isinstance(model, ViT):
         raise ConfigError(
             f"CLS.MODEL.NAME = {cfg.CLS.MODEL.NAME!r} is not allowed with CLS.ALGORITHM = 'mae' "
             "(must be a vision transformer: vit_base_patch16, vit_tiny_patch4_32)"
         )
-    try:
-        return MaskedAutoencoder(
-            model,
-            decoder_dim=options.DECODER_WIDTH,
-            decoder_depth=options.DECODER_DEPTH,
-            decoder_heads=options.DECODER_HEADS,
-            mask_ratio=options.MASK_RATIO,
-        )
-    except ValueError as error:
-        raise ConfigError(f"CLS.MAE: {error}") from error
+    with as_config_error("CLS.MAE"):
+        return MaskedAutoencoder(model, read_options(MAEOptions, cfg.CLS.MAE))
+
+
+def _erm(cfg: CfgNode, options: ERMOptions, model: Any, counts: Counts) -> Method:
+    criterion, mixer = build_criterion(cfg, counts), build_mixer(cfg, counts, model)
+    return EmpiricalRisk(model, criterion, options, mixer=mixer, **_common(cfg))
+
+
+def _bcl(cfg: CfgNode, options: BCLOptions, model: Any, counts: Counts) -> Method:
+    network = BCLNetwork(model, options).to(_device(model))
+    return BalancedContrastive(network, counts, options, **_common(cfg))
+
+
+def _paco(cfg: CfgNode, options: PaCoOptions, model: Any, counts: Counts) -> Method:
+    network = ParametricNetwork(model, options, head="paco").to(_device(model))
+    return PaCo(network, counts, options, seed=cfg.SEED, **_common(cfg))
+
+
+def _gpaco(cfg: CfgNode, options: GPaCoOptions, model: Any, counts: Counts) -> Method:
+    network = ParametricNetwork(model, options, head="gpaco").to(_device(model))
+    return GPaCo(network, counts, options, seed=cfg.SEED, **_common(cfg))
+
+
+def _ncl(cfg: CfgNode, options: NCLOptions, model: Any, counts: Counts) -> Method:
+    contrastive = options.contrastive_weight > 0
+    network, contrast = _experts(cfg, model, contrastive=contrastive, reference=False)
+    return NCL(network, counts, options, contrast=contrast, **_common(cfg))
+
+
+def _ecl(cfg: CfgNode, options: ECLOptions, model: Any, counts: Counts) -> Method:
+    network, contrast = _experts(cfg, model, contrastive=options.beta > 0, reference=True)
+    return ECL(network, counts, options, contrast=contrast, **_common(cfg))
+
+
+def _experts(
+    cfg: CfgNode, model: Any, *, contrastive: bool, reference: bool
+) -> tuple[CollaborativeNetwork, ExpertContrast | None]:
+    options = read_options(MoCoOptions, cfg.CLS.MOCO)
+    width = options.width if contrastive else 0
+    network = CollaborativeNetwork(model, reference=reference, width=width).to(_device(model))
+    return network, ExpertContrast(network, options, seed=cfg.SEED) if contrastive else None
+
+
+def _mae(cfg: CfgNode, options: MAEOptions, model: nn.Module, counts: Counts) -> Method:
+    return MaskedPretraining(build_autoencoder(cfg, model).to(_device(model)))
 
 
 def _common(cfg: CfgNode) -> dict[str, Any]:
-    return {"iterations": cfg.SOLVER.MAX_ITER, "ema_decay": cfg.CLS.EMA_DECAY}
+    """What all methods with a classifier are given."""
+    return {
+        "iterations": cfg.SOLVER.MAX_ITER,
+        "part": cfg.CLS.STAGE.PART,
+        "ema_decay": cfg.CLS.EMA_DECAY,
+    }
 
 
-_METHODS: dict[str, Callable[[CfgNode, nn.Module, Counts, Any], Method]] = {
-    "erm": _erm,
-    "bcl": _bcl,
-    "paco": _paco,
-    "gpaco": _paco,
-    "ncl": _ncl,
-    "ecl": _ecl,
-    "mae": _mae,
+def _device(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device
+
+
+METHODS: dict[str, Entry] = {
+    "erm": Entry(
+        *(_erm, ERMOptions, "CLS.STAGE"),
+        shares=("loss", "mixer", "experts", "classifier", "second_stage"),
+    ),
+    "bcl": Entry(_bcl, BCLOptions, "CLS.BCL", shares=("classifier",)),
+    "paco": Entry(_paco, PaCoOptions, "CLS.PACO", shares=("classifier",)),
+    "gpaco": Entry(_gpaco, GPaCoOptions, "CLS.PACO", shares=("classifier",)),
+    "ncl": Entry(_ncl, NCLOptions, "CLS.NCL", shares=("classifier", "experts", "moco")),
+    "ecl": Entry(_ecl, ECLOptions, "CLS.ECL", shares=("classifier", "experts", "moco")),
+    "mae": Entry(_mae, MAEOptions, "CLS.MAE"),
 }
+
+
+@dataclass(frozen=True)
+class MethodChoice(Options):
+    """The method; most other keys belong to some."""
+
+    algorithm: str = option(
+        "erm",
+        'how is trained: "erm" is one loss on one view (LOSS, MIX, STAGE say which)',
+        choices=tuple(METHODS),
+    )

@@ -98,16 +98,3 @@ class Collaborative(ClassificationMethod):
         # A weight of 0 keeps its loss in the graph: every parameter gets a gradient on every rank.
         loss = self.contrast.loss(outputs.queries, batch.views[1], t, self.ranks.batch)
         return {"loss_contrastive": weight * loss}
-
-
-@torch.no_grad()
-def train_accuracy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Percent of the images (B,) that the mean of the experts' logits (K, B, C) gets right."""
-    return 100 * (logits.mean(0).argmax(1) == labels).float().mean()
-
-
-def check_weights(**weights: float) -> None:
-    """Raise ValueError if the weight of a loss is below 0."""
-    for name, value in weights.items():
-        if not value >= 0:
-            raise ValueError(f"{name} = {value} is not allowed (must be 0 or more)")

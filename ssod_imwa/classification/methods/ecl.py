@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 
@@ -12,17 +13,31 @@ from ssod_imwa.classification.data.loader import ImageBatch
 from ssod_imwa.classification.losses.balanced_softmax import logit_adjusted_loss
 from ssod_imwa.classification.losses.base import widened
 from ssod_imwa.classification.losses.collaborative import bkt_weights, knowledge_distillation_loss
-from ssod_imwa.classification.methods.collaborative import (
-    Collaborative,
-    check_weights,
-    train_accuracy,
-)
+from ssod_imwa.classification.methods.base import train_accuracy
+from ssod_imwa.classification.methods.collaborative import Collaborative
 from ssod_imwa.classification.methods.expert_network import CollaborativeNetwork, ExpertOutputs
 from ssod_imwa.classification.methods.moco import ExpertContrast
 from ssod_imwa.classification.models.freezing import Part
+from ssod_imwa.config.options import Options, option
 
-Transfer = Literal["cls_over_ref", "ref_over_cls", "none"]
-DISTILLED = ("logits", "features")
+
+@dataclass(frozen=True)
+class ECLOptions(Options):
+    """Distillation and contrast; the defaults are the paper's."""
+
+    alpha: float = option(0.6, "weight of distillation; at 0 each expert learns by itself", low=0)
+    beta: float = option(
+        1.0, "weight of the contrastive losses; 0 trains without MoCo and its second view", low=0
+    )
+    distil: list[Literal["logits", "features"]] = option(
+        ["logits", "features"], "what is distilled"
+    )
+    temperature: float = option(1.0, "temperature of both distillations", above=0)
+    transfer: Literal["cls_over_ref", "ref_over_cls", "none"] = option(
+        "cls_over_ref", 'weight of a sample in the distillation of logits; "none" is 1'
+    )
+    transfer_clip: float = option(0.0, "its largest value; 0 for no limit", low=0)
+    compensated: bool = option(False, "distil logits with the log prior added, as NCL does")
 
 
 class ECL(Collaborative):
@@ -37,20 +52,15 @@ class ECL(Collaborative):
     Args:
         student: the network, with reference heads.
         counts: training images of each class.
+        options: α, β (of no account without `contrast`), what is distilled and how; `transfer` is
+            the form of w, see `bkt_weights`, "none" plain distillation with all w = 1.
         iterations: T of a member.
-        alpha: α, 0 or more; at 0 each expert learns by itself.
-        beta: β, 0 or more; of no account without `contrast`.
-        distil: what is distilled, of "logits" and "features".
-        temperature: τ of both distillations, above 0.
-        transfer: form of w, see `bkt_weights`; "none" is plain distillation, all w = 1.
-        transfer_clip: largest w; None for no limit.
-        compensated: distil z + log π, as NCL does, instead of z.
         contrast: MoCo beside the experts, see `Collaborative`.
         part: what is trained, see `Collaborative`.
         ema_decay: of a teacher.
 
     Raises:
-        ValueError: an argument is out of range, or the network does not fit.
+        ValueError: the network does not fit.
 
     Source: ECL, equations 5 to 9.
     """
@@ -59,15 +69,9 @@ class ECL(Collaborative):
         self,
         student: CollaborativeNetwork,
         counts: Sequence[int],
+        options: ECLOptions,
         *,
         iterations: int,
-        alpha: float = 0.6,
-        beta: float = 1.0,
-        distil: Sequence[str] = DISTILLED,
-        temperature: float = 1.0,
-        transfer: Transfer = "cls_over_ref",
-        transfer_clip: float | None = None,
-        compensated: bool = False,
         contrast: ExpertContrast | None = None,
         part: Part = "all",
         ema_decay: float = 0.0,
@@ -82,22 +86,14 @@ class ECL(Collaborative):
         )
         if student.references is None:
             raise ValueError("a network without reference heads is not allowed (ECL needs them)")
-        check_weights(alpha=alpha, beta=beta)
-        _check_distillation(distil, temperature, transfer, transfer_clip)
         device = next(student.parameters()).device
-        self.alpha = alpha
-        self.beta = beta
-        self.distil = tuple(distil)
-        self.temperature = temperature
-        self.transfer = transfer
-        self.transfer_clip = transfer_clip
-        self.compensated = compensated
+        self.options = options
         self.log_prior = log_prior(counts).to(device)
         self._watch = _GroupMeans(counts, device) if self._weighs else None
 
     @property
     def _weighs(self) -> bool:
-        return "logits" in self.distil and self.transfer != "none"
+        return "logits" in self.options.distil and self.options.transfer != "none"
 
     def losses(self, batch: ImageBatch, t: int) -> dict[str, torch.Tensor]:
         labels = batch.labels
@@ -106,8 +102,8 @@ class ECL(Collaborative):
             "loss_cls": self._balanced(outputs.logits, labels),
             "loss_ref": self._balanced(outputs.reference_logits, labels),
             **self._distillation(outputs, labels),
-            **self._contrastive(outputs, batch, t, weight=self.beta),
-            "train_accuracy": train_accuracy(outputs.logits, labels),
+            **self._contrastive(outputs, batch, t, weight=self.options.beta),
+            "train_accuracy": train_accuracy(outputs.logits.mean(0), labels),
         }
 
     def _balanced(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -119,26 +115,27 @@ class ECL(Collaborative):
         self, outputs: ExpertOutputs, labels: torch.Tensor
     ) -> dict[str, torch.Tensor]:
         records: dict[str, torch.Tensor] = {}
-        if "logits" in self.distil:
+        options = self.options
+        if "logits" in options.distil:
             weights = None
-            if self.transfer != "none":
+            if options.transfer != "none":
                 weights = bkt_weights(
                     outputs.logits,
                     outputs.reference_logits,
                     labels,
-                    form=self.transfer,
-                    clip=self.transfer_clip,
+                    form=options.transfer,
+                    clip=options.transfer_clip or None,
                 )
                 records |= self._watch(weights, labels)
             logits = widened(outputs.logits)
-            records["loss_kd_logits"] = self.alpha * knowledge_distillation_loss(
-                logits + self.log_prior if self.compensated else logits,
-                temperature=self.temperature,
+            records["loss_kd_logits"] = options.alpha * knowledge_distillation_loss(
+                logits + self.log_prior if options.compensated else logits,
+                temperature=options.temperature,
                 weights=weights,
             )
-        if "features" in self.distil:
-            records["loss_kd_features"] = self.alpha * knowledge_distillation_loss(
-                outputs.features, temperature=self.temperature
+        if "features" in options.distil:
+            records["loss_kd_features"] = options.alpha * knowledge_distillation_loss(
+                outputs.features, temperature=options.temperature
             )
         return records
 
@@ -179,19 +176,3 @@ class _GroupMeans:
         self.means = torch.where(images > 0, means, self.means)
         by_group = {f"transfer_{n}": mean for n, mean in zip(self.names, self.means, strict=True)}
         return {"transfer_mean": weights.mean(), "transfer_max": weights.max(), **by_group}
-
-
-def _check_distillation(
-    distil: Sequence[str], temperature: float, transfer: str, clip: float | None
-) -> None:
-    unknown = [name for name in distil if name not in DISTILLED]
-    if unknown:
-        raise ValueError(f"distil = {unknown[0]!r} is not allowed (must be of {DISTILLED})")
-    if not temperature > 0:
-        raise ValueError(f"temperature = {temperature} is not allowed (must be above 0)")
-    if transfer not in get_args(Transfer):
-        raise ValueError(
-            f"transfer = {transfer!r} is not allowed (must be one of {get_args(Transfer)})"
-        )
-    if clip is not None and not clip > 0:
-        raise ValueError(f"transfer_clip = {clip} is not allowed (must be above 0)")

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 
 from ssod_imwa.classification.data.loader import ImageBatch
 from ssod_imwa.classification.losses.base import Criterion
-from ssod_imwa.classification.methods.base import ClassificationMethod
+from ssod_imwa.classification.methods.base import ClassificationMethod, train_accuracy
 from ssod_imwa.classification.mixers import Mixer
 from ssod_imwa.classification.models.base import ImageClassifier
-from ssod_imwa.classification.models.freezing import set_train_mode, train_only
+from ssod_imwa.classification.models.freezing import Part, set_train_mode, train_only
+from ssod_imwa.config.options import Options, option
+
+
+@dataclass(frozen=True)
+class ERMOptions(Options):
+    """What a stage does beside training its part."""
+
+    move_statistics: bool = option(
+        False, "let batch norms of what is frozen follow the data (MiSLAS's shifted BN)"
+    )
 
 
 class EmpiricalRisk(ClassificationMethod):
@@ -27,11 +39,10 @@ class EmpiricalRisk(ClassificationMethod):
     Args:
         student: the network.
         criterion: moved to the student's device.
+        options: see there.
         mixer: of images or features.
-        part: what is trained, see `models.freezing`.
-        move_statistics: let the batch-norm statistics of what is frozen follow the data (MiSLAS's
-            shifted BN).
         iterations: T of a member.
+        part: what is trained, see `models.freezing`.
         ema_decay: see `ClassificationMethod`.
 
     Raises:
@@ -45,11 +56,11 @@ class EmpiricalRisk(ClassificationMethod):
         self,
         student: ImageClassifier,
         criterion: Criterion,
+        options: ERMOptions = ERMOptions(),
         *,
         mixer: Mixer,
         iterations: int,
-        part: str = "all",
-        move_statistics: bool = False,
+        part: Part = "all",
         ema_decay: float = 0.0,
     ) -> None:
         super().__init__(student, iterations=iterations, ema_decay=ema_decay)
@@ -61,7 +72,7 @@ class EmpiricalRisk(ClassificationMethod):
         self.criterion = criterion.to(next(student.parameters()).device)
         self.mixer = mixer
         self.part = part
-        self.move_statistics = move_statistics
+        self.move_statistics = options.move_statistics
         train_only(student, part)
 
     def set_train_mode(self) -> None:
@@ -73,6 +84,4 @@ class EmpiricalRisk(ClassificationMethod):
         with drawn.at_layer():
             logits = self.parallel_student(drawn.images(images))
         loss = self.criterion(logits, drawn.targets, progress=self.progress(t))
-        with torch.no_grad():
-            accuracy = 100 * (logits.argmax(1) == batch.labels).float().mean()
-        return {"loss": loss, "train_accuracy": accuracy}
+        return {"loss": loss, "train_accuracy": train_accuracy(logits, batch.labels)}

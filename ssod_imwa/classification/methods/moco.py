@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,7 +16,23 @@ from ssod_imwa.classification.methods.expert_network import (
     ContrastiveBranch,
 )
 from ssod_imwa.classification.models.momentum import FeatureQueue, MomentumEncoder
+from ssod_imwa.config.options import Options, option
 from ssod_imwa.engine.seeding import counted_generator
+
+
+@dataclass(frozen=True)
+class MoCoOptions(Options):
+    """The contrastive loss of experts; the defaults are CIFAR's."""
+
+    temperature: float = option(0.2, "T of the cosines", above=0)
+    queue: int = option(
+        1024, "rows of each expert's queue, at least a batch; 65536 on large sets", low=1
+    )
+    momentum: float = option(0.999, "momentum of the key network", low=0, high=1)
+    width: int = option(64, "width of queries and keys; 1024 on large sets", low=1)
+    legacy_key_head: bool = option(
+        False, "never move the key heads from random weights, as NCL's public code does"
+    )
 
 
 class ExpertContrast:
@@ -28,12 +45,8 @@ class ExpertContrast:
 
     Args:
         network: on its device, with query heads.
-        queue: rows of each expert's queue, at least a batch of all ranks: 1024 on CIFAR, 65536 on
-            large sets. It begins with random directions.
-        temperature: T, above 0.
-        momentum: m of the key network, see `MomentumEncoder`.
-        legacy_key_head: leave the key heads at random weights of their own for ever, as NCL's
-            public code does; otherwise they begin as copies and follow like the encoders.
+        options: see there. Queues hold at least a batch of all ranks and begin with random
+            directions; key heads begin as copies and follow like the encoders, if not legacy.
         seed: of the queues' first content.
 
     Attributes:
@@ -41,7 +54,7 @@ class ExpertContrast:
         queues: one for each expert.
 
     Raises:
-        ValueError: the network has no query heads, or a number is out of range.
+        ValueError: the network has no query heads.
     """
 
     key: ContrastiveBranch
@@ -49,27 +62,25 @@ class ExpertContrast:
     def __init__(
         self,
         network: CollaborativeNetwork,
+        options: MoCoOptions,
         *,
-        queue: int = 1024,
-        temperature: float = 0.2,
-        momentum: float = 0.999,
-        legacy_key_head: bool = False,
         seed: int = 0,
     ) -> None:
         if network.projections is None:
             raise ValueError("width = 0 is not allowed with a contrastive loss (must be above 0)")
-        if not temperature > 0:
-            raise ValueError(f"temperature = {temperature} is not allowed (must be above 0)")
-        self.temperature = temperature
+        self.temperature = options.temperature
         device = next(network.parameters()).device
-        followed = nn.ModuleList() if legacy_key_head else network.projections
-        self._encoder = MomentumEncoder(network.branch(followed), momentum=momentum)
+        followed = nn.ModuleList() if options.legacy_key_head else network.projections
+        self._encoder = MomentumEncoder(network.branch(followed), momentum=options.momentum)
         self.key = self._encoder.key
-        if legacy_key_head:
+        if options.legacy_key_head:
             self.key.projections = network.new_projections().to(device).requires_grad_(False)
         self.queues = [
             FeatureQueue(
-                queue, network.width, generator=counted_generator(seed, "queue", k), device=device
+                options.queue,
+                network.width,
+                generator=counted_generator(seed, "queue", k),
+                device=device,
             )
             for k in range(network.deployed.num_experts)
         ]

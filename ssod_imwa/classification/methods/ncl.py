@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -15,14 +16,25 @@ from ssod_imwa.classification.losses.collaborative import (
     masked_logits,
     nested_distillation_loss,
 )
-from ssod_imwa.classification.methods.collaborative import (
-    Collaborative,
-    check_weights,
-    train_accuracy,
-)
+from ssod_imwa.classification.methods.base import train_accuracy
+from ssod_imwa.classification.methods.collaborative import Collaborative
 from ssod_imwa.classification.methods.expert_network import CollaborativeNetwork
 from ssod_imwa.classification.methods.moco import ExpertContrast
 from ssod_imwa.classification.models.freezing import Part
+from ssod_imwa.config.options import Options, option
+
+
+@dataclass(frozen=True)
+class NCLOptions(Options):
+    """The losses beside cross-entropy."""
+
+    hard_categories: int = option(
+        0, "classes that an image is compared on, its own included; 0 takes 0.3 of them", low=0
+    )
+    distillation_weight: float = option(0.6, "weight of both distillations", low=0)
+    contrastive_weight: float = option(
+        1.0, "weight of the contrastive losses; 0 trains without MoCo and its second view", low=0
+    )
 
 
 class NCL(Collaborative):
@@ -38,29 +50,25 @@ class NCL(Collaborative):
     Args:
         student: the network.
         counts: training images of each class.
+        options: λ (`distillation_weight`), β (`contrastive_weight`; of no account without
+            `contrast`, as in the public recipes for ImageNet-LT and iNaturalist) and the number of
+            hard categories: 30 of CIFAR-100, 300 of ImageNet-LT.
         iterations: T of a member.
-        hard_categories: N_h in 1..C, the true class included; None takes 0.3 C, rounded down:
-            30 of CIFAR-100, 300 of ImageNet-LT.
-        distillation_weight: λ, 0 or more.
-        contrastive_weight: β, 0 or more; of no account without `contrast`, as in the public
-            recipes for ImageNet-LT and iNaturalist.
         contrast: MoCo beside the experts, see `Collaborative`.
         part: what is trained, see `Collaborative`.
         ema_decay: of a teacher.
 
     Raises:
-        ValueError: an argument is out of range, or the network does not fit.
+        ValueError: there are fewer classes than hard categories, or the network does not fit.
     """
 
     def __init__(
         self,
         student: CollaborativeNetwork,
         counts: Sequence[int],
+        options: NCLOptions,
         *,
         iterations: int,
-        hard_categories: int | None = None,
-        distillation_weight: float = 0.6,
-        contrastive_weight: float = 1.0,
         contrast: ExpertContrast | None = None,
         part: Part = "all",
         ema_decay: float = 0.0,
@@ -73,21 +81,16 @@ class NCL(Collaborative):
             part=part,
             ema_decay=ema_decay,
         )
-        check_weights(
-            distillation_weight=distillation_weight, contrastive_weight=contrastive_weight
-        )
         if student.references is not None:
             raise ValueError("reference heads are not allowed (NCL would give them no gradient)")
         classes = len(counts)
-        if hard_categories is None:
-            hard_categories = max(1, 3 * classes // 10)
-        if not 1 <= hard_categories <= classes:
+        if options.hard_categories > classes:
             raise ValueError(
-                f"hard_categories = {hard_categories} is not allowed (must be 1..C = {classes})"
+                f"hard_categories = {options.hard_categories} is not allowed (must be at most C = "
+                f"{classes})"
             )
-        self.hard_categories = hard_categories
-        self.distillation_weight = distillation_weight
-        self.contrastive_weight = contrastive_weight
+        self.hard_categories = options.hard_categories or max(1, 3 * classes // 10)
+        self.options = options
         # log n, not log π: beside the masked logits of 0 a constant counts.
         self.log_counts = checked_counts(counts).log().float().to(next(student.parameters()).device)
 
@@ -97,14 +100,14 @@ class NCL(Collaborative):
         compensated = widened(outputs.logits) + self.log_counts
         mask = hard_category_mask(outputs.logits[0], labels, count=self.hard_categories)
         hard = masked_logits(compensated, mask)
-        weight = self.distillation_weight
+        weight = self.options.distillation_weight
         return {
             "loss_ce": _summed_cross_entropy(compensated, labels),
             "loss_ce_hard": _summed_cross_entropy(hard, labels),
             "loss_kd": weight * nested_distillation_loss(compensated),
             "loss_kd_hard": weight * nested_distillation_loss(hard),
-            **self._contrastive(outputs, batch, t, weight=self.contrastive_weight),
-            "train_accuracy": train_accuracy(outputs.logits, labels),
+            **self._contrastive(outputs, batch, t, weight=self.options.contrastive_weight),
+            "train_accuracy": train_accuracy(outputs.logits.mean(0), labels),
         }
 
 

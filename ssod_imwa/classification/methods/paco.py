@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -13,12 +14,37 @@ from ssod_imwa.classification.class_counts import log_prior
 from ssod_imwa.classification.data.loader import ImageBatch
 from ssod_imwa.classification.losses.base import widened
 from ssod_imwa.classification.losses.contrastive import parametric_contrastive_loss
-from ssod_imwa.classification.methods.base import ClassificationMethod, TrainingNetwork
+from ssod_imwa.classification.methods.base import (
+    ClassificationMethod,
+    TrainingNetwork,
+    train_accuracy,
+)
 from ssod_imwa.classification.models.base import ImageClassifier
 from ssod_imwa.classification.models.freezing import Part, set_train_mode, train_only
 from ssod_imwa.classification.models.heads import projection_head
 from ssod_imwa.classification.models.momentum import FeatureQueue, MomentumEncoder
+from ssod_imwa.config.options import Options, option
 from ssod_imwa.engine.seeding import counted_generator
+
+
+@dataclass(frozen=True)
+class GPaCoOptions(Options):
+    """The loss, the queue and the head; the defaults are PaCo's on CIFAR."""
+
+    alpha: float = option(
+        0.01, "weight of a sample beside the 1 of its class; 0.02 to 0.05 on large sets", low=0
+    )
+    temperature: float = option(0.05, "T of the samples; 0.07 or 0.2 on large sets", above=0)
+    queue: int = option(1024, "rows of the queue, at least a batch; 8192 on large sets", low=1)
+    hidden: int = option(0, "width inside the head; 0 takes that of the features", low=0)
+    width: int = option(32, "width of projections; 128 on large sets", low=1)
+
+
+@dataclass(frozen=True)
+class PaCoOptions(GPaCoOptions):
+    """And the slow network."""
+
+    momentum: float = option(0.999, "momentum of the slow network", low=0, high=1)
 
 
 class ParametricNetwork(TrainingNetwork):
@@ -29,12 +55,11 @@ class ParametricNetwork(TrainingNetwork):
     Args:
         deployed: the classifier.
         head: "paco" or "gpaco", see `projection_head`.
-        hidden: width inside the head; None takes d, as the papers do.
-        width: of the projections: 32 on CIFAR, 128 in large networks.
+        options: whose `hidden` and `width` are the head's.
 
     Example:
         >>> from ssod_imwa.classification.models import CifarResNet
-        >>> network = ParametricNetwork(CifarResNet(10, depth=8), head="paco")
+        >>> network = ParametricNetwork(CifarResNet(10, depth=8), PaCoOptions(), head="paco")
         >>> logits, projections = network(torch.zeros(2, 3, 32, 32))
         >>> logits.shape, projections.shape
         (torch.Size([2, 10]), torch.Size([2, 32]))
@@ -45,15 +70,13 @@ class ParametricNetwork(TrainingNetwork):
     def __init__(
         self,
         deployed: ImageClassifier,
+        options: GPaCoOptions,
         *,
         head: Literal["paco", "gpaco"],
-        hidden: int | None = None,
-        width: int = 32,
     ) -> None:
         super().__init__(deployed)
-        self.width = width
         d = deployed.num_features
-        self.projection = projection_head(head, d, d if hidden is None else hidden, width)
+        self.projection = projection_head(head, d, options.hidden or d, options.width)
 
     def outputs(self, *views: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits (nB, C) and projections (nB, width), rows of length 1, of n views in turn."""
@@ -68,12 +91,8 @@ class ParametricContrastive(ClassificationMethod):
     Args:
         student: the network.
         counts: training images of each class.
+        options: α, T and the queue, which begins with random directions of no class.
         iterations: T of a member.
-        alpha: α, 0 or more, the weight of a sample beside the 1 of a class: 0.01 for PaCo on
-            CIFAR, 0.02 to 0.05 on large sets.
-        temperature: T of the samples, above 0: 0.05 for PaCo on CIFAR, 0.07 or 0.2 on large sets.
-        queue: its rows, at least a batch: 1024 for PaCo on CIFAR, 8192 on large sets. It begins
-            with random directions of no class.
         part: what of the classifier is trained, see `models.freezing`; the head always is.
         seed: of the queue's first content.
         ema_decay: of a teacher, see `ClassificationMethod`.
@@ -89,28 +108,21 @@ class ParametricContrastive(ClassificationMethod):
         self,
         student: ParametricNetwork,
         counts: Sequence[int],
+        options: GPaCoOptions,
         *,
         iterations: int,
-        alpha: float = 0.01,
-        temperature: float = 0.05,
-        queue: int = 1024,
         part: Part = "all",
         seed: int = 0,
         ema_decay: float = 0.0,
     ) -> None:
         super().__init__(student, iterations=iterations, ema_decay=ema_decay)
-        if not alpha >= 0:
-            raise ValueError(f"alpha = {alpha} is not allowed (must be 0 or more)")
-        if not temperature > 0:
-            raise ValueError(f"temperature = {temperature} is not allowed (must be above 0)")
         train_only(student.deployed, part)
         device = next(student.parameters()).device
-        self.alpha = alpha
-        self.temperature = temperature
+        self.options = options
         self.part = part
         self.log_prior = log_prior(counts).to(device)
         generator = counted_generator(seed, "queue")
-        self.queue = FeatureQueue(queue, student.width, generator=generator, device=device)
+        self.queue = FeatureQueue(options.queue, options.width, generator=generator, device=device)
         self._new: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def set_train_mode(self) -> None:
@@ -133,12 +145,10 @@ class ParametricContrastive(ClassificationMethod):
             torch.cat([others, self.queue.features]),
             torch.cat([other_labels, self.queue.labels]),
             self.log_prior,
-            alpha=self.alpha,
-            temperature=self.temperature,
+            alpha=self.options.alpha,
+            temperature=self.options.temperature,
         )
-        with torch.no_grad():
-            accuracy = 100 * (logits.argmax(1) == labels).float().mean()
-        return {"loss": loss, "train_accuracy": accuracy}
+        return {"loss": loss, "train_accuracy": train_accuracy(logits, labels)}
 
     def after_step(self, t: int) -> None:
         """Write the step's features, of all micro-batches, into the queue."""
@@ -162,12 +172,9 @@ class PaCo(ParametricContrastive):
 
     Args:
         student: the network, with the head "paco".
-        counts: see `ParametricContrastive`, as are all that follow but one.
+        counts: see `ParametricContrastive`, as are all that follow.
+        options: with the momentum of the slow network, which is not that of the teacher.
         iterations: T of a member.
-        alpha: α.
-        temperature: T.
-        queue: its rows.
-        momentum: m of the slow network, see `MomentumEncoder`; not that of the teacher.
         part: what is trained.
         seed: of the queue.
         ema_decay: of a teacher.
@@ -180,12 +187,9 @@ class PaCo(ParametricContrastive):
         self,
         student: ParametricNetwork,
         counts: Sequence[int],
+        options: PaCoOptions,
         *,
         iterations: int,
-        alpha: float = 0.01,
-        temperature: float = 0.05,
-        queue: int = 1024,
-        momentum: float = 0.999,
         part: Part = "all",
         seed: int = 0,
         ema_decay: float = 0.0,
@@ -193,15 +197,13 @@ class PaCo(ParametricContrastive):
         super().__init__(
             student,
             counts,
+            options,
             iterations=iterations,
-            alpha=alpha,
-            temperature=temperature,
-            queue=queue,
             part=part,
             seed=seed,
             ema_decay=ema_decay,
         )
-        self.encoder = MomentumEncoder(student, momentum=momentum)
+        self.encoder = MomentumEncoder(student, momentum=options.momentum)
 
     def models(self) -> dict[str, nn.Module]:
         return {**super().models(), "momentum": self.encoder.key}

@@ -16,6 +16,7 @@ from ssod_imwa.classification.models.resnet12 import ResNet12
 from ssod_imwa.classification.models.torchvision_models import NAMES, TorchvisionResNet
 from ssod_imwa.classification.models.vit import ViT
 from ssod_imwa.classification.models.wide_resnet import WideResNet
+from ssod_imwa.config.options import Options, option
 
 
 @dataclass(frozen=True)
@@ -70,15 +71,25 @@ def _vit(*, patch_size: int, dim: int, depth: int, heads: int) -> Builder:
     )
 
 
+VITS: dict[str, Builder] = {
+    "vit_base_patch16": _vit(patch_size=16, dim=768, depth=12, heads=12),
+    "vit_tiny_patch4_32": _vit(patch_size=4, dim=96, depth=6, heads=3),
+}
 MODELS: dict[str, Builder] = {
     **{f"cifar_resnet{depth}": _cifar_resnet(depth) for depth in (20, 32, 44, 56)},
     **{f"wrn_28_{width}": _wide_resnet(width) for width in (2, 8)},
     **{name: _torchvision(name) for name in NAMES},
     "resnet18_small": _torchvision("resnet18", small_stem=True),
     "resnet12": _resnet12,
-    "vit_base_patch16": _vit(patch_size=16, dim=768, depth=12, heads=12),
-    "vit_tiny_patch4_32": _vit(patch_size=4, dim=96, depth=6, heads=3),
+    **VITS,
 }
+
+
+@dataclass(frozen=True)
+class NetworkOptions(Options):
+    """Which network."""
+
+    name: str = option("cifar_resnet32", "the network", choices=tuple(MODELS))
 
 
 def build_classifier(
@@ -123,7 +134,7 @@ def build_classifier(
         raise ValueError(
             f"pretrained = True is not allowed with model = {name!r} (must be one of {list(NAMES)})"
         )
-    if drop_path != 0 and not name.startswith("vit"):
+    if drop_path != 0 and name not in VITS:
         raise ValueError(
             f"drop_path = {drop_path} is not allowed with model = {name!r} (must be 0: only "
             "vision transformers have it)"

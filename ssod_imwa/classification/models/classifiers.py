@@ -2,13 +2,44 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ssod_imwa.config.options import Options, option
+
 ClassifierKind = Literal["linear", "cosine"]
+
+
+@dataclass(frozen=True)
+class ClassifierOptions(Options):
+    """The kind of classifier."""
+
+    classifier: ClassifierKind = option("linear", "what turns features into logits")
+
+
+@dataclass(frozen=True)
+class CosineOptions(Options):
+    """Of a cosine classifier."""
+
+    scale: float = option(
+        30.0, "factor of the cosines; LDAM's loss has its own, so 1 with it", above=0
+    )
+
+
+@dataclass(frozen=True)
+class TauNormOptions(Options):
+    """Of a classifier that was trained."""
+
+    tau_norm: float = option(
+        0.0,
+        "divide each class's weights in MODEL.WEIGHTS by their norm to this power, and drop its "
+        "bias (tau-norm); 0 leaves them as they are",
+        low=0,
+    )
 
 
 class CosineClassifier(nn.Module):

@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from ssod_imwa.classification.models.base import ImageClassifier
+from ssod_imwa.config.options import Options, option
+
+
+@dataclass(frozen=True)
+class ExpertsOptions(Options):
+    """How many networks, and what they share."""
+
+    experts: int = option(1, "K networks, whose logits are averaged", low=1)
+    shared_groups: int = option(
+        0, "how many stages, from the first on, are one for all experts", low=0
+    )
 
 
 class Experts(nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 from torch import nn
@@ -10,9 +11,22 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ssod_imwa.classification.models.base import ImageClassifier
 from ssod_imwa.classification.models.experts import Experts
 from ssod_imwa.classification.models.heads import ScaledClassifier
+from ssod_imwa.config.options import Options, option
 
 Part = Literal["all", "backbone", "classifier", "last_block", "last_block_only", "scale"]
 PARTS = get_args(Part)
+
+
+@dataclass(frozen=True)
+class StageOptions(Options):
+    """What a stage of training trains, and what it starts anew."""
+
+    part: Part = option("all", "what is trained; the last block is Places-LT's, the scale LWS's")
+    reset_classifier: bool = option(False, "start the classifier anew (cRT)")
+    reset_last_block: bool = option(False, "start the last block anew (Places-LT)")
+    classifier_lr: float = option(
+        1.0, "factor of SOLVER.BASE_LR for the classifier's weights", low=0
+    )
 
 
 def train_only(

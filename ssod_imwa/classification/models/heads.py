@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
 from torch import nn
+
+from ssod_imwa.config.options import Options, option
 
 HeadKind = Literal["bcl", "paco", "gpaco", "moco"]
 
@@ -39,6 +42,15 @@ def projection_head(kind: HeadKind, d: int, hidden: int, out: int) -> nn.Sequent
     if kind == "gpaco":
         layers += [nn.Linear(hidden, hidden), nn.ReLU()]
     return nn.Sequential(*layers, nn.Linear(hidden, out))
+
+
+@dataclass(frozen=True)
+class ScaleOptions(Options):
+    """A classifier with scales."""
+
+    learnable_scale: bool = option(
+        False, "multiply each class's logit by a factor that is learned (MiSLAS; LWS)"
+    )
 
 
 class ScaledClassifier(nn.Module):

@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from timm.layers import build_sincos2d_pos_embed
 from timm.models.vision_transformer import Block
 from torch import nn
 
 from ssod_imwa.classification.models.vit import WEIGHT_STD, ViT
+from ssod_imwa.config.options import Options, option
 
 NORM_EPS = 1e-6  # of layer norms, and below the variance of a patch's pixels
+
+
+@dataclass(frozen=True)
+class MAEOptions(Options):
+    """What is masked, and what reconstructs it."""
+
+    mask_ratio: float = option(0.75, "part of the patches that is masked", above=0, below=1)
+    decoder_width: int = option(
+        512, "width of the decoder's tokens, a multiple of 4 and of the heads", low=4
+    )
+    decoder_depth: int = option(8, "blocks of the decoder", low=0)
+    decoder_heads: int = option(16, "heads of each attention of the decoder", low=1)
 
 
 class MaskedAutoencoder(nn.Module):
@@ -23,56 +38,47 @@ class MaskedAutoencoder(nn.Module):
 
     Args:
         encoder: changed in place: weights as MAE draws them, positions fixed.
-        decoder_dim: width of the decoder's tokens, a multiple of 4 and of the heads.
-        decoder_depth: its blocks.
-        decoder_heads: of each attention.
-        mask_ratio: the part of the patches that is masked, above 0 and below 1.
+        options: of masks and decoder.
 
     Raises:
-        ValueError: a number is out of range, or no patch would be visible or masked.
+        ValueError: the width is no such multiple, or no patch would be visible or masked.
 
     Example:
         >>> encoder = ViT(10, image_size=16, patch_size=4, dim=32, depth=2, heads=2)
-        >>> model = MaskedAutoencoder(encoder, decoder_dim=16, decoder_depth=1, decoder_heads=2)
+        >>> options = MAEOptions(decoder_width=16, decoder_depth=1, decoder_heads=2)
+        >>> model = MaskedAutoencoder(encoder, options)
         >>> model.masked_patches, model(torch.rand(2, 3, 16, 16), torch.rand(2, 16)).shape
         (12, torch.Size([]))
     """
 
-    def __init__(
-        self,
-        encoder: ViT,
-        *,
-        decoder_dim: int = 512,
-        decoder_depth: int = 8,
-        decoder_heads: int = 16,
-        mask_ratio: float = 0.75,
-    ) -> None:
+    def __init__(self, encoder: ViT, options: MAEOptions) -> None:
         super().__init__()
-        if decoder_dim % decoder_heads or decoder_dim % 4:
+        dim, heads = options.decoder_width, options.decoder_heads
+        if dim % heads or dim % 4:
             raise ValueError(
-                f"decoder_dim = {decoder_dim} is not allowed (must be a multiple of decoder_heads "
-                f"= {decoder_heads} and of 4)"
+                f"decoder_width = {dim} is not allowed (must be a multiple of decoder_heads = "
+                f"{heads} and of 4)"
             )
         self.encoder = encoder
         embedding = encoder.stem.patch_embed
         self.patch_size: int = embedding.patch_size[0]
         rows, columns = embedding.grid_size
-        self.visible_patches = _visible(rows * columns, mask_ratio)
+        self.visible_patches = _visible(rows * columns, options.mask_ratio)
         self.masked_patches = rows * columns - self.visible_patches
         width = encoder.num_features
         self.norm = nn.LayerNorm(width, eps=NORM_EPS)
-        self.decoder_embed = nn.Linear(width, decoder_dim)
-        self.mask_token = nn.Parameter(torch.zeros(1, 1, decoder_dim))
-        positions = sincos_positions(rows, columns, decoder_dim)
+        self.decoder_embed = nn.Linear(width, dim)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, dim))
+        positions = sincos_positions(rows, columns, dim)
         self.register_buffer("decoder_positions", positions, persistent=False)
         self.decoder_blocks = nn.Sequential(
             *(
-                Block(decoder_dim, decoder_heads, qkv_bias=True, norm_layer=type(encoder.fc_norm))
-                for _ in range(decoder_depth)
+                Block(dim, heads, qkv_bias=True, norm_layer=type(encoder.fc_norm))
+                for _ in range(options.decoder_depth)
             )
         )
-        self.decoder_norm = nn.LayerNorm(decoder_dim, eps=NORM_EPS)
-        self.decoder_pixels = nn.Linear(decoder_dim, 3 * self.patch_size**2)
+        self.decoder_norm = nn.LayerNorm(dim, eps=NORM_EPS)
+        self.decoder_pixels = nn.Linear(dim, 3 * self.patch_size**2)
         self._initialize()
 
     @torch.no_grad()
@@ -179,7 +185,7 @@ def _gathered(tokens: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
 
 
 def _visible(patches: int, mask_ratio: float) -> int:
-    visible = round(patches * (1 - mask_ratio)) if 0 < mask_ratio < 1 else 0
+    visible = round(patches * (1 - mask_ratio))
     if not 0 < visible < patches:
         raise ValueError(
             f"mask_ratio = {mask_ratio} is not allowed with {patches} patches (must leave at least "

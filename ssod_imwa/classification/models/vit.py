@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,11 +12,33 @@ from torch import nn
 
 from ssod_imwa.classification.models.base import ImageClassifier
 from ssod_imwa.classification.models.classifiers import ClassifierKind, make_classifier
+from ssod_imwa.config.options import Options, option
 
 WEIGHT_STD = 0.02
 # MAE's and LiVT's classifiers begin near 0, so that the first logits say nothing.
 CLASSIFIER_STD = 2e-5
 NOT_DECAYED = ("cls_token", "pos_embed")
+
+
+@dataclass(frozen=True)
+class ViTOptions(Options):
+    """Of vision transformers."""
+
+    drop_path: float = option(
+        0.0,
+        "probability with which the last block is left out (stochastic depth)",
+        low=0,
+        below=1,
+    )
+
+
+@dataclass(frozen=True)
+class LayerDecayOptions(Options):
+    """Of rates in fine-tuning."""
+
+    layer_decay: float = option(
+        1.0, "factor of the rate from one layer to the one below; 0.75 in LiVT", above=0, high=1
+    )
 
 
 class ViTStem(nn.Module):

@@ -17,7 +17,12 @@ from ssod_imwa.classification.data.datasets import (
     load_image_folder,
     read_into_memory,
 )
+from ssod_imwa.classification.data.imbalance import ImbalanceOptions
 from ssod_imwa.errors import DataError
+
+
+def thinned_to(dataset, **settings):
+    return impose_imbalance(dataset, ImbalanceOptions(**settings))
 
 
 @pytest.fixture
@@ -78,15 +83,15 @@ def test_images_and_labels_have_to_fit():
 
 
 def test_imbalance_is_imposed_on_a_balanced_set():
-    thinned = impose_imbalance(in_memory(50, 50, 50), ratio=4)
+    thinned = thinned_to(in_memory(50, 50, 50), ratio=4)
     assert thinned.counts == [50, 25, 12]
     # Each label still belongs to its image: image i has the value i and the label i // 50.
     assert (thinned.images[:, 0, 0, 0] // 50).tolist() == thinned.labels.tolist()
 
 
 def test_a_long_tailed_set_is_thinned():
-    assert impose_imbalance(in_memory(100, 10, 1), ratio=4, split="first").counts == [4, 2, 1]
-    assert impose_imbalance(in_memory(80, 40, 10, 10), ratio=2, profile="step").counts == [
+    assert thinned_to(in_memory(100, 10, 1), ratio=4, split="first").counts == [4, 2, 1]
+    assert thinned_to(in_memory(80, 40, 10, 10), ratio=2, profile="step").counts == [
         *[20, 20],
         *[10, 10],
     ]
@@ -94,9 +99,9 @@ def test_a_long_tailed_set_is_thinned():
 
 def test_imbalance_beyond_the_images_names_the_data_set():
     with pytest.raises(DataError, match="x: class 1 has 5 images, 10 are asked"):
-        impose_imbalance(in_memory(20, 5), ratio=1, maximum=10)
+        thinned_to(in_memory(20, 5), ratio=1, maximum=10)
     with pytest.raises(DataError, match="leaves class 1 of 2 without images"):
-        impose_imbalance(in_memory(20, 5), ratio=40, maximum=20)
+        thinned_to(in_memory(20, 5), ratio=40, maximum=20)
 
 
 # -------------------------------------------------------------------------------- image folders
@@ -239,9 +244,9 @@ def test_real_cifar10_lt_has_the_published_counts_and_thins(real_data):
     train = load_cifar10_lt100(real_data, "train")
     assert train.counts == [5000, 2997, 1796, 1077, 645, 387, 232, 139, 83, 50]
     assert train.images.shape == (12_406, 3, 32, 32)
-    assert impose_imbalance(train, ratio=100, split="first").labels.equal(train.labels)
-    assert impose_imbalance(train, ratio=50).counts[::9] == [2500, 50]
-    assert impose_imbalance(train, ratio=10).counts[::9] == [500, 50]
+    assert thinned_to(train, ratio=100, split="first").labels.equal(train.labels)
+    assert thinned_to(train, ratio=50).counts[::9] == [2500, 50]
+    assert thinned_to(train, ratio=10).counts[::9] == [500, 50]
 
 
 # --------------------------------------------------------------------------------------- digits
@@ -272,5 +277,5 @@ def test_digit_images_are_enlarged_bilinearly():
 
 
 def test_long_tailed_digits_fall_exponentially():
-    counts = impose_imbalance(load_digit_images("train"), ratio=20).counts
+    counts = thinned_to(load_digit_images("train"), ratio=20).counts
     assert counts == [int(142 * 20 ** (-c / 9)) for c in range(10)]

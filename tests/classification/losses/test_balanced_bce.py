@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from ssod_imwa.classification.class_counts import log_odds
 from ssod_imwa.classification.losses.balanced_bce import (
     BalancedBCE,
-    BalancedBCEOptions,
     balanced_bce_loss,
 )
+from ssod_imwa.classification.losses.base import SmoothedOptions
 
 COUNTS = [500, 120, 30, 8, 2]
 
@@ -52,7 +52,7 @@ def bce(logits, targets, priors):
 def test_balanced_bce_takes_labels_and_shares_and_smooths_both(
     by_hand, logits, labels, shares, smoothing
 ):
-    criterion = BalancedBCE(by_hand.COUNTS, BalancedBCEOptions(smoothing=smoothing))
+    criterion = BalancedBCE(by_hand.COUNTS, SmoothedOptions(smoothing=[smoothing, 0.0]))
     for targets, rows in (
         (labels, by_hand.TARGETS),
         (shares, shares.tolist()),

@@ -95,7 +95,7 @@ def make(name, counts, **settings):
 
 @pytest.mark.parametrize("name", ["cross_entropy", "balanced_softmax"])
 def test_smoothing_spreads_its_share_over_all_classes(by_hand, logits, labels, name):
-    loss = make(name, by_hand.COUNTS, smoothing=0.3)(logits, labels, progress=0.0).item()
+    loss = make(name, by_hand.COUNTS, smoothing=[0.3, 0.0])(logits, labels, progress=0.0).item()
     if name == "balanced_softmax":
         logits = logits + torch.tensor(by_hand.PRIORS, dtype=torch.float64).log()
     targets = [[0.7 * q + 0.3 / 3 for q in by_hand.one_hot(y)] for y in by_hand.LABELS]
@@ -113,7 +113,7 @@ def test_half_precision_is_widened(by_hand, logits, labels, name, dtype):
 
 @pytest.mark.parametrize("name", ["cross_entropy", "balanced_softmax", "balanced_bce"])
 def test_shares_of_one_class_each_are_labels(by_hand, logits, labels, name):
-    criterion = make(name, by_hand.COUNTS, smoothing=0.1)
+    criterion = make(name, by_hand.COUNTS, smoothing=[0.1, 0.0])
     assert criterion.takes_shares
     shares = torch.tensor(by_hand.TARGETS)
     of_labels, of_shares = (criterion(logits.float(), y, progress=0.0) for y in (labels, shares))
@@ -139,11 +139,12 @@ def test_class_statistics_move_with_the_module_and_are_not_saved(by_hand):
         ("cross_entropy", {"weights": "inverse"}, "weights = 'inverse' is not allowed"),
         ("cross_entropy", {"beta": 1.0}, "beta = 1.0"),
         ("cross_entropy", {"weights_from": 1.1}, "weights_from = 1.1"),
-        ("cross_entropy", {"smoothing": -0.1}, "smoothing = -0.1"),
+        ("cross_entropy", {"smoothing": [-0.1, 0.0]}, r"smoothing = \[-0.1, 0.0\]"),
         ("focal", {"gamma": -1.0}, "gamma = -1.0"),
         ("ldam", {"margin": -0.1}, "margin = -0.1"),
         ("ldam", {"scale": 0.0}, "scale = 0.0"),
-        ("balanced_bce", {"smoothing": 1.0}, "smoothing = 1.0"),
+        ("balanced_bce", {"smoothing": [1.0, 0.0]}, r"smoothing = \[1.0, 0.0\]"),
+        ("balanced_bce", {"smoothing": [0.1, 0.1]}, "all classes are smoothed alike"),
         ("label_aware_smoothing", {"smoothing": [1.0, 0.0]}, r"smoothing = \[1.0, 0.0\]"),
     ],
 )

@@ -5,9 +5,9 @@ import torch
 import torch.nn.functional as F
 
 from ssod_imwa.classification.class_counts import smoothing_by_class
+from ssod_imwa.classification.losses.base import SmoothedOptions
 from ssod_imwa.classification.losses.label_aware_smoothing import (
     LabelAwareSmoothing,
-    LabelAwareSmoothingOptions,
     label_aware_smoothing_loss,
 )
 
@@ -31,7 +31,7 @@ def test_label_aware_smoothing_of_equal_classes_is_torchs(batch):
 
 
 def test_label_aware_smoothing_smooths_frequent_classes_most(by_hand, logits, labels):
-    criterion = LabelAwareSmoothing(by_hand.COUNTS, LabelAwareSmoothingOptions([0.4, 0.1]))
+    criterion = LabelAwareSmoothing(by_hand.COUNTS, SmoothedOptions([0.4, 0.1]))
     loss = criterion(logits, labels, progress=0.0).item()
     expected = 0.0
     for row, y in zip(logits.tolist(), by_hand.LABELS, strict=True):
@@ -43,6 +43,6 @@ def test_label_aware_smoothing_smooths_frequent_classes_most(by_hand, logits, la
 
 def test_smoothing_is_two_numbers_and_largest_for_the_most_frequent_class(by_hand):
     with pytest.raises(ValueError, match=r"smoothing = \[0.1\] .* \(must be two numbers"):
-        LabelAwareSmoothing(by_hand.COUNTS, LabelAwareSmoothingOptions([0.1]))
+        LabelAwareSmoothing(by_hand.COUNTS, SmoothedOptions([0.1]))
     with pytest.raises(ValueError, match=r"head = 0.1, tail = 0.2"):
-        LabelAwareSmoothing(by_hand.COUNTS, LabelAwareSmoothingOptions([0.1, 0.2]))
+        LabelAwareSmoothing(by_hand.COUNTS, SmoothedOptions([0.1, 0.2]))

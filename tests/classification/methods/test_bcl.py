@@ -6,19 +6,25 @@ import torch
 from support import needs_fork
 
 from ssod_imwa.averaging.ranks import Ranks
-from ssod_imwa.classification.methods.bcl import BalancedContrastive, BCLNetwork
+from ssod_imwa.classification.methods.bcl import BalancedContrastive, BCLNetwork, BCLOptions
 from ssod_imwa.engine.launch import distribute
 
 LARGE = {"temperature": 0.07, "ce_weight": 1.0, "contrastive_weight": 0.35}
 
 
 def network(tiny, classifier="cosine"):
-    return tiny.build(lambda: BCLNetwork(tiny.Net(classifier), hidden=7, width=5))
+    options = BCLOptions(hidden=7, width=5)
+    return tiny.build(lambda: BCLNetwork(tiny.Net(classifier), options))
 
 
-def make_method(tiny, classifier="cosine", *, iterations=4, **settings):
+def make_method(tiny, classifier="cosine", *, iterations=4, part="all", ema_decay=0.0, **settings):
     return BalancedContrastive(
-        network(tiny, classifier), tiny.COUNTS, iterations=iterations, **settings
+        network(tiny, classifier),
+        tiny.COUNTS,
+        BCLOptions(**settings),
+        iterations=iterations,
+        part=part,
+        ema_decay=ema_decay,
     )
 
 
@@ -224,4 +230,4 @@ def test_settings_out_of_range_are_refused(tiny, settings, message):
 
 def test_counts_of_other_classes_are_refused(tiny):
     with pytest.raises(ValueError, match=r"2 counts are not allowed .*the network's 3 classes"):
-        BalancedContrastive(network(tiny), [5, 3], iterations=1)
+        BalancedContrastive(network(tiny), [5, 3], BCLOptions(), iterations=1)

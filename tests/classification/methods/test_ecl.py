@@ -6,18 +6,19 @@ import torch
 import torch.nn.functional as F
 
 from ssod_imwa.averaging.ranks import Ranks
-from ssod_imwa.classification.methods.ecl import ECL
+from ssod_imwa.classification.methods.ecl import ECL, ECLOptions
 from ssod_imwa.classification.methods.expert_network import CollaborativeNetwork
-from ssod_imwa.classification.methods.moco import ExpertContrast
+from ssod_imwa.classification.methods.moco import ExpertContrast, MoCoOptions
 from ssod_imwa.classification.models.experts import Experts
 from ssod_imwa.engine.launch import distribute
 
 EXPERTS = 3
+COMMON = ("iterations", "part", "ema_decay")  # what all methods take beside their options
 
 
 @pytest.fixture
 def ecl(tiny):
-    def make(*, net=tiny.Net, contrastive=True, queue=16, **options):
+    def make(*, net=tiny.Net, contrastive=True, queue=16, **settings):
         network = tiny.build(
             lambda: CollaborativeNetwork(
                 Experts(net, EXPERTS), reference=True, width=5 if contrastive else 0
@@ -25,9 +26,10 @@ def ecl(tiny):
         )
         contrast = None
         if contrastive:
-            contrast = ExpertContrast(network, queue=queue, momentum=0.9)
-        options = {"iterations": 8, **options}
-        return ECL(network, tiny.COUNTS, contrast=contrast, **options)
+            contrast = ExpertContrast(network, MoCoOptions(queue=queue, momentum=0.9))
+        common = {key: settings.pop(key) for key in COMMON if key in settings}
+        common = {"iterations": 8, "contrast": contrast, **common}
+        return ECL(network, tiny.COUNTS, ECLOptions(**settings), **common)
 
     return make
 
@@ -320,9 +322,9 @@ def test_accumulation_writes_all_keys_of_a_step(tiny, ecl):
         ({"alpha": -0.1}, "alpha = -0.1 is not allowed"),
         ({"beta": float("nan")}, "beta = nan is not allowed"),
         ({"temperature": 0}, "temperature = 0 is not allowed"),
-        ({"distil": ("logit",)}, "distil = 'logit' is not allowed"),
+        ({"distil": ["logit"]}, r"distil = \['logit'\] is not allowed"),
         ({"transfer": "both"}, "transfer = 'both' is not allowed"),
-        ({"transfer_clip": 0.0}, "transfer_clip = 0.0 is not allowed"),
+        ({"transfer_clip": -1.0}, "transfer_clip = -1.0 is not allowed"),
         ({"part": "head"}, "part = 'head' is not allowed"),
         ({"iterations": 0}, "iterations = 0 is not allowed"),
     ],
@@ -337,14 +339,14 @@ def test_networks_that_do_not_fit_are_refused(tiny, ecl):
         return CollaborativeNetwork(Experts(tiny.Net, 2), **options)
 
     with pytest.raises(ValueError, match="without reference heads is not allowed"):
-        ECL(network(), tiny.COUNTS, iterations=1)
+        ECL(network(), tiny.COUNTS, ECLOptions(), iterations=1)
     with pytest.raises(ValueError, match="4 counts are not allowed"):
-        ECL(network(reference=True), [9, 9, 9, 9], iterations=1)
+        ECL(network(reference=True), [9, 9, 9, 9], ECLOptions(), iterations=1)
     with pytest.raises(ValueError, match="belong together"):
-        ECL(network(reference=True, width=5), tiny.COUNTS, iterations=1)
-    contrast = ExpertContrast(network(width=5))
+        ECL(network(reference=True, width=5), tiny.COUNTS, ECLOptions(), iterations=1)
+    contrast = ExpertContrast(network(width=5), MoCoOptions())
     with pytest.raises(ValueError, match="belong together"):
-        ECL(network(reference=True), tiny.COUNTS, iterations=1, contrast=contrast)
+        ECL(network(reference=True), tiny.COUNTS, ECLOptions(), iterations=1, contrast=contrast)
 
 
 # --------------------------------------------------------------------------------------- two ranks

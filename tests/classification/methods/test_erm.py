@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ssod_imwa.classification.losses.build import LOSSES
-from ssod_imwa.classification.methods.erm import EmpiricalRisk
+from ssod_imwa.classification.methods.erm import EmpiricalRisk, ERMOptions
 from ssod_imwa.classification.mixers import MIXERS
 from ssod_imwa.classification.mixing import mfw_strengths
 from ssod_imwa.classification.models.heads import ScaledClassifier
@@ -18,7 +18,15 @@ ENCODER = ("stem", "layer1")
 
 
 def make_method(
-    tiny, loss="cross_entropy", *, student=None, mix="none", layers=(), of=None, **settings
+    tiny,
+    loss="cross_entropy",
+    *,
+    student=None,
+    mix="none",
+    layers=(),
+    of=None,
+    move_statistics=False,
+    **settings,
 ):
     """A method; `layers` are names of the mixed layers, `of` the criterion's settings."""
     student = student or tiny.build(tiny.Net)
@@ -28,6 +36,7 @@ def make_method(
     return EmpiricalRisk(
         student,
         LOSSES[loss](tiny.COUNTS, LOSSES[loss].options_class(**(of or {}))),
+        ERMOptions(move_statistics),
         mixer=mixer(tiny.COUNTS, mixing, student),
         **{"iterations": 10, **settings},
     )
@@ -228,7 +237,7 @@ def livt(tiny):
         "balanced_bce",
         student=student,
         mix="mixup_or_cutmix",
-        of={"smoothing": 0.1},
+        of={"smoothing": [0.1, 0.0]},
     )
     return method, torch.optim.AdamW(groups)
 

@@ -12,7 +12,7 @@ from ssod_imwa.classification.methods.mae import (
     encoder_state,
     reconstruction_error,
 )
-from ssod_imwa.classification.models.mae import MaskedAutoencoder
+from ssod_imwa.classification.models.mae import MAEOptions, MaskedAutoencoder
 from ssod_imwa.classification.models.vit import ViT
 from ssod_imwa.classification.models.weights import load_encoder
 from ssod_imwa.engine.checkpoint.atomic import write_checkpoint
@@ -27,7 +27,9 @@ def vit(classes=3, image_size=8):
 def make_method(tiny):
     return MaskedPretraining(
         tiny.build(
-            lambda: MaskedAutoencoder(vit(), decoder_dim=8, decoder_depth=1, decoder_heads=2)
+            lambda: MaskedAutoencoder(
+                vit(), MAEOptions(decoder_width=8, decoder_depth=1, decoder_heads=2)
+            )
         )
     )
 

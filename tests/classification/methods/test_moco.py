@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from ssod_imwa.averaging.ranks import Ranks
 from ssod_imwa.classification.methods.expert_network import CollaborativeNetwork
-from ssod_imwa.classification.methods.moco import ExpertContrast
+from ssod_imwa.classification.methods.moco import ExpertContrast, MoCoOptions
 from ssod_imwa.classification.models.experts import Experts
 
 QUEUE, WIDTH, EXPERTS = 14, 5, 2  # two batches of 6 and a part of the third
@@ -24,8 +24,9 @@ def views(tiny):
     return lambda t: tiny.batch("views", t, views=2).views
 
 
-def contrast_of(network, **options):
-    return ExpertContrast(network, **{"queue": QUEUE, "momentum": 0.9, **options})
+def contrast_of(network, *, seed=0, **settings):
+    options = MoCoOptions(**{"queue": QUEUE, "momentum": 0.9, **settings})
+    return ExpertContrast(network, options, seed=seed)
 
 
 def steps(network, contrast, views, *, count, first=0, parts=1):
@@ -227,7 +228,7 @@ def test_two_ranks_shuffle_the_images_of_keys(tiny, network, tmp_path):
     [
         ({"temperature": 0.0}, "temperature = 0.0 is not allowed"),
         ({"momentum": 1.5}, "momentum = 1.5 is not allowed"),
-        ({"queue": 0}, "size = 0 is not allowed"),
+        ({"queue": 0}, "queue = 0 is not allowed"),
     ],
 )
 def test_arguments_out_of_range_are_refused(network, options, message):
@@ -237,4 +238,4 @@ def test_arguments_out_of_range_are_refused(network, options, message):
 
 def test_a_network_without_query_heads_is_refused(tiny):
     with pytest.raises(ValueError, match="width = 0 is not allowed"):
-        ExpertContrast(CollaborativeNetwork(Experts(tiny.Net, 2)))
+        ExpertContrast(CollaborativeNetwork(Experts(tiny.Net, 2)), MoCoOptions())

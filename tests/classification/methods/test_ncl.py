@@ -4,10 +4,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ssod_imwa.classification.methods.collaborative import train_accuracy
+from ssod_imwa.classification.methods.base import train_accuracy
 from ssod_imwa.classification.methods.expert_network import CollaborativeNetwork
-from ssod_imwa.classification.methods.moco import ExpertContrast
-from ssod_imwa.classification.methods.ncl import NCL
+from ssod_imwa.classification.methods.moco import ExpertContrast, MoCoOptions
+from ssod_imwa.classification.methods.ncl import NCL, NCLOptions
 from ssod_imwa.classification.models.experts import Experts
 
 EXPERTS = 3
@@ -15,15 +15,18 @@ EXPERTS = 3
 
 @pytest.fixture
 def ncl(tiny):
-    def make(*, contrastive=True, legacy_key_head=False, counts=None, **options):
+    def make(*, contrastive=True, legacy_key_head=False, counts=None, ema_decay=0.0, **settings):
         network = tiny.build(
             lambda: CollaborativeNetwork(Experts(tiny.Net, EXPERTS), width=5 if contrastive else 0)
         )
         contrast = None
         if contrastive:
-            contrast = ExpertContrast(network, queue=16, legacy_key_head=legacy_key_head)
-        options = {"iterations": 8, "contrast": contrast, **options}
-        return NCL(network, tiny.COUNTS if counts is None else counts, **options)
+            contrast = ExpertContrast(
+                network, MoCoOptions(queue=16, legacy_key_head=legacy_key_head)
+            )
+        counts = tiny.COUNTS if counts is None else counts
+        common = {"iterations": 8, "contrast": contrast, "ema_decay": ema_decay}
+        return NCL(network, counts, NCLOptions(**settings), **common)
 
     return make
 
@@ -131,7 +134,7 @@ def test_three_tenths_of_the_classes_are_hard_by_default(tiny, classes, expected
         return model
 
     network = CollaborativeNetwork(Experts(net, 2))
-    assert NCL(network, [5] * classes, iterations=1).hard_categories == expected
+    assert NCL(network, [5] * classes, NCLOptions(), iterations=1).hard_categories == expected
 
 
 def test_gradients_reach_both_sides_of_each_pair(tiny, ncl):
@@ -147,8 +150,8 @@ def test_gradients_reach_both_sides_of_each_pair(tiny, ncl):
 def test_training_accuracy_is_that_of_the_mean_of_logits():
     one, other = [[3.0, 0.0], [0.0, 1.0]], [[0.0, 2.0], [2.0, 0.0]]
     logits = torch.tensor([one, other])  # the mean predicts 0 for both images
-    assert train_accuracy(logits, torch.tensor([0, 0])).item() == 100
-    assert train_accuracy(logits, torch.tensor([0, 1])).item() == 50
+    assert train_accuracy(logits.mean(0), torch.tensor([0, 0])).item() == 100
+    assert train_accuracy(logits.mean(0), torch.tensor([0, 1])).item() == 50
 
 
 def test_without_contrast_it_owns_nothing_and_reads_one_view(tiny, ncl):
@@ -182,8 +185,8 @@ def test_members_are_averaged_and_resume_bit_for_bit(tiny, ncl, legacy_key_head)
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"hard_categories": 0}, "hard_categories = 0 is not allowed"),
-        ({"hard_categories": 4}, r"hard_categories = 4 is not allowed \(must be 1..C = 3\)"),
+        ({"hard_categories": -1}, "hard_categories = -1 is not allowed"),
+        ({"hard_categories": 4}, r"hard_categories = 4 is not allowed \(must be at most C = 3\)"),
         ({"distillation_weight": -1.0}, "distillation_weight = -1.0 is not allowed"),
         ({"contrastive_weight": -1.0}, "contrastive_weight = -1.0 is not allowed"),
     ],
@@ -196,4 +199,4 @@ def test_arguments_out_of_range_are_refused(ncl, options, message):
 def test_reference_heads_are_refused(tiny):
     network = CollaborativeNetwork(Experts(tiny.Net, 2), reference=True)
     with pytest.raises(ValueError, match="reference heads are not allowed"):
-        NCL(network, tiny.COUNTS, iterations=1)
+        NCL(network, tiny.COUNTS, NCLOptions(), iterations=1)

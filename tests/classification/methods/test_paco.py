@@ -6,17 +6,25 @@ import torch
 from support import needs_fork
 
 from ssod_imwa.averaging.ranks import Ranks
-from ssod_imwa.classification.methods.paco import GPaCo, PaCo, ParametricNetwork
+from ssod_imwa.classification.methods.paco import (
+    GPaCo,
+    GPaCoOptions,
+    PaCo,
+    PaCoOptions,
+    ParametricNetwork,
+)
 from ssod_imwa.engine.launch import distribute
 
 both = pytest.mark.parametrize("kind", [PaCo, GPaCo])
 
 
-def make_method(tiny, kind, *, iterations=4, seed=0, **settings):
-    head = "paco" if kind is PaCo else "gpaco"
-    network = tiny.build(lambda: ParametricNetwork(tiny.Net(), head=head, width=5))
-    settings = {"queue": 16, "temperature": 0.2, "alpha": 0.05, **settings}
-    return kind(network, tiny.COUNTS, iterations=iterations, seed=seed, **settings)
+def make_method(tiny, kind, *, iterations=4, part="all", seed=0, ema_decay=0.0, **settings):
+    head, options_class = ("paco", PaCoOptions) if kind is PaCo else ("gpaco", GPaCoOptions)
+    defaults = {"queue": 16, "temperature": 0.2, "alpha": 0.05, "width": 5}
+    options = options_class(**{**defaults, **settings})
+    network = tiny.build(lambda: ParametricNetwork(tiny.Net(), options, head=head))
+    common = {"iterations": iterations, "part": part, "ema_decay": ema_decay}
+    return kind(network, tiny.COUNTS, options, seed=seed, **common)
 
 
 def in_float64(batch):
@@ -322,7 +330,7 @@ def test_half_precision_gives_a_loss_in_float32(tiny, kind):
     [
         ({"alpha": -0.1}, "alpha = -0.1 is not allowed"),
         ({"temperature": 0.0}, "temperature = 0.0 is not allowed"),
-        ({"queue": 0}, "size = 0 is not allowed"),
+        ({"queue": 0}, "queue = 0 is not allowed"),
         ({"part": "head"}, "part = 'head' is not allowed"),
     ],
 )

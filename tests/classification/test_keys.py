@@ -1,0 +1,104 @@
+"""Keys of a method, loss, mixer or sampler that is not trained are refused by name."""
+
+import re
+
+import pytest
+
+from ssod_imwa.classification.keys import SECTIONS
+from ssod_imwa.classification.losses.build import LOSSES
+from ssod_imwa.classification.methods.build import METHODS
+from ssod_imwa.classification.mixers import MIXERS
+from ssod_imwa.config.options import options_by_key, options_of
+from ssod_imwa.errors import ConfigError
+from ssod_imwa.runs.config import load_config
+
+SUBSETS = "CLS.SAMPLER.NAME = 'balanced_subset'"
+COSINE = "CLS.MODEL.CLASSIFIER = 'cosine'"
+VITS = "CLS.MODEL.NAME = 'vit_base_patch16' or 'vit_tiny_patch4_32'"
+
+
+def refusal(*settings):
+    pairs = ["TASK", "classification", *map(str, settings)]
+    with pytest.raises(ConfigError) as caught:
+        load_config(overrides=pairs)
+    return str(caught.value).removeprefix("command line: ")
+
+
+@pytest.mark.parametrize(
+    ("chosen", "key", "value", "owner"),
+    [
+        ("CLS.ALGORITHM = 'ecl'", "CLS.LOSS.NAME", "ldam", "CLS.ALGORITHM = 'erm'"),
+        ("CLS.ALGORITHM = 'gpaco'", "CLS.PACO.MOMENTUM", 0.9, "CLS.ALGORITHM = 'paco'"),
+        ("CLS.ALGORITHM = 'bcl'", "CLS.MOCO.QUEUE", 8, "CLS.ALGORITHM = 'ncl' or 'ecl'"),
+        ("CLS.LOSS.NAME = 'focal'", "CLS.LOSS.TAU", 2.0, "CLS.LOSS.NAME = 'balanced_softmax'"),
+        ("CLS.MIX.KIND = 'mixup'", "CLS.MIX.BETA", 2.0, "CLS.MIX.KIND = 'mfw'"),
+        ("CLS.SAMPLER.NAME = 'class'", "CLS.SAMPLER.PER_CLASS", 5, SUBSETS),
+        ("CLS.SAMPLER.NAME = 'instance'", "CLS.MERGE", "greedy_h", SUBSETS),
+        ("CLS.MODEL.CLASSIFIER = 'linear'", "CLS.MODEL.SCALE", 16.0, COSINE),
+        ("CLS.MODEL.NAME = 'resnet50'", "CLS.STAGE.LAYER_DECAY", 0.75, VITS),
+        ("CLS.MODEL.NAME = 'resnet50'", "CLS.MODEL.DROP_PATH", 0.1, VITS),
+    ],
+)
+def test_a_key_without_a_meaning_is_named_with_what_it_belongs_to(chosen, key, value, owner):
+    selector, _, name = chosen.partition(" = ")
+    message = f"{key} has no meaning with {chosen} (it belongs to {owner})"
+    assert refusal(selector, name.strip("'"), key, value) == message
+
+
+def own_keys(prefix, options):
+    return {f"{prefix}.{name}": item.default for name, item in options_of(options).items()}
+
+
+def combinations(prefix, key, options):
+    """(name, key of another, its default, the names that have it)."""
+    having = {}
+    for name, kind in options.items():
+        for other in own_keys(prefix(name), kind):
+            having.setdefault(other, []).append(name)
+    for name in options:
+        for other, names in having.items():
+            if name not in names:
+                yield pytest.param(key, name, other, names, id=f"{name} {other}")
+
+
+OF_METHODS = combinations(
+    lambda name: METHODS[name].prefix,
+    "CLS.ALGORITHM",
+    {name: entry.options for name, entry in METHODS.items()},
+)
+OF_LOSSES = combinations(
+    lambda name: "CLS.LOSS",
+    "CLS.LOSS.NAME",
+    {name: loss.options_class for name, loss in LOSSES.items()},
+)
+OF_MIXERS = combinations(
+    lambda name: "CLS.MIX",
+    "CLS.MIX.KIND",
+    {name: mixer.options_class for name, mixer in MIXERS.items()},
+)
+
+
+@pytest.mark.parametrize(("key", "name", "other", "names"), [*OF_METHODS, *OF_LOSSES, *OF_MIXERS])
+def test_keys_of_other_methods_losses_and_mixers_are_refused(key, name, other, names):
+    default = options_by_key(SECTIONS)[other].default
+    belongs = " or ".join(map(repr, names))
+    expected = f"{other} has no meaning with {key} = {name!r} (it belongs to {key} = {belongs})"
+    assert refusal(key, name, other, default) == expected
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if name != "erm"])
+@pytest.mark.parametrize("key", ["CLS.LOSS.NAME", "CLS.LOSS.GAMMA", "CLS.MIX.KIND", "CLS.MIX.BETA"])
+def test_losses_and_mixers_belong_to_the_method_that_reads_them(name, key):
+    default = options_by_key(SECTIONS)[key].default
+    assert f"{key} has no meaning with CLS.ALGORITHM = {name!r}" in refusal(
+        "CLS.ALGORITHM", name, key, default
+    )
+
+
+@pytest.mark.parametrize("key", sorted(options_by_key(SECTIONS)))
+def test_no_key_of_classification_belongs_to_detection(key):
+    if key.startswith("MODEL."):  # both tasks have weights and pixels
+        return
+    value = options_by_key(SECTIONS)[key].default
+    with pytest.raises(ConfigError, match=rf"{re.escape(key)} has no meaning with TASK = 'det"):
+        load_config(overrides=[key, str(value)])
