@@ -12,6 +12,8 @@ from collections.abc import Sequence
 
 import torch
 
+from ssod_imwa.classification.checks import check_choice
+
 SMOOTHING_SHAPES = ("concave", "linear", "convex")
 
 
@@ -176,8 +178,7 @@ def smoothing_by_class(
         raise ValueError(
             f"head = {head}, tail = {tail} is not allowed (must be 0 <= tail <= head < 1)"
         )
-    if shape not in SMOOTHING_SHAPES:
-        raise ValueError(f"shape = {shape!r} is not allowed (must be one of {SMOOTHING_SHAPES})")
+    check_choice("shape", shape, SMOOTHING_SHAPES)
     checked = checked_counts(counts)
     span = checked.max() - checked.min()
     x = (checked - checked.min()) / span if span > 0 else torch.ones_like(checked)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from sklearn.metrics import recall_score
 
+from ssod_imwa.classification.checks import check_at_least_1, check_choice
 from ssod_imwa.config.options import Options, option
 
 ZERO_RECALL = 1e-3  # what a recall of 0 counts as in the means (BTM, section 4.2)
@@ -160,8 +161,7 @@ def group_accuracies(
         >>> group_accuracies(np.array([0.9, 0.5, 0.25]), [500, 101, 5])
         {'many': 0.7, 'few': 0.25}
     """
-    if rule not in GROUP_RULES:
-        raise ValueError(f"rule = {rule!r} is not allowed (must be one of {GROUP_RULES})")
+    check_choice("rule", rule, GROUP_RULES)
     recalls = np.asarray(recalls, dtype=np.float64)
     counts = np.asarray(train_counts)
     if counts.shape != recalls.shape:
@@ -261,8 +261,7 @@ def reliability_bins(
         >>> found.images, found.accuracy
         (array([1, 1]), array([0., 1.]))
     """
-    if bins < 1:
-        raise ValueError(f"bins = {bins} is not allowed (must be at least 1)")
+    check_at_least_1(bins=bins)
     probabilities, labels = _checked_scores(probabilities, labels)
     # The slack is the rounding of half precision.
     if probabilities.min() < 0 or probabilities.max() > 1 + 1e-3:

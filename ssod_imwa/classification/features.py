@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ssod_imwa.averaging.ranks import Group
+from ssod_imwa.classification.checks import check_at_least_1
 from ssod_imwa.classification.data.loader import ImageBatch
 from ssod_imwa.classification.methods.base import deployed
 from ssod_imwa.classification.models.experts import Experts
@@ -137,8 +138,7 @@ def feature_deviation(
         raise ValueError(
             f"subset = {subset} is not allowed (must be 1..{smallest}, the smallest class's images)"
         )
-    if draws < 1:
-        raise ValueError(f"draws = {draws} is not allowed (must be at least 1)")
+    check_at_least_1(draws=draws)
     train, test = unit_rows(train_features), unit_rows(test_features)
     deviation = np.full(classes, np.nan)
     for c in range(classes):

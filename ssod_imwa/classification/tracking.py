@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ssod_imwa.averaging.episodes import Position
+from ssod_imwa.classification.checks import check_at_least_1
 from ssod_imwa.classification.data.loader import ImageBatch
 from ssod_imwa.classification.features import extract, feature_deviation
 from ssod_imwa.classification.gradients import by_class, measure_reaction
@@ -93,7 +94,7 @@ class ClassTrackingHook(HookBase):
         group: str | None = None,
         draws: int = 1000,
     ) -> None:
-        _check_period(period)
+        check_at_least_1(period=period)
         self._writer = JSONWriter(path)
         self._train = train
         self._test = test
@@ -176,7 +177,7 @@ class SnapshotHook(HookBase):
     """
 
     def __init__(self, folder: str | Path, *, period: int, first_member: int = 0) -> None:
-        _check_period(period)
+        check_at_least_1(period=period)
         self._folder = Path(folder)
         self._period = period
         self._first_member = first_member
@@ -225,11 +226,6 @@ def snapshot_files(folder: str | Path) -> dict[tuple[int, int], Path]:
         if (match := _SNAPSHOT.fullmatch(path.name))
     }
     return dict(sorted(found.items()))
-
-
-def _check_period(period: int) -> None:
-    if period < 1:
-        raise ValueError(f"period = {period} is not allowed (must be at least 1)")
 
 
 def _is_due(position: Position, period: int, iterations: int) -> bool:

@@ -17,6 +17,8 @@ from typing import Literal, NamedTuple, get_args
 import torch
 import torch.nn.functional as F
 
+from ssod_imwa.classification.checks import check_choice
+
 Fill = Literal["zero", "reflect"]
 
 
@@ -94,8 +96,7 @@ def crop_and_flip(
         >>> crop_and_flip(images, crops, padding=1).tolist()
         [[[[0, 0, 1, 2]]]]
     """
-    if fill not in get_args(Fill):
-        raise ValueError(f"fill = {fill!r} is not allowed (must be one of {list(get_args(Fill))})")
+    check_choice("fill", fill, get_args(Fill))
     count, _, height, width = images.shape
     if len(crops.top) != count:
         raise ValueError(

@@ -15,6 +15,7 @@ from torch.nn.functional import pad
 from torchvision.transforms import AutoAugment, AutoAugmentPolicy
 from torchvision.transforms.v2 import functional as F
 
+from ssod_imwa.classification.checks import check_at_least_1
 from ssod_imwa.classification.data.color_augmentation import (
     adjust_contrast,
     adjust_saturation,
@@ -83,8 +84,7 @@ class CifarAutoAugment:
     numbers = 5
 
     def __init__(self, size: int, *, fill: int = 128) -> None:
-        if size < 1:
-            raise ValueError(f"size = {size} is not allowed (must be at least 1)")
+        check_at_least_1(size=size)
         if not 0 <= fill <= 255:
             raise ValueError(f"fill = {fill} is not allowed (must be 0..255)")
         self.fill = fill

@@ -14,6 +14,7 @@ from typing import Literal, get_args
 import numpy as np
 import torch
 
+from ssod_imwa.classification.checks import check_choice
 from ssod_imwa.config.options import Options, option
 from ssod_imwa.data.profiles import exponential_profile, step_profile
 from ssod_imwa.errors import DataError
@@ -63,7 +64,7 @@ def imbalanced_counts(
         >>> imbalanced_counts(4, maximum=500, ratio=100, profile="step")
         [500, 500, 5, 5]
     """
-    _check_choice("profile", profile, get_args(Profile))
+    check_choice("profile", profile, get_args(Profile))
     if maximum < 1:
         raise DataError(f"maximum = {maximum} is not allowed (must be at least 1 image a class)")
     counts = _truncated(_PROFILES[profile](classes, ratio), maximum)
@@ -100,7 +101,7 @@ def largest_maximum(
         >>> largest_maximum(available, ratio=50)
         2500
     """
-    _check_choice("profile", profile, get_args(Profile))
+    check_choice("profile", profile, get_args(Profile))
     shares = _PROFILES[profile](len(available), ratio)
 
     def exceeds(maximum: int) -> bool:
@@ -143,7 +144,7 @@ def choose_images(
         >>> choose_images([0, 1, 0, 1, 0], [2, 1], split="first").tolist()
         [0, 2, 1]
     """
-    _check_choice("split", split, get_args(Split))
+    check_choice("split", split, get_args(Split))
     # One legacy stream for all classes, consumed in label order, makes the split Cao's.
     generator = np.random.RandomState(seed)
     chosen = []
@@ -187,8 +188,3 @@ def _truncated(shares: Sequence[float], maximum: int) -> list[int]:
 def _floor(value: float) -> int:
     # 49 * 49^-1 is 0.9999999999999999 in floating point, and the class still has its 1 image.
     return int(value * (1 + 1e-12))
-
-
-def _check_choice(what: str, value: str, allowed: Sequence[str]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{what} = {value!r} is not allowed (must be one of {list(allowed)})")

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 from torchvision.transforms import v2
 
+from ssod_imwa.classification.checks import check_at_least_1
 from ssod_imwa.classification.data.augmentation import IMAGENET_STATISTICS, Statistics
 
 LargeView = Callable[[torch.Tensor], torch.Tensor]
@@ -73,8 +74,7 @@ def large_view(
     names = list(get_args(LargeViewName))
     if name not in names:
         raise ValueError(f"view {name!r} is not allowed for images in files (must be in {names})")
-    if size < 1:
-        raise ValueError(f"size = {size} is not allowed (must be at least 1)")
+    check_at_least_1(size=size)
     if name == "livt":
         return _livt(size, statistics, flip)
     finish = [v2.ToDtype(torch.float32, scale=True), v2.Normalize(*statistics)]

@@ -15,6 +15,7 @@ from typing import Literal, Protocol, get_args
 
 import torch
 
+from ssod_imwa.classification.checks import check_at_least_1
 from ssod_imwa.classification.data.augmentation import (
     BOX_ATTEMPTS,
     Statistics,
@@ -93,8 +94,7 @@ def small_view(
     names = list(get_args(SmallViewName))
     if name not in names:
         raise ValueError(f"view {name!r} is not allowed for images in memory (must be in {names})")
-    if size < 1:
-        raise ValueError(f"size = {size} is not allowed (must be at least 1)")
+    check_at_least_1(size=size)
     if padding < 0:
         raise ValueError(f"padding = {padding} is not allowed (must be at least 0)")
     if name == "none":

@@ -8,6 +8,7 @@ from difflib import get_close_matches
 
 from torch import nn
 
+from ssod_imwa.classification.checks import check_at_least_1
 from ssod_imwa.classification.models.base import ImageClassifier
 from ssod_imwa.classification.models.cifar_resnet import CifarResNet
 from ssod_imwa.classification.models.classifiers import ClassifierKind
@@ -128,8 +129,7 @@ def build_classifier(
             f"model = {name!r} is not allowed{_nearest(name, MODELS)} (must be one of "
             f"{list(MODELS)})"
         )
-    if classes < 1:
-        raise ValueError(f"classes = {classes} is not allowed (must be at least 1)")
+    check_at_least_1(classes=classes)
     if pretrained and name not in NAMES:
         raise ValueError(
             f"pretrained = True is not allowed with model = {name!r} (must be one of {list(NAMES)})"

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ssod_imwa.classification.checks import check_above_0, check_choice
 from ssod_imwa.config.options import Options, option
 
 ClassifierKind = Literal["linear", "cosine"]
@@ -66,8 +67,7 @@ class CosineClassifier(nn.Module):
 
     def __init__(self, in_features: int, classes: int, *, scale: float = 30.0) -> None:
         super().__init__()
-        if not scale > 0:
-            raise ValueError(f"scale = {scale} is not allowed (must be above 0)")
+        check_above_0(scale=scale)
         self.in_features = in_features
         self.scale = scale
         self.weight = nn.Parameter(torch.empty(classes, in_features))
@@ -102,9 +102,7 @@ def make_classifier(
         >>> make_classifier("linear", 64, 10)
         Linear(in_features=64, out_features=10, bias=True)
     """
-    allowed = list(get_args(ClassifierKind))
-    if kind not in allowed:
-        raise ValueError(f"classifier = {kind!r} is not allowed (must be one of {allowed})")
+    check_choice("classifier", kind, get_args(ClassifierKind))
     if kind == "cosine":
         return CosineClassifier(in_features, classes, scale=scale)
     return nn.Linear(in_features, classes)

@@ -8,6 +8,7 @@ from typing import Literal, get_args
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ssod_imwa.classification.checks import check_choice
 from ssod_imwa.classification.models.base import ImageClassifier
 from ssod_imwa.classification.models.experts import Experts
 from ssod_imwa.classification.models.heads import ScaledClassifier
@@ -107,8 +108,7 @@ def _classifiers(model: ImageClassifier | Experts) -> list[ImageClassifier]:
 
 
 def _frozen(model: ImageClassifier | Experts, part: Part) -> list[nn.Module]:
-    if part not in PARTS:
-        raise ValueError(f"part = {part!r} is not allowed (must be one of {list(PARTS)})")
+    check_choice("part", part, PARTS)
     if isinstance(model, Experts):
         return [module for expert in _classifiers(model) for module in _frozen(expert, part)]
     if part == "all":

@@ -8,6 +8,7 @@ from typing import Literal, get_args
 import torch
 from torch import nn
 
+from ssod_imwa.classification.checks import check_choice
 from ssod_imwa.config.options import Options, option
 
 HeadKind = Literal["bcl", "paco", "gpaco", "moco"]
@@ -31,10 +32,7 @@ def projection_head(kind: HeadKind, d: int, hidden: int, out: int) -> nn.Sequent
         >>> [type(layer).__name__ for layer in projection_head("bcl", 64, 512, 128)]
         ['Linear', 'BatchNorm1d', 'ReLU', 'Linear']
     """
-    if kind not in get_args(HeadKind):
-        raise ValueError(
-            f"head = {kind!r} is not allowed (must be one of {list(get_args(HeadKind))})"
-        )
+    check_choice("head", kind, get_args(HeadKind))
     layers: list[nn.Module] = [nn.Linear(d, hidden)]
     if kind in ("bcl", "paco"):
         layers.append(nn.BatchNorm1d(hidden))

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ssod_imwa.averaging.ema import ModelEMA
+from ssod_imwa.classification.checks import check_at_least_1
 
 
 class MomentumEncoder:
@@ -93,9 +94,7 @@ class FeatureQueue:
         generator: np.random.Generator,
         device: torch.device | str = "cpu",
     ) -> None:
-        for name, value in (("size", size), ("dim", dim)):
-            if value < 1:
-                raise ValueError(f"{name} = {value} is not allowed (must be at least 1)")
+        check_at_least_1(size=size, dim=dim)
         directions = torch.from_numpy(generator.standard_normal((size, dim), dtype=np.float32))
         self.features = F.normalize(directions, dim=1).to(device)
         self.labels = torch.full((size,), -1, device=device)

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ssod_imwa.classification.checks import check_at_least_1
 from ssod_imwa.classification.models.base import ImageClassifier
 from ssod_imwa.classification.models.classifiers import ClassifierKind, make_classifier
 
@@ -33,8 +34,7 @@ class DropBlock(nn.Module):
         super().__init__()
         if not 0 <= part < 1:
             raise ValueError(f"part = {part} is not allowed (must be 0 or more, below 1)")
-        if size < 1:
-            raise ValueError(f"size = {size} is not allowed (must be at least 1)")
+        check_at_least_1(size=size)
         self.part = part
         self.size = size
         # Batch norm's name: members under IMWA may disagree about it, and the largest is taken.

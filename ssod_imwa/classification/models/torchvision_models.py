@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torchvision.models import get_model, get_model_weights
 
+from ssod_imwa.classification.checks import check_choice
 from ssod_imwa.classification.models.base import ImageClassifier
 from ssod_imwa.classification.models.classifiers import ClassifierKind, make_classifier
 from ssod_imwa.classification.models.weights import load_encoder, renamed_from_library
@@ -61,8 +62,7 @@ class TorchvisionResNet(ImageClassifier):
         scale: float = 30.0,
     ) -> None:
         super().__init__()
-        if name not in NAMES:
-            raise ValueError(f"name = {name!r} is not allowed (must be one of {list(NAMES)})")
+        check_choice("name", name, NAMES)
         if small_stem and pretrained:
             raise ValueError(
                 "pretrained = True is not allowed with small_stem (there are no such weights)"

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ssod_imwa.classification.checks import check_at_least_1
 from ssod_imwa.classification.models.base import ImageClassifier
 from ssod_imwa.classification.models.classifiers import ClassifierKind, make_classifier
 
@@ -95,8 +96,7 @@ class WideResNet(ImageClassifier):
         super().__init__()
         if depth < 10 or depth % 6 != 4:
             raise ValueError(f"depth = {depth} is not allowed (must be 6n + 4: 10, 16, ..., 28)")
-        if width < 1:
-            raise ValueError(f"width = {width} is not allowed (must be at least 1)")
+        check_at_least_1(width=width)
         units = (depth - 4) // 6
         widths = [STEM_WIDTH * width * factor for factor in (1, 2, 4)]
         self.num_features = widths[-1]
