@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 from ssod_imwa.classification.data.imbalance import ImbalanceOptions
@@ -25,7 +25,7 @@ from ssod_imwa.classification.models.freezing import StageOptions
 from ssod_imwa.classification.models.heads import ScaleOptions
 from ssod_imwa.classification.models.vit import LayerDecayOptions, ViTOptions
 from ssod_imwa.classification.tracking import SnapshotOptions, TrackingOptions
-from ssod_imwa.config.options import Options, Section, option, options_of
+from ssod_imwa.config.options import Options, Section, option
 
 Conditions = Mapping[str, tuple[object, ...]]
 
@@ -102,7 +102,7 @@ def _by_name(
     for name, kind in options:
         names.setdefault(kind, []).append(name)
     for kind, those in names.items():
-        if options_of(kind):
+        if fields(kind):
             yield Section(prefix, kind, {**when, key: tuple(those)})
 
 

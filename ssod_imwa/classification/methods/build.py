@@ -25,7 +25,7 @@ from ssod_imwa.classification.methods.paco import (
     PaCoOptions,
     ParametricNetwork,
 )
-from ssod_imwa.classification.mixers import MIXERS, Mixer
+from ssod_imwa.classification.mixers import MIXERS, Mixer, Network
 from ssod_imwa.classification.models.mae import MAEOptions, MaskedAutoencoder
 from ssod_imwa.classification.models.vit import ViT
 from ssod_imwa.config.options import Options, option, read_options
@@ -95,7 +95,7 @@ class CompileOptions(Options):
     )
 
 
-def _compiled(cfg: CfgNode, method: Method) -> nn.Module:
+def _compiled(cfg: CfgNode, method: Method) -> Any:
     """The student as training steps call it; what is evaluated and saved stays the plain module."""
     mode, student = cfg.CLS.MODEL.COMPILE, method.student
     if isinstance(method, EmpiricalRisk) and method.mixer.mixes_features:
@@ -134,7 +134,7 @@ def method_name(cfg: CfgNode) -> str:
     return " + ".join(parts)
 
 
-def build_mixer(cfg: CfgNode, counts: Sequence[int], model: nn.Module) -> Mixer:
+def build_mixer(cfg: CfgNode, counts: Sequence[int], model: Network) -> Mixer:
     """The mixing of CLS.MIX in a network."""
     mixer = MIXERS[cfg.CLS.MIX.KIND]
     with as_config_error("CLS.MIX"):
