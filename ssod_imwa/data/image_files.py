@@ -88,9 +88,10 @@ def _png_may_be_turned(image: Image.Image) -> bool:
     It may stand behind the pixels, so Pillow decodes the whole image to find it. Here the lengths
     of chunks lead from one to the next: 0.1 ms instead of 100.
     """
-    file, place = image.fp, image.fp.tell() if image.fp else 0
+    file = getattr(image, "fp", None)
     if file is None:  # has been loaded: what Pillow needs is there
         return True
+    place = file.tell()
     try:
         file.seek(len(_PNG_SIGNATURE))
         while len(header := file.read(8)) == 8:

@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 from xml.etree import ElementTree
 
 from ssod_imwa.errors import DataError
@@ -91,7 +91,8 @@ def _pairs_reader(drop: str | None) -> Callable[[list[tuple[str, Any]]], dict[st
             names = [name for name, _ in pairs]
             twice = next(name for i, name in enumerate(names) if name in names[:i])
             raise ValueError(f"an object has the key {twice!r} twice")
-        content.pop(drop, None)
+        if drop is not None:
+            content.pop(drop, None)
         return content
 
     return read
@@ -141,5 +142,5 @@ def read_flag(value: object) -> bool:
     return number == 1
 
 
-def _is_text(value: object) -> bool:
+def _is_text(value: object) -> TypeGuard[str]:
     return isinstance(value, str)

@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any, Literal
 
 from ssod_imwa.classification.data.datasets import (
     ClassificationDataset,
@@ -22,6 +23,9 @@ from ssod_imwa.data.roots import data_root
 from ssod_imwa.errors import DataError
 
 Loader = Callable[[Path], ClassificationDataset]
+
+_SPLITS: tuple[Literal["train", "test"], ...] = ("train", "test")
+_PARTS: tuple[Literal["train", "val"], ...] = ("train", "val")
 
 # Folder of the images and list file below the root, by name, in the layout of the public codes.
 _LISTS = {
@@ -41,23 +45,25 @@ _LISTS = {
 
 
 def _loaders() -> dict[str, Loader]:
-    loaders: dict[str, Loader] = {}
-    for split in ("train", "test"):
-        loaders[f"digit_images_{split}"] = lambda root, split=split: load_digit_images(split)
-        for classes in (10, 100):
-            loaders[f"cifar{classes}_{split}"] = lambda root, split=split, classes=classes: (
-                load_cifar(root, split, classes=classes)
-            )
-        loaders[f"cifar10_lt100_{split}"] = lambda root, split=split: load_cifar10_lt100(
-            root, split
-        )
-    for split in ("train", "val"):
-        loaders[f"tiny_imagenet_{split}"] = partial(load_tiny_imagenet, split=split)
+    loaders: dict[str, Loader] = {
+        f"tiny_imagenet_{part}": partial(load_tiny_imagenet, split=part) for part in _PARTS
+    }
+    for split in _SPLITS:
+        loaders[f"digit_images_{split}"] = partial(_load_digits, split=split)
+        loaders[f"cifar10_{split}"] = partial(load_cifar, split=split, classes=10)
+        loaders[f"cifar100_{split}"] = partial(load_cifar, split=split, classes=100)
+        loaders[f"cifar10_lt100_{split}"] = partial(load_cifar10_lt100, split=split)
     for name, (folder, file) in _LISTS.items():
-        loaders[name] = lambda root, name=name, folder=folder, file=file: load_list_file(
-            root / file, root / folder, name=name
-        )
+        loaders[name] = partial(_load_list, name=name, folder=folder, file=file)
     return loaders
+
+
+def _load_digits(root: Path, *, split: Literal["train", "test"]) -> ClassificationDataset:
+    return load_digit_images(split)
+
+
+def _load_list(root: Path, *, name: str, folder: str, file: str) -> ClassificationDataset:
+    return load_list_file(root / file, root / folder, name=name)
 
 
 _LOADERS = _loaders()
@@ -110,7 +116,7 @@ def load_images(
     folder = data_root(root)
     kind, _, place = name.partition(":")
     # A class may be missing where another set says which there are.
-    settings = {"name": name, "classes": classes, "complete": classes is None}
+    settings: dict[str, Any] = {"name": name, "classes": classes, "complete": classes is None}
     if kind == "folder" and place:
         dataset = load_image_folder(folder / place, **settings)
     elif kind == "list" and ":" in place:

@@ -207,7 +207,8 @@ def find_source(name: str) -> Source:
     if kind in forms and places:
         if len(places) != forms[kind].count(":") or not all(places):
             raise DataError(f"data set {name!r} is not allowed (write {forms[kind]})")
-        return Source(kind, *places)
+        path, *part = places
+        return Source(kind, path, part[0] if part else "")
     near = difflib.get_close_matches(name, available(), n=3, cutoff=0.5) or available()
     raise DataError(
         f"data set {name!r} is not known (nearest: {', '.join(near)}; "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
@@ -82,7 +82,8 @@ def to_coco(dataset: DetectionDataset) -> dict[str, Any]:
     others), else they are position + 1. `ignore` is 1 for VOC's difficult objects.
     """
     keep_ids = all(isinstance(record.image_id, int) for record in dataset.records)
-    images, annotations = [], []
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     for position, record in enumerate(dataset.records):
         image_id = record.image_id if keep_ids else position + 1
         size = {"width": record.width, "height": record.height}
@@ -273,7 +274,7 @@ def _is_id(value: object) -> bool:
     return isinstance(value, (int, str)) and not isinstance(value, bool)
 
 
-def _is_number(value: object) -> bool:
+def _is_number(value: object) -> TypeGuard[float]:
     # Python's integers have no end, NumPy's have; no pixel is that far out.
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 2**63
 

@@ -337,9 +337,8 @@ def _value_noise(bits: Bits, period: int) -> np.ndarray:
 
 
 def _clouds(bits: Bits) -> np.ndarray:
-    return (
-        sum(_value_noise(bits, period) * part for period, part in ((40, 4), (16, 2), (6, 1))) // 7
-    )
+    octaves = [_value_noise(bits, period) * part for period, part in ((40, 4), (16, 2), (6, 1))]
+    return np.sum(octaves, axis=0) // 7
 
 
 def _grain(bits: Bits) -> np.ndarray:

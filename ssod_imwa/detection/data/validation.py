@@ -136,15 +136,17 @@ def _without(dataset: DetectionDataset, errors: Iterable[Problem]) -> DetectionD
             bad_boxes.setdefault(problem.position, set()).add(problem.box)
     changed = _passing_an_edge(dataset) | set(bad_boxes)
     records = [
-        _cleaned(record, bad_boxes.get(position, set())) if position in changed else record
+        record
+        if record.annotations is None or position not in changed
+        else _cleaned(record, record.annotations, bad_boxes.get(position, set()))
         for position, record in enumerate(dataset.records)
         if position not in bad_images
     ]
     return replace(dataset, records=tuple(records))
 
 
-def _cleaned(record: ImageRecord, bad_boxes: set[int]) -> ImageRecord:
-    old = record.annotations
+def _cleaned(record: ImageRecord, old: Annotations, bad_boxes: set[int]) -> ImageRecord:
+    """The record with the annotations `old`, which are its own, less the bad boxes."""
     keep = [number for number in range(len(old)) if number not in bad_boxes]
     limits = np.array([record.width, record.height] * 2, dtype=np.float32)
     annotations = Annotations(

@@ -161,7 +161,9 @@ def _record(
             where = f"object {number} of {place}"
             report(Problem(str(annotation_file), where, *fault), problems)
             continue
-        rows.append(_box(node))
+        box = _box(node)
+        assert box is not None  # which would be a fault
+        rows.append(box)
         numbers.append((labels[_class_name(node)], read_flag(node.findtext("difficult", "0"))))
     annotations = Annotations(
         boxes=np.array(rows, dtype=np.float32).reshape(-1, 4),
