@@ -110,7 +110,7 @@ def _toolkit_tree(settings: Sequence[Setting], detector: str) -> CfgNode | None:
     if values.get("TASK", "detection") != "detection" or values.get(TOOLKIT) != "detectron2":
         return None
     try:
-        from ssod_imwa.integrations.detectron2.config import detector_tree
+        from ssod_imwa.detection.detectors.detectron2_config import detector_tree
     except ModuleNotFoundError as error:
         if error.name != "detectron2":
             raise
