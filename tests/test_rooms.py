@@ -45,12 +45,16 @@ FILES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
 
 
 def imported_names(path):
-    """Every module or name of a module that a file imports, inside functions and strings, too."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    return names_in(ast.parse(path.read_text(encoding="utf-8")))
+
+
+def names_in(tree):
+    """Every module or name of a module that code imports, inside functions and strings, too."""
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: relative import"
+            assert node.level == 0, f"relative import of {node.module}"
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
         elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
             yield from (x.value for x in node.args if isinstance(x, ast.Constant))
@@ -112,6 +116,18 @@ def test_no_module_leads_back_to_itself():
     except CycleError as error:
         circle = " -> ".join(reversed(error.args[1]))
         raise AssertionError(f"a circle of imports: {circle}") from None
+
+
+def test_only_what_needs_an_optional_package_is_imported_inside_a_function():
+    inside = {
+        name
+        for path in FILES.values()
+        for function in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(function, ast.FunctionDef)
+        for name in names_in(function)
+        if name.startswith("ssod_imwa")
+    }
+    assert all(".detectron2" in name for name in inside)
 
 
 def reachable(module):
