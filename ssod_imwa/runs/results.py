@@ -41,13 +41,13 @@ class ResultsError(UserError):
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that decide the figures, as installed."""
-    found = {"python": platform.python_version()}
+    installed = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:
-            found[package] = metadata.version(package)
+            installed[package] = metadata.version(package)
         except metadata.PackageNotFoundError:  # a checkout that is on the path, not installed
-            found[package] = getattr(sys.modules.get(package), "__version__", "not installed")
-    return found
+            installed[package] = getattr(sys.modules.get(package), "__version__", "not installed")
+    return installed
 
 
 @dataclass(frozen=True)
@@ -110,9 +110,9 @@ class Results:
             ResultsError: there is none.
         """
         for wanted in [model] if model else reversed(MODELS):
-            found = [x for x in self.evaluations if x.stage != "member" and x.model == wanted]
-            if found:
-                return found[-1]
+            evaluations = [x for x in self.evaluations if x.stage != "member" and x.model == wanted]
+            if evaluations:
+                return evaluations[-1]
         raise ResultsError(
             f"results of seed {self.seed} on {self.dataset} hold no evaluation of "
             f"{'the ' + model if model else 'an average'} (the run did not reach one)"
@@ -334,10 +334,10 @@ def _alike(
 
 
 def _split(positions: Iterable[int], keys: Sequence[Any]) -> list[list[int]]:
-    found: dict[str, list[int]] = {}
+    groups: dict[str, list[int]] = {}
     for i in positions:
-        found.setdefault(json.dumps(keys[i], sort_keys=True), []).append(i)
-    return list(found.values())
+        groups.setdefault(json.dumps(keys[i], sort_keys=True), []).append(i)
+    return list(groups.values())
 
 
 def _recipe(run: Results) -> list[Any]:
