@@ -1,6 +1,4 @@
-import importlib.util
-import sys
-from pathlib import Path
+from functools import partial
 
 import numpy as np
 import pytest
@@ -8,31 +6,14 @@ import torch
 from PIL import Image
 
 from ssod_imwa.analysis import commands, weight_commands
-from ssod_imwa.cli import run_main
+from ssod_imwa.analysis.subjects import SUBJECTS
 from ssod_imwa.runs import run as runs
 from ssod_imwa.runs.config import load_config
 
-TOOL = Path(__file__).parents[2] / "tools" / "analyze.py"
-
-
-def load():
-    spec = importlib.util.spec_from_file_location("analyze", TOOL)
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
-    return tool
-
 
 @pytest.fixture
-def analyze(monkeypatch, capsys):
-    tool = load()
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["analyze.py", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stopped:
-            run_main(tool.main)
-        return stopped.value.code, *capsys.readouterr()
-
-    return call
+def analyze(call):
+    return partial(call, "analyze")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -68,7 +49,7 @@ def trained(tmp_path_factory):
 
 
 def test_every_subject_has_a_function_and_says_what_is_seen(analyze):
-    for subject in load().SUBJECTS:
+    for subject in SUBJECTS:
         assert callable(getattr(commands, subject, None) or getattr(weight_commands, subject))
         status, out, _ = analyze(subject, "--help")
         assert status == 0

@@ -1,30 +1,15 @@
-import importlib.util
 import shutil
-import sys
-from pathlib import Path
+from functools import partial
 
 import pytest
 
-from ssod_imwa.cli import run_main
 from ssod_imwa.runs.config import load_config
 from ssod_imwa.runs.results import Evaluation, Results, write_results
 
-TOOL = Path(__file__).parents[2] / "tools" / "compare_runs.py"
-
 
 @pytest.fixture
-def compare(monkeypatch, capsys):
-    spec = importlib.util.spec_from_file_location("compare_runs", TOOL)
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["compare_runs.py", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stopped:
-            run_main(tool.main)
-        return stopped.value.code, *capsys.readouterr()
-
-    return run
+def compare(call):
+    return partial(call, "compare_runs")
 
 
 @pytest.fixture

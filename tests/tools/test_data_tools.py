@@ -1,32 +1,8 @@
-import importlib.util
 import json
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-
-from ssod_imwa.cli import run_main
-
-TOOLS = Path(__file__).parents[2] / "tools"
-
-
-@pytest.fixture
-def call(monkeypatch, capsys):
-    """Runs a tool in this process; returns its exit status, stdout and stderr."""
-
-    def run(tool, *arguments):
-        spec = importlib.util.spec_from_file_location(f"tool_{tool}", TOOLS / f"{tool}.py")
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        monkeypatch.setattr(sys, "argv", [f"{tool}.py", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            run_main(module.main)
-        return stop.value.code, *capsys.readouterr()
-
-    return run
 
 
 @pytest.fixture

@@ -1,28 +1,13 @@
 import hashlib
-import importlib.util
-import sys
-from pathlib import Path
+from functools import partial
 
 import pytest
 import torch
 from torchvision.models.detection import FasterRCNN
 
-from ssod_imwa.cli import run_main
 from ssod_imwa.detection.build import build_detector
 from ssod_imwa.engine.checkpoint.atomic import write_checkpoint
 from ssod_imwa.runs.config import load_config
-
-TOOL = Path(__file__).parents[2] / "tools" / "export.py"
-
-
-def export(monkeypatch, *arguments):
-    spec = importlib.util.spec_from_file_location("export", TOOL)
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
-    monkeypatch.setattr(sys, "argv", ["export.py", *map(str, arguments)])
-    with pytest.raises(SystemExit) as stop:
-        run_main(tool.main)
-    return stop.value.code
 
 
 def config():
@@ -57,14 +42,18 @@ def run_directory(folder, recommended):
     return detectors[recommended]
 
 
+@pytest.fixture
+def export(call):
+    return partial(call, "export")
+
+
 @pytest.mark.parametrize("recommended", ["student", "teacher"])
-def test_recommended_model_is_written_and_loads_as_printed(
-    tmp_path, monkeypatch, capsys, recommended
-):
+def test_recommended_model_is_written_and_loads_as_printed(export, tmp_path, recommended):
     detector = run_directory(tmp_path / "run", recommended)
     output = tmp_path / "new folder" / "detector.pth"
-    assert export(monkeypatch, tmp_path / "run", "--output", output) == 0
-    heading, digest, printed = capsys.readouterr().out.split("\n", 2)
+    status, out, _ = export(tmp_path / "run", "--output", output)
+    assert status == 0
+    heading, digest, printed = out.split("\n", 2)
     assert f"the {recommended} of" in heading
     assert digest == f"sha256 {hashlib.sha256(output.read_bytes()).hexdigest()}"
     names = {}
@@ -75,36 +64,36 @@ def test_recommended_model_is_written_and_loads_as_printed(
     assert names["model"].transform.min_size == (96,)
 
 
-def test_the_trained_model_is_never_written_over(tmp_path, monkeypatch, capsys):
+def test_the_trained_model_is_never_written_over(export, tmp_path):
     run_directory(tmp_path / "run", "teacher")
     file = tmp_path / "run" / "model_final.pth"
     before = file.read_bytes()
-    assert export(monkeypatch, tmp_path / "run", "--output", file) == 2
-    assert "is there already" in capsys.readouterr().err
+    status, _, error = export(tmp_path / "run", "--output", file)
+    assert (status, "is there already" in error) == (2, True)
     assert file.read_bytes() == before
 
 
-def test_unfinished_run_is_a_users_error(tmp_path, monkeypatch, capsys):
-    assert export(monkeypatch, tmp_path, "--output", tmp_path / "x.pth") == 2
-    error = capsys.readouterr().err
+def test_unfinished_run_is_a_users_error(export, tmp_path):
+    status, _, error = export(tmp_path, "--output", tmp_path / "x.pth")
+    assert status == 2
     assert error.startswith("error: ")
     assert "holds neither model_final.pth nor model_averaged.pth" in error
     assert error.count("\n") == 1
 
 
-def test_damaged_file_is_a_users_error(tmp_path, monkeypatch, capsys):
+def test_damaged_file_is_a_users_error(export, tmp_path):
     run_directory(tmp_path / "run", "teacher")
     file = tmp_path / "run" / "model_final.pth"
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
-    assert export(monkeypatch, file, "--output", tmp_path / "x.pth") == 2
-    assert "SHA-256" in capsys.readouterr().err
+    status, _, error = export(file, "--output", tmp_path / "x.pth")
+    assert (status, "SHA-256" in error) == (2, True)
     assert not (tmp_path / "x.pth").exists()
 
 
-def test_other_files_are_refused(tmp_path, monkeypatch, capsys):
-    write_checkpoint(tmp_path / "model_0000001.pth", {"trainer": {}})
+def test_other_files_are_refused(export, tmp_path):
     source = tmp_path / "model_0000001.pth"
-    assert export(monkeypatch, source, "--output", tmp_path / "x.pth") == 2
-    assert "holds no averaged model" in capsys.readouterr().err
+    write_checkpoint(source, {"trainer": {}})
+    status, _, error = export(source, "--output", tmp_path / "x.pth")
+    assert (status, "holds no averaged model" in error) == (2, True)

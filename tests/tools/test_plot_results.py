@@ -1,31 +1,16 @@
-import importlib.util
 import json
-import sys
-from pathlib import Path
+from functools import partial
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from ssod_imwa.cli import run_main
 from ssod_imwa.runs.results import Evaluation, Results, write_results
-
-TOOL = Path(__file__).parents[2] / "tools" / "plot_results.py"
 
 
 @pytest.fixture
-def plot(monkeypatch, capsys):
-    spec = importlib.util.spec_from_file_location("plot_results", TOOL)
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["plot_results.py", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stopped:
-            run_main(tool.main)
-        return stopped.value.code, *capsys.readouterr()
-
-    return run
+def plot(call):
+    return partial(call, "plot_results")
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """The readers of docs/datasets.md, "Readers of your own", from every command line."""
 
-import importlib.util
 import re
 import sys
 from pathlib import Path
@@ -10,7 +9,6 @@ import pytest
 from PIL import Image
 
 from ssod_imwa.classification.data import catalog as image_catalog
-from ssod_imwa.cli import run_main
 from ssod_imwa.detection.data import catalog
 from ssod_imwa.runs.results import read_results
 
@@ -21,23 +19,6 @@ SMALL = (
     *("MODEL.FPN.OUT_CHANNELS", 16, "MODEL.ROI_BOX_HEAD.FC_DIM", 16),
     *("INPUT.MIN_SIZE_TRAIN", [40], "INPUT.MIN_SIZE_TEST", 40, "SOLVER.IMS_PER_BATCH", 2),
 )
-
-
-@pytest.fixture
-def call(monkeypatch, capsys):
-    """Runs a tool in this process; returns its exit status, stdout and stderr."""
-
-    def run(tool, *arguments):
-        spec = importlib.util.spec_from_file_location(f"tool_{tool}", ROOT / "tools" / f"{tool}.py")
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        monkeypatch.setattr(sys, "argv", [f"{tool}.py", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            run_main(module.main)
-        return stop.value.code, *capsys.readouterr()
-
-    return run
 
 
 @pytest.fixture

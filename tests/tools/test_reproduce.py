@@ -1,11 +1,9 @@
-import importlib.util
 import signal
-import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from ssod_imwa.cli import run_main
 from ssod_imwa.engine.hooks import LRHook
 from ssod_imwa.papers import reproduction
 from ssod_imwa.runs.results import read_results
@@ -38,25 +36,9 @@ rows:
 
 
 @pytest.fixture
-def tool():
-    spec = importlib.util.spec_from_file_location("reproduce", ROOT / "tools" / "reproduce.py")
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
-    return tool
-
-
-@pytest.fixture
-def reproduce(tool, monkeypatch, capsys, tmp_path):
+def reproduce(call, tmp_path):
     (tmp_path / "digits.yaml").write_text(TABLE)
-
-    def run(*arguments):
-        common = [str(tmp_path / "digits.yaml"), "--output", str(tmp_path / "out")]
-        monkeypatch.setattr(sys, "argv", ["reproduce.py", *common, *map(str, arguments)])
-        with pytest.raises(SystemExit) as stopped:
-            run_main(tool.main)
-        return stopped.value.code, *capsys.readouterr()
-
-    return run
+    return partial(call, "reproduce", tmp_path / "digits.yaml", "--output", tmp_path / "out")
 
 
 def refuse(cfg, **options):

@@ -1,18 +1,14 @@
-import importlib.util
 import json
-import sys
-from pathlib import Path
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from ssod_imwa.cli import run_main
 from ssod_imwa.detection.build import build_detector
 from ssod_imwa.runs.config import load_config
 
-TOOL = Path(__file__).parents[2] / "tools" / "visualize.py"
 IMAGES = 6
 
 
@@ -66,18 +62,8 @@ def run_dir(tmp_path_factory):
 
 
 @pytest.fixture
-def visualize(monkeypatch, capsys):
-    spec = importlib.util.spec_from_file_location("visualize", TOOL)
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["visualize.py", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stopped:
-            run_main(tool.main)
-        return stopped.value.code, *capsys.readouterr()
-
-    return run
+def visualize(call):
+    return partial(call, "visualize")
 
 
 def picture(path):
@@ -160,15 +146,9 @@ def test_mistakes_are_one_line_and_status_2(visualize, run_dir, tmp_path):
 
 
 @pytest.mark.parametrize("threshold", ["3", "-0.1", "nan"])
-def test_a_threshold_that_is_no_score_is_refused(capsys, monkeypatch, threshold):
-    spec = importlib.util.spec_from_file_location("tool_visualize", TOOL)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    monkeypatch.setattr(sys, "argv", ["visualize.py", "run", f"--threshold={threshold}"])
-    with pytest.raises(SystemExit) as stop:
-        module.parse_arguments()
-    assert stop.value.code == 2
-    assert f"--threshold = {threshold} is not allowed" in capsys.readouterr().err
+def test_a_threshold_that_is_no_score_is_refused(visualize, threshold):
+    status, _, error = visualize("run", f"--threshold={threshold}")
+    assert (status, f"--threshold = {threshold} is not allowed" in error) == (2, True)
 
 
 def test_a_run_of_classification_is_sent_to_the_other_tool(visualize, tmp_path):
