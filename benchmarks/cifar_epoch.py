@@ -46,8 +46,8 @@ from ssod_imwa.classification.data.datasets import (
     ClassificationDataset,
     load_cifar10_lt100,
 )
-from ssod_imwa.classification.data.loader import ImageBatch, build_image_batches
-from ssod_imwa.classification.data.samplers import BatchSource, class_sampler
+from ssod_imwa.classification.data.images import open_images
+from ssod_imwa.classification.data.samplers import class_sampler
 from ssod_imwa.classification.data.small_views import small_view
 from ssod_imwa.classification.losses.cross_entropy import CrossEntropy, CrossEntropyOptions
 from ssod_imwa.classification.methods.build import CompileOptions
@@ -55,6 +55,9 @@ from ssod_imwa.classification.methods.erm import EmpiricalRisk
 from ssod_imwa.classification.mixers import NoMixing
 from ssod_imwa.classification.models.cifar_resnet import CifarResNet
 from ssod_imwa.config.options import Options, options_of
+from ssod_imwa.data.batches import Batch, Part
+from ssod_imwa.data.loader import build_train_batches
+from ssod_imwa.data.streams import Stream
 from ssod_imwa.engine.memory import keep_freed_memory
 from ssod_imwa.engine.solver import build_optimizer
 from ssod_imwa.engine.trainer import HookBase, Trainer
@@ -64,7 +67,7 @@ HOLE = 16  # pixels, of Cutout
 CHUNK = 10  # steps that are timed together, so that a GPU need not be waited for at each
 MODES = [mode for mode in options_of(CompileOptions)["COMPILE"].choices if mode]
 
-Batches = Iterator[ImageBatch]
+Batches = Iterator[Batch]
 
 
 def make_noise(count: int) -> ClassificationDataset:
@@ -124,28 +127,22 @@ def usual_batches(
         pin_memory=args.device.type == "cuda",
     )
     for images, labels in loader:
-        yield ImageBatch((images,), labels, labels).to(args.device)
+        yield Batch(labeled=Part({"image": images}, labels, labels)).to(args.device)
 
 
 def our_batches(
     dataset: ClassificationDataset, recipe: str, *, steps: int, args: argparse.Namespace
 ) -> Batches:
     """Batches of our input."""
-
-    def source(member: int) -> BatchSource:
-        return class_sampler(
-            "instance",
-            dataset.labels,
-            len(dataset.classes),
-            args.batch_size,
-            seed=1,
-            member=member,
-            iterations=steps,
-        )
-
-    view = small_view(recipe, CIFAR_STATISTICS, size=32)
-    schedule = EpisodeSchedule(steps)
-    return build_image_batches(dataset, schedule, source, [view], seed=1, device=args.device)(0)
+    labels, classes = dataset.labels, len(dataset.classes)
+    stream = Stream(
+        "labeled",
+        open_images(dataset, args.device),
+        partial(class_sampler, "instance", labels, classes, iterations=steps),
+        batch_size=args.batch_size,
+        views={"image": small_view(recipe, CIFAR_STATISTICS, size=32)},
+    )
+    return build_train_batches([stream], EpisodeSchedule(steps), seed=1)(0)
 
 
 # ------------------------------------------------------------------------------------- measuring
@@ -186,10 +183,10 @@ def train_as_public(
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=2e-4)
     for batch in batches:
         with torch.autocast(args.device.type, torch.bfloat16, enabled=args.amp):
-            logits = model(batch.views[0])
-            loss = F.cross_entropy(logits, batch.labels)
+            logits = model(batch["labeled"].views["image"])
+            loss = F.cross_entropy(logits, batch["labeled"].targets)
         loss.item()
-        (logits.argmax(1) == batch.labels).float().mean().item()
+        (logits.argmax(1) == batch["labeled"].targets).float().mean().item()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -30,8 +31,11 @@ from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms import v2
 
 from ssod_imwa.averaging.episodes import EpisodeSchedule
+from ssod_imwa.data.loader import build_train_batches
+from ssod_imwa.data.order import BatchStream
+from ssod_imwa.data.streams import On, Stream
 from ssod_imwa.detection.data.folder import load_folder
-from ssod_imwa.detection.data.loader import build_train_batches
+from ssod_imwa.detection.data.images import DetectionImages, orientation_groups
 from ssod_imwa.detection.data.records import Annotations, DetectionDataset, ImageRecord
 from ssod_imwa.detection.data.views import (
     BLUR_RADIUS,
@@ -134,20 +138,14 @@ def our_batches(
     dataset: DetectionDataset, edge: int, *, batch: int, workers: int, steps: int
 ) -> Iterator[object]:
     """Batches of our loader."""
-    batches = build_train_batches(
-        dataset,
-        None,
-        EpisodeSchedule(steps),
-        seed=1,
-        batch_labeled=batch,
-        batch_unlabeled=0,
-        weak=WeakView([edge], MAX_SIZE),
-        strong=StrongView(),
-        num_workers=workers,
-        aspect_ratio_grouping=True,
-        on_bad_record="error",
+    stream = Stream(
+        "labeled",
+        DetectionImages.labeled(dataset),
+        partial(BatchStream, orientation_groups(dataset.records)),
+        batch_size=batch,
+        views={"weak": WeakView([edge], MAX_SIZE), "strong": On("weak", StrongView())},
     )
-    return batches(0)
+    return build_train_batches([stream], EpisodeSchedule(steps), seed=1, num_workers=workers)(0)
 
 
 def images_per_second(batches: Iterator[object], *, batch: int, skipped: int) -> float:

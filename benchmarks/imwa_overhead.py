@@ -33,7 +33,8 @@ from rich.table import Table
 
 from ssod_imwa.averaging.episodes import EpisodeSchedule
 from ssod_imwa.averaging.imwa import IMWA
-from ssod_imwa.detection.data.records import DetectionBatch, ImageRecord, Sample, Targets, View
+from ssod_imwa.data.batches import Batch, Part
+from ssod_imwa.detection.data.records import Targets, View
 from ssod_imwa.detection.detectors.faster_rcnn import build_faster_rcnn
 from ssod_imwa.detection.methods.unbiased_teacher import UnbiasedTeacher, UnbiasedTeacherOptions
 from ssod_imwa.engine.hooks import IMWAHook
@@ -114,7 +115,7 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def synthetic_batches(*, small: bool) -> DetectionBatch:
+def synthetic_batch(*, small: bool) -> Batch:
     """A batch whose images are noise with two boxes each."""
     count, height, width = (2, 128, 128) if small else (4, 600, 1000)
     generator = torch.Generator().manual_seed(0)
@@ -126,11 +127,11 @@ def synthetic_batches(*, small: bool) -> DetectionBatch:
         targets = Targets(boxes, torch.tensor([0, 3])) if labeled else None
         return View(image, torch.eye(3, dtype=torch.float64), targets)
 
-    def samples(*, labeled: bool) -> list[Sample]:
-        record = ImageRecord("noise.png", 0, width, height)
-        return [Sample(record, view(labeled=labeled), view(labeled=labeled)) for _ in range(count)]
+    def part(*, labeled: bool) -> Part:
+        weak, strong = ([view(labeled=labeled) for _ in range(count)] for _ in range(2))
+        return Part({"weak": weak, "strong": strong}, None, torch.arange(count))
 
-    return DetectionBatch(samples(labeled=True), samples(labeled=False))
+    return Batch(labeled=part(labeled=True), unlabeled=part(labeled=False))
 
 
 def build_trainer(setting: Setting) -> Trainer:
@@ -143,9 +144,9 @@ def build_trainer(setting: Setting) -> Trainer:
     )
     iterations = setting.steps * setting.episodes
     schedule = EpisodeSchedule(iterations, episodes=setting.episodes, members=setting.members)
-    batch = synthetic_batches(small=setting.small_images)
+    batch = synthetic_batch(small=setting.small_images)
 
-    def batches(start: int) -> Iterator[DetectionBatch]:
+    def batches(start: int) -> Iterator[Batch]:
         return itertools.repeat(batch, len(schedule) - start)
 
     return Trainer(method, schedule, batches, optimizer, seed=1)

@@ -53,8 +53,16 @@ class Task(ABC):
         """A model to evaluate, on the CPU, with the weights of a file."""
 
     @abstractmethod
-    def build_batches(self, schedule: EpisodeSchedule, device: torch.device) -> Batches:
-        """What the trainer reads: a global step -> the batches from there on."""
+    def build_batches(
+        self, schedule: EpisodeSchedule, device: torch.device, reads: Mapping[str, tuple[str, ...]]
+    ) -> Batches:
+        """What the trainer reads: a global step -> the batches from there on.
+
+        Args:
+            schedule: which member trains when.
+            device: of the models.
+            reads: streams and views that batches hold, see `Method`.
+        """
 
     @abstractmethod
     def build_evaluator(self, *, poll: Callable[[], object] | None = None) -> Evaluator:

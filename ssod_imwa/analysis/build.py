@@ -174,7 +174,7 @@ def build_recompute(run: TrainedRun) -> Callable[[nn.Module], object]:
         cfg.SOLVER.MAX_ITER, episodes=cfg.IMWA.EPISODES, members=cfg.IMWA.MEMBERS
     )
     recompute = run.task.build_bn_recomputation(
-        run.task.build_batches(schedule, run.task.device),
+        run.task.build_batches(schedule, run.task.device, {"labeled": ("image",)}),
         count=min(cfg.IMWA.BN_BATCHES, len(schedule)),
     )
     return lambda model: recompute({"student": model})

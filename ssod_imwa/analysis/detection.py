@@ -8,12 +8,13 @@ import torch
 from fvcore.common.config import CfgNode
 
 from ssod_imwa.analysis.sheets import evenly_spaced, prediction_sheet, view_sheet
+from ssod_imwa.data.loader import build_test_batches
 from ssod_imwa.data.registration import import_modules
 from ssod_imwa.detection import build
 from ssod_imwa.detection.data.catalog import load_dataset
-from ssod_imwa.detection.data.loader import build_test_batches
-from ssod_imwa.detection.data.records import DetectionDataset, Sample
-from ssod_imwa.detection.data.views import make_sample, read_record
+from ssod_imwa.detection.data.images import DetectionImages
+from ssod_imwa.detection.data.records import DetectionDataset, View
+from ssod_imwa.detection.data.views import make_record_views, read_record
 from ssod_imwa.detection.detectors.base import Detector
 from ssod_imwa.detection.evaluation import predict
 from ssod_imwa.detection.pseudo_labels import filter_detections
@@ -49,12 +50,11 @@ def prediction_sheets(
     drawn = drawn.subset(evenly_spaced(images, len(drawn)))
     detector = _build_detector(cfg, weights, len(drawn.classes))
     batches = build_test_batches(
-        drawn,
-        view=build.build_test_view(cfg),
+        DetectionImages.unlabeled(drawn),
+        build.build_test_view(cfg),
         batch_size=cfg.TEST.IMS_PER_BATCH,
-        num_workers=0,
     )
-    detections = predict(detector, batches)
+    detections = predict(detector, drawn, batches)
     records = drawn.records
     sheet = prediction_sheet(
         [read_record(record) for record in records],
@@ -82,32 +82,34 @@ def view_sheets(cfg: CfgNode, weights: str | Path, *, images: int) -> dict[str, 
     """
     data = build.build_data(cfg)
     classes = data.labeled.classes
-    samples = _make_samples(cfg, data.labeled, images)
-    labeled = view_sheet(samples, [None] * len(samples), _names(samples), class_names=classes)
+    views, names = _make_views(cfg, data.labeled, images)
+    labeled = view_sheet(views, [None] * len(views), names, class_names=classes)
     if data.unlabeled is None:
         return {"labeled_views.png": labeled}
-    samples = _make_samples(cfg, data.unlabeled, images)
+    views, names = _make_views(cfg, data.unlabeled, images)
     teacher = _build_detector(cfg, weights, len(classes))
     device = next(teacher.parameters()).device
     pseudo_labels = [
         filter_detections(detections, cfg.SSOD.BBOX_THRESHOLD)
-        for sample in samples
-        for detections in teacher.detect([sample.weak.image.to(device)])
+        for of_image in views
+        for detections in teacher.detect([of_image["weak"].image.to(device)])
     ]
-    unlabeled = view_sheet(samples, pseudo_labels, _names(samples), class_names=classes)
+    unlabeled = view_sheet(views, pseudo_labels, names, class_names=classes)
     return {"labeled_views.png": labeled, "pseudo_labels.png": unlabeled}
 
 
-def _make_samples(cfg: CfgNode, dataset: DetectionDataset, count: int) -> list[Sample]:
-    weak, strong = build.build_views(cfg)
-    return [
-        make_sample(dataset.records[i], weak, strong, counted_generator(cfg.SEED, "picture", i))
-        for i in evenly_spaced(count, len(dataset))
+def _make_views(
+    cfg: CfgNode, dataset: DetectionDataset, count: int
+) -> tuple[list[dict[str, View]], list[str]]:
+    """Views of images from all over a data set, and the images' names."""
+    positions = evenly_spaced(count, len(dataset))
+    views = [
+        make_record_views(
+            dataset.records[i], build.build_views(cfg), counted_generator(cfg.SEED, "picture", i)
+        )
+        for i in positions
     ]
-
-
-def _names(samples: list[Sample]) -> list[str]:
-    return [str(sample.record.image_id) for sample in samples]
+    return views, [str(dataset.records[i].image_id) for i in positions]
 
 
 def _build_detector(cfg: CfgNode, weights: str | Path, num_classes: int) -> Detector:

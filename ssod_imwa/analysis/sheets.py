@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
-from ssod_imwa.detection.data.records import Annotations, Detections, Sample, View
+from ssod_imwa.detection.data.records import Annotations, Detections, View
 from ssod_imwa.detection.pseudo_labels import filter_detections
 from ssod_imwa.visualization.pictures import contact_sheet, draw_detections
 
@@ -68,7 +68,7 @@ def prediction_sheet(
 
 
 def view_sheet(
-    samples: Sequence[Sample],
+    views: Sequence[Mapping[str, View]],
     pseudo_labels: Sequence[Detections | None],
     names: Sequence[str],
     *,
@@ -77,9 +77,9 @@ def view_sheet(
     """Pairs of pictures: weak view on the left, strong view on the right, with training's boxes.
 
     Args:
-        samples: labeled ones show their labels, dashed.
-        pseudo_labels: of each sample, in pixels of its weak view, which are those of its strong
-            view; None for labeled samples.
+        views: "weak" and "strong" of each image; labeled ones show their labels, dashed.
+        pseudo_labels: of each image, in pixels of its weak view, which are those of its strong
+            view; None for labeled images.
         names: for the captions.
         class_names: names of the classes 0..C-1.
 
@@ -87,12 +87,14 @@ def view_sheet(
         uint8 (3, H, W).
     """
     pictures, captions = [], []
-    for sample, found, name in zip(samples, pseudo_labels, names, strict=True):
+    for of_image, detections, name in zip(views, pseudo_labels, names, strict=True):
+        weak, strong = of_image["weak"], of_image["strong"]
         pictures += [
-            _view_picture(view, found, class_names) for view in (sample.weak, sample.strong)
+            _view_picture(weak, detections, class_names),
+            _view_picture(strong, detections, class_names),
         ]
-        kind = "label" if found is None else "pseudo-label"
-        count = len(sample.weak.targets or ()) if found is None else len(found)
+        kind = "label" if detections is None else "pseudo-label"
+        count = len(weak.targets or ()) if detections is None else len(detections)
         boxes = f"{count} {kind}{'' if count == 1 else 's'}"
         captions += [f"image {name}: weak view, {boxes}", "strong view"]
     return contact_sheet(pictures, captions, group=2)

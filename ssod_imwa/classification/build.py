@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,10 +18,10 @@ from ssod_imwa.classification.data.imbalance import ImbalanceOptions
 from ssod_imwa.classification.data.large_views import large_view
 from ssod_imwa.classification.data.samplers import (
     SUBSET,
-    BatchSource,
     ClassSamplerOptions,
     balanced_subset,
     class_sampler,
+    subset_sampler,
 )
 from ssod_imwa.classification.data.small_views import small_view
 from ssod_imwa.classification.methods.mae import encoder_state, is_autoencoder
@@ -39,7 +40,7 @@ from ssod_imwa.classification.models.mae import MaskedAutoencoder
 from ssod_imwa.classification.models.vit import ViTOptions
 from ssod_imwa.classification.models.weights import load_encoder
 from ssod_imwa.config.options import read_options
-from ssod_imwa.data.order import BatchStream
+from ssod_imwa.data.order import MakeOrder
 from ssod_imwa.data.registration import import_modules
 from ssod_imwa.engine.checkpoint.models import read_models
 from ssod_imwa.errors import ConfigError, WeightsError, as_config_error
@@ -141,19 +142,16 @@ def build_test_view(cfg: CfgNode, dataset: ClassificationDataset) -> Any:
     return view
 
 
-def build_source(cfg: CfgNode, train: ClassificationDataset, member: int) -> BatchSource:
-    """Which images a member trains on."""
-    options, batch_size = cfg.CLS.SAMPLER, cfg.SOLVER.IMS_PER_BATCH
+def build_order(cfg: CfgNode, train: ClassificationDataset) -> MakeOrder:
+    """Which images members train on."""
+    options = cfg.CLS.SAMPLER
     if options.NAME == SUBSET:
-        subset = member_subset(cfg, train, member)
-        return BatchStream([subset], batch_size, seed=cfg.SEED, member=member, kind="labeled")
-    return class_sampler(
+        return partial(subset_sampler, train.labels, len(train.classes), options.PER_CLASS)
+    return partial(
+        class_sampler,
         options.NAME,
         train.labels,
         len(train.classes),
-        batch_size,
-        seed=cfg.SEED,
-        member=member,
         iterations=cfg.SOLVER.MAX_ITER,
         per_draw=read_options(ClassSamplerOptions, options).per_draw,
     )

@@ -12,9 +12,9 @@ from torch import nn
 
 from ssod_imwa.averaging.ranks import Group
 from ssod_imwa.classification.checks import check_at_least_1
-from ssod_imwa.classification.data.loader import ImageBatch
 from ssod_imwa.classification.methods.base import deployed
 from ssod_imwa.classification.models.experts import Experts
+from ssod_imwa.data.batches import Part
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Extracted:
 @torch.no_grad()
 def extract(
     model: nn.Module,
-    batches: Iterable[ImageBatch],
+    batches: Iterable[Part],
     processes: Group = Group(),
     *,
     poll: Callable[[], object] | None = None,
@@ -54,7 +54,7 @@ def extract(
 
     Args:
         model: a network or experts, in eval mode; a method's network counts as what it deploys.
-        batches: of this process, see `build_test_image_batches`.
+        batches: of this process, see `build_test_batches`.
         processes: those that have the other images.
         poll: called once a batch; may raise to leave the loop.
 
@@ -67,8 +67,8 @@ def extract(
     for batch in batches:
         if poll is not None:
             poll()
-        features, logits = _outputs(network, batch.views[0].to(device, non_blocking=True))
-        own = (batch.indices, batch.labels, features.float(), logits.float())
+        features, logits = _outputs(network, batch.views["image"].to(device, non_blocking=True))
+        own = (batch.indices, batch.targets, features.float(), logits.float())
         parts.append(tuple(tensor.cpu() for tensor in own))
     gathered = [part for of_process in processes.all_gather(parts) for part in of_process]
     order = torch.cat([part[0] for part in gathered]).argsort()

@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from ssod_imwa.averaging.ranks import Group
-from ssod_imwa.classification.data.loader import ImageBatch
 from ssod_imwa.classification.features import class_means
 from ssod_imwa.classification.methods.base import deployed
 from ssod_imwa.classification.models.base import ImageClassifier
 from ssod_imwa.classification.models.experts import Experts
+from ssod_imwa.data.batches import Part
 
 
 def gradient_norms(
@@ -66,7 +66,7 @@ class Reaction:
 
 def measure_reaction(
     model: nn.Module,
-    batches: Iterable[ImageBatch],
+    batches: Iterable[Part],
     processes: Group = Group(),
     *,
     group: str | None = None,
@@ -88,9 +88,9 @@ def measure_reaction(
     device = next(network.parameters()).device
     parts = []
     for batch in batches:
-        images, labels = batch.views[0].to(device), batch.labels.to(device)
+        images, labels = batch.views["image"].to(device), batch.targets.to(device)
         norms, features, logits = _react(network, images, labels, group)
-        own = (batch.indices, batch.labels, norms, logits.argmax(1), features.float())
+        own = (batch.indices, batch.targets, norms, logits.argmax(1), features.float())
         parts.append(tuple(tensor.cpu() for tensor in own))
     gathered = [part for of_process in processes.all_gather(parts) for part in of_process]
     indices, labels, norms, predictions, features = (

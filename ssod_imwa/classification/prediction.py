@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from ssod_imwa.averaging.ranks import Group
-from ssod_imwa.classification.data.loader import ImageBatch
 from ssod_imwa.classification.evaluation import class_recalls, classification_metrics
 from ssod_imwa.classification.methods.base import deployed
 from ssod_imwa.classification.models.experts import Experts
+from ssod_imwa.data.batches import Part
 
 # Recalls of more classes than this would make results.json megabytes long.
 MOST_RECALLS = 200
@@ -22,7 +22,7 @@ COUNTS = ("zero_recall_classes",)  # all other metrics are percent
 @torch.no_grad()
 def predict(
     model: nn.Module,
-    batches: Iterable[ImageBatch],
+    batches: Iterable[Part],
     processes: Group = Group(),
     *,
     poll: Callable[[], object] | None = None,
@@ -31,7 +31,7 @@ def predict(
 
     Args:
         model: in eval mode; images (B, 3, H, W) to logits (B, C), or to (K, B, C).
-        batches: of this process, see `build_test_image_batches`.
+        batches: of this process, see `build_test_batches`.
         processes: those that have the other images.
         poll: called once a batch; may raise to leave the loop.
 
@@ -43,8 +43,8 @@ def predict(
     for batch in batches:
         if poll is not None:
             poll()
-        logits = model(batch.views[0].to(device, non_blocking=True)).float().cpu()
-        parts.append((batch.indices.cpu(), batch.labels.cpu(), logits))
+        logits = model(batch.views["image"].to(device, non_blocking=True)).float().cpu()
+        parts.append((batch.indices.cpu(), batch.targets.cpu(), logits))
     gathered = [part for of_process in processes.all_gather(parts) for part in of_process]
     order = torch.cat([indices for indices, _, _ in gathered]).argsort()
     labels = torch.cat([labels for _, labels, _ in gathered])[order]
@@ -86,7 +86,7 @@ def evaluate_logits(
 
 def evaluate_classifier(
     model: nn.Module,
-    batches: Iterable[ImageBatch],
+    batches: Iterable[Part],
     processes: Group = Group(),
     *,
     classes: Sequence[str],

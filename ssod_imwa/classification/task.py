@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from fvcore.common.config import CfgNode
-from fvcore.nn.precise_bn import update_bn_stats
 from torch import nn
 
 from ssod_imwa.averaging import soups
@@ -22,7 +20,7 @@ from ssod_imwa.averaging.ranks import Ranks
 from ssod_imwa.classification import build
 from ssod_imwa.classification.data.catalog import image_fingerprint
 from ssod_imwa.classification.data.datasets import ClassificationDataset
-from ssod_imwa.classification.data.loader import build_image_batches, build_test_image_batches
+from ssod_imwa.classification.data.images import ImagesInFiles, ImagesInMemory, open_images
 from ssod_imwa.classification.data.samplers import SUBSET
 from ssod_imwa.classification.keys import MergeOptions
 from ssod_imwa.classification.methods import build as methods
@@ -43,9 +41,13 @@ from ssod_imwa.classification.tracking import (
 )
 from ssod_imwa.config.options import read_options
 from ssod_imwa.config.shared import check_shared
+from ssod_imwa.data.batches import Batch
+from ssod_imwa.data.loader import TestBatches, build_test_batches, build_train_batches
+from ssod_imwa.data.streams import Stream
 from ssod_imwa.engine.device import pick_device
-from ssod_imwa.engine.hooks import undisturbed
 from ssod_imwa.engine.method import Method
+from ssod_imwa.engine.modes import undisturbed
+from ssod_imwa.engine.precise_bn import build_recomputation
 from ssod_imwa.engine.trainer import HookBase
 from ssod_imwa.errors import ConfigError
 from ssod_imwa.task import Batches, Evaluator, Recompute, Task, check_batch_sizes, evaluate_sets
@@ -115,20 +117,31 @@ class ClassificationTask(Task):
         build.load_weights(model, weights)
         return model
 
-    def build_batches(self, schedule: EpisodeSchedule, device: torch.device) -> Batches:
+    @cached_property
+    def _train_images(self) -> ImagesInFiles | ImagesInMemory:
+        return open_images(self.data.train, self.device)
+
+    def build_batches(
+        self, schedule: EpisodeSchedule, device: torch.device, reads: Mapping[str, tuple[str, ...]]
+    ) -> Batches:
         cfg, train = self.cfg, self.data.train
         check_batch_sizes(cfg, self.ranks.batch.size)
-        return build_image_batches(
-            train,
+        names = reads["labeled"]
+        transforms = build.build_views(cfg, train, cfg.CLS.INPUT.VIEWS[: len(names)])
+        labeled = Stream(
+            "labeled",
+            self._train_images,
+            build.build_order(cfg, train),
+            batch_size=cfg.SOLVER.IMS_PER_BATCH,
+            views=dict(zip(names, transforms, strict=True)),
+        )
+        return build_train_batches(
+            [labeled],
             schedule,
-            partial(build.build_source, cfg, train),
-            build.build_views(cfg, train, cfg.CLS.INPUT.VIEWS),
+            self.ranks.batch,
             seed=cfg.SEED,
             first_member=cfg.IMWA.FIRST_MEMBER + self.ranks.member,
             num_workers=cfg.DATALOADER.NUM_WORKERS,
-            rank=self.ranks.batch.rank,
-            world_size=self.ranks.batch.size,
-            device=device,
             pin_memory=device.type == "cuda",
         )
 
@@ -179,33 +192,29 @@ class ClassificationTask(Task):
             found.append(SnapshotHook(folder / SNAPSHOT_FOLDER, period=period, first_member=first))
         return found
 
-    def test_batches(self, images: ClassificationDataset) -> Any:
+    def test_batches(self, dataset: ClassificationDataset) -> TestBatches:
         """Batches of a data set as it is tested: not augmented, in order."""
-        return build_test_image_batches(
-            images,
-            build.build_test_view(self.cfg, images),
+        is_train = dataset is self.data.train
+        return build_test_batches(
+            self._train_images if is_train else open_images(dataset, self.device),
+            build.build_test_view(self.cfg, dataset),
+            self.ranks.run,
             batch_size=self.cfg.TEST.IMS_PER_BATCH,
             num_workers=self.cfg.DATALOADER.NUM_WORKERS,
-            device=self.device,
-            rank=self.ranks.run.rank,
-            world_size=self.ranks.run.size,
+            pin_memory=self.device.type == "cuda",
         )
 
     def build_bn_recomputation(self, batches: Batches, *, count: int) -> Recompute:
-        """First views of the run's first batches through each classifier (fvcore's precise BN)."""
         part = read_options(StageOptions, self._stage).part
         move_statistics = read_options(ERMOptions, self._stage).move_statistics
 
-        @torch.no_grad()
-        def recompute(models: Mapping[str, nn.Module]) -> None:
-            for model in models.values():
-                with undisturbed({"model": model}):
-                    classifier = deployed(model)
-                    set_train_mode(classifier, part, move_statistics=move_statistics)
-                    images = (batch.views[0] for batch in itertools.islice(batches(0), count))
-                    update_bn_stats(classifier, images, count)
+        def set_mode(model: nn.Module) -> None:
+            set_train_mode(deployed(model), part, move_statistics=move_statistics)
 
-        return recompute
+        def classify(model: nn.Module, batch: Batch) -> torch.Tensor:
+            return deployed(model)(batch["labeled"].views["image"])
+
+        return build_recomputation(batches, count=count, set_train_mode=set_mode, forward=classify)
 
     def fingerprints(self) -> dict[str, Any]:
         return {"training images": image_fingerprint(self.data.train)}
@@ -256,7 +265,7 @@ class ClassificationTask(Task):
             for member in range(first, first + cfg.IMWA.MEMBERS)
         ]
         images = train.subset(np.unique(np.concatenate(subsets)))
-        with undisturbed({"model": model}), torch.no_grad():
+        with undisturbed(model), torch.no_grad():
             metrics = evaluate_classifier(
                 model,
                 self.test_batches(images),

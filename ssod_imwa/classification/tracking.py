@@ -13,13 +13,13 @@ import numpy as np
 
 from ssod_imwa.averaging.episodes import Position
 from ssod_imwa.classification.checks import check_at_least_1
-from ssod_imwa.classification.data.loader import ImageBatch
 from ssod_imwa.classification.features import extract, feature_deviation
 from ssod_imwa.classification.gradients import by_class, measure_reaction
 from ssod_imwa.config.options import Options, option
+from ssod_imwa.data.batches import Part
 from ssod_imwa.engine.checkpoint.atomic import remove_checkpoint, write_checkpoint
 from ssod_imwa.engine.checkpoint.output import on_main
-from ssod_imwa.engine.hooks import undisturbed
+from ssod_imwa.engine.modes import undisturbed
 from ssod_imwa.engine.seeding import counted_generator
 from ssod_imwa.engine.trainer import HookBase
 from ssod_imwa.engine.writers import JSONWriter
@@ -84,8 +84,8 @@ class ClassTrackingHook(HookBase):
     def __init__(
         self,
         path: str | Path,
-        train: Iterable[ImageBatch],
-        test: Iterable[ImageBatch],
+        train: Iterable[Part],
+        test: Iterable[Part],
         *,
         classes: int,
         period: int,
@@ -138,7 +138,7 @@ class ClassTrackingHook(HookBase):
 
     def _measure(self, position: Position) -> dict[str, np.ndarray]:
         student = self.trainer.method.student
-        with undisturbed({"student": student}):
+        with undisturbed(student):
             processes = self.trainer.ranks.run
             reaction = measure_reaction(student, self._train, processes, group=self._group)
             test = extract(student, self._test, processes)

@@ -1,4 +1,4 @@
-"""Which images a global step reads: a function of (seed, member, own iteration, slot).
+"""Which images a global step reads: a function of (seed, stream, member, own iteration, slot).
 
 Nothing is consumed and nothing is left in buckets, so a run can begin at any global step, members
 can be trained in any order, and the order does not know how many processes share the work.
@@ -6,17 +6,12 @@ can be trained in any order, and the order does not know how many processes shar
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Literal, NamedTuple
+from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
-from torch.utils.data import Sampler
 
-from ssod_imwa.averaging.episodes import EpisodeSchedule
-from ssod_imwa.detection.data.records import ImageRecord
 from ssod_imwa.engine.seeding import counted_generator
-
-Kind = Literal["labeled", "unlabeled"]
 
 
 def hashed(name: str) -> str:
@@ -24,16 +19,34 @@ def hashed(name: str) -> str:
     return name.replace("labeled", "labelled")
 
 
-class SampleKey(NamedTuple):
-    """One image of one batch; all of it but `index` also seeds the image's augmentation."""
+class Order(Protocol):
+    """The endless batches of one member."""
 
-    kind: Kind
-    index: int
-    """Position of the image in its data set."""
-    member: int
-    t: int
-    slot: int
-    """Place in the global batch, whatever rank reads it."""
+    def batch(self, t: int) -> list[int]:
+        """Positions in the data set of the member's batch t."""
+        ...
+
+    def successor(self, t: int, slot: int, steps: int) -> int:
+        """What may take a slot's place: the `steps`-th image after it that is like it.
+
+        Later slots and batches keep the images that they have.
+        """
+        ...
+
+
+class MakeOrder(Protocol):
+    """Makes the order of a member, such as `partial(BatchStream, groups)`."""
+
+    def __call__(self, batch_size: int, *, seed: int, member: int, kind: str) -> Order:
+        """The order.
+
+        Args:
+            batch_size: images of the global batch, over all processes.
+            seed: run seed.
+            member: number of the member that reads.
+            kind: name of the stream; orders of different streams are independent.
+        """
+        ...
 
 
 class IndexStream:
@@ -123,7 +136,7 @@ class BatchStream:
         return [self._item(group, first + slot) for slot in range(self.batch_size)]
 
     def successor(self, t: int, slot: int, steps: int) -> int:
-        """The item that stands `steps` positions after this slot in the slot's own stream."""
+        """The item that stands `steps` positions after this slot in the slot's own group."""
         group, first = self._place(t)
         return self._item(group, first + slot + steps)
 
@@ -156,118 +169,3 @@ class BatchStream:
         places = np.arange(self._round_length) < due
         self._first_group = counted_generator(*self._counts, number).permutation(places)
         self._round = number
-
-
-class DataOrder:
-    """The batches of every member for one kind of data.
-
-    Args:
-        records: the data set, of which only widths and heights are used.
-        batch_size: images of the global batch, over all ranks.
-        kind: "labeled" or "unlabeled".
-        seed: run seed.
-        aspect_ratio_grouping: keep wide (w > h) and other images in different batches, which saves
-            padding.
-    """
-
-    def __init__(
-        self,
-        records: Sequence[ImageRecord],
-        batch_size: int,
-        *,
-        kind: Kind,
-        seed: int,
-        aspect_ratio_grouping: bool,
-    ) -> None:
-        if not len(records):
-            raise ValueError(f"no {kind} images (at least one is needed)")
-        self.kind = kind
-        self.batch_size = batch_size
-        self._seed = seed
-        self._groups = (
-            orientation_groups(records) if aspect_ratio_grouping else [np.arange(len(records))]
-        )
-        self._members: dict[int, BatchStream] = {}
-
-    def member(self, member: int) -> BatchStream:
-        """The stream of one member."""
-        if member not in self._members:
-            self._members[member] = BatchStream(
-                self._groups, self.batch_size, seed=self._seed, member=member, kind=self.kind
-            )
-        return self._members[member]
-
-    def keys(self, member: int, t: int) -> list[SampleKey]:
-        """The member's global batch t."""
-        batch = self.member(member).batch(t)
-        return [SampleKey(self.kind, index, member, t, slot) for slot, index in enumerate(batch)]
-
-    def replacement(self, key: SampleKey, steps: int) -> SampleKey:
-        """The same slot, filled by what comes `steps` positions later in the member's stream.
-
-        The image has the same orientation; later slots and steps keep the images they had.
-        """
-        index = self.member(key.member).successor(key.t, key.slot, steps)
-        return key._replace(index=index)
-
-
-def orientation_groups(records: Sequence[ImageRecord]) -> list[np.ndarray]:
-    """Positions of wide (w > h) and of other images, without empty groups."""
-    wide = np.array([record.width > record.height for record in records], dtype=bool)
-    return [group for group in (np.flatnonzero(wide), np.flatnonzero(~wide)) if len(group)]
-
-
-class ScheduleSampler(Sampler[list[SampleKey]]):
-    """The samples of each global step, for a data loader without automatic batching.
-
-    Args:
-        schedule: which member takes which of its iterations at a global step.
-        orders: one order for each kind of data; a step's samples come in this sequence.
-        first_member: number of the schedule's member 0.
-        start: first global step, 0..len(schedule).
-        rank: this process; it reads slots rank, rank + world_size, ... of each global batch.
-        world_size: number of processes.
-
-    Raises:
-        ValueError: `start` or `rank` is out of range, or a batch cannot be shared out evenly.
-    """
-
-    def __init__(
-        self,
-        schedule: EpisodeSchedule,
-        orders: Sequence[DataOrder],
-        *,
-        first_member: int = 0,
-        start: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> None:
-        if not 0 <= start <= len(schedule):
-            raise ValueError(f"start = {start} is not allowed (must be 0..{len(schedule)})")
-        if not 0 <= rank < world_size:
-            raise ValueError(f"rank = {rank} is not allowed (must be 0..{world_size - 1})")
-        for order in orders:
-            if order.batch_size % world_size:
-                raise ValueError(
-                    f"{order.kind} batch of {order.batch_size} is not allowed on {world_size} "
-                    "processes (must be a multiple)"
-                )
-        self.schedule = schedule
-        self.orders = orders
-        self.first_member = first_member
-        self.start = start
-        self.rank = rank
-        self.world_size = world_size
-
-    def __len__(self) -> int:
-        return len(self.schedule) - self.start
-
-    def __iter__(self) -> Iterator[list[SampleKey]]:
-        for global_step in range(self.start, len(self.schedule)):
-            position = self.schedule.position(global_step)
-            member = self.first_member + position.member
-            yield [
-                key
-                for order in self.orders
-                for key in order.keys(member, position.t)[self.rank :: self.world_size]
-            ]

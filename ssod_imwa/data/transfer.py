@@ -10,8 +10,6 @@ from typing import Any
 
 import torch
 
-from ssod_imwa.detection.data.records import ImageRecord
-
 
 @dataclass
 class Packed:
@@ -83,13 +81,13 @@ def unpack(packed: Packed) -> Any:
     return _Unpacker(packed).load()
 
 
-class SharedRecords(Sequence[ImageRecord]):
+class SharedRecords(Sequence[Any]):
     """Records that all processes read from one piece of shared memory.
 
     A list would be copied into every process: 118,000 COCO records are about 100 MB each time.
     """
 
-    def __init__(self, records: Sequence[ImageRecord]) -> None:
+    def __init__(self, records: Sequence[Any]) -> None:
         rows = [pickle.dumps(record, protocol=pickle.HIGHEST_PROTOCOL) for record in records]
         ends = torch.tensor([len(row) for row in rows], dtype=torch.int64).cumsum(0)
         self._ends = ends.share_memory_()

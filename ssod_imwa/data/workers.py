@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from multiprocessing import forkserver, resource_tracker
 from typing import Any
 
@@ -22,7 +22,12 @@ class LoaderError(UserError):
 
 
 def deliveries(
-    reader: Dataset, sampler: Iterable[Any], *, num_workers: int, pin_memory: bool
+    reader: Dataset,
+    sampler: Iterable[Any],
+    *,
+    num_workers: int,
+    pin_memory: bool,
+    preload: Sequence[str],
 ) -> Iterator[Any]:
     """What a reader makes of each item of a sampler, in order.
 
@@ -31,6 +36,7 @@ def deliveries(
         sampler: the items.
         num_workers: processes that read; 0 reads in this one.
         pin_memory: deliver tensors in page-locked memory.
+        preload: modules that the processes need.
 
     Raises:
         DataError: the reader has packed one.
@@ -43,7 +49,7 @@ def deliveries(
         collate_fn=_as_it_is,
         num_workers=num_workers,
         worker_init_fn=_outlive_signals,
-        multiprocessing_context=_context(type(reader).__module__) if num_workers else None,
+        multiprocessing_context=_context(preload) if num_workers else None,
         pin_memory=pin_memory,
         # Its own generator: the default draws from, and so moves, the global one.
         generator=torch.Generator(),
@@ -106,15 +112,15 @@ def _end_with_trainer() -> None:
     os._exit(0)
 
 
-def _context(module: str) -> multiprocessing.context.BaseContext:
+def _context(modules: Sequence[str]) -> multiprocessing.context.BaseContext:
     """Processes that inherit neither threads nor a GPU context, which a fork would break.
 
-    The module, and with it torch, is imported once in the server instead of once in every process.
+    The modules, and torch with them, are imported once in the server, not in every process.
     """
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([module])
+    context.set_forkserver_preload(list(modules))
     if _SENDER_IS_KNOWN:
         _start_fork_server()
     return context

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from fvcore.common.config import CfgNode
-from fvcore.nn.precise_bn import update_bn_stats
 from torch import nn
 
 from ssod_imwa.averaging.episodes import EpisodeSchedule
 from ssod_imwa.averaging.ranks import Group, Ranks
 from ssod_imwa.config.options import read_options
+from ssod_imwa.data.loader import Batches, build_test_batches, build_train_batches
+from ssod_imwa.data.order import BatchStream
 from ssod_imwa.data.registration import import_modules
 from ssod_imwa.data.roots import data_root
+from ssod_imwa.data.streams import On, Stream, select_views
 from ssod_imwa.detection.data.catalog import load_datasets
-from ssod_imwa.detection.data.loader import build_test_batches, build_train_batches
-from ssod_imwa.detection.data.records import DetectionBatch, DetectionDataset
+from ssod_imwa.detection.data.images import DetectionImages, orientation_groups
+from ssod_imwa.detection.data.records import DetectionDataset
 from ssod_imwa.detection.data.splits import split_dataset
 from ssod_imwa.detection.data.views import StrongView, TestView, WeakView
 from ssod_imwa.detection.detectors import weights as pretrained
@@ -28,17 +30,14 @@ from ssod_imwa.detection.detectors.base import Detector
 from ssod_imwa.detection.detectors.faster_rcnn import TorchvisionFasterRCNN, build_faster_rcnn
 from ssod_imwa.detection.evaluation import evaluate_detections, predict
 from ssod_imwa.detection.keys import METHODS
-from ssod_imwa.detection.methods.supervised import Supervised, SupervisedOptions
 from ssod_imwa.engine.method import Method
 from ssod_imwa.errors import ConfigError
 from ssod_imwa.task import check_batch_sizes, evaluate_sets
 
-Batches = Callable[[int], Iterator[DetectionBatch]]
-
 
 @dataclass(frozen=True)
 class DetectionData:
-    """The images of a run; `unlabeled` is None for supervised training."""
+    """The images of a run; `unlabeled` is None for a method that does not read any."""
 
     labeled: DetectionDataset
     unlabeled: DetectionDataset | None
@@ -176,26 +175,25 @@ def build_method(cfg: CfgNode, detector: Detector) -> Method:
     return method(detector, read_options(options, cfg.SSOD))
 
 
-def build_views(cfg: CfgNode) -> tuple[WeakView, StrongView]:
-    """The augmentations of INPUT."""
+def build_views(cfg: CfgNode) -> dict[str, Any]:
+    """The views of INPUT, by the names by which methods read them."""
     inputs, strong = cfg.INPUT, cfg.INPUT.STRONG
     try:
-        return (
-            WeakView(
-                inputs.MIN_SIZE_TRAIN,
-                inputs.MAX_SIZE_TRAIN,
-                flip=inputs.RANDOM_FLIP == "horizontal",
-            ),
-            StrongView(
-                color_jitter=strong.COLOR_JITTER,
-                grayscale=strong.GRAYSCALE,
-                blur=strong.GAUSSIAN_BLUR,
-                erasing=strong.ERASING,
-                bgr_as_rgb=strong.BGR_AS_RGB,
-            ),
+        weak_view = WeakView(
+            inputs.MIN_SIZE_TRAIN,
+            inputs.MAX_SIZE_TRAIN,
+            flip=inputs.RANDOM_FLIP == "horizontal",
+        )
+        strong_view = StrongView(
+            color_jitter=strong.COLOR_JITTER,
+            grayscale=strong.GRAYSCALE,
+            blur=strong.GAUSSIAN_BLUR,
+            erasing=strong.ERASING,
+            bgr_as_rgb=strong.BGR_AS_RGB,
         )
     except ValueError as error:
         raise ConfigError(f"INPUT: {error}") from error
+    return {"weak": weak_view, "strong": On("weak", strong_view)}
 
 
 def build_test_view(cfg: CfgNode) -> TestView:
@@ -204,27 +202,48 @@ def build_test_view(cfg: CfgNode) -> TestView:
 
 
 def build_batches(
-    cfg: CfgNode, data: DetectionData, schedule: EpisodeSchedule, ranks: Ranks
+    cfg: CfgNode,
+    data: DetectionData,
+    schedule: EpisodeSchedule,
+    ranks: Ranks,
+    reads: Mapping[str, tuple[str, ...]],
 ) -> Batches:
-    """What the trainer reads: a global step -> the batches from there on."""
-    weak, strong = build_views(cfg)
+    """What the trainer reads: a global step -> the batches from there on.
+
+    Args:
+        cfg: of the run.
+        data: of `build_data`.
+        schedule: which member trains when.
+        ranks: who else trains.
+        reads: streams and views of the method, see `Method`.
+    """
     check_batch_sizes(cfg, ranks.batch.size)
     return build_train_batches(
-        data.labeled,
-        data.unlabeled,
+        [_build_stream(cfg, data, name, views) for name, views in reads.items()],
         schedule,
+        ranks.batch,
         seed=cfg.SEED,
         first_member=cfg.IMWA.FIRST_MEMBER + ranks.member,
-        batch_labeled=cfg.SOLVER.IMS_PER_BATCH,
-        batch_unlabeled=0 if data.unlabeled is None else cfg.SOLVER.IMS_PER_BATCH_UNLABELED,
-        weak=weak,
-        strong=strong,
         num_workers=cfg.DATALOADER.NUM_WORKERS,
-        aspect_ratio_grouping=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
         on_bad_record=cfg.DATASETS.ON_BAD_RECORD,
-        rank=ranks.batch.rank,
-        world_size=ranks.batch.size,
         pin_memory=cfg.MODEL.DEVICE != "cpu" and torch.cuda.is_available(),
+    )
+
+
+def _build_stream(cfg: CfgNode, data: DetectionData, name: str, views: tuple[str, ...]) -> Stream:
+    if name == "labeled":
+        images, batch_size = DetectionImages.labeled(data.labeled), cfg.SOLVER.IMS_PER_BATCH
+    else:
+        images = DetectionImages.unlabeled(data.unlabeled)
+        batch_size = cfg.SOLVER.IMS_PER_BATCH_UNLABELED
+    grouping = cfg.DATALOADER.ASPECT_RATIO_GROUPING
+    groups = orientation_groups(images.records) if grouping else [np.arange(len(images))]
+    return Stream(
+        name,
+        images,
+        partial(BatchStream, groups),
+        batch_size=batch_size,
+        views=select_views(build_views(cfg), views),
     )
 
 
@@ -243,51 +262,16 @@ def build_evaluator(
 
     def evaluate(model: nn.Module, test: DetectionDataset) -> dict[str, float]:
         batches = build_test_batches(
-            test,
-            view=view,
+            DetectionImages.unlabeled(test),
+            view,
+            processes,
             batch_size=cfg.TEST.IMS_PER_BATCH,
             num_workers=cfg.DATALOADER.NUM_WORKERS,
-            rank=processes.rank,
-            world_size=processes.size,
         )
-        predictions = predict(model, batches, processes, poll=poll)
+        predictions = predict(model, test, batches, processes, poll=poll)
         return evaluate_detections(test, predictions, voc=True)
 
     return lambda model: evaluate_sets(tests, partial(evaluate, model))
-
-
-def build_bn_recomputation(
-    batches: Batches, *, strong_labeled: bool, count: int
-) -> Callable[[Mapping[str, nn.Module]], None]:
-    """A function that re-estimates the batch norms of averaged detectors.
-
-    It runs the labeled views of the run's first `count` batches through each detector in training
-    mode (precise BN, fvcore) and restores the mode.
-    """
-
-    class LabeledViews(nn.Module):
-        def __init__(self, detector: nn.Module) -> None:
-            super().__init__()
-            self.detector = detector
-            self.device = next(detector.parameters()).device
-
-        def forward(self, batch: DetectionBatch) -> Any:
-            options = SupervisedOptions(strong_labeled=strong_labeled)
-            method = Supervised(self.detector, options)
-            return method.losses(batch.to(self.device), 0)
-
-    @torch.no_grad()
-    def recompute(models: Mapping[str, nn.Module]) -> None:
-        for model in models.values():
-            modes = [(module, module.training) for module in model.modules()]
-            model.train()
-            try:
-                update_bn_stats(LabeledViews(model), itertools.islice(batches(0), count), count)
-            finally:
-                for module, training in modes:
-                    module.training = training
-
-    return recompute
 
 
 def _load(cfg: CfgNode, names: list[str], *, labeled: bool = True) -> DetectionDataset:

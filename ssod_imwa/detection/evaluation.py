@@ -2,7 +2,8 @@
 
 Example::
 
-    predictions = predict(model, build_test_batches(dataset, ...))
+    images = DetectionImages.unlabeled(dataset)
+    predictions = predict(model, dataset, build_test_batches(images, TestView(800, 1333), ...))
     metrics = evaluate_detections(dataset, predictions, voc=True)
 """
 
@@ -13,10 +14,10 @@ from collections.abc import Callable, Collection, Mapping
 import torch
 
 from ssod_imwa.averaging.ranks import Group
+from ssod_imwa.data.batches import Part
 from ssod_imwa.detection.coco_ap import coco_metrics
 from ssod_imwa.detection.data.geometry import map_boxes
-from ssod_imwa.detection.data.loader import TestImage
-from ssod_imwa.detection.data.records import DetectionDataset, Detections
+from ssod_imwa.detection.data.records import DetectionDataset, Detections, ImageRecord, View
 from ssod_imwa.detection.detectors.base import Detector
 from ssod_imwa.detection.voc_ap import voc_metrics
 from ssod_imwa.errors import DataError
@@ -73,7 +74,8 @@ def evaluate_detections(
 @torch.no_grad()
 def predict(
     model: Detector,
-    test_batches: Collection[list[TestImage]],
+    dataset: DetectionDataset,
+    batches: Collection[Part],
     processes: Group = Group(),
     *,
     poll: Callable[[], object] | None = None,
@@ -82,33 +84,36 @@ def predict(
 
     Args:
         model: runs on the device it is on; its training mode is left as it was.
-        test_batches: images as the detector is to see them; has a length.
+        dataset: the images.
+        batches: of this process, as the detector is to see them, see `build_test_batches`.
         processes: those that have the other images; all receive the findings of all.
         poll: called after each batch, equally often in every process, so that it may talk to the
             others; what it raises ends the evaluation (signals, time limits).
     """
     # Slices differ by an image, so processes may differ by a batch.
-    most = max(processes.all_gather(len(test_batches)))
+    most = max(processes.all_gather(len(batches)))
     device = next(model.parameters()).device
     predictions: dict[int | str, Detections] = {}
-    for batch in test_batches:
-        images = [item.image.to(device, non_blocking=True) for item in batch]
-        for item, found in zip(batch, model.detect(images), strict=True):
-            predictions[item.record.image_id] = to_stored_image(found, item)
+    for batch in batches:
+        views = batch.views["image"]
+        found = model.detect([view.image.to(device, non_blocking=True) for view in views])
+        for index, view, detections in zip(batch.indices.tolist(), views, found, strict=True):
+            record = dataset.records[index]
+            predictions[record.image_id] = to_stored_image(detections, view, record)
         if poll is not None:
             poll()
     if poll is not None:
-        for _ in range(len(test_batches), most):
+        for _ in range(len(batches), most):
             poll()
     return {k: v for part in processes.all_gather(predictions) for k, v in part.items()}
 
 
-def to_stored_image(found: Detections, item: TestImage) -> Detections:
+def to_stored_image(found: Detections, view: View, record: ImageRecord) -> Detections:
     """Detections on a view as detections on the stored image, clipped to it, on the CPU."""
     boxes = map_boxes(
         found.boxes.detach().cpu(),
-        torch.linalg.inv(item.matrix),
-        height=item.record.height,
-        width=item.record.width,
+        torch.linalg.inv(view.matrix),
+        height=record.height,
+        width=record.width,
     )
     return Detections(boxes, found.labels.detach().cpu(), found.scores.detach().float().cpu())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -11,10 +11,13 @@ from torch import nn
 
 from ssod_imwa.averaging.episodes import EpisodeSchedule
 from ssod_imwa.averaging.ranks import Ranks
+from ssod_imwa.data.batches import Batch
 from ssod_imwa.detection import build
 from ssod_imwa.detection.data.catalog import fingerprint
 from ssod_imwa.detection.data.validation import check_readable
+from ssod_imwa.detection.methods.supervised import Supervised, SupervisedOptions
 from ssod_imwa.engine.method import Method
+from ssod_imwa.engine.precise_bn import build_recomputation
 from ssod_imwa.task import Batches, Evaluator, Recompute, Task
 
 
@@ -52,15 +55,23 @@ class DetectionTask(Task):
         cfg.MODEL.WEIGHTS = weights
         return build.build_detector(cfg, len(self.data.labeled.classes))
 
-    def build_batches(self, schedule: EpisodeSchedule, device: torch.device) -> Batches:
-        return build.build_batches(self.cfg, self.data, schedule, self.ranks)
+    def build_batches(
+        self, schedule: EpisodeSchedule, device: torch.device, reads: Mapping[str, tuple[str, ...]]
+    ) -> Batches:
+        return build.build_batches(self.cfg, self.data, schedule, self.ranks, reads)
 
     def build_evaluator(self, *, poll: Callable[[], object] | None = None) -> Evaluator:
         return build.build_evaluator(self.cfg, self.data.tests, self.ranks.run, poll=poll)
 
     def build_bn_recomputation(self, batches: Batches, *, count: int) -> Recompute:
-        strong = self.cfg.SSOD.STRONG_LABELED
-        return build.build_bn_recomputation(batches, strong_labeled=strong, count=count)
+        options = SupervisedOptions(strong_labeled=self.cfg.SSOD.STRONG_LABELED)
+
+        def learn(model: nn.Module, batch: Batch) -> object:
+            return Supervised(model, options).losses(batch, 0)
+
+        return build_recomputation(
+            batches, count=count, set_train_mode=lambda model: model.train(), forward=learn
+        )
 
     def fingerprints(self) -> dict[str, Any]:
         labeled, unlabeled = self.data.labeled, self.data.unlabeled

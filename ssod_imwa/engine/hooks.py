@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import logging
 import os
-import random
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from types import FrameType
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from ssod_imwa.averaging.episodes import Position
 from ssod_imwa.averaging.imwa import IMWA
 from ssod_imwa.averaging.parallel import ParallelIMWA
+from ssod_imwa.engine.modes import undisturbed
 from ssod_imwa.engine.trainer import HookBase
 from ssod_imwa.engine.writers import Writer
 
@@ -189,7 +187,7 @@ class EvaluationHook(HookBase):
         if method.teacher is not None and method.teacher_ready(position.t):
             models["teacher"] = method.teacher
         try:
-            with undisturbed(models), torch.no_grad():
+            with undisturbed(*models.values()), torch.no_grad():
                 metrics = {
                     name: {key: float(value) for key, value in self._evaluate(model).items()}
                     for name, model in models.items()
@@ -227,28 +225,6 @@ class EvaluationHook(HookBase):
             row |= {f"{self._stage}/{model}/{key}": value for key, value in values.items()}
         for writer in self._writers:
             writer.write(row)
-
-
-@contextmanager
-def undisturbed(models: Mapping[str, nn.Module]) -> Iterator[None]:
-    """Eval mode inside; afterwards the modes and random generators are as before, also on errors.
-
-    Every submodule's mode is kept, since detectors put parts of themselves (frozen stages) in eval
-    mode while they train.
-    """
-    modes = [(module, module.training) for model in models.values() for module in model.modules()]
-    devices = {x.device for model in models.values() for x in model.parameters() if x.is_cuda}
-    python, numpy = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng(devices=sorted(device.index for device in devices)):
-            for model in models.values():
-                model.eval()
-            yield
-    finally:
-        for module, training in modes:
-            module.training = training
-        random.setstate(python)
-        np.random.set_state(numpy)
 
 
 class SignalHook(HookBase):

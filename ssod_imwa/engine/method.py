@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import nn
@@ -27,15 +27,17 @@ class Method(ABC):
     step, so that a member under IMWA sees the same method as a plain run does.
 
     Attributes:
+        reads: the streams that `losses` reads and the views it takes of each, by which a run's
+            batches are made. On the class it is all that the method may read, on an instance what
+            it reads with its settings.
         student: the model that gradients train.
         teacher: its exponential moving average, or None if the method has none.
         parallel_student: what `losses` calls: the student, or its wrapper (compiled,
             DistributedDataParallel).
-        reads: streams of images that it trains on, each with the names of the views it needs.
         ranks: who else trains; those of `ranks.batch` have the other parts of every batch.
     """
 
-    reads: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    reads: Mapping[str, tuple[str, ...]]
 
     def __init__(self, student: nn.Module, teacher: nn.Module | None = None) -> None:
         self.student = student

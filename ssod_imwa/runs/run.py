@@ -154,7 +154,7 @@ def _assemble(task: Task, device: torch.device, *, overwrite: bool) -> tuple[Tra
         lr_factor=task.lr_factor,
         groups=task.parameter_groups(method.student),
     )
-    batches = task.build_batches(schedule, device)
+    batches = task.build_batches(schedule, device, method.reads)
     clip = solver.CLIP_GRADIENTS
     trainer = Trainer(
         method,

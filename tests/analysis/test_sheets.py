@@ -2,14 +2,7 @@ import numpy as np
 import torch
 
 from ssod_imwa.analysis import sheets
-from ssod_imwa.detection.data.records import (
-    Annotations,
-    Detections,
-    ImageRecord,
-    Sample,
-    Targets,
-    View,
-)
+from ssod_imwa.detection.data.records import Annotations, Detections, Targets, View
 from ssod_imwa.visualization.pictures import PALETTE
 
 IMAGE = torch.full((3, 400, 400), 128, dtype=torch.uint8)
@@ -82,15 +75,12 @@ def test_a_prediction_sheet_is_a_picture():
 
 
 def test_a_view_sheet_has_labels_or_pseudo_labels_on_both_views(monkeypatch):
-    record = ImageRecord("x.png", "x", 400, 400)
-    targets = Targets(BOXES[:1], torch.tensor([0]))
-    labeled = Sample(record, View(IMAGE, torch.eye(3), targets), View(IMAGE, torch.eye(3), targets))
-    bare = View(IMAGE, torch.eye(3), None)
-    unlabeled = Sample(record, bare, bare)
+    labeled = View(IMAGE, torch.eye(3), Targets(BOXES[:1], torch.tensor([0])))
+    unlabeled = View(IMAGE, torch.eye(3), None)
     seen = captions_of(
         monkeypatch,
         sheets.view_sheet,
-        [labeled, unlabeled],
+        [{"weak": view, "strong": view} for view in (labeled, unlabeled)],
         [None, FOUND],
         ["a", "b"],
         class_names=("cat", "dog"),

@@ -51,7 +51,7 @@ def test_both_inputs_have_the_same_statistics(benchmark):
         with torch.random.fork_rng():
             torch.manual_seed(0)
             inputs = [
-                next(make(dataset, recipe, steps=1, args=settings)).views[0]
+                next(make(dataset, recipe, steps=1, args=settings))["labeled"].views["image"]
                 for make in (benchmark.usual_batches, benchmark.our_batches)
             ]
         for statistic in (torch.mean, torch.std):

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from ssod_imwa.classification.data.loader import ImageBatch
 from ssod_imwa.classification.models.base import ImageClassifier
 from ssod_imwa.classification.models.experts import Experts
+from ssod_imwa.data.batches import Part
 
 
 class Net(ImageClassifier):
@@ -43,7 +43,7 @@ def images_and_labels(number=10):
 def batches(images, labels, size=4):
     """In an order that is not the data set's, as several processes deliver them."""
     order = torch.arange(len(labels)).flip(0)
-    return [ImageBatch((images[at],), labels[at], at) for at in order.split(size)]
+    return [Part({"image": images[at]}, labels[at], at) for at in order.split(size)]
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ from torch import nn
 
 from ssod_imwa.averaging.episodes import EpisodeSchedule
 from ssod_imwa.averaging.imwa import IMWA
-from ssod_imwa.classification.data.loader import ImageBatch
 from ssod_imwa.classification.features import extract, feature_deviation
 from ssod_imwa.classification.losses.cross_entropy import CrossEntropy, CrossEntropyOptions
 from ssod_imwa.classification.methods.erm import EmpiricalRisk
@@ -20,6 +19,7 @@ from ssod_imwa.classification.tracking import (
     snapshot_path,
 )
 from ssod_imwa.config.options import Options
+from ssod_imwa.data.batches import Batch, Part
 from ssod_imwa.engine.checkpoint.atomic import damage, load_checkpoint
 from ssod_imwa.engine.checkpoint.writing import CheckpointHook, resume
 from ssod_imwa.engine.hooks import IMWAHook
@@ -46,7 +46,7 @@ def fixed_batches(purpose, counts):
     images = torch.from_numpy(generator.normal(size=(len(labels), 3, 6, 6))).float()
     images += labels[:, None, None, None]
     at = torch.arange(len(labels))
-    return [ImageBatch((images[part],), labels[part], part) for part in at.split(4)]
+    return [Part({"image": images[part]}, labels[part], part) for part in at.split(4)]
 
 
 TRAIN, TEST = fixed_batches("train", COUNTS), fixed_batches("test", [3, 3, 3])
@@ -79,7 +79,7 @@ def build(
             generator = counted_generator(1, first_member + position.member, position.t)
             images = torch.from_numpy(generator.normal(size=(4, 3, 6, 6))).float()
             labels = torch.from_numpy(generator.integers(3, size=4))
-            yield ImageBatch((images,), labels, torch.arange(4))
+            yield Batch(labeled=Part({"image": images}, labels, torch.arange(4)))
 
     trainer = Trainer(
         method,
@@ -156,8 +156,8 @@ def test_rows_are_of_the_member_before_it_is_averaged(tmp_path):
     member.load_state_dict(snapshot["student"])
     assert (snapshot["member"], snapshot["t"]) == (0, 4)
     member.eval()
-    images = torch.cat([batch.views[0] for batch in TRAIN])
-    labels = torch.cat([batch.labels for batch in TRAIN])
+    images = torch.cat([part.views["image"] for part in TRAIN])
+    labels = torch.cat([part.targets for part in TRAIN])
     with torch.no_grad():
         weight, bias = (x.double() for x in member.classifier.parameters())
         logits = member.features(images).double() @ weight.T + bias

@@ -1,32 +1,9 @@
 from collections import Counter
-from itertools import pairwise
 
 import numpy as np
 import pytest
 
-from ssod_imwa.averaging.episodes import EpisodeSchedule
-from ssod_imwa.data.order import (
-    BatchStream,
-    DataOrder,
-    IndexStream,
-    SampleKey,
-    ScheduleSampler,
-    orientation_groups,
-)
-from ssod_imwa.detection.data.records import ImageRecord
-
-
-def records(wide, tall):
-    shapes = [(4, 3), (3, 4)]
-    kinds = [0] * wide + [1] * tall
-    np.random.default_rng(0).shuffle(kinds)
-    return [ImageRecord(f"{i}.png", i, *shapes[kind]) for i, kind in enumerate(kinds)]
-
-
-def order(wide=5, tall=3, batch_size=4, kind="labeled", seed=1, grouping=True):
-    return DataOrder(
-        records(wide, tall), batch_size, kind=kind, seed=seed, aspect_ratio_grouping=grouping
-    )
+from ssod_imwa.data.order import BatchStream, IndexStream
 
 
 def stream(groups, batch_size, member=0, seed=1):
@@ -178,124 +155,28 @@ def test_batch_stream_refuses_what_has_no_meaning(groups, batch_size):
         stream(groups, batch_size)
 
 
-# -------------------------------------------------------------------------------- data order
+def test_streams_of_different_names_are_independent():
+    one, two = (
+        BatchStream([np.arange(20)], 20, seed=1, member=0, kind=kind)
+        for kind in ("labeled", "unlabeled")
+    )
+    assert all(one.batch(t) != two.batch(t) for t in range(5))
 
 
-def test_groups_are_wide_and_other():
-    shapes = [(4, 3), (3, 4), (3, 3), (9, 1)]
-    items = [ImageRecord("", i, *shape) for i, shape in enumerate(shapes)]
-    assert [group.tolist() for group in orientation_groups(items)] == [[0, 3], [1, 2]]
-    assert [group.tolist() for group in orientation_groups(items[1:3])] == [[0, 1]]
-
-
-def test_without_grouping_orientations_mix():
-    items = records(20, 20)
-    mixed = order(20, 20, 8, grouping=False)
-    kinds = [
-        {items[key.index].width > items[key.index].height for key in mixed.keys(0, t)}
-        for t in range(20)
-    ]
-    assert {True, False} in kinds
-
-
-def test_replacement_is_what_follows_in_the_same_stream():
-    items = records(6, 4)
-    data = order(6, 4, 2)
-    batches = data.member(3)
+def test_successors_follow_in_the_same_group():
+    groups = [np.arange(6), np.arange(6, 10)]
+    batches = stream(groups, 2, member=3)
     for t in range(20):
-        for key in data.keys(3, t):
-            first = key._replace(index=batches.successor(t, key.slot, 0))
-            assert first == key
-            following = data.replacement(key, 1)
-            assert following._replace(index=key.index) == key
-            group = items[key.index].width > items[key.index].height
-            assert group == (items[following.index].width > items[following.index].height)
-            if key.slot == 0:
-                assert following.index == data.keys(3, t)[1].index
+        batch = batches.batch(t)
+        for slot, index in enumerate(batch):
+            assert batches.successor(t, slot, 0) == index
+            following = [batches.successor(t, slot, steps) for steps in range(1, 5)]
+            assert {following_index < 6 for following_index in following} == {index < 6}
+        assert batches.successor(t, 0, 1) == batch[1]
 
 
-# ---------------------------------------------------------------------------- schedule sampler
-
-
-def sampler(schedule, **settings):
-    orders = [order(5, 3, 4), order(9, 2, 6, kind="unlabeled")]
-    return ScheduleSampler(schedule, orders, **settings)
-
-
-def test_steps_follow_the_schedule():
-    schedule = EpisodeSchedule(6, episodes=3, members=2)
-    steps = list(sampler(schedule, first_member=5))
-    assert len(steps) == len(schedule) == 12
-    for global_step, keys in enumerate(steps):
-        position = schedule.position(global_step)
-        assert [key.kind for key in keys] == ["labeled"] * 4 + ["unlabeled"] * 6
-        assert [key.slot for key in keys] == [*range(4), *range(6)]
-        assert {(key.member, key.t) for key in keys} == {(5 + position.member, position.t)}
-        assert keys[:4] == order(5, 3, 4).keys(5 + position.member, position.t)
-
-
-def test_any_start_continues_the_same_steps():
-    schedule = EpisodeSchedule(6, episodes=2, members=2)
-    whole = list(sampler(schedule))
-    for start in range(len(schedule) + 1):
-        part = sampler(schedule, start=start)
-        assert len(part) == len(schedule) - start
-        assert list(part) == whole[start:]
-
-
-def test_members_do_not_depend_on_the_number_of_episodes():
-    def by_member(episodes):
-        schedule = EpisodeSchedule(12, episodes=episodes, members=2)
-        return {(keys[0].member, keys[0].t): keys for keys in sampler(schedule)}
-
-    assert by_member(1) == by_member(4) == by_member(12)
-
-
-def test_a_member_as_a_run_of_its_own_reads_the_same():
-    both = list(sampler(EpisodeSchedule(6, members=2)))
-    alone = list(sampler(EpisodeSchedule(6), first_member=1))
-    assert alone == both[6:]
-
-
-def test_ranks_share_out_the_global_batch():
-    schedule = EpisodeSchedule(8, episodes=2, members=2)
-    whole = list(sampler(schedule))
-    ranks = [list(sampler(schedule, rank=rank, world_size=2)) for rank in range(2)]
-    for step, *parts in zip(whole, *ranks, strict=True):
-        assert len(parts[0]) == len(parts[1]) == 5
-        assert sorted(parts[0] + parts[1]) == sorted(step)
-
-
-def test_labeled_and_unlabeled_orders_are_independent():
-    one, two = order(20, 0, 20), order(20, 0, 20, kind="unlabeled")
-    for t in range(5):
-        assert [k.index for k in one.keys(0, t)] != [k.index for k in two.keys(0, t)]
-
-
-@pytest.mark.parametrize(
-    ("settings", "words"),
-    [
-        ({"start": -1}, "start = -1"),
-        ({"start": 7}, "must be 0..6"),
-        ({"rank": 2, "world_size": 2}, "rank = 2"),
-        ({"world_size": 4}, "unlabeled batch of 6 is not allowed on 4"),
-    ],
-)
-def test_sampler_names_what_is_out_of_range(settings, words):
-    with pytest.raises(ValueError, match=words):
-        sampler(EpisodeSchedule(6), **settings)
-
-
-def test_an_empty_data_set_is_refused():
-    with pytest.raises(ValueError, match="no labeled images"):
-        order(0, 0)
-
-
-def test_a_step_far_into_a_large_run_costs_no_walk():
-    """COCO after 180,000 iterations: two permutations of each kind, not 2.9 million reads."""
-    items = records(100, 80)
-    schedule = EpisodeSchedule(180_000, episodes=20, members=2)
-    data = DataOrder(items, 16, kind="labeled", seed=1, aspect_ratio_grouping=True)
+def test_a_batch_far_into_a_large_run_costs_no_walk():
+    """COCO after 180,000 iterations: two permutations, not 2.9 million reads."""
     draws = Counter()
     original = IndexStream.__getitem__
 
@@ -305,7 +186,5 @@ def test_a_step_far_into_a_large_run_costs_no_walk():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(IndexStream, "__getitem__", counted)
-        keys = next(iter(ScheduleSampler(schedule, [data], start=359_999)))
-    assert all(isinstance(key, SampleKey) for key in keys)
+        assert len(stream([np.arange(100), np.arange(100, 180)], 16).batch(179_999)) == 16
     assert draws["reads"] == 16
-    assert all(a.slot < b.slot for a, b in pairwise(keys))

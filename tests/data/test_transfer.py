@@ -1,54 +1,50 @@
 import pickle
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
 import torch
 
 from ssod_imwa.data.transfer import Packed, SharedRecords, pack, unpack
-from ssod_imwa.detection.data.records import (
-    Annotations,
-    DetectionBatch,
-    ImageRecord,
-    Sample,
-    Targets,
-    View,
-)
 
 
-def batch():
+@dataclass
+class Thing:
+    """What is sent: tensors of several types among other values."""
+
+    name: str
+    image: torch.Tensor
+    matrix: torch.Tensor
+    boxes: torch.Tensor | None
+
+
+def things():
     image = torch.arange(60, dtype=torch.uint8).view(4, 5, 3).permute(2, 0, 1)
-    targets = Targets(torch.rand(2, 4), torch.tensor([3, 1]))
     matrix = torch.rand(3, 3, dtype=torch.float64)
-    record = ImageRecord("a.png", 7, 5, 4)
-    labeled = Sample(record, View(image, matrix, targets), View(image, matrix, targets))
-    empty = Targets(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
-    other = Sample(record, View(image, matrix, None), View(image, matrix, empty))
-    return DetectionBatch([labeled], [other])
+    boxes = (torch.rand(2, 4), None, torch.zeros(0, 4))
+    return [Thing(f"{i}.png", image + i, matrix, x) for i, x in enumerate(boxes)]
 
 
-def test_unpacked_batch_equals_the_packed_one():
-    before = batch()
+def test_unpacked_things_equal_the_packed_ones():
+    before = things()
     packed = pack(before)
     after = unpack(pickle.loads(pickle.dumps(packed)))
     assert packed.buffer.dtype == torch.uint8
-    view, expected = after.labeled[0].strong, before.labeled[0].strong
-    assert torch.equal(view.image, expected.image)
-    assert torch.equal(view.matrix, expected.matrix)
-    assert torch.equal(view.targets.boxes, expected.targets.boxes)
-    assert torch.equal(view.targets.labels, expected.targets.labels)
-    assert after.unlabeled[0].weak.targets is None
-    assert after.unlabeled[0].strong.targets.boxes.shape == (0, 4)
-    assert after.labeled[0].record == before.labeled[0].record
+    for thing, expected in zip(after, before, strict=True):
+        assert thing.name == expected.name
+        assert torch.equal(thing.image, expected.image)
+        assert torch.equal(thing.matrix, expected.matrix)
+    assert torch.equal(after[0].boxes, before[0].boxes)
+    assert after[1].boxes is None
+    assert after[2].boxes.shape == (0, 4)
 
 
 def test_unpacked_tensors_are_contiguous_windows_of_one_buffer():
-    packed = pack(batch())
-    after = unpack(packed)
+    packed = pack(things())
     storage = packed.buffer.untyped_storage().data_ptr()
-    for sample in after.labeled + after.unlabeled:
-        for view in (sample.weak, sample.strong):
-            assert view.image.is_contiguous()
-            assert view.image.untyped_storage().data_ptr() == storage
+    for thing in unpack(packed):
+        assert thing.image.is_contiguous()
+        assert thing.image.untyped_storage().data_ptr() == storage
 
 
 def test_windows_do_not_overlap():
@@ -65,17 +61,11 @@ def test_objects_without_tensors_travel_too():
 
 
 def test_shared_records_are_the_records():
-    boxes = Annotations(
-        np.ones((1, 4), np.float32), np.array([2]), np.array([False]), np.array([True])
-    )
-    records = [ImageRecord(f"{i}" * i, i, 4, 3, boxes if i % 2 else None) for i in range(5)]
+    records = [(f"{i}" * i, np.arange(i)) for i in range(5)]
     shared = SharedRecords(records)
     assert len(shared) == 5
-    for i, expected in enumerate(records):
-        assert shared[i].file_name == expected.file_name
-        assert shared[i].image_id == i
-        assert (shared[i].annotations is None) == (expected.annotations is None)
-    assert np.array_equal(shared[3].annotations.boxes, boxes.boxes)
-    assert [record.image_id for record in shared] == list(range(5))
+    for record, expected in zip(shared, records, strict=True):
+        assert record[0] == expected[0]
+        assert np.array_equal(record[1], expected[1])
     with pytest.raises(IndexError, match=r"index = 5 is not in 0..4"):
         shared[5]

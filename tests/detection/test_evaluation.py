@@ -7,10 +7,16 @@ import torch
 import torch.distributed as dist
 
 from ssod_imwa.averaging.ranks import Ranks
+from ssod_imwa.data.batches import Part
 from ssod_imwa.detection.coco_ap import coco_metrics
 from ssod_imwa.detection.data.geometry import flip_matrix, map_boxes, scale_matrix
-from ssod_imwa.detection.data.loader import TestImage
-from ssod_imwa.detection.data.records import Annotations, DetectionDataset, Detections, ImageRecord
+from ssod_imwa.detection.data.records import (
+    Annotations,
+    DetectionDataset,
+    Detections,
+    ImageRecord,
+    View,
+)
 from ssod_imwa.detection.detectors.base import Detector
 from ssod_imwa.detection.evaluation import evaluate_detections, predict, to_stored_image
 from ssod_imwa.detection.voc_ap import voc_metrics
@@ -66,19 +72,27 @@ class Reader(Detector):
         return found
 
 
-def as_test_image(item, matrix, *, height, width):
+def as_view(item, matrix, *, height, width):
     boxes = map_boxes(
         torch.from_numpy(item.annotations.boxes), matrix, height=height, width=width
     ).round()
     image = torch.zeros(3, height, width, dtype=torch.uint8)
     for i, (box, label) in enumerate(zip(boxes, item.annotations.labels, strict=True)):
         image[0, i, :5] = torch.tensor([*box.tolist(), label])
-    return TestImage(item, image, matrix)
+    return View(image, matrix, None)
 
 
-def doubled_and_flipped(records):
-    matrix = flip_matrix(128) @ scale_matrix(2, 2)
-    return [as_test_image(item, matrix, height=96, width=128) for item in records]
+def doubled_and_flipped(*batches):
+    """Parts of the data set with the records at these positions."""
+    matrix, records = flip_matrix(128) @ scale_matrix(2, 2), dataset().records
+    return [
+        Part(
+            {"image": [as_view(records[i], matrix, height=96, width=128) for i in positions]},
+            None,
+            torch.tensor(positions),
+        )
+        for positions in batches
+    ]
 
 
 def test_perfect_predictions_score_100_whatever_the_order_of_the_mapping():
@@ -126,8 +140,7 @@ def test_images_without_labels_are_a_users_error():
 
 def test_boxes_come_back_in_pixels_of_the_stored_image():
     data = dataset()
-    images = doubled_and_flipped(data.records)
-    found = predict(Reader(), [images[:2], images[2:]])
+    found = predict(Reader(), data, doubled_and_flipped([0, 1], [2]))
     assert list(found) == ["b", "a", 7]
     for item in data.records:
         np.testing.assert_allclose(found[item.image_id].boxes, item.annotations.boxes)
@@ -136,17 +149,17 @@ def test_boxes_come_back_in_pixels_of_the_stored_image():
 
 
 def test_boxes_are_clipped_to_the_stored_image():
-    item = as_test_image(record(1, [], []), scale_matrix(2, 2), height=96, width=128)
+    item = record(1, [], [])
+    view = as_view(item, scale_matrix(2, 2), height=96, width=128)
     found = Detections(
         torch.tensor([[-10.0, 4.0, 140.0, 200.0]]), torch.tensor([1]), torch.ones(1).half()
     )
-    back = to_stored_image(found, item)
+    back = to_stored_image(found, view, item)
     assert back.boxes.tolist() == [[0, 2, 64, 48]]
     assert back.scores.dtype == torch.float32
 
 
 def test_an_evaluation_can_be_left_between_batches():
-    images = doubled_and_flipped(dataset().records)
     calls = []
 
     def poll():
@@ -155,14 +168,14 @@ def test_an_evaluation_can_be_left_between_batches():
             raise TimeoutError
 
     with pytest.raises(TimeoutError):
-        predict(Reader(), [[image] for image in images], poll=poll)
+        predict(Reader(), dataset(), doubled_and_flipped([0], [1], [2]), poll=poll)
     assert len(calls) == 2
 
 
 def _rank(rank, folder, queue):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    images = doubled_and_flipped(dataset().records)[rank::2]
+    batches = doubled_and_flipped([0], [1], [2])[rank::2]
     polls = []
 
     def poll():
@@ -170,7 +183,7 @@ def _rank(rank, folder, queue):
         dist.all_reduce(count)  # hangs unless both ranks come here equally often
         polls.append(float(count))
 
-    found = predict(Reader(), [[image] for image in images], Ranks.of_run().run, poll=poll)
+    found = predict(Reader(), dataset(), batches, Ranks.of_run().run, poll=poll)
     queue.put((rank, polls, {key: value.boxes.tolist() for key, value in found.items()}))
     dist.destroy_process_group()
 

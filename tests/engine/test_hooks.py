@@ -1,9 +1,7 @@
 import os
-import random
 import signal
 import threading
 
-import numpy as np
 import pytest
 import torch
 
@@ -12,7 +10,6 @@ from ssod_imwa.engine.hooks import (
     EvaluationInterruptedError,
     Evaluations,
     SignalHook,
-    undisturbed,
 )
 from ssod_imwa.engine.trainer import HookBase
 
@@ -48,26 +45,6 @@ def test_a_teacher_that_is_not_ready_is_not_evaluated(tiny):
         (1, "student"),
         (1, "teacher"),
     ]
-
-
-def test_evaluation_that_fails_restores_modes_and_random_generators(tiny):
-    models = tiny.method().models()
-    models["student"].train()
-    models["student"][1].eval()  # a frozen part
-    before = [module.training for model in models.values() for module in model.modules()]
-    states = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
-
-    def fail():
-        torch.rand(1), np.random.rand(), random.random()
-        assert not any(m.training for model in models.values() for m in model.modules())
-        raise ZeroDivisionError
-
-    with pytest.raises(ZeroDivisionError), undisturbed(models):
-        fail()
-    assert before == [module.training for model in models.values() for module in model.modules()]
-    assert torch.equal(states[0], torch.get_rng_state())
-    assert np.array_equal(states[1], np.random.get_state()[1])
-    assert states[2] == random.getstate()
 
 
 def test_evaluation_does_not_change_training(tiny):

@@ -150,14 +150,16 @@ def test_unbiased_teacher_has_the_same_loss_terms(pair):
 
 
 def unlabeled_batch():
-    from ssod_imwa.detection.data.records import DetectionBatch, ImageRecord, Sample, View
+    from ssod_imwa.data.batches import Batch, Part
+    from ssod_imwa.detection.data.records import View
 
-    def sample(image, targets):
-        view = View(image, torch.eye(3, dtype=torch.float64), targets)
-        return Sample(ImageRecord("x.png", 1, 96, 64), view, view)
+    def part(targets):
+        matrix = torch.eye(3, dtype=torch.float64)
+        pairs = zip(images(), targets, strict=True)
+        views = [View(image, matrix, of_image) for image, of_image in pairs]
+        return Part({"weak": views, "strong": views}, None, torch.arange(len(views)))
 
-    labeled = [sample(image, target) for image, target in zip(images(), TARGETS, strict=True)]
-    return DetectionBatch(labeled, [sample(image, None) for image in images()])
+    return Batch(labeled=part(TARGETS), unlabeled=part([None] * len(TARGETS)))
 
 
 @pytest.mark.parametrize("detector", [FASTER_RCNN, *DENSE])

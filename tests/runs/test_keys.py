@@ -125,7 +125,7 @@ def test_every_key_of_a_classifier_is_read(read, overrides):
     task.coefficients(method)
     task.hooks()
     task.build_bn_recomputation(lambda start: iter(()), count=0)
-    next(task.build_batches(EpisodeSchedule(4), torch.device("cpu"))(0))
+    next(task.build_batches(EpisodeSchedule(4), torch.device("cpu"), method.reads)(0))
     task.build_evaluator()(method.student.eval())
     # Read where images are files, and where there are weights to begin with.
     elsewhere = {"CLS.INPUT.JITTER", "CLS.STAGE.RESET_CLASSIFIER"}

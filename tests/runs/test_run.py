@@ -10,8 +10,8 @@ import torch
 from support import assert_equal, final_weights, mean_of
 
 from ssod_imwa.averaging.episodes import EpisodeSchedule
-from ssod_imwa.averaging.ranks import Ranks
 from ssod_imwa.detection import build
+from ssod_imwa.detection.task import DetectionTask
 from ssod_imwa.engine.hooks import LRHook
 from ssod_imwa.engine.trainer import Trainer
 from ssod_imwa.errors import CheckpointError, ConfigError, DataError, UserError
@@ -190,13 +190,14 @@ def test_a_test_image_that_is_cut_off_stops_the_run_before_it_trains(config, roo
 
 def test_recomputed_batch_norms_are_those_of_the_first_batch(config):
     cfg = config("SSOD.ALGORITHM", "supervised", "SSOD.STRONG_LABELED", False)
-    data = build.build_data(cfg)
-    detector = build.build_detector(cfg, 2).eval()
+    task = DetectionTask(cfg)
+    detector = build.build_detector(task.cfg, 2).eval()
     norm = next(m for m in detector.modules() if isinstance(m, torch.nn.BatchNorm2d))
     seen = []
     norm.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].double()))
-    batches = build.build_batches(cfg, data, EpisodeSchedule(4), Ranks.alone())
-    build.build_bn_recomputation(batches, strong_labeled=False, count=1)({"student": detector})
+    reads = {"labeled": ("weak",)}
+    batches = task.build_batches(EpisodeSchedule(4), torch.device("cpu"), reads)
+    task.build_bn_recomputation(batches, count=1)({"student": detector})
     assert not any(module.training for module in detector.modules())
     assert len(seen) == 1
     torch.testing.assert_close(norm.running_mean.double(), seen[0].mean((0, 2, 3)))

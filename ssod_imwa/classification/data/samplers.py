@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, get_args
+from typing import Literal, get_args
 
 import numpy as np
 
 from ssod_imwa.classification.data.imbalance import Labels, positions_by_class
 from ssod_imwa.config.options import Options, option
-from ssod_imwa.data.order import BatchStream, IndexStream
+from ssod_imwa.data.order import BatchStream, IndexStream, Order
 from ssod_imwa.engine.seeding import counted_generator
 from ssod_imwa.errors import DataError
 
@@ -57,12 +57,9 @@ class SamplerChoice(Options):
     )
 
 
-class BatchSource(Protocol):
-    """What every sampler offers."""
-
-    def batch(self, t: int) -> list[int]:
-        """Positions in the data set of the member's batch t, B of them."""
-        ...
+def stream_counts(kind: str) -> tuple[str, ...]:
+    """What a stream's name adds to seeds: nothing for "labeled", which once was the only stream."""
+    return () if kind == "labeled" else (kind,)
 
 
 def class_sampler(
@@ -73,9 +70,10 @@ def class_sampler(
     *,
     seed: int,
     member: int,
+    kind: str = "labeled",
     iterations: int,
     per_draw: int = 1,
-) -> BatchSource:
+) -> Order:
     """The sampler of a strategy.
 
     Args:
@@ -87,6 +85,7 @@ def class_sampler(
         batch_size: B, images of the global batch.
         seed: run seed.
         member: number of the member that reads.
+        kind: name of the stream; samplers of different streams are independent.
         iterations: T of the member, over which "progressive" turns from instance to class balance.
         per_draw: images in a row of one class, for "class" alone.
 
@@ -105,17 +104,17 @@ def class_sampler(
         raise ValueError(
             f"strategy = {strategy!r} is not allowed (must be one of {list(get_args(Strategy))})"
         )
-    order = {"seed": seed, "member": member}
+    counts = {"seed": seed, "member": member, "kind": kind}
     if strategy == "instance":
-        return BatchStream([np.arange(len(labels))], batch_size, kind="labeled", **order)
+        return BatchStream([np.arange(len(labels))], batch_size, **counts)
     if strategy == "class":
-        return ClassAwareStream(labels, classes, batch_size, per_draw=per_draw, **order)
-    counts = [len(positions) for positions in positions_by_class(labels, classes)]
+        return ClassAwareStream(labels, classes, batch_size, per_draw=per_draw, **counts)
+    images = [len(positions) for positions in positions_by_class(labels, classes)]
     if strategy == "progressive":
-        first, last = power_probabilities(counts, 1), power_probabilities(counts, 0)
+        first, last = power_probabilities(images, 1), power_probabilities(images, 0)
     else:
-        first = last = power_probabilities(counts, 0.5 if strategy == "square_root" else -1)
-    return ClassDraws(labels, batch_size, first=first, last=last, iterations=iterations, **order)
+        first = last = power_probabilities(images, 0.5 if strategy == "square_root" else -1)
+    return ClassDraws(labels, batch_size, first=first, last=last, iterations=iterations, **counts)
 
 
 def power_probabilities(counts: Sequence[int], power: float) -> np.ndarray:
@@ -172,6 +171,7 @@ class ClassDraws:
         iterations: T, at least 1.
         seed: run seed.
         member: number of the member that reads.
+        kind: name of the stream.
 
     Raises:
         DataError: a class has no images.
@@ -188,6 +188,7 @@ class ClassDraws:
         iterations: int,
         seed: int,
         member: int,
+        kind: str = "labeled",
     ) -> None:
         _check_at_least_one(batch_size=batch_size, iterations=iterations)
         self.batch_size = batch_size
@@ -199,18 +200,28 @@ class ClassDraws:
         _check_no_class_is_empty(self._counts)
         self._positions = np.concatenate(groups)
         self._begins = np.cumsum(self._counts) - self._counts
-        self._source = (seed, "class draws", member)
+        self._source = (seed, "class draws", *stream_counts(kind), member)
 
     def batch(self, t: int) -> list[int]:
         """Positions in the data set of batch t."""
+        drawn, offsets = self._draw(t)
+        return self._positions[self._begins[drawn] + offsets].tolist()
+
+    def successor(self, t: int, slot: int, steps: int) -> int:
+        """The image `steps` places after the slot's in the list of its class, which is a circle."""
+        drawn, offsets = self._draw(t)
+        c = drawn[slot]
+        return int(self._positions[self._begins[c] + (offsets[slot] + steps) % self._counts[c]])
+
+    def _draw(self, t: int) -> tuple[np.ndarray, np.ndarray]:
+        """Class of each slot, and the number of its image within the class."""
         _check_iteration(t)
         numbers = counted_generator(*self._source, t).random((self.batch_size, 2))
         share = mixed_probabilities(self.first, self.last, t=t, iterations=self.iterations)
         ends = np.cumsum(share)
         # Dividing makes the last end exactly 1, above every number drawn from [0, 1).
         drawn = np.searchsorted(ends / ends[-1], numbers[:, 0], side="right")
-        offset = (numbers[:, 1] * self._counts[drawn]).astype(np.int64)
-        return self._positions[self._begins[drawn] + offset].tolist()
+        return drawn, (numbers[:, 1] * self._counts[drawn]).astype(np.int64)
 
 
 class ClassAwareStream:
@@ -227,6 +238,7 @@ class ClassAwareStream:
         batch_size: B, at least 1.
         seed: run seed.
         member: number of the member that reads.
+        kind: name of the stream.
         per_draw: k, images in a row of one class, at least 1.
 
     Raises:
@@ -242,6 +254,7 @@ class ClassAwareStream:
         *,
         seed: int,
         member: int,
+        kind: str = "labeled",
         per_draw: int = 1,
     ) -> None:
         _check_at_least_one(batch_size=batch_size, per_draw=per_draw)
@@ -249,22 +262,24 @@ class ClassAwareStream:
         self.per_draw = per_draw
         self._groups = positions_by_class(labels, classes)
         _check_no_class_is_empty([len(group) for group in self._groups])
-        self._classes = IndexStream(classes, seed=seed, member=member, kind="classes")
+        prefix = "".join(f"{name}/" for name in stream_counts(kind))
+        self._classes = IndexStream(classes, seed=seed, member=member, kind=f"{prefix}classes")
         self._images = [
-            IndexStream(len(group), seed=seed, member=member, kind=f"class/{c}")
+            IndexStream(len(group), seed=seed, member=member, kind=f"{prefix}class/{c}")
             for c, group in enumerate(self._groups)
         ]
 
     def batch(self, t: int) -> list[int]:
         """Positions in the data set of batch t."""
         _check_iteration(t)
-        return [self._item(t * self.batch_size + slot) for slot in range(self.batch_size)]
+        return [self.successor(t, slot, 0) for slot in range(self.batch_size)]
 
-    def _item(self, position: int) -> int:
-        draw, within = divmod(position, self.per_draw)
+    def successor(self, t: int, slot: int, steps: int) -> int:
+        """The image `steps` positions after the slot's in the stream of its class."""
+        draw, within = divmod(t * self.batch_size + slot, self.per_draw)
         c = self._classes[draw]
         number = draw // len(self._groups) * self.per_draw + within
-        return int(self._groups[c][self._images[c][number]])
+        return int(self._groups[c][self._images[c][number + steps]])
 
 
 @dataclass(frozen=True, eq=False)
@@ -314,6 +329,21 @@ def balanced_subset(
     ]
     short = {c: len(group) for c, group in enumerate(groups) if len(group) < per_class}
     return BalancedSubset(np.concatenate(chosen), short)
+
+
+def subset_sampler(
+    labels: Labels,
+    classes: int,
+    per_class: int,
+    batch_size: int,
+    *,
+    seed: int,
+    member: int,
+    kind: str = "labeled",
+) -> Order:
+    """Shuffled passes over the balanced subset that is the member's own (BTM's D_member)."""
+    subset = balanced_subset(labels, classes, per_class, seed=seed, number=member)
+    return BatchStream([subset.positions], batch_size, seed=seed, member=member, kind=kind)
 
 
 def _check_no_class_is_empty(counts: Sequence[int] | np.ndarray) -> None:

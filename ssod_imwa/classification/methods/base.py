@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,14 +78,11 @@ class ClassificationMethod(Method):
             that is evaluated and shipped; in (0, 1), or 0 for none. The first iterations' mean is
             a plain one (`warmup_decay`).
 
-    Attributes:
-        num_views: views of each image that `losses` reads from a batch.
-
     Raises:
         ValueError: a number is out of range.
     """
 
-    num_views = 1
+    reads: Mapping[str, tuple[str, ...]] = {"labeled": ("image",)}
 
     def __init__(self, student: nn.Module, *, iterations: int, ema_decay: float = 0.0) -> None:
         check_at_least_1(iterations=iterations)

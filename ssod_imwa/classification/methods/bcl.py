@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 
 from ssod_imwa.classification.class_counts import log_prior
-from ssod_imwa.classification.data.loader import ImageBatch
 from ssod_imwa.classification.losses.balanced_softmax import logit_adjusted_loss
 from ssod_imwa.classification.losses.base import widened
 from ssod_imwa.classification.losses.contrastive import balanced_contrastive_loss
@@ -23,6 +22,7 @@ from ssod_imwa.classification.models.base import ImageClassifier
 from ssod_imwa.classification.models.freezing import Part, set_train_mode, train_only
 from ssod_imwa.classification.models.heads import projection_head
 from ssod_imwa.config.options import Options, option
+from ssod_imwa.data.batches import Batch
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ class BalancedContrastive(ClassificationMethod):
         ValueError: a number is out of range, or counts are not one a class.
     """
 
-    num_views = 3
+    reads: Mapping[str, tuple[str, ...]] = {"labeled": ("image", "contrast_1", "contrast_2")}
     student: BCLNetwork
 
     def __init__(
@@ -140,9 +140,11 @@ class BalancedContrastive(ClassificationMethod):
         self.student.train()
         set_train_mode(self.student.deployed, self.part)
 
-    def losses(self, batch: ImageBatch, t: int) -> dict[str, torch.Tensor]:
-        labels = batch.labels
-        logits, projections, prototypes = self.parallel_student(*batch.views)
+    def losses(self, batch: Batch, t: int) -> dict[str, torch.Tensor]:
+        views, labels = batch["labeled"].views, batch["labeled"].targets
+        logits, projections, prototypes = self.parallel_student(
+            views["image"], views["contrast_1"], views["contrast_2"]
+        )
         ce = logit_adjusted_loss(logits, labels, self.log_prior)
         # The same labels twice: view 2 follows view 1.
         contrastive = balanced_contrastive_loss(

@@ -73,15 +73,19 @@ def build_method(cfg: CfgNode, model: nn.Module, counts: Counts) -> Method:
     with as_config_error(f"CLS.ALGORITHM = {name!r}"):
         options = read_options(entry.options, value_of(cfg, entry.prefix))
         method = entry.build(cfg, options, model, counts)
-    names = cfg.CLS.INPUT.VIEWS
-    if len(names) != method.num_views:
-        raise ConfigError(
-            f"CLS.INPUT.VIEWS = {names} is not allowed with CLS.ALGORITHM = {name!r} "
-            f"(must be {method.num_views})"
-        )
+    _check_views(cfg, method)
     if cfg.CLS.MODEL.COMPILE:
         method.parallel_student = _compiled(cfg, method)
     return method
+
+
+def _check_views(cfg: CfgNode, method: Method) -> None:
+    transforms, names = cfg.CLS.INPUT.VIEWS, method.reads["labeled"]
+    if len(transforms) != len(names):
+        raise ConfigError(
+            f"CLS.INPUT.VIEWS = {transforms} is not allowed with CLS.ALGORITHM = "
+            f"{cfg.CLS.ALGORITHM!r} (must be {len(names)}: {', '.join(names)})"
+        )
 
 
 @dataclass(frozen=True)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
-from ssod_imwa.classification.data.loader import ImageBatch
 from ssod_imwa.classification.methods.base import ClassificationMethod
 from ssod_imwa.classification.methods.expert_network import CollaborativeNetwork, ExpertOutputs
 from ssod_imwa.classification.methods.moco import ExpertContrast
 from ssod_imwa.classification.models.freezing import Part, set_train_mode, train_only
+from ssod_imwa.data.batches import Batch
 
 
 class Collaborative(ClassificationMethod):
@@ -27,15 +27,12 @@ class Collaborative(ClassificationMethod):
         part: what of each expert is trained, see `models.freezing`; the other heads always are.
         ema_decay: of a teacher, see `ClassificationMethod`.
 
-    Attributes:
-        num_views: 1 without `contrast`, 2 with it: the second view is the keys'.
-
     Raises:
         ValueError: a number is out of range, counts are not one a class, or network and `contrast`
             do not belong together.
     """
 
-    num_views = 2
+    reads: Mapping[str, tuple[str, ...]] = {"labeled": ("image", "key")}
     student: CollaborativeNetwork
 
     def __init__(
@@ -63,7 +60,8 @@ class Collaborative(ClassificationMethod):
         train_only(student.deployed, part)
         self.part = part
         self.contrast = contrast
-        self.num_views = 1 if contrast is None else 2
+        if contrast is None:
+            self.reads = {"labeled": ("image",)}
         self.num_experts = student.deployed.num_experts
 
     def set_train_mode(self) -> None:
@@ -90,11 +88,13 @@ class Collaborative(ClassificationMethod):
             self.contrast.load_state_dict(state["contrast"])
 
     def _contrastive(
-        self, outputs: ExpertOutputs, batch: ImageBatch, t: int, *, weight: float
+        self, outputs: ExpertOutputs, batch: Batch, t: int, *, weight: float
     ) -> dict[str, torch.Tensor]:
         """The weighted contrastive loss, summed over experts; nothing without `contrast`."""
         if self.contrast is None:
             return {}
         # A weight of 0 keeps its loss in the graph: every parameter gets a gradient on every rank.
-        loss = self.contrast.loss(outputs.queries, batch.views[1], t, self.ranks.batch)
+        loss = self.contrast.loss(
+            outputs.queries, batch["labeled"].views["key"], t, self.ranks.batch
+        )
         return {"loss_contrastive": weight * loss}

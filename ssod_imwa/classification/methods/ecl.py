@@ -9,7 +9,6 @@ from typing import Any, Literal
 import torch
 
 from ssod_imwa.classification.class_counts import checked_counts, log_prior
-from ssod_imwa.classification.data.loader import ImageBatch
 from ssod_imwa.classification.losses.balanced_softmax import logit_adjusted_loss
 from ssod_imwa.classification.losses.base import widened
 from ssod_imwa.classification.losses.collaborative import bkt_weights, knowledge_distillation_loss
@@ -19,6 +18,7 @@ from ssod_imwa.classification.methods.expert_network import CollaborativeNetwork
 from ssod_imwa.classification.methods.moco import ExpertContrast
 from ssod_imwa.classification.models.freezing import Part
 from ssod_imwa.config.options import Options, option
+from ssod_imwa.data.batches import Batch
 
 
 @dataclass(frozen=True)
@@ -95,9 +95,9 @@ class ECL(Collaborative):
     def _weighs(self) -> bool:
         return "logits" in self.options.distil and self.options.transfer != "none"
 
-    def losses(self, batch: ImageBatch, t: int) -> dict[str, torch.Tensor]:
-        labels = batch.labels
-        outputs = self.parallel_student(batch.views[0])
+    def losses(self, batch: Batch, t: int) -> dict[str, torch.Tensor]:
+        labels = batch["labeled"].targets
+        outputs = self.parallel_student(batch["labeled"].views["image"])
         return {
             "loss_cls": self._balanced(outputs.logits, labels),
             "loss_ref": self._balanced(outputs.reference_logits, labels),

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 import torch
 
-from ssod_imwa.classification.data.loader import ImageBatch
 from ssod_imwa.classification.losses.base import Criterion
 from ssod_imwa.classification.methods.base import ClassificationMethod, train_accuracy
 from ssod_imwa.classification.mixers import Mixer
 from ssod_imwa.classification.models.base import ImageClassifier
 from ssod_imwa.classification.models.freezing import Part, set_train_mode, train_only
 from ssod_imwa.config.options import Options, option
+from ssod_imwa.data.batches import Batch
 
 
 @dataclass(frozen=True)
@@ -78,10 +78,10 @@ class EmpiricalRisk(ClassificationMethod):
     def set_train_mode(self) -> None:
         set_train_mode(self.student, self.part, move_statistics=self.move_statistics)
 
-    def losses(self, batch: ImageBatch, t: int) -> dict[str, torch.Tensor]:
-        images = batch.views[0]
-        drawn = self.mixer.draw(batch.labels, images.shape)
+    def losses(self, batch: Batch, t: int) -> dict[str, torch.Tensor]:
+        images, labels = batch["labeled"].views["image"], batch["labeled"].targets
+        drawn = self.mixer.draw(labels, images.shape)
         with drawn.at_layer():
             logits = self.parallel_student(drawn.images(images))
         loss = self.criterion(logits, drawn.targets, progress=self.progress(t))
-        return {"loss": loss, "train_accuracy": train_accuracy(logits, batch.labels)}
+        return {"loss": loss, "train_accuracy": train_accuracy(logits, labels)}

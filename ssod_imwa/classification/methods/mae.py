@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping
 import torch
 
 from ssod_imwa.averaging.ranks import Group
-from ssod_imwa.classification.data.loader import ImageBatch
 from ssod_imwa.classification.models.mae import MaskedAutoencoder
+from ssod_imwa.data.batches import Batch, Part
 from ssod_imwa.engine.method import Method
 from ssod_imwa.engine.seeding import counted_generator
 
@@ -24,16 +24,13 @@ class MaskedPretraining(Method):
 
     Args:
         student: the masked autoencoder.
-
-    Attributes:
-        num_views: views of each image that `losses` reads from a batch.
     """
 
-    num_views = 1
+    reads: Mapping[str, tuple[str, ...]] = {"labeled": ("image",)}
     student: MaskedAutoencoder
 
-    def losses(self, batch: ImageBatch, t: int) -> dict[str, torch.Tensor]:
-        images = batch.views[0]
+    def losses(self, batch: Batch, t: int) -> dict[str, torch.Tensor]:
+        images = batch["labeled"].views["image"]
         # Drawn on the CPU: the masks of a run are the same on every device.
         noise = torch.rand(len(images), _patches(self.student)).to(images.device)
         return {"loss_reconstruction": self.parallel_student(images, noise)}
@@ -41,7 +38,7 @@ class MaskedPretraining(Method):
 
 @torch.no_grad()
 def reconstruction_error(
-    model: MaskedAutoencoder, batches: Iterable[ImageBatch], processes: Group = Group()
+    model: MaskedAutoencoder, batches: Iterable[Part], processes: Group = Group()
 ) -> dict[str, float]:
     """The mean squared error of masked patches, each image masked in a way of its own.
 
@@ -50,7 +47,7 @@ def reconstruction_error(
 
     Args:
         model: in eval mode.
-        batches: of one view, this process's part of them; brought to the model's device.
+        batches: of this process, see `build_test_batches`; brought to the model's device.
         processes: those that have the other images.
 
     Returns:
@@ -63,7 +60,7 @@ def reconstruction_error(
     total, images = 0.0, 0
     for batch in batches:
         noise = torch.stack([_counted_noise(model, index) for index in batch.indices.tolist()])
-        error = model(batch.views[0].to(device), noise.to(device))
+        error = model(batch.views["image"].to(device), noise.to(device))
         total += error.item() * len(noise)
         images += len(noise)
     sums = processes.all_gather((total, images))

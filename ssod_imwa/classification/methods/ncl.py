@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 
 from ssod_imwa.classification.class_counts import checked_counts
-from ssod_imwa.classification.data.loader import ImageBatch
 from ssod_imwa.classification.losses.base import widened
 from ssod_imwa.classification.losses.collaborative import (
     hard_category_mask,
@@ -22,6 +21,7 @@ from ssod_imwa.classification.methods.expert_network import CollaborativeNetwork
 from ssod_imwa.classification.methods.moco import ExpertContrast
 from ssod_imwa.classification.models.freezing import Part
 from ssod_imwa.config.options import Options, option
+from ssod_imwa.data.batches import Batch
 
 
 @dataclass(frozen=True)
@@ -94,9 +94,9 @@ class NCL(Collaborative):
         # log n, not log π: beside the masked logits of 0 a constant counts.
         self.log_counts = checked_counts(counts).log().float().to(next(student.parameters()).device)
 
-    def losses(self, batch: ImageBatch, t: int) -> dict[str, torch.Tensor]:
-        labels = batch.labels
-        outputs = self.parallel_student(batch.views[0])
+    def losses(self, batch: Batch, t: int) -> dict[str, torch.Tensor]:
+        labels = batch["labeled"].targets
+        outputs = self.parallel_student(batch["labeled"].views["image"])
         compensated = widened(outputs.logits) + self.log_counts
         mask = hard_category_mask(outputs.logits[0], labels, count=self.hard_categories)
         hard = masked_logits(compensated, mask)

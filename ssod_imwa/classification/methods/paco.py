@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from torch import nn
 
 from ssod_imwa.classification.class_counts import log_prior
-from ssod_imwa.classification.data.loader import ImageBatch
 from ssod_imwa.classification.losses.base import widened
 from ssod_imwa.classification.losses.contrastive import parametric_contrastive_loss
 from ssod_imwa.classification.methods.base import (
@@ -24,6 +23,7 @@ from ssod_imwa.classification.models.freezing import Part, set_train_mode, train
 from ssod_imwa.classification.models.heads import projection_head
 from ssod_imwa.classification.models.momentum import FeatureQueue, MomentumEncoder
 from ssod_imwa.config.options import Options, option
+from ssod_imwa.data.batches import Batch
 from ssod_imwa.engine.seeding import counted_generator
 
 
@@ -101,7 +101,7 @@ class ParametricContrastive(ClassificationMethod):
         ValueError: a number is out of range.
     """
 
-    num_views = 2
+    reads: Mapping[str, tuple[str, ...]] = {"labeled": ("image", "key")}
     student: ParametricNetwork
 
     def __init__(
@@ -213,10 +213,10 @@ class PaCo(ParametricContrastive):
         self.encoder.key.train()
         set_train_mode(self.encoder.key.deployed, self.part)
 
-    def losses(self, batch: ImageBatch, t: int) -> dict[str, torch.Tensor]:
-        labels = batch.labels
-        logits, queries = self.parallel_student(batch.views[0])
-        _, keys = self.encoder(batch.views[1])
+    def losses(self, batch: Batch, t: int) -> dict[str, torch.Tensor]:
+        views, labels = batch["labeled"].views, batch["labeled"].targets
+        logits, queries = self.parallel_student(views["image"])
+        _, keys = self.encoder(views["key"])
         self._new.append((keys, labels))
         return self._records(logits, labels, queries, others=keys, other_labels=labels)
 
@@ -232,9 +232,9 @@ class GPaCo(ParametricContrastive):
     smoothing of the public code is left out.
     """
 
-    def losses(self, batch: ImageBatch, t: int) -> dict[str, torch.Tensor]:
-        labels = batch.labels
-        logits, features = self.parallel_student(*batch.views)
+    def losses(self, batch: Batch, t: int) -> dict[str, torch.Tensor]:
+        views, labels = batch["labeled"].views, batch["labeled"].targets
+        logits, features = self.parallel_student(views["image"], views["key"])
         self._new.append((features[len(labels) :].detach(), labels))
         # No others but the queue.
         return self._records(

@@ -29,6 +29,11 @@ def flip_matrix(width: float) -> torch.Tensor:
     return matrix
 
 
+def is_identity(matrix: torch.Tensor) -> bool:
+    """Whether a matrix leaves every pixel exactly where it is."""
+    return torch.equal(matrix, torch.eye(3, dtype=matrix.dtype))
+
+
 def map_boxes(
     boxes: torch.Tensor, matrix: torch.Tensor, *, height: float, width: float
 ) -> torch.Tensor:
@@ -65,8 +70,13 @@ def map_targets(
     boxes = torch.from_numpy(annotations.boxes[wanted].astype(np.float32).reshape(-1, 4))
     labels = torch.from_numpy(annotations.labels[wanted].astype(np.int64))
     boxes = map_boxes(boxes, matrix, height=height, width=width)
-    kept = (boxes[:, 2:] - boxes[:, :2] > MIN_BOX_EDGE).all(dim=1)
-    return Targets(boxes[kept], labels[kept])
+    usable = has_area(boxes)
+    return Targets(boxes[usable], labels[usable])
+
+
+def has_area(boxes: torch.Tensor) -> torch.Tensor:
+    """Which boxes (n, 4) are not thinner than `MIN_BOX_EDGE`, bool (n,)."""
+    return (boxes[:, 2:] - boxes[:, :2] > MIN_BOX_EDGE).all(dim=1)
 
 
 def resized_shape(height: int, width: int, *, min_size: int, max_size: int) -> tuple[int, int]:

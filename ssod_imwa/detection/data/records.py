@@ -1,4 +1,4 @@
-"""What moves between data sets, loaders, detectors and evaluators."""
+"""What moves between data sets, streams, detectors and evaluators."""
 
 from __future__ import annotations
 
@@ -105,38 +105,3 @@ class View:
     def to(self, device: torch.device | str) -> View:
         targets = None if self.targets is None else self.targets.to(device)
         return View(self.image.to(device, non_blocking=True), self.matrix, targets)
-
-
-@dataclass
-class Sample:
-    """An image's weak and strong view and the record they were made from."""
-
-    record: ImageRecord
-    weak: View
-    strong: View
-
-    def to(self, device: torch.device | str) -> Sample:
-        return Sample(self.record, self.weak.to(device), self.strong.to(device))
-
-
-@dataclass
-class DetectionBatch:
-    """The images of one iteration; `unlabeled` is empty for supervised training."""
-
-    labeled: list[Sample]
-    unlabeled: list[Sample]
-
-    def to(self, device: torch.device | str) -> DetectionBatch:
-        return DetectionBatch(
-            [sample.to(device) for sample in self.labeled],
-            [sample.to(device) for sample in self.unlabeled],
-        )
-
-    def split(self, parts: int) -> list[DetectionBatch]:
-        """Cut into equal micro-batches, for gradient accumulation."""
-        for images in (self.labeled, self.unlabeled):
-            if len(images) % parts:
-                raise ValueError(f"{len(images)} images cannot be split into {parts} equal parts")
-        return [
-            DetectionBatch(self.labeled[i::parts], self.unlabeled[i::parts]) for i in range(parts)
-        ]

@@ -22,8 +22,15 @@ from torchvision.transforms.v2 import functional as F
 
 from ssod_imwa.config.options import Options, option
 from ssod_imwa.data.image_files import check_size, from_array, read_image
-from ssod_imwa.detection.data.geometry import flip_matrix, map_targets, resized_shape, scale_matrix
-from ssod_imwa.detection.data.records import ImageRecord, Sample, View
+from ssod_imwa.data.streams import Views, make_views
+from ssod_imwa.detection.data.geometry import (
+    flip_matrix,
+    is_identity,
+    map_targets,
+    resized_shape,
+    scale_matrix,
+)
+from ssod_imwa.detection.data.records import ImageRecord, View
 
 # ColorJitter(0.4, 0.4, 0.4, 0.1) and GaussianBlur of Unbiased Teacher.
 JITTER_FACTOR = (0.6, 1.4)
@@ -154,7 +161,9 @@ class TestView:
     def __post_init__(self) -> None:
         _check_sizes(self.min_size, self.max_size)
 
-    def __call__(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def __call__(
+        self, image: torch.Tensor, generator: np.random.Generator | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Resize a uint8 (3, H, W) image; the matrix maps its pixels to those returned."""
         return _resize(image, min_size=self.min_size, max_size=self.max_size)
 
@@ -291,39 +300,37 @@ def erase_(
         array[top : top + h, left : left + w] = noise
 
 
-def make_sample(
-    record: ImageRecord,
-    weak: ImageTransform,
-    strong: ImageTransform,
-    generator: np.random.Generator,
-) -> Sample:
-    """Read an image and make both views of it.
+def make_record_views(
+    record: ImageRecord, views: Views, generator: np.random.Generator | None
+) -> dict[str, View]:
+    """Read an image and make its views.
 
-    The strong view is made from the weak one and its matrix is the product of both geometries. If
-    it does not move pixels, both views hold the same targets.
+    A view's matrix is the product of its own geometry and that of the view which it is made `On`.
+    If it does not move that one's pixels, both hold the same targets.
 
     Args:
         record: what to read; without annotations the views have no targets.
-        weak: applied to the stored image.
-        strong: applied to the weak view's image.
-        generator: source of all randomness of this sample.
+        views: see `Stream`; transforms as `ImageTransform`.
+        generator: source of all randomness of this image, used in the order of the views; None for
+            transforms that draw nothing.
 
     Raises:
         DataError: the image cannot be read or has another size than the record says.
     """
-    image, matrix = weak(read_record(record), generator)
-    weak_view = _view(record, image, matrix)
-    image, step = strong(image, generator)
-    if torch.equal(step, torch.eye(3, dtype=step.dtype)):  # boxes need not be mapped again
-        return Sample(record, weak_view, View(image, matrix, weak_view.targets))
-    return Sample(record, weak_view, _view(record, image, step @ matrix))
 
+    def transform(number: int, change: ImageTransform, base: View) -> View:
+        image, step = change(base.image, generator)
+        matrix = step @ base.matrix
+        if record.annotations is None:
+            return View(image, matrix, None)
+        if base.targets is not None and is_identity(step):
+            return View(image, matrix, base.targets)
+        height, width = image.shape[-2:]
+        targets = map_targets(record.annotations, matrix, height=height, width=width)
+        return View(image, matrix, targets)
 
-def _view(record: ImageRecord, image: torch.Tensor, matrix: torch.Tensor) -> View:
-    if record.annotations is None:
-        return View(image, matrix, None)
-    height, width = image.shape[-2:]
-    return View(image, matrix, map_targets(record.annotations, matrix, height=height, width=width))
+    stored = View(read_record(record), torch.eye(3, dtype=torch.float64), None)
+    return make_views(views, stored, transform)
 
 
 def _check_sizes(min_size: int, max_size: int) -> None:

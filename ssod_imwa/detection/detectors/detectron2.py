@@ -21,9 +21,10 @@ from fvcore.common.config import CfgNode
 from torch import nn
 
 from ssod_imwa.detection.data.records import Detections, Targets
-from ssod_imwa.detection.detectors.base import Detector, evaluating, groups_of_equal_size
+from ssod_imwa.detection.detectors.base import Detector, groups_of_equal_size
 from ssod_imwa.detection.detectors.weights import load_strictly, read_state
 from ssod_imwa.detection.losses import multiclass_focal_loss
+from ssod_imwa.engine.modes import evaluating
 from ssod_imwa.errors import ConfigError, WeightsError
 from ssod_imwa.integrations.detectron2.trainer_parts import PlainAttributes
 

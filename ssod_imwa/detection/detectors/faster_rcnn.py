@@ -18,7 +18,6 @@ from torchvision.ops import MultiScaleRoIAlign
 from ssod_imwa.detection.data.records import Detections, Targets
 from ssod_imwa.detection.detectors.base import (
     Detector,
-    evaluating,
     groups_of_equal_size,
     padded_size,
 )
@@ -32,6 +31,7 @@ from ssod_imwa.detection.detectors.faster_rcnn_parts import (
     make_box_predictor,
 )
 from ssod_imwa.detection.losses import check_gamma
+from ssod_imwa.engine.modes import evaluating
 
 DEPTHS = (18, 50, 101)
 NORMS = ("FrozenBN", "BN")

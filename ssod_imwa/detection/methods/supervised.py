@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 
 from ssod_imwa.config.options import Options, option
-from ssod_imwa.detection.data.records import DetectionBatch, Sample, Targets
+from ssod_imwa.data.batches import Batch, Part
+from ssod_imwa.detection.data.records import Targets
 from ssod_imwa.detection.detectors.base import Detector
 from ssod_imwa.detection.methods.base import DetectionMethod
 
@@ -34,31 +34,30 @@ class Supervised(DetectionMethod):
         options: see there.
     """
 
-    reads: ClassVar = {"labeled": ("weak", "strong")}
+    reads: Mapping[str, tuple[str, ...]] = {"labeled": ("weak", "strong")}
 
     def __init__(self, student: Detector, options: SupervisedOptions) -> None:
         super().__init__(student)
         self.options = options
+        if not options.strong_labeled:
+            self.reads = {"labeled": ("weak",)}
 
-    def losses(self, batch: DetectionBatch, t: int) -> dict[str, torch.Tensor]:
+    def losses(self, batch: Batch, t: int) -> dict[str, torch.Tensor]:
         strong = self.options.strong_labeled
-        return self.parallel_student(*labeled_views(batch.labeled, strong=strong))
+        return self.parallel_student(*labeled_views(batch["labeled"], strong=strong))
 
 
-def labeled_views(
-    samples: Sequence[Sample], *, strong: bool
-) -> tuple[list[torch.Tensor], list[Targets]]:
+def labeled_views(part: Part, *, strong: bool) -> tuple[list[torch.Tensor], list[Targets]]:
     """Images and targets of all strong views, if wanted, followed by all weak views.
 
     Raises:
         ValueError: a view has no targets.
     """
-    views = [sample.strong for sample in samples] if strong else []
-    views += [sample.weak for sample in samples]
+    views = [*(part.views["strong"] if strong else ()), *part.views["weak"]]
     targets = [view.targets for view in views if view.targets is not None]
     if len(targets) != len(views):
         raise ValueError(
             f"{len(views) - len(targets)} of {len(views)} labeled views have no targets "
-            "(unlabeled images belong into batch.unlabeled)"
+            '(unlabeled images belong into the stream "unlabeled")'
         )
     return [view.image for view in views], targets

@@ -7,15 +7,14 @@ one.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 
 from ssod_imwa.averaging.ema import ModelEMA
 from ssod_imwa.config.options import option
-from ssod_imwa.detection.data.records import DetectionBatch, Sample
+from ssod_imwa.data.batches import Batch, Part
 from ssod_imwa.detection.detectors.base import Detector
 from ssod_imwa.detection.methods.base import DetectionMethod
 from ssod_imwa.detection.methods.supervised import SupervisedOptions, labeled_views
@@ -73,31 +72,36 @@ class UnbiasedTeacher(DetectionMethod):
         options: B, a, w_u, w_box and the rest.
     """
 
-    reads: ClassVar = {"labeled": ("weak", "strong"), "unlabeled": ("weak", "strong")}
+    reads: Mapping[str, tuple[str, ...]] = {
+        "labeled": ("weak", "strong"),
+        "unlabeled": ("weak", "strong"),
+    }
     teacher: Detector
 
     def __init__(self, student: Detector, options: UnbiasedTeacherOptions) -> None:
         super().__init__(student, copy.deepcopy(student))
         self.options = options
+        if not options.strong_labeled:
+            self.reads = {**self.reads, "labeled": ("weak",)}
         self._ema = ModelEMA(self.teacher, student, options.ema_decay)
 
-    def losses(self, batch: DetectionBatch, t: int) -> dict[str, torch.Tensor]:
+    def losses(self, batch: Batch, t: int) -> dict[str, torch.Tensor]:
         strong = self.options.strong_labeled
-        supervised = self.parallel_student(*labeled_views(batch.labeled, strong=strong))
+        supervised = self.parallel_student(*labeled_views(batch["labeled"], strong=strong))
         if t < self.options.burn_in_iters:
             return supervised
         # Two forward passes before one backward: batch norms see labeled and unlabeled images
         # apart, and DistributedDataParallel allows it as long as it does not broadcast buffers.
-        return {**supervised, **self._unlabeled_losses(batch.unlabeled)}
+        return {**supervised, **self._unlabeled_losses(batch["unlabeled"])}
 
-    def _unlabeled_losses(self, samples: Sequence[Sample]) -> dict[str, torch.Tensor]:
-        if not samples:
-            raise ValueError("a batch without unlabeled images is not allowed after burn-in")
-        detections = self.teacher.detect([sample.weak.image for sample in samples])
-        kept = [filter_detections(found, self.options.bbox_threshold) for found in detections]
+    def _unlabeled_losses(self, part: Part) -> dict[str, torch.Tensor]:
+        weak, strong = part.views["weak"], part.views["strong"]
+        detections = self.teacher.detect([view.image for view in weak])
+        threshold = self.options.bbox_threshold
         # Weak and strong views share their geometry, so boxes carry over as they are.
+        pseudo_labels = [filter_detections(found, threshold) for found in detections]
         losses = self.parallel_student(
-            [sample.strong.image for sample in samples], [as_targets(found) for found in kept]
+            [view.image for view in strong], [as_targets(labels) for labels in pseudo_labels]
         )
         # A weight of 0 keeps its loss in the graph: every parameter gets a gradient on every rank.
         boxes, classes = self.options.unsup_box_loss_weight, self.options.unsup_loss_weight
@@ -105,7 +109,7 @@ class UnbiasedTeacher(DetectionMethod):
             f"{name}_pseudo": value * (boxes if name in BOX_LOSSES else classes)
             for name, value in losses.items()
         }
-        return {**weighted, **summarize(kept)}
+        return {**weighted, **summarize(pseudo_labels)}
 
     def after_step(self, t: int) -> None:
         if t == self.options.burn_in_iters - 1:

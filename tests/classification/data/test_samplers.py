@@ -67,6 +67,28 @@ def test_seeds_members_and_iterations_read_different_batches(strategy):
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
+def test_streams_of_other_names_read_different_batches(strategy):
+    batches = [
+        sampler(strategy, **options).batch(3)
+        for options in ({}, {"kind": "labeled"}, {"kind": "unlabeled"}, {"kind": "balanced"})
+    ]
+    assert batches[0] == batches[1]
+    assert len({tuple(batch) for batch in batches}) == 3
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_successors_are_like_the_image_they_stand_in_for(strategy):
+    source = sampler(strategy)
+    for t in (0, 7):
+        for slot, index in enumerate(source.batch(t)):
+            assert source.successor(t, slot, 0) == index
+            others = [source.successor(t, slot, steps) for steps in range(1, 4)]
+            assert len({index, *others}) > 1
+            if strategy != "instance":
+                assert {LABELS[other] for other in others} == {LABELS[index]}
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("kind", [list, torch.tensor, np.array])
 def test_labels_may_be_lists_arrays_and_tensors(strategy, kind):
     labels = kind(LABELS.tolist())

@@ -11,9 +11,9 @@ from torch import nn
 
 from ssod_imwa.averaging.episodes import EpisodeSchedule
 from ssod_imwa.averaging.imwa import IMWA
-from ssod_imwa.classification.data.loader import ImageBatch
 from ssod_imwa.classification.models.base import ImageClassifier
 from ssod_imwa.classification.models.classifiers import make_classifier
+from ssod_imwa.data.batches import Batch, Part
 from ssod_imwa.engine.hooks import IMWAHook
 from ssod_imwa.engine.seeding import counted_generator
 from ssod_imwa.engine.trainer import HookBase, Trainer
@@ -42,19 +42,19 @@ def build(make, *, seed=0):
         return make()
 
 
-def batch(*counts, views=1, size=BATCH):
+def batch(*counts, views=("image",), size=BATCH):
     """A batch that is a function of the counts; labels of random classes."""
     generator = counted_generator("batch", *counts)
-    images = generator.normal(size=(views, size, 3, SIZE, SIZE))
+    images = generator.normal(size=(len(views), size, 3, SIZE, SIZE))
     labels, indices = generator.integers(len(COUNTS), size=size), generator.integers(100, size=size)
-    return ImageBatch(
-        tuple(torch.from_numpy(view).float() for view in images),
-        torch.from_numpy(labels),
-        torch.from_numpy(indices),
+    made = (torch.from_numpy(view).float() for view in images)
+    labeled = Part(
+        dict(zip(views, made, strict=True)), torch.from_numpy(labels), torch.from_numpy(indices)
     )
+    return Batch(labeled=labeled)
 
 
-def batches(schedule, *, views=1, first_member=0):
+def batches(schedule, *, views=("image",), first_member=0):
     """The batches of a run: a function of member and own iteration."""
 
     def stream(start):
@@ -82,7 +82,7 @@ def trainer(
     result = Trainer(
         method,
         schedule,
-        batches(schedule, views=method.num_views, first_member=first_member),
+        batches(schedule, views=method.reads["labeled"], first_member=first_member),
         optimizer or torch.optim.SGD(parameters, lr=0.05, momentum=0.9),
         seed=1,
         first_member=first_member,

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -7,7 +8,10 @@ from support import needs_fork
 
 from ssod_imwa.averaging.ranks import Ranks
 from ssod_imwa.classification.methods.bcl import BalancedContrastive, BCLNetwork, BCLOptions
+from ssod_imwa.data.batches import Batch
 from ssod_imwa.engine.launch import distribute
+
+VIEWS = BalancedContrastive.reads["labeled"]
 
 LARGE = {"temperature": 0.07, "ce_weight": 1.0, "contrastive_weight": 0.35}
 
@@ -29,7 +33,9 @@ def make_method(tiny, classifier="cosine", *, iterations=4, part="all", ema_deca
 
 
 def in_float64(batch):
-    return type(batch)(tuple(view.double() for view in batch.views), batch.labels, batch.indices)
+    part = batch["labeled"]
+    views = {name: view.double() for name, view in part.views.items()}
+    return Batch(labeled=replace(part, views=views))
 
 
 def projected_by_hand(head, rows):
@@ -75,12 +81,13 @@ def contrastive_by_hand(projections, labels, prototypes, temperature):
 def test_losses_are_the_two_of_the_paper(tiny, settings):
     method = make_method(tiny, **settings)
     method.student.double()
-    batch = in_float64(tiny.batch(0, views=3))
+    batch = in_float64(tiny.batch(0, views=VIEWS))
     method.set_train_mode()
-    records = method.losses(batch, 0)
+    records, part = method.losses(batch, 0), batch["labeled"]
     with torch.no_grad():
-        features = method.student.deployed.features(torch.cat(batch.views)).numpy()
-    labels, size = batch.labels.tolist(), len(batch.labels)
+        views = torch.cat(list(part.views.values()))
+        features = method.student.deployed.features(views).numpy()
+    labels, size = part.targets.tolist(), len(part)
     weights = method.student.deployed.classifier.weight.detach().numpy()
     settings = {"temperature": 0.1, "ce_weight": 2.0, "contrastive_weight": 0.6, **settings}
     ce = cross_entropy_by_hand(
@@ -102,21 +109,21 @@ def test_losses_are_the_two_of_the_paper(tiny, settings):
 
 def test_every_parameter_gets_a_gradient(tiny):
     method = make_method(tiny)
-    records = method.losses(tiny.batch(0, views=3), 0)
+    records = method.losses(tiny.batch(0, views=VIEWS), 0)
     (records["loss_ce"] + records["loss_contrastive"]).backward()
     assert tiny.without_gradient(method.student) == set()
 
 
 def test_prototypes_teach_the_classifier(tiny):
     method = make_method(tiny)
-    method.losses(tiny.batch(0, views=3), 0)["loss_contrastive"].backward()
+    method.losses(tiny.batch(0, views=VIEWS), 0)["loss_contrastive"].backward()
     weights = method.student.deployed.classifier.weight
     assert (weights.grad.abs().sum(1) > 1e-4).all()
 
 
 def test_a_loss_of_weight_0_still_reaches_every_parameter(tiny):
     method = make_method(tiny, ce_weight=0.0, contrastive_weight=0.0)
-    records = method.losses(tiny.batch(0, views=3), 0)
+    records = method.losses(tiny.batch(0, views=VIEWS), 0)
     (records["loss_ce"] + records["loss_contrastive"]).backward()
     assert tiny.without_gradient(method.student) == set()
     assert not any(p.grad.any() for p in method.student.parameters())
@@ -126,7 +133,7 @@ def test_a_loss_of_weight_0_still_reaches_every_parameter(tiny):
 def test_evaluation_gives_the_classifiers_logits(tiny, classifier):
     method = make_method(tiny, classifier)
     tiny.trainer(method, 4).train()
-    images = tiny.batch(1).views[0]
+    images = tiny.batch(1)["labeled"].views["image"]
     model = method.inference_model(3).eval()
     before = tiny.copied(model.state_dict())
     logits = model(images)
@@ -137,7 +144,7 @@ def test_evaluation_gives_the_classifiers_logits(tiny, classifier):
 
 def test_training_lowers_the_loss(tiny):
     method = make_method(tiny, iterations=40)
-    batch = tiny.batch(0, views=3)
+    batch = tiny.batch(0, views=VIEWS)
     optimizer = torch.optim.SGD(method.student.parameters(), lr=0.05, momentum=0.9)
     totals = []
     for t in range(40):
@@ -167,7 +174,7 @@ def test_ranks_train_one_network(tiny, tmp_path):
         method = make_method(tiny)
         distribute(method, Ranks.of_run())
         trainer = tiny.trainer(method, 2)
-        trainer._batches = lambda start: iter(tiny.batch(rank, t, views=3) for t in range(2))
+        trainer._batches = lambda start: iter(tiny.batch(rank, t, views=VIEWS) for t in range(2))
         trainer.train()
         return tiny.states(method)
 
@@ -204,7 +211,7 @@ def test_a_run_goes_on_from_its_saved_state_bitwise(tiny, step):
 
 
 def test_half_precision_gives_losses_in_float32(tiny):
-    method, batch = make_method(tiny), tiny.batch(0, views=3)
+    method, batch = make_method(tiny), tiny.batch(0, views=VIEWS)
     exact = method.losses(batch, 0)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         records = method.losses(batch, 0)

@@ -10,7 +10,10 @@ from ssod_imwa.classification.methods.ecl import ECL, ECLOptions
 from ssod_imwa.classification.methods.expert_network import CollaborativeNetwork
 from ssod_imwa.classification.methods.moco import ExpertContrast, MoCoOptions
 from ssod_imwa.classification.models.experts import Experts
+from ssod_imwa.data.batches import Batch
 from ssod_imwa.engine.launch import distribute
+
+VIEWS = ECL.reads["labeled"]
 
 EXPERTS = 3
 COMMON = ("iterations", "part", "ema_decay")  # what all methods take beside their options
@@ -57,13 +60,17 @@ def distillation_by_hand(values, temperature, weights=None):
     return result / (images * experts * (experts - 1))
 
 
+def with_labels(batch, labels):
+    return Batch(labeled=replace(batch["labeled"], targets=torch.tensor(labels)))
+
+
 def test_losses_are_those_of_the_paper_written_out(tiny, ecl):
     method = ecl(alpha=0.7, beta=0.4, temperature=2.0)
-    batch = tiny.batch(0, views=2)
+    batch = tiny.batch(0, views=VIEWS)
     prior = (torch.tensor(tiny.COUNTS) / sum(tiny.COUNTS)).log()
-    out = method.student(batch.views[0])
-    labels = batch.labels
-    keys, queues = method.contrast.key(batch.views[1]), method.contrast.queues
+    out = method.student(batch["labeled"].views["image"])
+    labels = batch["labeled"].targets
+    keys, queues = method.contrast.key(batch["labeled"].views["key"]), method.contrast.queues
     expected = {"loss_cls": 0.0, "loss_ref": 0.0, "loss_contrastive": 0.0}
     weights = []
     for k in range(EXPERTS):
@@ -99,11 +106,12 @@ def test_without_collaboration_experts_are_those_trained_apart(tiny, ecl, contra
         parameters = [*expert.parameters(), *reference.parameters()]
         optimizer = torch.optim.SGD(parameters, lr=0.5, momentum=0.9)
         for t in range(3):
-            batch = tiny.batch(0, t, views=2 if contrastive else 1)
-            features = expert.features(batch.views[0])
+            batch = tiny.batch(0, t, views=method.reads["labeled"])
+            features = expert.features(batch["labeled"].views["image"])
             heads = (expert.classifier(features), reference(features))
             optimizer.zero_grad()
-            loss = sum(F.cross_entropy(logits + prior, batch.labels) for logits in heads)
+            labels = batch["labeled"].targets
+            loss = sum(F.cross_entropy(logits + prior, labels) for logits in heads)
             (loss / EXPERTS).backward()
             optimizer.step()
     optimizer = torch.optim.SGD(method.student.parameters(), lr=0.5, momentum=0.9)
@@ -123,14 +131,14 @@ def test_experts_that_are_equal_have_nothing_to_distil(tiny, ecl):
     first, *others = method.student.deployed.experts
     for other in others:
         other.load_state_dict(first.state_dict())
-    records = method.losses(tiny.batch(0, views=2), 0)
+    records = method.losses(tiny.batch(0, views=VIEWS), 0)
     assert records["loss_kd_logits"].item() == pytest.approx(0, abs=1e-6)
     assert records["loss_kd_features"].item() == pytest.approx(0, abs=1e-6)
 
 
 def test_transfer_weights_send_no_gradient_into_the_reference_heads(tiny, ecl):
     method = ecl()
-    records = method.losses(tiny.batch(0, views=2), 0)
+    records = method.losses(tiny.batch(0, views=VIEWS), 0)
     references = list(method.student.references.parameters())
     found = torch.autograd.grad(
         records["loss_kd_logits"], references, retain_graph=True, allow_unused=True
@@ -147,7 +155,7 @@ def test_transfer_weights_send_no_gradient_into_the_reference_heads(tiny, ecl):
 )
 def test_every_parameter_of_the_student_gets_a_gradient(tiny, ecl, options):
     method = ecl(**options)
-    total(method.losses(tiny.batch(0, views=2), 0)).backward()
+    total(method.losses(tiny.batch(0, views=VIEWS), 0)).backward()
     assert tiny.without_gradient(method.student) == set()
     assert all(p.grad is None for p in method.contrast.key.parameters())
 
@@ -162,15 +170,15 @@ def test_the_student_is_called_once_through_its_parallel_form(tiny, ecl):
             return method.student(*inputs)
 
     method.parallel_student = Parallel()
-    batch = tiny.batch(0, views=2)
+    batch = tiny.batch(0, views=VIEWS)
     method.losses(batch, 0)
     assert len(calls) == 1
-    assert calls[0] == (batch.views[0],)
+    assert calls[0] == (batch["labeled"].views["image"],)
 
 
 def test_distillation_takes_the_options_given(tiny, ecl):
-    batch = tiny.batch(0, views=2)
-    out = ecl().student(batch.views[0])
+    batch = tiny.batch(0, views=VIEWS)
+    out = ecl().student(batch["labeled"].views["image"])
     prior = (torch.tensor(tiny.COUNTS) / sum(tiny.COUNTS)).log()
 
     def loss(**options):
@@ -188,7 +196,7 @@ def test_distillation_takes_the_options_given(tiny, ecl):
 
 @pytest.mark.parametrize("distil", [(), ("logits",), ("features",), ("logits", "features")])
 def test_what_is_not_distilled_is_not_computed(tiny, ecl, distil):
-    records = ecl(distil=distil).losses(tiny.batch(0, views=2), 0)
+    records = ecl(distil=distil).losses(tiny.batch(0, views=VIEWS), 0)
     found = {name.removeprefix("loss_kd_") for name in records if name.startswith("loss_kd_")}
     assert found == set(distil)
     assert ("transfer_mean" in records) == ("logits" in distil)
@@ -196,13 +204,13 @@ def test_what_is_not_distilled_is_not_computed(tiny, ecl, distil):
 
 def test_transfer_weights_are_recorded_by_group(tiny, ecl):
     method = ecl()  # counts 30, 10, 4: medium, few, few
-    batch = replace(tiny.batch(0, views=2), labels=torch.tensor([0, 0, 1, 2, 1, 1]))
-    out = method.student(batch.views[0])
+    batch = with_labels(tiny.batch(0, views=VIEWS), [0, 0, 1, 2, 1, 1])
+    out = method.student(batch["labeled"].views["image"])
     weights = torch.tensor(
         [
             [
                 float(standardized_loss(z, y) / standardized_loss(r, y))
-                for z, r, y in zip(cls, ref, batch.labels, strict=True)
+                for z, r, y in zip(cls, ref, batch["labeled"].targets, strict=True)
             ]
             for cls, ref in zip(out.logits.detach(), out.reference_logits.detach(), strict=True)
         ]
@@ -214,15 +222,16 @@ def test_transfer_weights_are_recorded_by_group(tiny, ecl):
     medium = records["transfer_medium"]
     torch.testing.assert_close(medium, weights[:, :2].mean())
     torch.testing.assert_close(records["transfer_few"], weights[:, 2:].mean())
-    batch = replace(batch, labels=torch.tensor([2, 2, 1, 2, 1, 1]))
+    batch = with_labels(batch, [2, 2, 1, 2, 1, 1])
     later = method.losses(batch, 1)
     assert torch.equal(later["transfer_medium"], medium)  # none in this batch
     assert not torch.equal(later["transfer_few"], records["transfer_few"])
 
 
 def test_the_second_view_is_for_keys_alone(tiny, ecl):
-    one, other = tiny.batch(0, views=2), tiny.batch(1, views=2)
-    mixed = type(one)((one.views[0], other.views[1]), one.labels, one.indices)
+    one, other = tiny.batch(0, views=VIEWS), tiny.batch(1, views=VIEWS)
+    views = {**one["labeled"].views, "key": other["labeled"].views["key"]}
+    mixed = Batch(labeled=replace(one["labeled"], views=views))
     plain, changed = (ecl().losses(batch, 0) for batch in (one, mixed))
     differing = {name for name in plain if not torch.equal(plain[name], changed[name])}
     assert differing == {"loss_contrastive"}
@@ -230,18 +239,17 @@ def test_the_second_view_is_for_keys_alone(tiny, ecl):
 
 def test_without_contrast_one_view_is_enough(tiny, ecl):
     method = ecl(contrastive=False)
-    assert method.num_views == 1
-    records = method.losses(tiny.batch(0, views=1), 0)
+    assert method.reads == {"labeled": ("image",)}
+    records = method.losses(tiny.batch(0), 0)
     assert "loss_contrastive" not in records
     assert set(method.models()) == {"student"}
-    assert ecl().num_views == 2
     assert set(ecl(ema_decay=0.9).models()) == {"student", "teacher", "momentum"}
 
 
 def test_evaluation_gives_the_mean_of_the_experts(tiny, ecl):
     method = ecl(ema_decay=0.5)
     tiny.trainer(method, 2, imwa=False).train()
-    images = tiny.batch("test").views[0]
+    images = tiny.batch("test")["labeled"].views["image"]
     model = method.inference_model(1).eval()
     assert model is method.teacher
     expected = sum(expert(images) for expert in model.deployed.experts) / EXPERTS
@@ -354,7 +362,7 @@ def test_networks_that_do_not_fit_are_refused(tiny, ecl):
 
 def one_step(tiny, method, rank):
     """The gradients of a step on the rank's batch."""
-    total(method.losses(tiny.batch("rank", rank, views=2), 0)).backward()
+    total(method.losses(tiny.batch("rank", rank, views=VIEWS), 0)).backward()
     method.after_step(0)
     return {name: p.grad.clone() for name, p in method.student.named_parameters()}
 
@@ -375,7 +383,8 @@ def test_two_ranks_average_gradients_and_share_all_keys(tiny, ecl, tmp_path):
     ranks = tiny.on_two_ranks(step, tmp_path)
     alone = [one_step(tiny, without_batch_statistics(ecl()), rank) for rank in range(2)]
     key = without_batch_statistics(ecl()).contrast.key
-    keys = key(torch.cat([tiny.batch("rank", r, views=2).views[1] for r in range(2)]))
+    batches = [tiny.batch("rank", r, views=VIEWS) for r in range(2)]
+    keys = key(torch.cat([batch["labeled"].views["key"] for batch in batches]))
     for found in ranks:
         for name, gradient in found["gradients"].items():
             expected = (alone[0][name] + alone[1][name]) / 2
@@ -391,7 +400,7 @@ def test_ranks_end_with_the_same_models_and_queues(tiny, ecl, tmp_path):
         distribute(method, Ranks.of_run())
         trainer = tiny.trainer(method, 2, members=2)
         trainer._batches = lambda start: (
-            tiny.batch(0, g, views=2).split(2)[rank] for g in range(start, 4)
+            tiny.batch(0, g, views=VIEWS).split(2)[rank] for g in range(start, 4)
         )
         trainer.train()
         return tiny.states(method)

@@ -67,7 +67,7 @@ def drawn(method, batch, *, seed=0):
     """The mixing that `losses` draws after the same seed."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return method.mixer.draw(batch.labels, batch.views[0].shape)
+        return method.mixer.draw(batch["labeled"].targets, batch["labeled"].views["image"].shape)
 
 
 def moved(tiny, module, before):
@@ -77,11 +77,11 @@ def moved(tiny, module, before):
 
 def test_plain_training_is_cross_entropy_on_the_view(tiny):
     method, batch = make_method(tiny), tiny.batch(0)
-    logits = method.student(batch.views[0])
+    logits = method.student(batch["labeled"].views["image"])
     records = losses(method, batch)
-    expected = weighted_by_hand(logits, batch.labels, [1.0, 1.0, 1.0])
+    expected = weighted_by_hand(logits, batch["labeled"].targets, [1.0, 1.0, 1.0])
     assert records["loss"].item() == pytest.approx(expected, rel=1e-5)
-    rows = zip(logits.tolist(), batch.labels.tolist(), strict=True)
+    rows = zip(logits.tolist(), batch["labeled"].targets.tolist(), strict=True)
     right = sum(row.index(max(row)) == y for row, y in rows)
     assert records["train_accuracy"].item() == pytest.approx(100 * right / 6)
 
@@ -91,7 +91,9 @@ def test_drw_weights_classes_in_the_last_fifth_of_the_iterations(tiny, t, weight
     method = make_method(tiny, of={"weights": "effective_number", "weights_from": 0.8})
     batch = tiny.batch(0)
     weights = effective_weights(tiny.COUNTS) if weighted else [1.0, 1.0, 1.0]
-    expected = weighted_by_hand(method.student(batch.views[0]), batch.labels, weights)
+    expected = weighted_by_hand(
+        method.student(batch["labeled"].views["image"]), batch["labeled"].targets, weights
+    )
     assert losses(method, batch, t)["loss"].item() == pytest.approx(expected, rel=1e-5)
 
 
@@ -100,13 +102,13 @@ def test_ldam_drw_takes_cosines_as_logits(tiny, t, weighted):
     student = tiny.build(lambda: tiny.Net("cosine", scale=1.0))
     of = {"weights": "effective_number", "weights_from": 0.8}
     method, batch = make_method(tiny, "ldam", student=student, of=of), tiny.batch(0)
-    features = student.features(batch.views[0]).detach().double()
+    features = student.features(batch["labeled"].views["image"]).detach().double()
     cosines = F.cosine_similarity(features[:, None], student.classifier.weight.detach().double(), 2)
     margins = [0.5 * (4 / n) ** 0.25 for n in tiny.COUNTS]
-    for n, y in enumerate(batch.labels.tolist()):
+    for n, y in enumerate(batch["labeled"].targets.tolist()):
         cosines[n, y] -= margins[y]
     weights = effective_weights(tiny.COUNTS) if weighted else [1.0, 1.0, 1.0]
-    expected = weighted_by_hand(30 * cosines, batch.labels, weights)
+    expected = weighted_by_hand(30 * cosines, batch["labeled"].targets, weights)
     assert losses(method, batch, t)["loss"].item() == pytest.approx(expected, rel=1e-4)
 
 
@@ -115,8 +117,8 @@ def test_ldam_drw_takes_cosines_as_logits(tiny, t, weighted):
 def test_mixed_images_are_trained_on_mixed_labels(tiny, kind, loss):
     method, batch = make_method(tiny, loss, mix=kind), tiny.batch(0)
     records, mixing = losses(method, batch), drawn(method, batch)
-    logits = method.student(mixing.images(batch.views[0]))
-    assert not torch.equal(logits, method.student(batch.views[0]))
+    logits = method.student(mixing.images(batch["labeled"].views["image"]))
+    assert not torch.equal(logits, method.student(batch["labeled"].views["image"]))
     expected = method.criterion(logits, mixing.targets, progress=0.0)
     torch.testing.assert_close(records["loss"], expected)
 
@@ -125,9 +127,9 @@ def test_mixed_images_are_trained_on_mixed_labels(tiny, kind, loss):
 def test_features_are_mixed_after_their_layer_and_only_in_the_step(tiny, mix, layer):
     method, batch = make_method(tiny, mix=mix, layers=[layer]), tiny.batch(0)
     student, mixing = method.student, drawn(method, batch)
-    clean = student(batch.views[0])
+    clean = student(batch["labeled"].views["image"])
     records = losses(method, batch)
-    maps = student.stem(batch.views[0])
+    maps = student.stem(batch["labeled"].views["image"])
     maps = student.layer1(maps) if layer == "layer1" else maps
     own = torch.ones(6) - mixing.shares
     mixed = torch.stack(
@@ -139,16 +141,17 @@ def test_features_are_mixed_after_their_layer_and_only_in_the_step(tiny, mix, la
     mixed = student.layer1(mixed) if layer == "stem" else mixed
     logits = student.classifier(student.pool(mixed))
     logs = F.log_softmax(logits, 1)
-    rows = mixing.targets if mix == "manifold" else F.one_hot(batch.labels, 3)
+    rows = mixing.targets if mix == "manifold" else F.one_hot(batch["labeled"].targets, 3)
     torch.testing.assert_close(records["loss"], -(rows * logs).sum(1).mean())
-    assert torch.equal(student(batch.views[0]), clean)
+    assert torch.equal(student(batch["labeled"].views["image"]), clean)
     assert not any(module._forward_hooks for module in student.modules())
 
 
 def test_mfw_has_the_strengths_of_the_counts(tiny):
     method, batch = make_method(tiny, mix="mfw", layers=["stem"]), tiny.batch(0)
     shares = torch.stack([drawn(method, batch, seed=seed).shares for seed in range(300)])
-    expected = mfw_strengths(tiny.COUNTS)[batch.labels] / 2  # Beta(2, 2) has the mean 1/2
+    strengths = mfw_strengths(tiny.COUNTS)[batch["labeled"].targets]
+    expected = strengths / 2  # Beta(2, 2) has the mean 1/2
     torch.testing.assert_close(shares.mean(0), expected, rtol=0.12, atol=0)
 
 
@@ -183,7 +186,7 @@ def test_a_moving_statistic_is_that_of_the_data(tiny):
     method = make_method(tiny, part="classifier", move_statistics=True)
     batch, norm = tiny.batch(0), method.student.stem[1]
     with torch.no_grad():
-        maps = method.student.stem[0](batch.views[0])
+        maps = method.student.stem[0](batch["labeled"].views["image"])
     method.set_train_mode()
     losses(method, batch)
     torch.testing.assert_close(norm.running_mean, 0.1 * maps.mean((0, 2, 3)))
@@ -245,11 +248,13 @@ def livt(tiny):
 def test_livt_fine_tunes_a_transformer_with_rates_that_decay_by_layer(tiny):
     method, optimizer = livt(tiny)
     student, batch = method.student, tiny.batch(0)
-    start = method.criterion(student.eval()(batch.views[0]), batch.labels, progress=0.0).item()
+    start = method.criterion(
+        student.eval()(batch["labeled"].views["image"]), batch["labeled"].targets, progress=0.0
+    ).item()
     # The classifier begins near 0, so every class has its prior: C binary questions.
     priors = [n / sum(tiny.COUNTS) for n in tiny.COUNTS]
     expected = 0.0
-    for y in batch.labels.tolist():
+    for y in batch["labeled"].targets.tolist():
         for c, prior in enumerate(priors):
             share = 0.9 * (c == y) + 0.1 / 3
             expected -= (share * math.log(prior) + (1 - share) * math.log(1 - prior)) / 6
@@ -261,7 +266,9 @@ def test_livt_fine_tunes_a_transformer_with_rates_that_decay_by_layer(tiny):
     trainer._batches = lambda start: iter([batch] * 30)
     trainer.register_hooks([tiny.Watch(lambda _: seen.append(optimizer.param_groups[0]["lr"]))])
     trainer.train()
-    end = method.criterion(student.eval()(batch.views[0]), batch.labels, progress=0.0).item()
+    end = method.criterion(
+        student.eval()(batch["labeled"].views["image"]), batch["labeled"].targets, progress=0.0
+    ).item()
     assert end < 0.8 * start
     rates = sorted({group["lr"] for group in optimizer.param_groups})
     assert [rate / rates[-1] for rate in rates] == pytest.approx([0.75**3, 0.75**2, 0.75, 1.0])

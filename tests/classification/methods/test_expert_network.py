@@ -17,7 +17,7 @@ def network(tiny):
 
 
 def test_training_mode_returns_what_each_expert_computes_alone(tiny, network):
-    images = tiny.batch("images").views[0]
+    images = tiny.batch("images")["labeled"].views["image"]
     model = network().train()
     outputs = model(images)
     for k, expert in enumerate(model.deployed.experts):
@@ -30,7 +30,7 @@ def test_training_mode_returns_what_each_expert_computes_alone(tiny, network):
 
 
 def test_eval_mode_returns_the_experts_mean(tiny, network):
-    images = tiny.batch("images").views[0]
+    images = tiny.batch("images")["labeled"].views["image"]
     model = network().eval()
     logits = model(images)
     assert torch.equal(logits, deployed(model)(images))
@@ -39,7 +39,7 @@ def test_eval_mode_returns_the_experts_mean(tiny, network):
 
 def test_heads_that_are_not_wanted_are_not_there(tiny, network):
     model = network(reference=False, width=0)
-    outputs = model(tiny.batch("images").views[0])
+    outputs = model(tiny.batch("images")["labeled"].views["image"])
     assert outputs.reference_logits is None
     assert outputs.queries is None
     assert all(name.startswith("deployed.") for name in model.state_dict())
@@ -87,7 +87,7 @@ def test_branch_holds_the_networks_own_parameters_under_their_names(tiny, networ
     }
     assert left_out == {"classifier", "references"}
     model.train(), branch.train()
-    images = tiny.batch("images").views[0]
+    images = tiny.batch("images")["labeled"].views["image"]
     torch.testing.assert_close(branch(images), model(images).queries)
 
 
@@ -96,7 +96,7 @@ def test_branch_leaves_the_network_as_it_is(tiny, network):
     before = {name: id(x) for name, x in model.named_parameters()}
     model.branch(model.projections)
     assert {name: id(x) for name, x in model.named_parameters()} == before
-    assert model(tiny.batch("images").views[0]).logits.shape == (3, 6, 3)
+    assert model(tiny.batch("images")["labeled"].views["image"]).logits.shape == (3, 6, 3)
 
 
 def test_branch_keeps_what_experts_share(tiny):
@@ -108,7 +108,7 @@ def test_branch_keeps_what_experts_share(tiny):
 
 def test_rows_have_length_1_in_half_precision(tiny, network):
     model = network().to(torch.bfloat16)
-    queries = model(tiny.batch("images").views[0].bfloat16()).queries
+    queries = model(tiny.batch("images")["labeled"].views["image"].bfloat16()).queries
     assert queries.dtype == torch.float32
     torch.testing.assert_close(queries.norm(dim=2), torch.ones(3, 6))
     assert not torch.equal(queries, F.normalize(queries.bfloat16(), dim=2).float())

@@ -15,6 +15,7 @@ from ssod_imwa.classification.methods.mae import (
 from ssod_imwa.classification.models.mae import MAEOptions, MaskedAutoencoder
 from ssod_imwa.classification.models.vit import ViT
 from ssod_imwa.classification.models.weights import load_encoder
+from ssod_imwa.data.batches import Part
 from ssod_imwa.engine.checkpoint.atomic import write_checkpoint
 
 PATCH, PATCHES, VISIBLE = 2, 16, 4  # images of 8 x 8 pixels
@@ -35,8 +36,9 @@ def make_method(tiny):
 
 
 def in_parts(batch, size):
-    cuts = zip(*(x.split(size) for x in (*batch.views, batch.labels, batch.indices)), strict=True)
-    return [type(batch)((view,), labels, indices) for view, labels, indices in cuts]
+    part = batch["labeled"]
+    cuts = zip(part.views["image"].split(size), part.indices.split(size), strict=True)
+    return [Part({"image": images}, None, indices) for images, indices in cuts]
 
 
 def patch_by_hand(image, number):
@@ -72,11 +74,11 @@ def test_the_loss_is_that_of_the_patches_which_the_global_generator_masks(tiny):
     method, batch = make_method(tiny), tiny.batch(0)
     with torch.random.fork_rng():
         torch.manual_seed(7)
-        noise = torch.rand(len(batch.labels), PATCHES)
+        noise = torch.rand(len(batch["labeled"].targets), PATCHES)
         torch.manual_seed(7)
         records = method.losses(batch, 0)
     assert set(records) == {"loss_reconstruction"}
-    expected = error_by_hand(method.student, batch.views[0], noise)
+    expected = error_by_hand(method.student, batch["labeled"].views["image"], noise)
     assert records["loss_reconstruction"].item() == pytest.approx(expected, rel=1e-5)
 
 
@@ -99,17 +101,17 @@ def test_training_lowers_the_error(tiny):
     method = make_method(tiny)
     parameters = [p for p in method.student.parameters() if p.requires_grad]
     optimizer, before = torch.optim.AdamW(parameters, lr=3e-3), tiny.batch(9)
-    start = reconstruction_error(method.student.eval(), [before])["reconstruction_error"]
+    start = reconstruction_error(method.student.eval(), [before["labeled"]])["reconstruction_error"]
     tiny.trainer(method, 40, optimizer=optimizer).train()
-    end = reconstruction_error(method.student.eval(), [before])["reconstruction_error"]
+    end = reconstruction_error(method.student.eval(), [before["labeled"]])["reconstruction_error"]
     assert end < 0.97 * start
 
 
 def test_the_error_is_the_mean_over_images_whatever_their_batches(tiny):
     model, batch = make_method(tiny).student.eval(), tiny.batch(3)
-    whole = reconstruction_error(model, [batch])["reconstruction_error"]
+    whole = reconstruction_error(model, [batch["labeled"]])["reconstruction_error"]
     parts = in_parts(batch, 4)
-    assert [len(part.labels) for part in parts] == [4, 2]
+    assert [len(part) for part in parts] == [4, 2]
     for batches in (parts, parts[::-1], in_parts(batch, 1)):
         result = reconstruction_error(model, iter(batches))["reconstruction_error"]
         assert result == pytest.approx(whole, rel=1e-5)
@@ -119,7 +121,7 @@ def test_the_error_is_the_mean_over_images_whatever_their_batches(tiny):
 def test_ranks_share_the_images_and_agree_on_the_error(tiny, tmp_path):
     model = make_method(tiny).student.eval()
     batch = tiny.batch(3)
-    whole = reconstruction_error(model, [batch])["reconstruction_error"]
+    whole = reconstruction_error(model, [batch["labeled"]])["reconstruction_error"]
 
     def measure(rank):
         return reconstruction_error(model, in_parts(batch, 1)[rank::2], Ranks.of_run().run)
@@ -131,7 +133,7 @@ def test_ranks_share_the_images_and_agree_on_the_error(tiny, tmp_path):
 def test_the_error_is_the_same_at_every_call_and_leaves_the_generator_alone(tiny):
     model, batch = make_method(tiny).student.eval(), tiny.batch(3)
     state = torch.get_rng_state()
-    first, second = (reconstruction_error(model, [batch]) for _ in range(2))
+    first, second = (reconstruction_error(model, [batch["labeled"]]) for _ in range(2))
     assert first == second
     assert torch.equal(torch.get_rng_state(), state)
 
@@ -140,7 +142,7 @@ def test_images_are_masked_in_their_own_ways(tiny):
     model, batch = make_method(tiny).student.eval(), tiny.batch(3, size=1)
     errors = set()
     for index in range(8):
-        moved = type(batch)(batch.views, batch.labels, torch.tensor([index]))
+        moved = Part(batch["labeled"].views, None, torch.tensor([index]))
         errors.add(reconstruction_error(model, [moved])["reconstruction_error"])
     assert len(errors) == 8
 
@@ -169,7 +171,7 @@ def test_fine_tuning_begins_with_the_encoder_and_a_classifier_of_its_own(tiny, c
     assert tiny.same(model.classifier.state_dict(), fresh.classifier.state_dict())
     assert all(p.requires_grad for p in model.parameters())
     if image_size == 8:
-        images = tiny.batch(1).views[0]
+        images = tiny.batch(1)["labeled"].views["image"]
         assert torch.equal(model.eval().features(images), trained.eval().features(images))
 
 

@@ -11,6 +11,8 @@ from ssod_imwa.classification.methods.expert_network import CollaborativeNetwork
 from ssod_imwa.classification.methods.moco import ExpertContrast, MoCoOptions
 from ssod_imwa.classification.models.experts import Experts
 
+VIEWS = ("image", "key")
+
 QUEUE, WIDTH, EXPERTS = 14, 5, 2  # two batches of 6 and a part of the third
 
 
@@ -21,7 +23,7 @@ def network(tiny):
 
 @pytest.fixture
 def views(tiny):
-    return lambda t: tiny.batch("views", t, views=2).views
+    return lambda t: tuple(tiny.batch("views", t, views=VIEWS)["labeled"].views.values())
 
 
 def contrast_of(network, *, seed=0, **settings):
@@ -202,7 +204,7 @@ def test_state_of_another_shape_is_refused(tiny, network):
 
 
 def test_two_ranks_shuffle_the_images_of_keys(tiny, network, tmp_path):
-    images = [tiny.batch("rank", r, views=2).views[1] for r in range(2)]
+    images = [tiny.batch("rank", r, views=VIEWS)["labeled"].views["key"] for r in range(2)]
 
     def look(rank):
         contrast, seen, processes = contrast_of(network), [], Ranks.of_run().batch

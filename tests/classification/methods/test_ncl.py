@@ -10,6 +10,8 @@ from ssod_imwa.classification.methods.moco import ExpertContrast, MoCoOptions
 from ssod_imwa.classification.methods.ncl import NCL, NCLOptions
 from ssod_imwa.classification.models.experts import Experts
 
+VIEWS = NCL.reads["labeled"]
+
 EXPERTS = 3
 
 
@@ -48,8 +50,8 @@ def divergence(one, other):
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_losses_are_those_of_the_method_written_out(tiny, ncl, count):
     method = ncl(hard_categories=count, distillation_weight=0.5, contrastive_weight=0.3)
-    batch = tiny.batch(0, views=2)
-    out, labels = method.student(batch.views[0]), batch.labels.tolist()
+    batch = tiny.batch(0, views=VIEWS)
+    out, labels = method.student(batch["labeled"].views["image"]), batch["labeled"].targets.tolist()
     raw = out.logits.tolist()
     a = [
         [[z + math.log(n) for z, n in zip(row, tiny.COUNTS, strict=True)] for row in expert]
@@ -77,11 +79,11 @@ def test_losses_are_those_of_the_method_written_out(tiny, ncl, count):
         "loss_kd_hard": distilled(h),
         "loss_contrastive": 0.0,
     }
-    keys = method.contrast.key(batch.views[1])
+    keys = method.contrast.key(batch["labeled"].views["key"])
     for k, queue in enumerate(method.contrast.queues):
         own = (out.queries[k] * keys[k]).sum(1, keepdim=True)
         scores = torch.cat([own, out.queries[k] @ queue.features.T], dim=1) / 0.2
-        loss = F.cross_entropy(scores, torch.zeros_like(batch.labels))
+        loss = F.cross_entropy(scores, torch.zeros_like(batch["labeled"].targets))
         expected["loss_contrastive"] += 0.3 * loss.item()
     records = method.losses(batch, 0)
     found = {n: value.item() for n, value in records.items() if n.startswith("loss")}
@@ -90,16 +92,18 @@ def test_losses_are_those_of_the_method_written_out(tiny, ncl, count):
 
 def test_one_hard_category_leaves_the_true_class_against_zeros(tiny, ncl):
     method = ncl(hard_categories=1)
-    batch = tiny.batch(0, views=2)
-    logits = method.student(batch.views[0]).logits + torch.tensor(tiny.COUNTS).log()
-    own = logits.gather(2, batch.labels.expand(EXPERTS, -1)[:, :, None])
+    batch = tiny.batch(0, views=VIEWS)
+    logits = (
+        method.student(batch["labeled"].views["image"]).logits + torch.tensor(tiny.COUNTS).log()
+    )
+    own = logits.gather(2, batch["labeled"].targets.expand(EXPERTS, -1)[:, :, None])
     expected = (torch.log(own.exp() + 2) - own).mean(1).sum()  # the two others have logit 0
     torch.testing.assert_close(method.losses(batch, 0)["loss_ce_hard"], expected)
 
 
 def test_the_number_of_images_counts_beside_masked_logits(tiny, ncl):
     """As many times the images of each class: the same prior, another loss of hard categories."""
-    batch = tiny.batch(0, views=2)
+    batch = tiny.batch(0, views=VIEWS)
     one = ncl(hard_categories=2).losses(batch, 0)
     ten = ncl(hard_categories=2, counts=[10 * n for n in tiny.COUNTS]).losses(batch, 0)
     torch.testing.assert_close(one["loss_ce"], ten["loss_ce"])
@@ -108,19 +112,19 @@ def test_the_number_of_images_counts_beside_masked_logits(tiny, ncl):
 
 
 def test_all_experts_hide_what_expert_0_does_not_mistake(tiny, ncl):
-    batch = tiny.batch(0, views=2)
+    batch = tiny.batch(0, views=VIEWS)
     method = ncl(hard_categories=2)
     first = method.losses(batch, 0)["loss_ce_hard"]
     other = method.student.deployed.experts[1].classifier
     with torch.no_grad():  # moves expert 1's ranking, not what expert 0 chose
         other.weight.neg_()
-    raw = method.student(batch.views[0]).logits
+    raw = method.student(batch["labeled"].views["image"]).logits
     mask = torch.zeros(6, 3, dtype=torch.bool)
-    for i, label in enumerate(batch.labels.tolist()):
+    for i, label in enumerate(batch["labeled"].targets.tolist()):
         wrong = max((c for c in range(3) if c != label), key=lambda c: raw[0, i, c].item())
         mask[i, [label, wrong]] = True
     hidden = torch.where(mask, raw + torch.tensor(tiny.COUNTS).log(), 0)
-    expected = sum(F.cross_entropy(hidden[k], batch.labels) for k in range(EXPERTS))
+    expected = sum(F.cross_entropy(hidden[k], batch["labeled"].targets) for k in range(EXPERTS))
     second = method.losses(batch, 0)["loss_ce_hard"]
     torch.testing.assert_close(second, expected)
     assert not torch.allclose(first, second)
@@ -139,7 +143,7 @@ def test_three_tenths_of_the_classes_are_hard_by_default(tiny, classes, expected
 
 def test_gradients_reach_both_sides_of_each_pair(tiny, ncl):
     method = ncl()
-    records = method.losses(tiny.batch(0, views=2), 0)
+    records = method.losses(tiny.batch(0, views=VIEWS), 0)
     heads = [expert.classifier.weight for expert in method.student.deployed.experts]
     for gradient in torch.autograd.grad(records["loss_kd"], heads, retain_graph=True):
         assert gradient.any()
@@ -156,7 +160,7 @@ def test_training_accuracy_is_that_of_the_mean_of_logits():
 
 def test_without_contrast_it_owns_nothing_and_reads_one_view(tiny, ncl):
     method = ncl(contrastive=False)
-    assert (method.num_views, method.state_dict()) == (1, {})
+    assert (method.reads, method.state_dict()) == ({"labeled": ("image",)}, {})
     method.load_state_dict({})
     assert set(method.models()) == {"student"}
     assert "loss_contrastive" not in method.losses(tiny.batch(0), 0)

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +14,10 @@ from ssod_imwa.classification.methods.paco import (
     PaCoOptions,
     ParametricNetwork,
 )
+from ssod_imwa.data.batches import Batch
 from ssod_imwa.engine.launch import distribute
+
+VIEWS = PaCo.reads["labeled"]
 
 both = pytest.mark.parametrize("kind", [PaCo, GPaCo])
 
@@ -28,7 +32,9 @@ def make_method(tiny, kind, *, iterations=4, part="all", seed=0, ema_decay=0.0, 
 
 
 def in_float64(batch):
-    return type(batch)(tuple(view.double() for view in batch.views), batch.labels, batch.indices)
+    part = batch["labeled"]
+    views = {name: view.double() for name, view in part.views.items()}
+    return Batch(labeled=replace(part, views=views))
 
 
 def projected_by_hand(head, rows):
@@ -86,11 +92,11 @@ def test_pacos_loss_is_that_of_the_queries_with_keys_and_queue(tiny):
     with torch.no_grad():  # a slow network that is not the student
         for parameter in method.encoder.key.parameters():
             parameter.mul_(1.1)
-    batch = in_float64(tiny.batch(0, views=2))
+    batch = in_float64(tiny.batch(0, views=VIEWS))
     loss = method.losses(batch, 0)["loss"].item()
-    logits, queries = outputs_by_hand(method.student, batch.views[0])
-    _, keys = outputs_by_hand(method.encoder.key, batch.views[1])
-    labels = batch.labels.tolist()
+    logits, queries = outputs_by_hand(method.student, batch["labeled"].views["image"])
+    _, keys = outputs_by_hand(method.encoder.key, batch["labeled"].views["key"])
+    labels = batch["labeled"].targets.tolist()
     expected = loss_by_hand(
         logits.tolist(),
         labels,
@@ -107,12 +113,14 @@ def test_pacos_loss_is_that_of_the_queries_with_keys_and_queue(tiny):
 def test_gpacos_loss_is_that_of_both_views_with_the_queue(tiny):
     method = filled(tiny, GPaCo)
     method.student.double()
-    batch = in_float64(tiny.batch(0, views=2))
+    batch = in_float64(tiny.batch(0, views=VIEWS))
     loss = method.losses(batch, 0)["loss"].item()
-    logits, features = outputs_by_hand(method.student, torch.cat(batch.views))
+    logits, features = outputs_by_hand(
+        method.student, torch.cat(list(batch["labeled"].views.values()))
+    )
     expected = loss_by_hand(
         logits.tolist(),
-        batch.labels.tolist() * 2,
+        batch["labeled"].targets.tolist() * 2,
         features,
         method.queue.features.double().numpy(),
         method.queue.labels.tolist(),
@@ -126,7 +134,7 @@ def test_gpacos_loss_is_that_of_both_views_with_the_queue(tiny):
 @both
 def test_the_student_gets_gradients_and_the_slow_network_none(tiny, kind):
     method = make_method(tiny, kind)
-    method.losses(tiny.batch(0, views=2), 0)["loss"].backward()
+    method.losses(tiny.batch(0, views=VIEWS), 0)["loss"].backward()
     assert tiny.without_gradient(method.student) == set()
     if kind is PaCo:
         assert all(p.grad is None for p in method.encoder.key.parameters())
@@ -164,9 +172,9 @@ def test_the_slow_network_follows_the_student_after_each_step(tiny):
 def test_the_slow_networks_statistics_are_of_its_own_views(tiny):
     method = make_method(tiny, PaCo)
     norm = method.encoder.key.deployed.stem[1]
-    batch = tiny.batch(0, views=2)
+    batch = tiny.batch(0, views=VIEWS)
     with torch.no_grad():
-        maps = method.encoder.key.deployed.stem[0](batch.views[1])
+        maps = method.encoder.key.deployed.stem[0](batch["labeled"].views["key"])
     method.set_train_mode()
     method.losses(batch, 0)
     method.after_step(0)
@@ -176,18 +184,18 @@ def test_the_slow_networks_statistics_are_of_its_own_views(tiny):
 @both
 def test_the_queue_takes_second_views_after_the_step(tiny, kind):
     method = make_method(tiny, kind)
-    batch = tiny.batch(0, views=2)
+    batch = tiny.batch(0, views=VIEWS)
     before = tiny.copied(method.queue.state_dict())
     if kind is PaCo:
-        _, keys = outputs_by_hand(method.encoder.key, batch.views[1])
+        _, keys = outputs_by_hand(method.encoder.key, batch["labeled"].views["key"])
     else:
-        _, keys = outputs_by_hand(method.student, torch.cat(batch.views))
-        keys = keys[len(batch.labels) :]
+        _, keys = outputs_by_hand(method.student, torch.cat(list(batch["labeled"].views.values())))
+        keys = keys[len(batch["labeled"].targets) :]
     method.losses(batch, 0)
     assert tiny.same(method.queue.state_dict(), before)
     method.after_step(0)
     assert method.queue.filled == 6
-    assert torch.equal(method.queue.labels[:6], batch.labels)
+    assert torch.equal(method.queue.labels[:6], batch["labeled"].targets)
     np.testing.assert_allclose(method.queue.features[:6].numpy(), keys, rtol=1e-3, atol=1e-5)
     method.after_step(1)  # a step's features are written once
     assert method.queue.filled == 6
@@ -197,7 +205,7 @@ def test_the_queue_takes_second_views_after_the_step(tiny, kind):
 def test_the_queue_takes_all_micro_batches_of_a_step(tiny, kind):
     method = make_method(tiny, kind)
     tiny.trainer(method, 2, imwa=False, accumulation=2).train()
-    labels = torch.cat([tiny.batch(0, t, views=2).labels for t in range(2)])
+    labels = torch.cat([tiny.batch(0, t, views=VIEWS)["labeled"].targets for t in range(2)])
     assert torch.equal(method.queue.labels[:12].sort().values, labels.sort().values)
 
 
@@ -209,14 +217,16 @@ def test_ranks_have_one_queue_of_all_their_features(tiny, tmp_path, kind):
         distribute(method, Ranks.of_run())
         trainer = tiny.trainer(method, 2)
         trainer._batches = lambda start: (
-            tiny.batch(0, t, views=2).split(2)[rank] for t in range(start, 2)
+            tiny.batch(0, t, views=VIEWS).split(2)[rank] for t in range(start, 2)
         )
         trainer.train()
         return tiny.states(method)
 
     one, other = tiny.on_two_ranks(train, tmp_path)
     assert tiny.same(one, other)
-    parts = [part.labels for t in range(2) for part in tiny.batch(0, t, views=2).split(2)]
+    parts = [
+        part["labeled"].targets for t in range(2) for part in tiny.batch(0, t, views=VIEWS).split(2)
+    ]
     assert torch.equal(one["own"]["queue"]["labels"][:12], torch.cat(parts))
     assert not torch.equal(parts[0], parts[1])
 
@@ -233,7 +243,7 @@ def test_the_first_queue_is_of_no_class_and_a_function_of_the_seed(tiny, kind):
 def test_evaluation_gives_the_classifiers_logits(tiny, kind):
     method = make_method(tiny, kind)
     tiny.trainer(method, 4).train()
-    images = tiny.batch(1).views[0]
+    images = tiny.batch(1)["labeled"].views["image"]
     model = method.inference_model(3).eval()
     logits = model(images)
     assert torch.equal(logits, model.deployed.classifier(model.deployed.features(images)))
@@ -244,7 +254,7 @@ def test_evaluation_gives_the_classifiers_logits(tiny, kind):
 def test_training_lowers_the_loss(tiny, kind):
     method, losses = make_method(tiny, kind, iterations=60), []
     optimizer = torch.optim.SGD(method.student.parameters(), lr=0.1, momentum=0.9)
-    batch = tiny.batch(0, views=2)
+    batch = tiny.batch(0, views=VIEWS)
     for t in range(60):
         loss = method.losses(batch, t)["loss"]
         optimizer.zero_grad()
@@ -261,8 +271,8 @@ def test_every_member_has_a_queue_of_its_own(tiny, kind):
     method, seen = make_method(tiny, kind, queue=24), []
 
     def look(position):
-        batches = [tiny.batch(position.member, t, views=2) for t in range(position.t + 1)]
-        own = torch.cat([batch.labels for batch in batches]).tolist()
+        batches = [tiny.batch(position.member, t, views=VIEWS) for t in range(position.t + 1)]
+        own = torch.cat([batch["labeled"].targets for batch in batches]).tolist()
         assert method.queue.labels.tolist() == own + [-1] * (24 - len(own))
         seen.append((position.member, position.t))
 
@@ -316,7 +326,7 @@ def test_a_frozen_encoder_keeps_weights_and_statistics(tiny, kind):
 
 @both
 def test_half_precision_gives_a_loss_in_float32(tiny, kind):
-    method, batch = make_method(tiny, kind), tiny.batch(0, views=2)
+    method, batch = make_method(tiny, kind), tiny.batch(0, views=VIEWS)
     exact = method.losses(batch, 0)["loss"].item()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         loss = method.losses(batch, 0)["loss"]

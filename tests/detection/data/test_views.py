@@ -8,6 +8,7 @@ from PIL import Image, ImageFilter
 from torchvision.transforms import functional as reference
 
 from ssod_imwa.data.image_files import read_image
+from ssod_imwa.data.streams import On
 from ssod_imwa.detection.data import views
 from ssod_imwa.detection.data.geometry import map_boxes, map_targets
 from ssod_imwa.detection.data.records import Annotations, ImageRecord
@@ -17,7 +18,7 @@ from ssod_imwa.detection.data.views import (
     WeakView,
     draw_color_jitter,
     draw_rectangle,
-    make_sample,
+    make_record_views,
     read_record,
 )
 from ssod_imwa.engine.seeding import counted_generator
@@ -392,33 +393,38 @@ def test_operations_come_with_their_probabilities(monkeypatch):
 # -------------------------------------------------------------------------------------- samples
 
 
-def test_sample_is_a_function_of_its_generator_alone(png):
-    item = record(png, boxes=[[10, 10, 40, 50]])
-    view = WeakView([48, 64], 128)
+def both(weak, strong):
+    return {"weak": weak, "strong": On("weak", strong)}
 
-    def sample(seed):
-        return make_sample(item, view, StrongView(), counted_generator(seed))
+
+def test_views_are_a_function_of_their_generator_alone(png):
+    item = record(png, boxes=[[10, 10, 40, 50]])
+    views = both(WeakView([48, 64], 128), StrongView())
+
+    def make(seed):
+        return make_record_views(item, views, counted_generator(seed))
 
     torch.manual_seed(0)
-    one = sample(5)
+    one = make(5)
     torch.manual_seed(1)
     np.random.seed(1)
     before = torch.random.get_rng_state()
-    two = sample(5)
+    two = make(5)
     assert torch.equal(torch.random.get_rng_state(), before)
-    assert torch.equal(one.weak.image, two.weak.image)
-    assert torch.equal(one.strong.image, two.strong.image)
-    assert any(not torch.equal(one.strong.image, sample(seed).strong.image) for seed in range(3))
+    for name in views:
+        assert torch.equal(one[name].image, two[name].image)
+    assert any(not torch.equal(one["strong"].image, make(seed)["strong"].image) for seed in (1, 2))
 
 
 def test_strong_view_shares_geometry_and_boxes_with_the_weak_one(png):
     item = record(png, boxes=[[10, 10, 40, 50], [0, 0, 80, 60]])
+    views = both(WeakView([48, 64], 128), StrongView())
     for seed in range(10):
-        sample = make_sample(item, WeakView([48, 64], 128), StrongView(), counted_generator(seed))
-        assert sample.record is item
-        assert sample.weak.image.shape == sample.strong.image.shape
-        assert torch.equal(sample.weak.matrix, sample.strong.matrix)
-        for view in (sample.weak, sample.strong):
+        made = make_record_views(item, views, counted_generator(seed))
+        assert made["weak"].image.shape == made["strong"].image.shape
+        assert torch.equal(made["weak"].matrix, made["strong"].matrix)
+        assert made["strong"].targets is made["weak"].targets
+        for view in made.values():
             height, width = view.image.shape[-2:]
             expected = map_targets(item.annotations, view.matrix, height=height, width=width)
             assert torch.equal(view.targets.boxes, expected.boxes)
@@ -435,13 +441,25 @@ def test_a_strong_view_may_move_pixels(png):
         return image.roll(7, dims=-1), matrix
 
     item = record(png, boxes=[[10, 10, 40, 50]])
-    sample = make_sample(item, WeakView([120], 200, flip=False), shift, counted_generator(0))
-    assert sample.strong.matrix[0].tolist() == [2, 0, 7]
-    assert sample.weak.targets.boxes.tolist() == [[20, 20, 80, 100]]
-    assert sample.strong.targets.boxes.tolist() == [[27, 20, 87, 100]]
+    views = both(WeakView([120], 200, flip=False), shift)
+    made = make_record_views(item, views, counted_generator(0))
+    assert made["strong"].matrix[0].tolist() == [2, 0, 7]
+    assert made["weak"].targets.boxes.tolist() == [[20, 20, 80, 100]]
+    assert made["strong"].targets.boxes.tolist() == [[27, 20, 87, 100]]
+
+
+def test_views_may_be_independent_of_one_another(png):
+    item = record(png, boxes=[[10, 10, 40, 50]])
+    views = {"teacher": WeakView([60], 200), "student": WeakView([120], 200)}
+    made = make_record_views(item, views, counted_generator(0))
+    assert [view.image.shape for view in made.values()] == [(3, 60, 80), (3, 120, 160)]
+    for view in made.values():
+        height, width = view.image.shape[-2:]
+        expected = map_targets(item.annotations, view.matrix, height=height, width=width)
+        assert torch.equal(view.targets.boxes, expected.boxes)
 
 
 def test_unlabeled_images_have_no_targets(png):
-    sample = make_sample(record(png), WeakView([64], 128), StrongView(), counted_generator(0))
-    assert sample.weak.targets is None
-    assert sample.strong.targets is None
+    views = both(WeakView([64], 128), StrongView())
+    made = make_record_views(record(png), views, counted_generator(0))
+    assert [view.targets for view in made.values()] == [None, None]

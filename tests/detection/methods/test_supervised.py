@@ -2,7 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from ssod_imwa.detection.data.records import DetectionBatch, ImageRecord, Sample, Targets, View
+from ssod_imwa.data.batches import Batch, Part
+from ssod_imwa.detection.data.records import Targets, View
 from ssod_imwa.detection.detectors.base import Detector
 from ssod_imwa.detection.methods.supervised import Supervised, SupervisedOptions, labeled_views
 
@@ -13,12 +14,12 @@ def view(number, labeled=True):
 
 
 def batch(*numbers, labeled=True):
-    """Samples whose weak view holds the number and whose strong view the number + 100."""
-    samples = [
-        Sample(ImageRecord(f"{n}.jpg", n, 2, 2), view(n, labeled), view(100 + n, labeled))
-        for n in numbers
-    ]
-    return DetectionBatch(samples, [])
+    """Images whose weak view holds the number and whose strong view the number + 100."""
+    views = {
+        "weak": [view(n, labeled) for n in numbers],
+        "strong": [view(100 + n, labeled) for n in numbers],
+    }
+    return Batch(labeled=Part(views, None, torch.tensor(numbers)))
 
 
 class Recorder(Detector):
@@ -39,6 +40,7 @@ class Recorder(Detector):
 @pytest.mark.parametrize(("strong", "seen"), [(True, [101, 102, 1, 2]), (False, [1, 2])])
 def test_labeled_views_are_trained_on_in_one_forward(strong, seen):
     method = Supervised(Recorder(), SupervisedOptions(strong_labeled=strong))
+    assert method.reads == {"labeled": ("weak", "strong") if strong else ("weak",)}
     losses = method.losses(batch(1, 2), t=0)
     assert method.student.calls == [seen]
     assert losses["loss_cls"].item() == sum(seen)
@@ -61,6 +63,6 @@ def test_there_is_no_teacher():
     assert method.state_dict() == {}
 
 
-def test_unlabeled_samples_are_refused():
+def test_unlabeled_images_are_refused():
     with pytest.raises(ValueError, match="4 of 4 labeled views have no targets"):
-        labeled_views(batch(1, 2, labeled=False).labeled, strong=True)
+        labeled_views(batch(1, 2, labeled=False)["labeled"], strong=True)

@@ -7,14 +7,8 @@ import torch.multiprocessing as mp
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ssod_imwa.detection.data.records import (
-    DetectionBatch,
-    Detections,
-    ImageRecord,
-    Sample,
-    Targets,
-    View,
-)
+from ssod_imwa.data.batches import Batch, Part
+from ssod_imwa.detection.data.records import Detections, Targets, View
 from ssod_imwa.detection.detectors.base import Detector
 from ssod_imwa.detection.detectors.faster_rcnn import build_faster_rcnn
 from ssod_imwa.detection.methods.unbiased_teacher import UnbiasedTeacher, UnbiasedTeacherOptions
@@ -45,18 +39,21 @@ class LinearDetector(Detector):
         return [Detections(torch.rand(3, 4), torch.arange(3), s) for s in scores]
 
 
-def sample(*pixels, labeled):
-    """The weak view's first pixels are given, the strong view's are 100 more."""
-    row = torch.tensor(pixels, dtype=torch.uint8).expand(3, 2, 3)
-    targets = Targets(torch.rand(2, 4), torch.tensor([0, 1])) if labeled else None
-    weak, strong = (View(x, torch.eye(3), targets) for x in (row, row + 100))
-    return Sample(ImageRecord("x.jpg", 0, 3, 2), weak, strong)
+def part(*rows, labeled):
+    """The weak views' first pixels are given, the strong views' are 100 more."""
+    views = {"weak": [], "strong": []}
+    for row in rows:
+        image = torch.tensor(row, dtype=torch.uint8).expand(3, 2, 3)
+        targets = Targets(torch.rand(2, 4), torch.tensor([0, 1])) if labeled else None
+        views["weak"].append(View(image, torch.eye(3), targets))
+        views["strong"].append(View(image + 100, torch.eye(3), targets))
+    return Part(views, None, torch.arange(len(rows)))
 
 
 def batch():
-    return DetectionBatch(
-        [sample(1, 1, 1, labeled=True), sample(2, 2, 2, labeled=True)],
-        [sample(90, 71, 70, labeled=False), sample(10, 20, 30, labeled=False)],
+    return Batch(
+        labeled=part((1, 1, 1), (2, 2, 2), labeled=True),
+        unlabeled=part((90, 71, 70), (10, 20, 30), labeled=False),
     )
 
 
@@ -159,12 +156,13 @@ def test_teacher_is_not_trained_and_stays_in_eval_mode():
     assert all(not p.requires_grad and p.grad is None for p in method.teacher.parameters())
 
 
-def test_unlabeled_images_are_needed_after_burn_in_only():
-    method = unbiased_teacher()
-    labeled = DetectionBatch(batch().labeled, [])
-    method.losses(labeled, 2)
-    with pytest.raises(ValueError, match="without unlabeled images"):
-        method.losses(labeled, 3)
+def test_it_reads_strong_views_of_labeled_images_only_if_it_trains_on_them():
+    both = ("weak", "strong")
+    assert unbiased_teacher().reads == {"labeled": both, "unlabeled": both}
+    alone = unbiased_teacher(strong_labeled=False)
+    assert alone.reads == {"labeled": ("weak",), "unlabeled": both}
+    del (weak_alone := batch())["labeled"].views["strong"]
+    assert "loss_cls_pseudo" in alone.losses(weak_alone, 3)
 
 
 @pytest.mark.parametrize(
@@ -197,19 +195,21 @@ def small_faster_rcnn(norm="BN"):
     )
 
 
-def picture(seed, *, labeled):
-    generator = torch.Generator().manual_seed(seed)
-    views = []
-    for _ in range(2):
+def pictures(first, count):
+    def view(seed, *, labeled):
+        generator = torch.Generator().manual_seed(seed)
         image = torch.randint(256, (3, 64, 64), generator=generator, dtype=torch.uint8)
         targets = Targets(torch.tensor([[4.0, 4.0, 40.0, 50.0]]), torch.tensor([1]))
-        views.append(View(image, torch.eye(3), targets if labeled else None))
-    return Sample(ImageRecord("x.jpg", seed, 64, 64), *views)
+        return View(image, torch.eye(3), targets if labeled else None)
 
+    def part(first, *, labeled):
+        views = {
+            name: [view(first + 2 * n + number, labeled=labeled) for n in range(count)]
+            for number, name in enumerate(("weak", "strong"))
+        }
+        return Part(views, None, torch.arange(count))
 
-def pictures(first, count):
-    labeled = [picture(first + n, labeled=True) for n in range(count)]
-    return DetectionBatch(labeled, [picture(first + 50 + n, labeled=False) for n in range(count)])
+    return Batch(labeled=part(first, labeled=True), unlabeled=part(first + 50, labeled=False))
 
 
 def test_batches_without_pseudo_labels_give_gradients_for_all_parameters():

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 
 import numpy as np
@@ -13,13 +14,16 @@ import torch
 from PIL import Image
 
 from ssod_imwa.averaging.episodes import EpisodeSchedule
+from ssod_imwa.averaging.ranks import Group
 from ssod_imwa.data import workers
 from ssod_imwa.data.image_files import read_image
-from ssod_imwa.data.order import DataOrder, hashed
+from ssod_imwa.data.loader import build_test_batches, build_train_batches
+from ssod_imwa.data.order import BatchStream
+from ssod_imwa.data.streams import On, Stream
 from ssod_imwa.data.workers import LoaderError
-from ssod_imwa.detection.data.loader import build_test_batches, build_train_batches
+from ssod_imwa.detection.data.images import DetectionImages, orientation_groups
 from ssod_imwa.detection.data.records import Annotations, DetectionDataset, ImageRecord
-from ssod_imwa.detection.data.views import StrongView, TestView, WeakView, make_sample
+from ssod_imwa.detection.data.views import StrongView, TestView, WeakView, make_record_views
 from ssod_imwa.engine.seeding import counted_generator
 from ssod_imwa.errors import DataError
 
@@ -54,65 +58,74 @@ def unlabeled(tmp_path):
     return write_dataset(tmp_path, 9, name="more", labeled=False)
 
 
-def build(labeled, unlabeled=None, schedule=SCHEDULE, **changes):
-    settings = {
-        "seed": 1,
-        "batch_labeled": 2,
-        "batch_unlabeled": 4,
-        "weak": WeakView([24, 32], 64),
-        "strong": StrongView(),
-        "num_workers": 0,
-        "aspect_ratio_grouping": True,
-        "on_bad_record": "error",
-    }
-    return build_train_batches(labeled, unlabeled, schedule, **{**settings, **changes})
+VIEWS = {"weak": WeakView([24, 32], 64), "strong": On("weak", StrongView())}
+
+
+def build(labeled, unlabeled=None, schedule=SCHEDULE, *, views=VIEWS, sizes=(2, 4), **settings):
+    """Batches as a run makes them of labeled and, if given, unlabeled images."""
+    images = {"labeled": DetectionImages.labeled(labeled)}
+    if unlabeled is not None:
+        images["unlabeled"] = DetectionImages.unlabeled(unlabeled)
+    streams = [
+        Stream(name, x, partial(BatchStream, orientation_groups(x.records)), size, views)
+        for (name, x), size in zip(images.items(), sizes, strict=False)
+    ]
+    return build_train_batches(streams, schedule, **{"seed": 1, **settings})
 
 
 def flat(batches):
     """Everything in the batches as a nested list that `==` compares bit by bit."""
 
-    def view(x):
-        targets = x.targets and (x.targets.boxes.tolist(), x.targets.labels.tolist())
-        return x.image.tolist(), x.matrix.tolist(), targets
+    def listed(view):
+        targets = view.targets and (view.targets.boxes.tolist(), view.targets.labels.tolist())
+        return view.image.tolist(), view.matrix.tolist(), targets
 
-    def sample(x):
-        return x.record.file_name, view(x.weak), view(x.strong)
-
-    return [([sample(s) for s in b.labeled], [sample(s) for s in b.unlabeled]) for b in batches]
-
-
-def names(batch):
-    return [[s.record.file_name for s in part] for part in (batch.labeled, batch.unlabeled)]
+    return [
+        {
+            name: [
+                (index, listed(weak), listed(strong))
+                for index, weak, strong in zip(
+                    part.indices.tolist(), part.views["weak"], part.views["strong"], strict=True
+                )
+            ]
+            for name, part in batch.items()
+        }
+        for batch in batches
+    ]
 
 
 # ------------------------------------------------------------------------------ training batches
 
 
-def test_batches_are_what_the_order_and_counted_generators_give(labeled, unlabeled):
-    orders = [
-        DataOrder(data.records, size, kind=kind, seed=1, aspect_ratio_grouping=True)
-        for data, size, kind in ((labeled, 2, "labeled"), (unlabeled, 4, "unlabeled"))
-    ]
+@pytest.mark.parametrize(("name", "hashed"), [("labeled", "labelled"), ("unlabeled", "unlabelled")])
+def test_batches_are_what_the_order_and_counted_generators_give(labeled, unlabeled, name, hashed):
+    data, size = {"labeled": (labeled, 2), "unlabeled": (unlabeled, 4)}[name]
     batches = list(build(labeled, unlabeled, first_member=3)(0))
     assert len(batches) == len(SCHEDULE)
+    groups = orientation_groups(data.records)
     for g, batch in enumerate(batches):
         position = SCHEDULE.position(g)
-        for data, order, samples in zip(
-            (labeled, unlabeled), orders, (batch.labeled, batch.unlabeled), strict=True
+        member, t = 3 + position.member, position.t
+        order = BatchStream(groups, size, seed=1, member=member, kind=name)
+        assert batch[name].indices.tolist() == order.batch(t)
+        for slot, index in enumerate(order.batch(t)):
+            generator = counted_generator(1, "views", hashed, member, t, slot)
+            expected = make_record_views(data.records[index], VIEWS, generator)
+            for view in ("weak", "strong"):
+                made = batch[name].views[view][slot]
+                assert torch.equal(made.image, expected[view].image)
+                assert torch.equal(made.matrix, expected[view].matrix)
+
+
+def test_a_view_that_is_not_read_does_not_change_the_others(labeled):
+    both = list(build(labeled)(0))
+    weak_alone = list(build(labeled, views={"weak": VIEWS["weak"]})(0))
+    for batch, other in zip(both, weak_alone, strict=True):
+        assert list(other["labeled"].views) == ["weak"]
+        for view, same in zip(
+            batch["labeled"].views["weak"], other["labeled"].views["weak"], strict=True
         ):
-            keys = order.keys(3 + position.member, position.t)
-            assert len(samples) == len(keys)
-            for key, sample in zip(keys, samples, strict=True):
-                generator = counted_generator(
-                    1, "views", hashed(key.kind), key.member, key.t, key.slot
-                )
-                expected = make_sample(
-                    data.records[key.index], WeakView([24, 32], 64), StrongView(), generator
-                )
-                assert sample.record.file_name == expected.record.file_name
-                assert torch.equal(sample.weak.image, expected.weak.image)
-                assert torch.equal(sample.strong.image, expected.strong.image)
-                assert torch.equal(sample.weak.matrix, expected.weak.matrix)
+            assert torch.equal(view.image, same.image)
 
 
 def test_any_start_continues_the_same_batches(labeled, unlabeled):
@@ -138,30 +151,31 @@ def test_a_member_as_a_run_of_its_own_gets_the_same_batches(labeled, unlabeled):
 
 def test_ranks_together_get_the_global_batch(labeled, unlabeled):
     whole = flat(build(labeled, unlabeled)(0))
-    parts = [flat(build(labeled, unlabeled, rank=r, world_size=2)(0)) for r in range(2)]
+    parts = [flat(build(labeled, unlabeled, processes=Group(r, 2))(0)) for r in range(2)]
     for step, zero, one in zip(whole, *parts, strict=True):
-        for kind in range(2):
-            assert zero[kind] == step[kind][0::2]
-            assert one[kind] == step[kind][1::2]
+        for name in ("labeled", "unlabeled"):
+            assert zero[name] == step[name][0::2]
+            assert one[name] == step[name][1::2]
+
+
+def test_groups_are_wide_and_other():
+    shapes = [(4, 3), (3, 4), (3, 3), (9, 1)]
+    items = [ImageRecord("", i, *shape) for i, shape in enumerate(shapes)]
+    assert [group.tolist() for group in orientation_groups(items)] == [[0, 3], [1, 2]]
+    assert [group.tolist() for group in orientation_groups(items[1:3])] == [[0, 1]]
 
 
 def test_batches_hold_one_orientation(labeled, unlabeled):
     for batch in build(labeled, unlabeled)(0):
-        for part in (batch.labeled, batch.unlabeled):
-            assert len({s.record.width > s.record.height for s in part}) == 1
-
-
-def test_supervised_training_has_no_unlabeled_images(labeled, unlabeled):
-    for batches in (build(labeled, None), build(labeled, unlabeled, batch_unlabeled=0)):
-        assert all(batch.unlabeled == [] for batch in batches(0))
-    assert flat(build(labeled, None)(0)) == flat(build(labeled, unlabeled, batch_unlabeled=0)(0))
+        for part in batch.values():
+            assert len({v.image.shape[2] > v.image.shape[1] for v in part.views["weak"]}) == 1
 
 
 def test_annotations_of_unlabeled_images_are_hidden(labeled):
     for batch in build(labeled, labeled)(0):
-        assert all(s.record.annotations is None for s in batch.unlabeled)
-        assert all(s.weak.targets is s.strong.targets is None for s in batch.unlabeled)
-        assert all(len(s.weak.targets) >= 1 for s in batch.labeled)
+        for view in ("weak", "strong"):
+            assert all(x.targets is None for x in batch["unlabeled"].views[view])
+            assert all(len(x.targets) >= 1 for x in batch["labeled"].views[view])
 
 
 def test_global_generators_are_left_alone(labeled, unlabeled):
@@ -177,10 +191,6 @@ def test_data_sets_that_cannot_be_trained_on_are_refused(labeled, unlabeled):
         build(empty)
     with pytest.raises(DataError, match=r"more0\.png of more has no annotations"):
         build(unlabeled)
-    with pytest.raises(ValueError, match="on_bad_record = 'warn'"):
-        build(labeled, on_bad_record="warn")
-    with pytest.raises(ValueError, match="start = 9"):
-        build(labeled)(9)
 
 
 # ----------------------------------------------------------------------------- unreadable images
@@ -199,28 +209,24 @@ def test_an_unreadable_image_stops_the_run_with_its_path(labeled, unlabeled):
         list(build(labeled, unlabeled, EpisodeSchedule(9))(0))
 
 
-def test_skip_puts_the_next_image_of_the_stream_in_place(labeled, unlabeled, caplog):
+def test_skip_puts_another_image_of_the_same_orientation_in_place(labeled, unlabeled, caplog):
     schedule = EpisodeSchedule(12, episodes=3, members=2)
-    expected = [names(batch) for batch in build(labeled, unlabeled, schedule)(0)]
+    expected = flat(build(labeled, unlabeled, schedule)(0))
     path = damage(unlabeled, 4)
     batches = build(labeled, unlabeled, schedule, on_bad_record="skip")
     with caplog.at_level(logging.WARNING):
-        result = list(batches(0))
+        result = flat(batches(0))
         list(batches(5))
-    order = DataOrder(unlabeled.records, 4, kind="unlabeled", seed=1, aspect_ratio_grouping=True)
     replaced = 0
-    for g, (before, batch) in enumerate(zip(expected, result, strict=True)):
-        after = names(batch)
-        assert after[0] == before[0]
-        position = schedule.position(g)
-        for slot, name in enumerate(before[1]):
-            if name != path:
-                assert after[1][slot] == name
+    for before, after in zip(expected, result, strict=True):
+        assert after["labeled"] == before["labeled"]
+        for old, new in zip(before["unlabeled"], after["unlabeled"], strict=True):
+            if old[0] != 4:
+                assert new == old
                 continue
-            key = order.keys(position.member, position.t)[slot]
-            steps = (order.replacement(key, i).index for i in range(1, 10))
-            index = next(i for i in steps if i != 4)
-            assert after[1][slot] == unlabeled.records[index].file_name
+            record = unlabeled.records[new[0]]
+            assert record.width < record.height
+            assert new[0] != 4
             replaced += 1
     assert replaced > 2
     assert [path in record.message for record in caplog.records] == [True]
@@ -283,7 +289,7 @@ class Broken:
 
 def test_errors_of_our_own_are_not_taken_for_a_death(labeled):
     with pytest.raises(OSError, match=r"^a bug$"):
-        next(build(labeled, weak=Broken())(0))
+        next(build(labeled, views={"weak": Broken()})(0))
     passed_on = "Caught {} in DataLoader worker process 0.\nOriginal Traceback: a bug"
     assert not workers._tells_of_death(OSError(passed_on.format("OSError")))
     assert not workers._tells_of_death(RuntimeError(passed_on.format("RuntimeError")))
@@ -292,7 +298,7 @@ def test_errors_of_our_own_are_not_taken_for_a_death(labeled):
 
 SCRIPT = """
 import signal, sys, time
-from test_loader import build, write_dataset
+from test_images import build, write_dataset
 from ssod_imwa.averaging.episodes import EpisodeSchedule
 from pathlib import Path
 
@@ -349,14 +355,14 @@ def test_large_batches_need_few_open_files(labeled, unlabeled):
     import resource
 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    batches = build(labeled, unlabeled, batch_unlabeled=256, num_workers=2)
+    batches = build(labeled, unlabeled, sizes=(2, 256), num_workers=2)
     open_now = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 64
     resource.setrlimit(resource.RLIMIT_NOFILE, (open_now + 60, hard))
     try:
         kept = list(islice(batches(0), 4))
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    assert [len(batch.unlabeled) for batch in kept] == [256] * 4
+    assert [len(batch["unlabeled"]) for batch in kept] == [256] * 4
 
 
 # ------------------------------------------------------------------------------------ test images
@@ -364,61 +370,45 @@ def test_large_batches_need_few_open_files(labeled, unlabeled):
 
 def read(batches):
     return [
-        [(item.record.image_id, item.image.tolist(), item.matrix.tolist()) for item in batch]
-        for batch in batches
-    ]
-
-
-def test_test_batches_give_every_image_once_in_order(labeled):
-    batches = build_test_batches(labeled, view=TestView(60, 80), batch_size=3, num_workers=0)
-    assert len(batches) == 3
-    found = list(batches)
-    assert [[item.record.image_id for item in batch] for batch in found] == [
-        [0, 1, 2],
-        [3, 4, 5],
-        [6],
-    ]
-    item = found[0][0]
-    expected, matrix = TestView(60, 80)(read_image(labeled.records[0].file_name))
-    assert torch.equal(item.image, expected)
-    assert torch.equal(item.matrix, matrix)
-    assert read(batches) == read(batches), "a second pass is the same"
-
-
-def test_ranks_share_out_test_images(labeled):
-    found = [
-        item.record.image_id
-        for rank in range(3)
-        for batch in build_test_batches(
-            labeled,
-            view=TestView(30, 40),
-            batch_size=2,
-            num_workers=0,
-            rank=rank,
-            world_size=3,
+        (
+            part.indices.tolist(),
+            [(x.image.tolist(), x.matrix.tolist()) for x in part.views["image"]],
         )
-        for item in batch
+        for part in batches
     ]
-    assert found == [0, 3, 6, 1, 4, 2, 5]
+
+
+def test_test_images_are_resized_with_their_matrix_and_without_labels(labeled):
+    batches = build_test_batches(DetectionImages.unlabeled(labeled), TestView(60, 80), batch_size=3)
+    parts = list(batches)
+    assert [part.indices.tolist() for part in parts] == [[0, 1, 2], [3, 4, 5], [6]]
+    view = parts[0].views["image"][0]
+    expected, matrix = TestView(60, 80)(read_image(labeled.records[0].file_name))
+    assert torch.equal(view.image, expected)
+    assert torch.equal(view.matrix, matrix)
+    assert view.targets is None
+    assert read(batches) == read(batches), "a second pass is the same"
 
 
 def test_an_unreadable_test_image_is_an_error(labeled):
     path = damage(labeled, 2)
+    images = DetectionImages.unlabeled(labeled)
     with pytest.raises(DataError, match=path):
-        list(build_test_batches(labeled, view=TestView(30, 40), batch_size=2, num_workers=0))
+        list(build_test_batches(images, TestView(30, 40), batch_size=2))
 
 
 @pytest.mark.slow
 def test_test_batches_do_not_depend_on_the_number_of_processes(labeled):
+    images = DetectionImages.unlabeled(labeled)
     one, two = (
-        read(build_test_batches(labeled, view=TestView(30, 40), batch_size=2, num_workers=n))
+        read(build_test_batches(images, TestView(30, 40), batch_size=2, num_workers=n))
         for n in (0, 2)
     )
     assert one == two
 
 
 def test_worker_context_does_not_fork_this_process():
-    assert workers._context("ssod_imwa.detection.data.loader").get_start_method() in (
+    assert workers._context(["ssod_imwa.detection.data.images"]).get_start_method() in (
         "forkserver",
         "spawn",
     )

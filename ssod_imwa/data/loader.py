@@ -1,0 +1,333 @@
+"""Batches of streams for every global step, the same with any number of processes.
+
+Which images a batch holds and how they are transformed is a function of (seed, stream, member, own
+iteration, slot) alone: the same batches come whatever the start, the number of processes that read
+or train, and the number of episodes are. One loader reads all streams of files for all members: the
+schedule says in advance who trains when, so its processes are started once and live until the run's
+last batch. Streams in memory are made where their images are, and need no processes.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from torch.utils.data import Dataset
+
+from ssod_imwa.averaging.episodes import EpisodeSchedule
+from ssod_imwa.averaging.ranks import Group
+from ssod_imwa.data.batches import Batch, Part
+from ssod_imwa.data.order import Order
+from ssod_imwa.data.streams import FileImages, MemoryImages, Step, Stream, Views
+from ssod_imwa.data.transfer import Packed, pack
+from ssod_imwa.data.workers import deliveries
+from ssod_imwa.errors import DataError
+
+logger = logging.getLogger(__name__)
+
+# So many unreadable images in a row are no longer broken records but a missing disk.
+MAX_REPLACEMENTS = 10
+
+OnBadRecord = Literal["error", "skip"]
+Batches = Callable[[int], Iterator[Batch]]
+
+
+def build_train_batches(
+    streams: Sequence[Stream],
+    schedule: EpisodeSchedule,
+    processes: Group = Group(),
+    *,
+    seed: int,
+    first_member: int = 0,
+    num_workers: int = 0,
+    on_bad_record: OnBadRecord = "error",
+    pin_memory: bool = False,
+) -> Batches:
+    """The training batches of a run, from any global step on.
+
+    Args:
+        streams: what a batch holds.
+        schedule: which member trains when.
+        processes: those that share each batch; number r of n gets slots r, r + n, ... of it.
+        seed: run seed.
+        first_member: number of the schedule's member 0.
+        num_workers: processes that read files; 0 does it in this one. About two batches per process
+            wait in shared memory.
+        on_bad_record: what an unreadable file does: "error" raises, "skip" puts the next readable
+            image like it in its place (`Order.successor`) and logs a warning, once for each file.
+        pin_memory: deliver images of files in page-locked memory, for faster copies to a GPU.
+
+    Returns:
+        `batches(start)`, an iterator over the batches of global steps start..len(schedule)-1. It
+        raises DataError at an unreadable image and LoaderError if a process dies.
+
+    Raises:
+        ValueError: an argument is out of range, or a batch cannot be shared out evenly.
+    """
+    if on_bad_record not in get_args(OnBadRecord):
+        raise ValueError(f"on_bad_record = {on_bad_record!r} is not allowed (error or skip)")
+    for stream in streams:
+        if stream.batch_size % processes.size:
+            raise ValueError(
+                f"{stream.name} batch of {stream.batch_size} is not allowed on {processes.size} "
+                "processes (must be a multiple)"
+            )
+    steps = {
+        stream.name: _Steps(_Orders(stream, seed), schedule, processes, first_member)
+        for stream in streams
+    }
+    reader = _Reader(
+        {
+            stream.name: _FileStream(
+                stream.dataset.shared() if num_workers else stream.dataset,
+                stream.views,
+                steps[stream.name].orders if on_bad_record == "skip" else None,
+            )
+            for stream in streams
+            if isinstance(stream.dataset, FileImages)
+        }
+    )
+    return _TrainBatches(streams, steps, reader, len(schedule), num_workers, pin_memory)
+
+
+def build_test_batches(
+    dataset: FileImages | MemoryImages,
+    transform: Any,
+    processes: Group = Group(),
+    *,
+    batch_size: int,
+    num_workers: int = 0,
+    pin_memory: bool = False,
+) -> TestBatches:
+    """The images of a data set in its order, in one view with the name "image".
+
+    Args:
+        dataset: what to read.
+        transform: makes the view, and draws nothing.
+        processes: those that share the data set; number r of n gets images r, r + n, ...
+        batch_size: images of a batch; the last one may be smaller.
+        num_workers: processes that read files; 0 does it in this one.
+        pin_memory: deliver images of files in page-locked memory, for faster copies to a GPU.
+
+    Raises:
+        ValueError: an argument is out of range.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size = {batch_size} is not allowed (must be at least 1)")
+    positions = range(processes.rank, len(dataset), processes.size)
+    steps = []
+    for first in range(0, len(positions), batch_size):
+        part = list(positions[first : first + batch_size])
+        steps.append(Step("test", None, 0, 0, len(part), part, range(len(part))))
+    return TestBatches(dataset, {"image": transform}, steps, num_workers, pin_memory)
+
+
+class _Orders:
+    """The orders of a stream's members, made as they are asked for."""
+
+    def __init__(self, stream: Stream, seed: int) -> None:
+        self.stream_name = stream.name
+        self.seed = seed
+        self._make = stream.order
+        self._batch_size = stream.batch_size
+        self._members: dict[int, Order] = {}
+
+    def __getitem__(self, member: int) -> Order:
+        if member not in self._members:
+            self._members[member] = self._make(
+                self._batch_size, seed=self.seed, member=member, kind=self.stream_name
+            )
+        return self._members[member]
+
+
+@dataclass(frozen=True)
+class _Steps:
+    """What this process reads of a stream at each global step."""
+
+    orders: _Orders
+    schedule: EpisodeSchedule
+    processes: Group
+    first_member: int
+
+    def __getitem__(self, global_step: int) -> Step:
+        position = self.schedule.position(global_step)
+        member = self.first_member + position.member
+        batch = self.orders[member].batch(position.t)
+        rank, size = self.processes.rank, self.processes.size
+        return Step(
+            self.orders.stream_name,
+            self.orders.seed,
+            member,
+            position.t,
+            len(batch),
+            batch[rank::size],
+            range(rank, len(batch), size),
+        )
+
+
+class _TrainBatches:
+    def __init__(
+        self,
+        streams: Sequence[Stream],
+        steps: Mapping[str, _Steps],
+        reader: _Reader,
+        global_steps: int,
+        num_workers: int,
+        pin_memory: bool,
+    ) -> None:
+        self._streams = streams
+        self._steps = steps
+        self._reader = reader
+        self._global_steps = global_steps
+        self._num_workers = num_workers
+        self._pin_memory = pin_memory
+        self._reported: set[str] = set()
+
+    def __call__(self, start: int) -> Iterator[Batch]:
+        if not 0 <= start <= self._global_steps:
+            raise ValueError(f"start = {start} is not allowed (must be 0..{self._global_steps})")
+        return self._batches(range(start, self._global_steps))
+
+    def _batches(self, global_steps: range) -> Iterator[Batch]:
+        for (from_files, unreadable), global_step in zip(
+            self._read_files(global_steps), global_steps, strict=False
+        ):
+            self._report(unreadable)
+            yield Batch(
+                {
+                    stream.name: stream.dataset.make(
+                        self._steps[stream.name][global_step], stream.views
+                    )
+                    if isinstance(stream.dataset, MemoryImages)
+                    else from_files[stream.name]
+                    for stream in self._streams
+                }
+            )
+
+    def _read_files(self, global_steps: range) -> Iterator[tuple[Batch, list[str]]]:
+        """What comes from files at each step, and what is wrong with files that were replaced."""
+        names = list(self._reader.streams)
+        if not names:
+            return itertools.repeat((Batch(), []))
+        steps = ([self._steps[name][global_step] for name in names] for global_step in global_steps)
+        return _deliveries(self._reader, steps, self._num_workers, self._pin_memory)
+
+    def _report(self, unreadable: list[str]) -> None:
+        for reason in unreadable:
+            if reason not in self._reported:
+                logger.warning("%s; the next image of the same stream takes its place", reason)
+                self._reported.add(reason)
+
+
+class TestBatches:
+    """The parts of a data set, read anew by each `iter()`.
+
+    Iterating raises DataError at an unreadable image: a figure over a part of the images would be
+    taken for one over all.
+    """
+
+    __test__ = False  # not a test class, whatever pytest makes of the name
+
+    def __init__(
+        self,
+        dataset: FileImages | MemoryImages,
+        views: Views,
+        steps: list[Step],
+        num_workers: int,
+        pin_memory: bool,
+    ) -> None:
+        self._dataset = dataset
+        self._views = views
+        self._steps = steps
+        self._num_workers = num_workers
+        self._pin_memory = pin_memory
+        if steps and num_workers and isinstance(dataset, FileImages):
+            self._dataset = dataset.shared()
+
+    def __len__(self) -> int:
+        return len(self._steps)
+
+    def __iter__(self) -> Iterator[Part]:
+        if isinstance(self._dataset, MemoryImages):
+            for step in self._steps:
+                yield self._dataset.make(step, self._views)
+            return
+        reader = _Reader({"test": _FileStream(self._dataset, self._views, None)})
+        steps = [[step] for step in self._steps]
+        for batch, _ in _deliveries(reader, steps, self._num_workers, self._pin_memory):
+            yield batch["test"]
+
+
+# -------------------------------------------------------------------- what runs in the processes
+
+
+@dataclass(frozen=True)
+class _FileStream:
+    """A stream of files as processes read it.
+
+    Attributes:
+        dataset: the files.
+        views: what is made of them.
+        orders: say what replaces an unreadable image; None raises.
+    """
+
+    dataset: FileImages
+    views: Views
+    orders: _Orders | None
+
+    def part(self, step: Step, unreadable: list[str]) -> Part:
+        """The images of a step; adds what is wrong with those that were replaced."""
+        with self.dataset.reading():
+            made = [
+                self._read(position, slot, step, unreadable)
+                for position, slot in zip(step.positions, step.slots, strict=True)
+            ]
+        indices = torch.tensor([index for index, _ in made])
+        return self.dataset.join([sample for _, sample in made], indices)
+
+    def _read(
+        self, index: int, slot: int, step: Step, unreadable: list[str]
+    ) -> tuple[int, dict[str, Any]]:
+        for attempt in range(1, MAX_REPLACEMENTS + 1):
+            try:
+                return index, self.dataset.make(index, slot, step, self.views)
+            except DataError as error:
+                if self.orders is None:
+                    raise
+                unreadable.append(str(error))
+            index = self.orders[step.member].successor(step.t, slot, attempt)
+        raise DataError(
+            f"{MAX_REPLACEMENTS} {step.stream} images in a row cannot be read, the last: "
+            f"{unreadable[-1]}; is the disk still there?"
+        )
+
+
+class _Reader(Dataset):
+    """Makes what comes from files at a global step."""
+
+    def __init__(self, streams: Mapping[str, _FileStream]) -> None:
+        self.streams = streams
+
+    def __getitem__(self, steps: list[Step]) -> Packed:
+        unreadable: list[str] = []
+        try:
+            batch = Batch(
+                {step.stream: self.streams[step.stream].part(step, unreadable) for step in steps}
+            )
+        except DataError as error:
+            return pack(error)
+        return pack((batch, unreadable))
+
+
+def _deliveries(
+    reader: _Reader, steps: Iterable[list[Step]], num_workers: int, pin_memory: bool
+) -> Iterator[tuple[Batch, list[str]]]:
+    # What the task's data sets import takes seconds: once, in the server that forks the processes.
+    modules = {type(stream.dataset).__module__ for stream in reader.streams.values()}
+    return deliveries(
+        reader, steps, num_workers=num_workers, pin_memory=pin_memory, preload=sorted(modules)
+    )
