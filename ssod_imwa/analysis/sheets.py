@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from ssod_imwa.detection.data.records import Annotations, Detections, View
-from ssod_imwa.detection.pseudo_labels import filter_detections
+from ssod_imwa.detection.pseudo_labels import filter_detections, move_detections
 from ssod_imwa.visualization.pictures import contact_sheet, draw_detections
 
 
@@ -78,8 +78,7 @@ def view_sheet(
 
     Args:
         views: "weak" and "strong" of each image; labeled ones show their labels, dashed.
-        pseudo_labels: of each image, in pixels of its weak view, which are those of its strong
-            view; None for labeled images.
+        pseudo_labels: of each image, in pixels of its weak view; None for labeled images.
         names: for the captions.
         class_names: names of the classes 0..C-1.
 
@@ -89,9 +88,10 @@ def view_sheet(
     pictures, captions = [], []
     for of_image, detections, name in zip(views, pseudo_labels, names, strict=True):
         weak, strong = of_image["weak"], of_image["strong"]
+        on_strong = None if detections is None else move_detections(detections, weak, strong)
         pictures += [
             _view_picture(weak, detections, class_names),
-            _view_picture(strong, detections, class_names),
+            _view_picture(strong, on_strong, class_names),
         ]
         kind = "label" if detections is None else "pseudo-label"
         count = len(weak.targets or ()) if detections is None else len(detections)

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import torch
 
-from ssod_imwa.detection.data.records import Detections, Targets
+from ssod_imwa.detection.data.geometry import between, has_area, is_identity, map_boxes
+from ssod_imwa.detection.data.records import Detections, Targets, View
 
 
 def filter_detections(detections: Detections, threshold: float) -> Detections:
@@ -19,6 +20,21 @@ def filter_detections(detections: Detections, threshold: float) -> Detections:
     """
     keep = detections.scores > threshold
     return Detections(detections.boxes[keep], detections.labels[keep], detections.scores[keep])
+
+
+def move_detections(detections: Detections, source: View, target: View) -> Detections:
+    """Detections on one view of an image as detections on another view of it.
+
+    Boxes are clipped to the view, and those outside it are dropped. Where both views share their
+    geometry, the detections are returned as they are.
+    """
+    matrix = between(source, target)
+    if is_identity(matrix):
+        return detections
+    height, width = target.image.shape[-2:]
+    boxes = map_boxes(detections.boxes, matrix, height=height, width=width)
+    inside = has_area(boxes)
+    return Detections(boxes[inside], detections.labels[inside], detections.scores[inside])
 
 
 def as_targets(detections: Detections) -> Targets:

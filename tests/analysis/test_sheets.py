@@ -2,6 +2,7 @@ import numpy as np
 import torch
 
 from ssod_imwa.analysis import sheets
+from ssod_imwa.detection.data.geometry import flip_matrix
 from ssod_imwa.detection.data.records import Annotations, Detections, Targets, View
 from ssod_imwa.visualization.pictures import PALETTE
 
@@ -94,3 +95,19 @@ def test_a_view_sheet_has_labels_or_pseudo_labels_on_both_views(monkeypatch):
     of_dogs = [amount(picture, 1) for picture in seen["pictures"]]
     assert of_dogs[:2] == [0, 0]
     assert min(of_dogs[2:]) > 0
+
+
+def test_pseudo_labels_follow_the_geometry_of_the_strong_view(monkeypatch):
+    weak = View(IMAGE, torch.eye(3, dtype=torch.float64), None)
+    strong = View(IMAGE, flip_matrix(400), None)
+    drawn = []
+
+    def remember(image, boxes, labels, class_names, **settings):
+        drawn.append(boxes.tolist())
+        return image
+
+    monkeypatch.setattr(sheets, "draw_detections", remember)
+    views = [{"weak": weak, "strong": strong}]
+    sheets.view_sheet(views, [FOUND], ["a"], class_names=("cat", "dog"))
+    on_strong = [[200.0, 100.0, 350.0, 300.0], [20.0, 100.0, 180.0, 300.0]]
+    assert drawn == [BOXES.tolist(), on_strong]

@@ -10,7 +10,7 @@ import math
 import numpy as np
 import torch
 
-from ssod_imwa.detection.data.records import Annotations, Targets
+from ssod_imwa.detection.data.records import Annotations, Targets, View
 
 # Boxes thinner than this many pixels after mapping have no usable regression target; detectron2
 # drops boxes by the same bound.
@@ -32,6 +32,22 @@ def flip_matrix(width: float) -> torch.Tensor:
 def is_identity(matrix: torch.Tensor) -> bool:
     """Whether a matrix leaves every pixel exactly where it is."""
     return torch.equal(matrix, torch.eye(3, dtype=matrix.dtype))
+
+
+def between(source: View, target: View) -> torch.Tensor:
+    """float64 (3, 3) from pixels of one view to pixels of another view of the same image.
+
+    Exactly the identity where both views share their geometry.
+
+    Example:
+        >>> image = torch.zeros(3, 4, 4)
+        >>> weak, strong = (View(image, scale_matrix(x, x), None) for x in (2.0, 3.0))
+        >>> between(weak, strong).diag()
+        tensor([1.5000, 1.5000, 1.0000], dtype=torch.float64)
+    """
+    if torch.equal(source.matrix, target.matrix):
+        return torch.eye(3, dtype=target.matrix.dtype)
+    return target.matrix @ torch.linalg.inv(source.matrix)
 
 
 def map_boxes(

@@ -18,7 +18,12 @@ from ssod_imwa.data.batches import Batch, Part
 from ssod_imwa.detection.detectors.base import Detector
 from ssod_imwa.detection.methods.base import DetectionMethod
 from ssod_imwa.detection.methods.supervised import SupervisedOptions, labeled_views
-from ssod_imwa.detection.pseudo_labels import as_targets, filter_detections, summarize
+from ssod_imwa.detection.pseudo_labels import (
+    as_targets,
+    filter_detections,
+    move_detections,
+    summarize,
+)
 
 # Weighted by `unsup_box_loss_weight`: the score of a pseudo-label says how sure its class is, not
 # how well its box fits.
@@ -98,8 +103,10 @@ class UnbiasedTeacher(DetectionMethod):
         weak, strong = part.views["weak"], part.views["strong"]
         detections = self.teacher.detect([view.image for view in weak])
         threshold = self.options.bbox_threshold
-        # Weak and strong views share their geometry, so boxes carry over as they are.
-        pseudo_labels = [filter_detections(found, threshold) for found in detections]
+        pseudo_labels = [
+            move_detections(filter_detections(found, threshold), *views)
+            for found, *views in zip(detections, weak, strong, strict=True)
+        ]
         losses = self.parallel_student(
             [view.image for view in strong], [as_targets(labels) for labels in pseudo_labels]
         )

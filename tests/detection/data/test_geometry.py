@@ -5,13 +5,15 @@ import pytest
 import torch
 
 from ssod_imwa.detection.data.geometry import (
+    between,
     flip_matrix,
+    is_identity,
     map_boxes,
     map_targets,
     resized_shape,
     scale_matrix,
 )
-from ssod_imwa.detection.data.records import Annotations
+from ssod_imwa.detection.data.records import Annotations, View
 
 
 def rotation(degrees, center):
@@ -127,3 +129,21 @@ def test_targets_of_an_image_without_boxes():
 )
 def test_shortest_edge_within_the_longest(height, width, min_size, max_size, expected):
     assert resized_shape(height, width, min_size=min_size, max_size=max_size) == expected
+
+
+def view(matrix, *, height=100, width=100):
+    return View(torch.empty(3, height, width), matrix, None)
+
+
+def test_the_matrix_between_views_maps_pixels_of_one_to_those_of_the_other():
+    weak, strong = rotation(30, (50, 40)) @ scale_matrix(2, 3), flip_matrix(80) @ PERSPECTIVE
+    point = torch.tensor([12.0, 34.0, 1.0], dtype=torch.float64)
+    on_weak, on_strong = weak @ point, strong @ point
+    moved = between(view(weak), view(strong)) @ on_weak
+    torch.testing.assert_close(moved[:2] / moved[2], on_strong[:2] / on_strong[2])
+
+
+def test_views_of_the_same_geometry_are_exactly_the_identity_apart():
+    matrix = rotation(30, (50, 40)) @ scale_matrix(1 / 3, 0.7)
+    assert is_identity(between(view(matrix), view(matrix.clone())))
+    assert not is_identity(between(view(matrix), view(flip_matrix(100) @ matrix)))
