@@ -240,10 +240,8 @@ def normalize_classifier(model: nn.Module, tau: float) -> None:
             f"CLS.STAGE.TAU_NORM = {tau:g} is not allowed (must be 0 unless CLS.MODEL.CLASSIFIER "
             "is linear and CLS.MODEL.EXPERTS 1)"
         )
-    try:
+    with as_config_error(f"CLS.STAGE.TAU_NORM = {tau:g}"):
         classifier.weight.copy_(tau_normalized(classifier, tau).weight)
-    except ValueError as error:
-        raise ConfigError(f"CLS.STAGE.TAU_NORM = {tau:g}: {error}") from error
     classifier.bias.zero_()
 
 
@@ -291,8 +289,8 @@ def _folded(state: Mapping[str, Any], *, like: nn.Module) -> Mapping[str, Any]:
 
 def deployed_state(state: Mapping[str, Any]) -> dict[str, Any]:
     """The classifier's part of the weights of a method's network (`TrainingNetwork`)."""
-    own = {k.removeprefix(PREFIX): x for k, x in state.items() if k.startswith(PREFIX)}
-    return own or dict(state)
+    inner = {k.removeprefix(PREFIX): x for k, x in state.items() if k.startswith(PREFIX)}
+    return inner or dict(state)
 
 
 def number_of_classes(state: Mapping[str, Any]) -> int:

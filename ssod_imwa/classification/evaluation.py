@@ -55,10 +55,10 @@ def classification_metrics(
         ValueError: arrays that do not fit or are out of range.
 
     Example:
-        >>> found = classification_metrics(
+        >>> metrics = classification_metrics(
         ...     np.array([[0.9, 0.1], [0.8, 0.2]]), np.array([0, 1]), train_counts=[500, 5]
         ... )
-        >>> found["top1"], found["many"], found["few"], found["zero_recall_classes"]
+        >>> metrics["top1"], metrics["many"], metrics["few"], metrics["zero_recall_classes"]
         (0.5, 1.0, 0.0, 1.0)
     """
     probabilities, labels = _checked_scores(probabilities, labels)
@@ -100,9 +100,9 @@ def top_k_accuracy(scores: np.ndarray, labels: np.ndarray, *, k: int) -> float:
     classes = scores.shape[1]
     if not 1 <= k <= classes:
         raise ValueError(f"k = {k} is not allowed (must be 1..C = {classes})")
-    own = np.take_along_axis(scores, labels[:, None], axis=1)
+    of_label = np.take_along_axis(scores, labels[:, None], axis=1)
     before = np.arange(classes) < labels[:, None]
-    rank = ((scores > own) | ((scores == own) & before)).sum(1)
+    rank = ((scores > of_label) | ((scores == of_label) & before)).sum(1)
     return float((rank < k).mean())
 
 

@@ -169,8 +169,8 @@ def mix_labels(
                 [0.2500, 0.7500]])
     """
     _check_pairing(permutation, shares, len(labels))
-    own = F.one_hot(labels, classes).float()
-    return torch.lerp(own, own[permutation], shares.to(own)[:, None])
+    one_hot = F.one_hot(labels, classes).float()
+    return torch.lerp(one_hot, one_hot[permutation], shares.to(one_hot)[:, None])
 
 
 def remix_label_shares(
@@ -215,12 +215,12 @@ def remix_label_shares(
     if not 0 <= tau <= 1:
         raise ValueError(f"tau = {tau} is not allowed (must be between 0 and 1)")
     _check_pairing(permutation, shares, len(labels))
-    own = counts[labels]
-    partner = own[permutation]
+    images = counts[labels]
+    of_partner = images[permutation]
     shares = shares.to(labels.device).expand(len(labels))
-    all_partner = (own >= kappa * partner) & (1 - shares < tau)
-    all_own = (kappa * own <= partner) & (shares < tau)
-    return shares.masked_fill(all_partner, 1.0).masked_fill(all_own, 0.0)
+    all_partner = (images >= kappa * of_partner) & (1 - shares < tau)
+    all_itself = (kappa * images <= of_partner) & (shares < tau)
+    return shares.masked_fill(all_partner, 1.0).masked_fill(all_itself, 0.0)
 
 
 def mfw_strengths(

@@ -43,8 +43,8 @@ def label_aware_smoothing_loss(
     check_one_a_class("smoothing", smoothing, logits)
     losses = -F.log_softmax(widened(logits), dim=1)
     share = smoothing.to(losses.dtype)[labels]
-    own = losses.gather(1, labels[:, None]).squeeze(1)
-    return mean_over_images(torch.lerp(own, losses.mean(1), share))
+    of_label = losses.gather(1, labels[:, None]).squeeze(1)
+    return mean_over_images(torch.lerp(of_label, losses.mean(1), share))
 
 
 class LabelAwareSmoothing(Criterion):

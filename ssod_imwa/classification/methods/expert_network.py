@@ -136,7 +136,7 @@ class ContrastiveBranch(nn.Module):
 
 def _through(heads: Iterable[nn.Module], features: Sequence[torch.Tensor]) -> torch.Tensor:
     """Each expert's features through its own head, stacked."""
-    return torch.stack([head(own) for head, own in zip(heads, features, strict=True)])
+    return torch.stack([head(rows) for head, rows in zip(heads, features, strict=True)])
 
 
 def _rows(heads: Iterable[nn.Module], features: Sequence[torch.Tensor]) -> torch.Tensor:

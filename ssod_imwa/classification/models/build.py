@@ -174,5 +174,5 @@ def find_layer(model: ImageClassifier | Experts, name: str) -> nn.Module:
 
 
 def _nearest(name: str, names: Iterable[str]) -> str:
-    found = get_close_matches(name, names, n=1)
-    return f", did you mean {found[0]!r}?" if found else ""
+    close = get_close_matches(name, names, n=1)
+    return f", did you mean {close[0]!r}?" if close else ""

@@ -91,7 +91,7 @@ class Experts(nn.Module):
         """Logits (K, B, C)."""
         features = self.expert_features(images)
         return torch.stack(
-            [expert.classifier(own) for expert, own in zip(self.experts, features, strict=True)]
+            [expert.classifier(rows) for expert, rows in zip(self.experts, features, strict=True)]
         )
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:

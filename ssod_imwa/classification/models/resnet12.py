@@ -54,8 +54,8 @@ class DropBlock(nn.Module):
             (*maps.shape[:2], height - size + 1, width - size + 1), device=maps.device
         )
         dropped = F.pad((drawn < corners).float(), [size - 1] * 4)
-        kept = 1 - F.max_pool2d(dropped, size, stride=1)
-        return maps * (kept * (kept.numel() / kept.sum().clamp(min=1))).to(maps.dtype)
+        mask = 1 - F.max_pool2d(dropped, size, stride=1)
+        return maps * (mask * (mask.numel() / mask.sum().clamp(min=1))).to(maps.dtype)
 
 
 class Block(nn.Module):

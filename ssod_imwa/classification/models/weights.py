@@ -39,25 +39,25 @@ def load_encoder(model: ImageClassifier, state: Mapping[str, torch.Tensor], *, s
         >>> model.stem[0].weight.equal(trained.stem[0].weight)
         True
     """
-    own = {name: x for name, x in model.state_dict().items() if not name.startswith(CLASSIFIER)}
-    given = {name: x for name, x in state.items() if not name.startswith(CLASSIFIER)}
-    if POSITIONS in own and POSITIONS in given:
-        given[POSITIONS] = resized_positions(given[POSITIONS], own[POSITIONS])
+    wanted = {name: x for name, x in model.state_dict().items() if not name.startswith(CLASSIFIER)}
+    encoder = {name: x for name, x in state.items() if not name.startswith(CLASSIFIER)}
+    if POSITIONS in wanted and POSITIONS in encoder:
+        encoder[POSITIONS] = resized_positions(encoder[POSITIONS], wanted[POSITIONS])
     problems = [
-        _listed("missing", (n for n in own.keys() - given.keys() if not n.endswith(COUNTER))),
-        _listed("unknown", given.keys() - own.keys()),
+        _listed("missing", (n for n in wanted.keys() - encoder.keys() if not n.endswith(COUNTER))),
+        _listed("unknown", encoder.keys() - wanted.keys()),
         _listed(
             "of another shape",
             (
-                f"{n} {tuple(given[n].shape)} instead of {tuple(own[n].shape)}"
-                for n in own.keys() & given.keys()
-                if given[n].shape != own[n].shape
+                f"{n} {tuple(encoder[n].shape)} instead of {tuple(wanted[n].shape)}"
+                for n in wanted.keys() & encoder.keys()
+                if encoder[n].shape != wanted[n].shape
             ),
         ),
     ]
     if any(problems):
         raise WeightsError(f"{source}: does not fit: {'; '.join(filter(None, problems))}")
-    model.load_state_dict(given, strict=False)
+    model.load_state_dict(encoder, strict=False)
 
 
 def resized_positions(positions: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
@@ -114,8 +114,8 @@ def renamed_from_library(
         model: gives the names.
         state: weights by the library's names; names that the model does not know are kept.
     """
-    own = {_library_name(model, name): name for name in model.state_dict()}
-    return {own.get(name, name): tensor for name, tensor in state.items()}
+    names = {_library_name(model, name): name for name in model.state_dict()}
+    return {names.get(name, name): tensor for name, tensor in state.items()}
 
 
 def _library_name(model: ImageClassifier, name: str) -> str:
@@ -126,6 +126,6 @@ def _library_name(model: ImageClassifier, name: str) -> str:
 
 
 def _listed(what: str, names: Iterable[str]) -> str:
-    found = sorted(names)
-    more = f", ... ({len(found) - 10} more)" if len(found) > 10 else ""
-    return f"{len(found)} {what}: {', '.join(found[:10])}{more}" if found else ""
+    listed = sorted(names)
+    more = f", ... ({len(listed) - 10} more)" if len(listed) > 10 else ""
+    return f"{len(listed)} {what}: {', '.join(listed[:10])}{more}" if listed else ""
