@@ -201,8 +201,8 @@ def remix_label_shares(
     Raises:
         ValueError: kappa or tau out of range, or shapes that do not fit.
 
-    Source: Remix (Chou et al., arXiv 2007.03943), section 3; our specification has no chapter on
-    it, so check before a claim rests on it.
+    Source: Remix (Chou et al., arXiv 2007.03943), section 3; not compared with its public code, so
+    check before a claim rests on it.
 
     Example:
         >>> labels, permutation = torch.tensor([0, 1]), torch.tensor([1, 0])
