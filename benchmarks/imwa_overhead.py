@@ -137,7 +137,7 @@ def synthetic_batch(*, small: bool) -> Batch:
 def build_trainer(setting: Setting) -> Trainer:
     """Unbiased Teacher with the paper's detector."""
     torch.manual_seed(0)
-    detector = build_faster_rcnn(num_classes=CLASSES, depth=50).to(setting.device)
+    detector = build_faster_rcnn(num_classes=CLASSES).to(setting.device)
     method = UnbiasedTeacher(detector, UnbiasedTeacherOptions(burn_in_iters=1))
     optimizer = build_optimizer(
         detector, name="SGD", lr=1e-4, momentum=0.9, weight_decay=1e-4, weight_decay_norm=0.0

@@ -1,12 +1,15 @@
 """What tests of several rooms share; `from support import ...`."""
 
+import dataclasses
 import io
 import os
 import traceback
 
 import pytest
 import torch
+import torch.nn.functional as F
 
+from ssod_imwa.detection.detectors.options import FasterRCNNOptions
 from ssod_imwa.engine import launch
 from ssod_imwa.engine.trainer import HookBase
 from ssod_imwa.runs.trained import read_trained
@@ -80,3 +83,36 @@ def mean_of(first, second):
         k: ((v.double() + second[k].double()) / 2).to(v.dtype) if v.is_floating_point() else v
         for k, v in first.items()
     }
+
+
+def detector_options(base=None, /, **groups):
+    """Options with some fields changed: `detector_options(rpn={"nms_thresh": 0.5})`."""
+    base = base or FasterRCNNOptions()
+    changed = {k: dataclasses.replace(getattr(base, k), **fields) for k, fields in groups.items()}
+    return dataclasses.replace(base, **changed)
+
+
+class Softened:
+    """As Soft Teacher trains: weighted classes, and boxes of a second sampling.
+
+    Args:
+        confident: targets of classification and of proposals.
+        precise: targets of box regression.
+        background: weight of background samples.
+    """
+
+    def __init__(self, confident, precise, background):
+        self.confident, self.precise, self.background = confident, precise, background
+
+    def __call__(self, parts):
+        regions = parts.regions
+        proposals, losses = regions.propose(self.confident)
+        sampled = regions.sample(proposals, self.confident)
+        labels = torch.cat([item.labels for item in sampled])
+        logits = regions.predict([item.boxes for item in sampled]).logits
+        weights = torch.where(labels < logits.shape[1] - 1, 1.0, self.background)
+        terms = weights * F.cross_entropy(logits, labels, reduction="none")
+        losses["loss_cls"] = terms.sum() / weights.sum().clamp(min=1)
+        sampled = regions.sample(proposals, self.precise)
+        outputs = regions.predict([item.boxes for item in sampled])
+        return {**losses, "loss_box_reg": regions.box_loss(outputs, sampled)}

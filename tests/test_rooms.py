@@ -28,11 +28,6 @@ ALLOWED = {
     for room, below in (line.split(":") for line in ROOMS.strip().splitlines())
 }
 
-# Imports that are still to go; nothing may be added.
-EXCEPTIONS = {
-    ("detection.detectors.detectron2", "integrations.detectron2.trainer_parts"),
-}
-
 
 def module_name(path):
     parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
@@ -80,7 +75,7 @@ def in_words(first, second):
 
 def runs_before(module):
     """What is executed before a module is: its imports, and the packages that these are in."""
-    names = {other for other in IMPORTS[module] if in_words(module, other) not in EXCEPTIONS}
+    names = IMPORTS[module]
     packages = {
         ".".join(name.split(".")[:n]) for name in names for n in range(2, name.count(".") + 1)
     }
@@ -100,7 +95,7 @@ def test_imports_go_down():
         if module == "ssod_imwa"
         or room_of(other) not in {room_of(module), *ALLOWED[room_of(module)]}
     }
-    assert wrong <= EXCEPTIONS
+    assert wrong == set()
 
 
 def test_rooms_have_an_order():

@@ -19,8 +19,7 @@ import hashlib
 from pathlib import Path
 
 from ssod_imwa.cli import require_absent, run_main
-from ssod_imwa.detection.build import build_detector, load_weights
-from ssod_imwa.detection.detectors.export import exported_state, loading_code
+from ssod_imwa.detection.detectors.build import build_detector
 from ssod_imwa.engine.checkpoint.atomic import write_checkpoint
 from ssod_imwa.engine.checkpoint.output import FINAL
 from ssod_imwa.runs.trained import TrainedModels, read_trained
@@ -46,16 +45,9 @@ def export_detector(trained: TrainedModels, output: Path) -> str:
     """Write a detector; the lines that load it."""
     cfg = trained.config
     detector = build_detector(cfg, num_classes=cfg.MODEL.ROI_HEADS.NUM_CLASSES)
-    load_weights(detector, str(trained.path))
-    if cfg.MODEL.TOOLKIT == "detectron2":
-        from ssod_imwa.integrations.detectron2 import export
-
-        require_absent(output.with_suffix(".yaml"))
-        return export.export_detector(detector, cfg, output)
-    write_checkpoint(output, exported_state(detector))
-    return "# Class 0 is background; labels count from 1.\n" + loading_code(
-        detector, str(output), min_size=cfg.INPUT.MIN_SIZE_TEST, max_size=cfg.INPUT.MAX_SIZE_TEST
-    )
+    detector.load_weights(str(trained.path))
+    sizes = cfg.INPUT
+    return detector.export(output, min_size=sizes.MIN_SIZE_TEST, max_size=sizes.MAX_SIZE_TEST)
 
 
 def export_classifier(trained: TrainedModels, output: Path) -> str:

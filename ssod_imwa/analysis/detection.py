@@ -16,6 +16,7 @@ from ssod_imwa.detection.data.images import DetectionImages
 from ssod_imwa.detection.data.records import DetectionDataset, View
 from ssod_imwa.detection.data.views import make_record_views, read_record
 from ssod_imwa.detection.detectors.base import Detector
+from ssod_imwa.detection.detectors.build import build_detector
 from ssod_imwa.detection.evaluation import predict
 from ssod_imwa.detection.pseudo_labels import filter_detections
 from ssod_imwa.engine.device import pick_device
@@ -116,4 +117,4 @@ def _build_detector(cfg: CfgNode, weights: str | Path, num_classes: int) -> Dete
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.WEIGHTS = str(weights)
-    return build.build_detector(cfg, num_classes).to(pick_device(cfg.MODEL.DEVICE))
+    return build_detector(cfg, num_classes).to(pick_device(cfg.MODEL.DEVICE))

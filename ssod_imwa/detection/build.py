@@ -25,9 +25,7 @@ from ssod_imwa.detection.data.images import DetectionImages, orientation_groups
 from ssod_imwa.detection.data.records import DetectionDataset
 from ssod_imwa.detection.data.splits import split_dataset
 from ssod_imwa.detection.data.views import StrongView, TestView, WeakView
-from ssod_imwa.detection.detectors import weights as pretrained
 from ssod_imwa.detection.detectors.base import Detector
-from ssod_imwa.detection.detectors.faster_rcnn import TorchvisionFasterRCNN, build_faster_rcnn
 from ssod_imwa.detection.evaluation import evaluate_detections, predict
 from ssod_imwa.detection.keys import METHODS
 from ssod_imwa.engine.method import Method
@@ -106,71 +104,10 @@ def with_classes(cfg: CfgNode, classes: tuple[str, ...]) -> CfgNode:
     return cfg
 
 
-def build_detector(cfg: CfgNode, num_classes: int) -> Detector:
-    """The detector of MODEL with its initial weights, on the CPU."""
-    if cfg.MODEL.TOOLKIT == "detectron2":
-        from ssod_imwa.detection.detectors import detectron2
-
-        detector = detectron2.build_detectron2_detector(cfg, num_classes)
-    else:
-        detector = _build_torchvision_detector(cfg, num_classes)
-    load_weights(detector, cfg.MODEL.WEIGHTS)
-    return detector
-
-
-def load_weights(detector: Detector, weights: str) -> None:
-    """Fill a detector with MODEL.WEIGHTS: a file of ours, or what its toolkit can read."""
-    if isinstance(detector, TorchvisionFasterRCNN):
-        pretrained.load_weights(detector, weights)
-        return
-    from ssod_imwa.detection.detectors import detectron2
-
-    detectron2.load_weights(detector, weights)
-
-
-def _build_torchvision_detector(cfg: CfgNode, num_classes: int) -> TorchvisionFasterRCNN:
-    model, rpn, roi = cfg.MODEL, cfg.MODEL.RPN, cfg.MODEL.ROI_HEADS
-    try:
-        return build_faster_rcnn(
-            num_classes=num_classes,
-            depth=model.RESNETS.DEPTH,
-            norm=model.RESNETS.NORM,
-            freeze_at=model.BACKBONE.FREEZE_AT,
-            stride_in_1x1=model.RESNETS.STRIDE_IN_1X1,
-            fpn_channels=model.FPN.OUT_CHANNELS,
-            anchor_sizes=model.ANCHOR_GENERATOR.SIZES,
-            anchor_aspect_ratios=model.ANCHOR_GENERATOR.ASPECT_RATIOS,
-            rpn_iou_thresholds=rpn.IOU_THRESHOLDS,
-            rpn_batch_size_per_image=rpn.BATCH_SIZE_PER_IMAGE,
-            rpn_positive_fraction=rpn.POSITIVE_FRACTION,
-            rpn_pre_nms_topk_train=rpn.PRE_NMS_TOPK_TRAIN,
-            rpn_pre_nms_topk_test=rpn.PRE_NMS_TOPK_TEST,
-            rpn_post_nms_topk_train=rpn.POST_NMS_TOPK_TRAIN,
-            rpn_post_nms_topk_test=rpn.POST_NMS_TOPK_TEST,
-            rpn_nms_thresh=rpn.NMS_THRESH,
-            roi_batch_size_per_image=roi.BATCH_SIZE_PER_IMAGE,
-            roi_positive_fraction=roi.POSITIVE_FRACTION,
-            roi_iou_threshold=roi.IOU_THRESHOLDS[0],
-            roi_score_thresh_test=roi.SCORE_THRESH_TEST,
-            roi_nms_thresh_test=roi.NMS_THRESH_TEST,
-            loss=roi.LOSS,
-            focal_gamma=roi.FOCAL_GAMMA if roi.LOSS == "FocalLoss" else 0.0,
-            pooler_resolution=model.ROI_BOX_HEAD.POOLER_RESOLUTION,
-            fc_dim=model.ROI_BOX_HEAD.FC_DIM,
-            smooth_l1_beta=model.ROI_BOX_HEAD.SMOOTH_L1_BETA,
-            pixel_mean=model.PIXEL_MEAN,
-            pixel_std=model.PIXEL_STD,
-            image_format=cfg.INPUT.FORMAT,
-            detections_per_image=cfg.TEST.DETECTIONS_PER_IMAGE,
-        )
-    except ValueError as error:
-        raise ConfigError(f"MODEL: {error}") from error
-
-
 def build_method(cfg: CfgNode, detector: Detector) -> Method:
     """The method of SSOD around a detector, which becomes its student."""
     if not cfg.MODEL.WEIGHTS:
-        pretrained.warn_if_frozen(detector)
+        detector.warn_if_frozen()
     method, options = METHODS[cfg.SSOD.ALGORITHM]
     return method(detector, read_options(options, cfg.SSOD))
 

@@ -15,6 +15,7 @@ from ssod_imwa.data.batches import Batch
 from ssod_imwa.detection import build
 from ssod_imwa.detection.data.catalog import fingerprint
 from ssod_imwa.detection.data.validation import check_readable
+from ssod_imwa.detection.detectors.build import build_detector
 from ssod_imwa.detection.methods.supervised import Supervised, SupervisedOptions
 from ssod_imwa.engine.method import Method
 from ssod_imwa.engine.precise_bn import build_recomputation
@@ -46,14 +47,14 @@ class DetectionTask(Task):
         self.dataset = f"{'+'.join(cfg.DATASETS.TRAIN)}{share}{unlabeled}, tested on {tests}"
 
     def build_method(self, device: torch.device) -> Method:
-        detector = build.build_detector(self.cfg, len(self.data.labeled.classes))
+        detector = build_detector(self.cfg, len(self.data.labeled.classes))
         return build.build_method(self.cfg, detector.to(device))
 
     def load_model(self, weights: str) -> nn.Module:
         cfg = self.cfg.clone()
         cfg.defrost()
         cfg.MODEL.WEIGHTS = weights
-        return build.build_detector(cfg, len(self.data.labeled.classes))
+        return build_detector(cfg, len(self.data.labeled.classes))
 
     def build_batches(
         self, schedule: EpisodeSchedule, device: torch.device, reads: Mapping[str, tuple[str, ...]]

@@ -58,7 +58,7 @@ class Reader(Detector):
         super().__init__(num_classes=2)
         self.weight = torch.nn.Parameter(torch.zeros(()))
 
-    def forward(self, images, targets):
+    def parts(self, images):
         raise NotImplementedError
 
     def detect(self, images):

@@ -6,12 +6,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from support import Softened
 
-from ssod_imwa.detection.build import build_detector, build_method, with_classes
+from ssod_imwa.detection.build import build_method
 from ssod_imwa.detection.coco_ap import coco_metrics
 from ssod_imwa.detection.data.records import Annotations, Detections, Targets
+from ssod_imwa.detection.detectors.build import build_detector
+from ssod_imwa.detection.objectives import SupervisedLoss
 from ssod_imwa.engine.checkpoint.atomic import write_checkpoint
-from ssod_imwa.errors import ConfigError, WeightsError
+from ssod_imwa.errors import ConfigError, UserError, WeightsError
 from ssod_imwa.runs.config import load_config
 
 pytestmark = [pytest.mark.detectron2, pytest.mark.usefixtures("project")]
@@ -115,7 +118,7 @@ def pair():
 
 
 def test_the_same_targets_give_the_same_losses(pair):
-    losses = [detector.train()(images(), TARGETS) for detector in pair]
+    losses = [detector.train()(images(), SupervisedLoss(TARGETS)) for detector in pair]
     assert losses[0].keys() == losses[1].keys()
     for name in losses[0]:
         assert float(losses[0][name]) == pytest.approx(float(losses[1][name]), rel=1e-4), name
@@ -124,13 +127,89 @@ def test_the_same_targets_give_the_same_losses(pair):
 
 def test_the_same_weights_find_the_same_boxes(pair):
     for detector in pair:  # running statistics that suit the images
-        detector.train()(images(), TARGETS)
+        detector.train()(images(), SupervisedLoss(TARGETS))
     ours, theirs = (detector.detect(images()) for detector in pair)
     for one, other in zip(ours, theirs, strict=True):
         assert len(one) > 0
         torch.testing.assert_close(one.scores, other.scores, rtol=1e-4, atol=1e-5)
         assert torch.equal(one.labels, other.labels)
         torch.testing.assert_close(one.boxes, other.boxes, rtol=1e-4, atol=1e-3)
+
+
+def given_boxes():
+    return [target.boxes.clamp(max=64) for target in (TARGETS[0], TARGETS[0])]
+
+
+def test_an_objective_of_regions_gives_the_same_losses(pair):
+    objective = Softened(TARGETS, TARGETS, background=1.0)
+    losses = [detector.train()(images(), objective) for detector in pair]
+    theirs = pair[1](images(), SupervisedLoss(TARGETS))
+    assert losses[0].keys() == losses[1].keys()
+    for name, value in losses[1].items():
+        assert losses[0][name].item() == pytest.approx(value.item(), rel=1e-4), name
+        if name != "loss_cls":  # theirs is a focal loss
+            assert theirs[name].item() == pytest.approx(value.item(), rel=1e-5), name
+    sum(losses[1].values()).backward()
+    assert all(p.grad is not None for p in pair[1].parameters() if p.requires_grad)
+
+
+def test_the_same_weights_score_given_boxes_alike(pair):
+    for detector in pair:
+        assert detector.abilities == {"regions"}
+        detector.train()(images(), SupervisedLoss(TARGETS))
+    ours, theirs = (detector.score_regions(images(), given_boxes()) for detector in pair)
+    for one, other in zip(ours, theirs, strict=True):
+        assert one.probabilities.shape == (2, CLASSES + 1)
+        torch.testing.assert_close(one.probabilities, other.probabilities, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(one.boxes, other.boxes, rtol=1e-4, atol=1e-3)
+
+
+def test_regions_without_a_box_or_without_classes_are_scored():
+    agnostic = {"MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG": True}
+    detector = build_detector(config(**agnostic), CLASSES)
+    with torch.no_grad():
+        detector.model.roi_heads.box_predictor.bbox_pred.weight.normal_(std=0.1)
+    empty, scored = detector.score_regions(images(), [torch.zeros(0, 4), given_boxes()[0]])
+    assert empty.boxes.shape == (0, CLASSES, 4)
+    assert scored.boxes.shape == (2, CLASSES, 4)
+    assert torch.equal(scored.boxes[:, 0], scored.boxes[:, 1])
+    assert scored.boxes[1, 0].tolist() != given_boxes()[0][1].tolist()
+    losses = detector.train()(images(), Softened(TARGETS, TARGETS, background=1.0))
+    expected = detector(images(), SupervisedLoss(TARGETS))["loss_box_reg"].item()
+    assert losses["loss_box_reg"].item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_detections_come_from_shared_features_as_from_the_model():
+    detector = build_detector(config(), CLASSES).eval()
+    (image, _) = images()
+    with torch.no_grad():
+        instances = detector.model([{"image": image}])[0]["instances"]
+    (detections,) = detector.detect([image])
+    assert len(detections) > 0
+    assert torch.equal(instances.pred_boxes.tensor, detections.boxes)
+    assert torch.equal(instances.scores, detections.scores)
+
+
+@pytest.mark.parametrize(
+    ("detector", "changes", "name"),
+    [
+        (DENSE[0], {}, "RetinaNet"),
+        (DENSE[1], {}, "FCOS"),
+        ("Misc/cascade_mask_rcnn_R_50_FPN_1x.yaml", {"MODEL.MASK_ON": False}, "GeneralizedRCNN"),
+        (
+            FASTER_RCNN,
+            {"MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE": True},
+            "GeneralizedRCNN",
+        ),
+    ],
+)
+def test_detectors_without_regions_are_refused_them(detector, changes, name):
+    changes = {**changes, "MODEL.ROI_HEADS.LOSS": "CrossEntropy"}
+    model = build_detector(config(detector=detector, **changes), CLASSES)
+    assert model.abilities == frozenset()
+    message = f"Softened needs .* 'regions' .* which detectron2's {name} does not have"
+    with pytest.raises(ConfigError, match=message):
+        model.train()(images(), Softened(TARGETS, TARGETS, background=1.0))
 
 
 def test_unbiased_teacher_has_the_same_loss_terms(pair):
@@ -165,7 +244,7 @@ def unlabeled_batch():
 @pytest.mark.parametrize("detector", [FASTER_RCNN, *DENSE])
 def test_every_kind_of_detector_trains_and_detects(detector):
     model = build_detector(config(detector=detector), CLASSES).train()
-    losses = model(images(), TARGETS)
+    losses = model(images(), SupervisedLoss(TARGETS))
     assert {"loss_cls", "loss_box_reg"} <= losses.keys()
     sum(losses.values()).backward()
     assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
@@ -178,7 +257,7 @@ def test_the_loss_normalizer_of_dense_detectors_is_a_members_state():
     cfg = config(detector=DENSE[0], **{"SSOD.ALGORITHM": "unbiased_teacher"})
     method = build_method(cfg, build_detector(cfg, CLASSES))
     assert method.state_dict() == {}
-    method.student.train()(images(), TARGETS)
+    method.student.train()(images(), SupervisedLoss(TARGETS))
     saved = method.state_dict()
     assert list(saved.values()) == [method.student.model.loss_normalizer]
     method.load_state_dict(dict.fromkeys(saved, 12.5))
@@ -244,16 +323,14 @@ def test_its_evaluator_counts_as_ours_does(tmp_path):
 
 
 def test_an_exported_detector_is_loaded_by_detectron2_alone(tmp_path):
-    from ssod_imwa.integrations.detectron2.export import export_detector
-
     detector = build_detector(config(), CLASSES)
     with torch.no_grad():
         detector.model.roi_heads.box_predictor.cls_score.weight.normal_(std=0.3)
-    cfg = with_classes(config(), tuple("abc")).clone()
-    cfg.defrost()
-    cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST = 64, 96
+    file = tmp_path / "detector.pth"
     names = {}
-    exec(export_detector(detector, cfg, tmp_path / "detector.pth"), names)
+    exec(detector.export(file, min_size=64, max_size=96), names)
+    with pytest.raises(UserError, match=r"detector.yaml is there already"):
+        detector.export(file, min_size=64, max_size=96)
 
     image = images()[0]
     instances = names["predictor"](image.flip(0).permute(1, 2, 0).numpy())["instances"]
@@ -264,12 +341,9 @@ def test_an_exported_detector_is_loaded_by_detectron2_alone(tmp_path):
 
 
 def test_an_exported_lazy_detector_is_loaded_by_detectron2_alone(tmp_path):
-    from ssod_imwa.integrations.detectron2.export import export_detector
-
-    cfg = config(detector=DENSE[1])
-    detector = build_detector(cfg, CLASSES)
+    detector = build_detector(config(detector=DENSE[1]), CLASSES)
     names = {}
-    exec(export_detector(detector, cfg, tmp_path / "detector.pth"), names)
+    exec(detector.export(tmp_path / "detector.pth", min_size=64, max_size=96), names)
     state = names["model"].state_dict()
     assert all(torch.equal(state[n], x) for n, x in detector.model.state_dict().items())
 
@@ -280,24 +354,20 @@ def test_weights_come_from_our_files_and_from_theirs(tmp_path):
         tmp_path / "ours.pth", {"student": trained.state_dict(), "inference_model": "student"}
     )
     torch.save({"model": trained.model.state_dict()}, tmp_path / "theirs.pth")
-    from ssod_imwa.detection.build import load_weights
-
-    load_weights(ours, str(tmp_path / "ours.pth"))
-    load_weights(theirs, str(tmp_path / "theirs.pth"))
+    ours.load_weights(str(tmp_path / "ours.pth"))
+    theirs.load_weights(str(tmp_path / "theirs.pth"))
     for detector in (ours, theirs):
         state = detector.state_dict()
         assert all(torch.equal(state[n], x) for n, x in trained.state_dict().items())
 
 
 def test_wrong_weights_and_detectors_are_one_line(tmp_path):
-    from ssod_imwa.detection.build import load_weights
-
     torch.save({"model": {"other.weight": torch.ones(2)}}, tmp_path / "other.pth")
     detector = build_detector(config(), CLASSES)
     with pytest.raises(WeightsError, match="nothing in it fits the model"):
-        load_weights(detector, str(tmp_path / "other.pth"))
+        detector.load_weights(str(tmp_path / "other.pth"))
     with pytest.raises(WeightsError, match=r"missing.pth.* cannot be loaded"):
-        load_weights(detector, str(tmp_path / "missing.pth"))
+        detector.load_weights(str(tmp_path / "missing.pth"))
     with pytest.raises(ConfigError, match="must be a file, or one of detectron2's model zoo"):
         config(detector="COCO-Detection/faster.yaml")
     with pytest.raises(ConfigError, match="USE_SIGMOID_CE True is not allowed"):

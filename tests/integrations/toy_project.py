@@ -15,9 +15,9 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.utils.env import seed_all_rng
 from torch import nn
 
+from ssod_imwa.detection.detectors.plain_attributes import PlainAttributes
 from ssod_imwa.integrations.detectron2 import IMWAHook
 from ssod_imwa.integrations.detectron2.hook import member_seed
-from ssod_imwa.integrations.detectron2.trainer_parts import PlainAttributes
 
 __all__ = ["IMWAHook", "PlainAttributes", "member_seed", "seed_all_rng"]
 

@@ -10,7 +10,7 @@ import torch
 from support import assert_equal, final_weights, mean_of
 
 from ssod_imwa.averaging.episodes import EpisodeSchedule
-from ssod_imwa.detection import build
+from ssod_imwa.detection.detectors.build import build_detector
 from ssod_imwa.detection.task import DetectionTask
 from ssod_imwa.engine.hooks import LRHook
 from ssod_imwa.engine.trainer import Trainer
@@ -191,7 +191,7 @@ def test_a_test_image_that_is_cut_off_stops_the_run_before_it_trains(config, roo
 def test_recomputed_batch_norms_are_those_of_the_first_batch(config):
     cfg = config("SSOD.ALGORITHM", "supervised", "SSOD.STRONG_LABELED", False)
     task = DetectionTask(cfg)
-    detector = build.build_detector(task.cfg, 2).eval()
+    detector = build_detector(task.cfg, 2).eval()
     norm = next(m for m in detector.modules() if isinstance(m, torch.nn.BatchNorm2d))
     seen = []
     norm.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].double()))

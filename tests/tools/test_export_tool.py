@@ -5,7 +5,7 @@ import pytest
 import torch
 from torchvision.models.detection import FasterRCNN
 
-from ssod_imwa.detection.build import build_detector
+from ssod_imwa.detection.detectors.build import build_detector
 from ssod_imwa.engine.checkpoint.atomic import write_checkpoint
 from ssod_imwa.runs.config import load_config
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ssod_imwa.detection.build import build_detector
+from ssod_imwa.detection.detectors.build import build_detector
 from ssod_imwa.runs.config import load_config
 
 IMAGES = 6

@@ -2,55 +2,133 @@
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 
 import torch
 from torch import nn
 
-from ssod_imwa.detection.data.records import Detections, Targets
+from ssod_imwa.detection.data.records import Detections
+from ssod_imwa.detection.detectors.parts import DenseMaps, Parts, ScoredRegions
+from ssod_imwa.detection.detectors.weights import load_strictly, read_state
+from ssod_imwa.engine.modes import evaluating
+from ssod_imwa.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+Objective = Callable[[Parts], dict[str, torch.Tensor]]
 
 
 class Detector(nn.Module, ABC):
     """A detector whose losses and detections do not show which toolkit it is made of.
 
     Images are uint8 (3, H, W) RGB tensors of any sizes; a detector never resizes them. Boxes are in
-    pixels of the given image, labels 0..C-1. Gradients are exchanged by calling the
-    DistributedDataParallel wrapper of a detector, so `forward` returns the losses.
+    pixels of the given image, labels 0..C-1.
 
     Attributes:
         num_classes: C, without background.
+        abilities: which of `parts.ABILITIES` it has.
+        size_divisor: images are padded to multiples of it.
     """
+
+    abilities: frozenset[str] = frozenset()
+    size_divisor: int = 1
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
         self.num_classes = num_classes
 
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+        return type(self).__name__
+
     @abstractmethod
+    def parts(self, images: Sequence[torch.Tensor]) -> Parts:
+        """The detector at work on these images; see `Parts`."""
+
     def forward(
-        self, images: Sequence[torch.Tensor], targets: Sequence[Targets]
+        self, images: Sequence[torch.Tensor], objective: Objective
     ) -> dict[str, torch.Tensor]:
-        """Losses of images and their boxes, which may be none.
+        """Losses of images.
+
+        Gradients are exchanged by calling the DistributedDataParallel wrapper of a detector, so
+        whatever is trained goes through this door. Every trainable parameter has to receive a
+        gradient from the sum of the losses.
+
+        Args:
+            images: at least one.
+            objective: what is learned; called once, with the detector's parts for these images.
 
         Returns:
-            Scalars: `loss_cls` and `loss_box_reg`; two-stage detectors have `loss_rpn_cls` and
-            `loss_rpn_loc`, too, and FCOS has `loss_centerness`. Every trainable parameter receives
-            a gradient from their sum.
+            The objective's scalars, named `loss...`.
 
         Raises:
             RuntimeError: the detector is in eval mode.
-            ValueError: the numbers of images and targets differ, or there is no image.
+            ValueError: there is no image.
         """
-
-    def check_losses(self, images: Sequence[torch.Tensor], targets: Sequence[Targets]) -> None:
-        """Raise what `forward` raises for wrong arguments or in eval mode."""
         if not self.training:
             raise RuntimeError("losses need training mode (call train(), or detect() for boxes)")
-        if len(images) != len(targets) or not images:
+        if not images:
+            raise ValueError("0 images are not allowed (must be at least 1)")
+        parts = self.parts(images)
+        parts.user = getattr(objective, "__name__", type(objective).__name__)
+        return objective(parts)
+
+    @torch.no_grad()
+    def detect(self, images: Sequence[torch.Tensor]) -> list[Detections]:
+        """Detections of each image, by falling score.
+
+        Runs in eval mode whatever the current mode is, without gradient. An image's detections do
+        not depend on the other images, up to the rounding of batched arithmetic.
+        """
+        detections: dict[int, Detections] = {}
+        with evaluating(self):
+            for indices in groups_of_equal_size(images, self.size_divisor):
+                parts = self.parts([images[i] for i in indices])
+                detections.update(zip(indices, parts.detections(), strict=True))
+        return [detections[index] for index in range(len(images))]
+
+    @torch.no_grad()
+    def score_regions(
+        self, images: Sequence[torch.Tensor], boxes: Sequence[torch.Tensor]
+    ) -> list[ScoredRegions]:
+        """Class probabilities and refined boxes of given boxes, (n, 4) for each image.
+
+        As `detect`: in eval mode, without gradient, each image by itself. To detect and score with
+        one pass through the backbone, keep the `parts` of a detector in eval mode.
+
+        Raises:
+            ConfigError: the detector lacks the ability "regions".
+            ValueError: the numbers of images and of lists of boxes differ.
+        """
+        if len(images) != len(boxes):
             raise ValueError(
-                f"{len(images)} images and {len(targets)} targets are not allowed "
-                "(must be equal and at least 1)"
+                f"{len(images)} images and {len(boxes)} lists of boxes are not allowed (must be "
+                "equal)"
             )
+        scored: dict[int, ScoredRegions] = {}
+        with evaluating(self):
+            for indices in groups_of_equal_size(images, self.size_divisor):
+                regions = self.parts([images[i] for i in indices]).regions
+                scores = regions.score([boxes[i] for i in indices])
+                scored.update(zip(indices, scores, strict=True))
+        return [scored[index] for index in range(len(images))]
+
+    @torch.no_grad()
+    def dense_maps(self, images: Sequence[torch.Tensor]) -> DenseMaps:
+        """Predictions at all locations, in eval mode, without gradient.
+
+        The images are padded to one size as in `forward`, so that the locations are those of a
+        student that sees images of the same sizes.
+
+        Raises:
+            ConfigError: the detector lacks the ability "dense".
+        """
+        with evaluating(self):
+            return self.parts(images).dense_maps()
 
     def outside_state(self) -> dict[str, float]:
         """Numbers that losses depend on and that the state dict does not hold, by name."""
@@ -61,13 +139,46 @@ class Detector(nn.Module, ABC):
         if state:
             raise KeyError(f"{type(self).__name__} has no such state: {sorted(state)}")
 
-    @abstractmethod
-    def detect(self, images: Sequence[torch.Tensor]) -> list[Detections]:
-        """Detections of each image, by falling score.
+    def load_weights(self, weights: str) -> None:
+        """Fill the detector with MODEL.WEIGHTS, completely or not at all.
 
-        Runs in eval mode whatever the current mode is, without gradient. An image's detections do
-        not depend on the other images, up to the rounding of batched arithmetic.
+        Args:
+            weights: "" keeps what there is; else a file of ours, or what its toolkit can read.
+
+        Raises:
+            WeightsError: the file is missing or damaged, or does not fit.
         """
+        if weights:
+            load_strictly(self, read_state(weights), weights)
+
+    def export(self, path: Path, *, min_size: int, max_size: int) -> str:
+        """Write the weights for programs that do not have this package.
+
+        Args:
+            path: file to write; a second one may be written beside it.
+            min_size: edge length in pixels to which those programs resize the shorter edge.
+            max_size: bound on the longer edge.
+
+        Returns:
+            Python lines that load the file.
+
+        Raises:
+            UserError: there is no such form of it, or a file beside `path` is there already.
+        """
+        raise UserError(f"{self.name} cannot be exported (no other program loads it)")
+
+    def warn_if_frozen(self) -> None:
+        """Log a warning if parts cannot be trained; call it when they are random."""
+        frozen = sum(not p.requires_grad for p in self.parameters())
+        # Each toolkit has its own class of this name.
+        norms = sum(type(part).__name__ == "FrozenBatchNorm2d" for part in self.modules())
+        if frozen or norms:
+            logger.warning(
+                "random weights, of which %d tensors and %d batch norms are frozen and stay random "
+                "(set MODEL.WEIGHTS, or MODEL.BACKBONE.FREEZE_AT 0 MODEL.RESNETS.NORM BN)",
+                frozen,
+                norms,
+            )
 
 
 def padded_size(images: Iterable[torch.Tensor], divisor: int) -> tuple[int, int]:

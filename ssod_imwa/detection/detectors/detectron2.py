@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,27 +14,23 @@ from detectron2.layers import cat
 from detectron2.modeling import build_model
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from detectron2.modeling.roi_heads import FastRCNNOutputLayers
-from detectron2.structures import Boxes, Instances
+from detectron2.structures import Instances
 from detectron2.utils.events import EventStorage
 from fvcore.common.config import CfgNode
 from torch import nn
 
-from ssod_imwa.detection.data.records import Detections, Targets
-from ssod_imwa.detection.detectors.base import Detector, groups_of_equal_size
+from ssod_imwa.detection.detectors.base import Detector, Objective
+from ssod_imwa.detection.detectors.detectron2_export import (
+    export_lazy_model,
+    export_model,
+    stock_config,
+)
+from ssod_imwa.detection.detectors.detectron2_parts import ModelParts, RegionParts, has_regions
+from ssod_imwa.detection.detectors.parts import Parts
+from ssod_imwa.detection.detectors.plain_attributes import PlainAttributes
 from ssod_imwa.detection.detectors.weights import load_strictly, read_state
 from ssod_imwa.detection.losses import multiclass_focal_loss
-from ssod_imwa.engine.modes import evaluating
-from ssod_imwa.errors import ConfigError, WeightsError
-from ssod_imwa.integrations.detectron2.trainer_parts import PlainAttributes
-
-logger = logging.getLogger(__name__)
-
-# FCOS's names -> those of every other dense detector.
-RENAMED = {
-    "loss_fcos_cls": "loss_cls",
-    "loss_fcos_loc": "loss_box_reg",
-    "loss_fcos_ctr": "loss_centerness",
-}
+from ssod_imwa.errors import ConfigError, UserError, WeightsError
 
 
 class FocalFastRCNNOutputLayers(FastRCNNOutputLayers):
@@ -60,32 +55,48 @@ class FocalFastRCNNOutputLayers(FastRCNNOutputLayers):
 class Detectron2Detector(Detector):
     """A detectron2 model; `build_detectron2_detector` makes one.
 
+    It has the ability "regions" if it is a Faster R-CNN with one stage of heads.
+
     Args:
         model: a meta-architecture with detectron2's calling convention (GeneralizedRCNN, RetinaNet,
             FCOS, ...): lists of dicts in, losses or `Instances` out.
         num_classes: C.
         image_format: order of the channels that the model expects, "RGB" or "BGR".
+        source: what detectron2 builds the model from: its configuration, or the name of a
+            LazyConfig; None for a model that need not be exported.
     """
 
-    def __init__(self, model: nn.Module, *, num_classes: int, image_format: str) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        num_classes: int,
+        image_format: str,
+        source: CfgNode | str | None = None,
+    ) -> None:
         super().__init__(num_classes)
         self.model = model
         self.image_format = image_format
+        self.source = source
+        self.abilities = frozenset({"regions"} if has_regions(model) else ())
+        self.size_divisor = max(1, getattr(model.backbone, "size_divisibility", 1))
         self._attributes = PlainAttributes({"model": model}, DenseDetector, "loss_normalizer")
 
+    @property
+    def name(self) -> str:
+        return f"detectron2's {type(self.model).__name__}"
+
+    def parts(self, images: Sequence[torch.Tensor]) -> Parts:
+        if self.image_format != "RGB":
+            images = [image.flip(0) for image in images]
+        kind = RegionParts if "regions" in self.abilities else ModelParts
+        return kind(self.name, self.model, images)
+
     def forward(
-        self, images: Sequence[torch.Tensor], targets: Sequence[Targets]
+        self, images: Sequence[torch.Tensor], objective: Objective
     ) -> dict[str, torch.Tensor]:
-        self.check_losses(images, targets)
-        batch = self._inputs(images)
-        for entry, image, target in zip(batch, images, targets, strict=True):
-            instances = Instances(tuple(image.shape[-2:]))
-            instances.gt_boxes = Boxes(target.boxes)
-            instances.gt_classes = target.labels
-            entry["instances"] = instances
         with EventStorage():  # the model's own statistics; it does not run without a storage
-            losses = self.model(batch)
-        return {RENAMED.get(name, name): value for name, value in losses.items()}
+            return super().forward(images, objective)
 
     def outside_state(self) -> dict[str, float]:
         return self._attributes.state_dict()
@@ -93,41 +104,67 @@ class Detectron2Detector(Detector):
     def load_outside_state(self, state: dict[str, float]) -> None:
         self._attributes.load_state_dict(state)
 
-    @torch.no_grad()
-    def detect(self, images: Sequence[torch.Tensor]) -> list[Detections]:
-        divisor = max(1, getattr(self.model.backbone, "size_divisibility", 1))
-        found: dict[int, Detections] = {}
-        with evaluating(self):
-            for indices in groups_of_equal_size(images, divisor):
-                results = self.model(self._inputs([images[i] for i in indices]))
-                for index, result in zip(indices, results, strict=True):
-                    instances = result["instances"]
-                    found[index] = Detections(
-                        instances.pred_boxes.tensor, instances.pred_classes, instances.scores
-                    )
-        return [found[index] for index in range(len(images))]
+    def load_weights(self, weights: str) -> None:
+        """Fill the model through detectron2's checkpointer, which converts names where it can.
 
-    def _inputs(self, images: Sequence[torch.Tensor]) -> list[dict[str, Any]]:
-        return [
-            {"image": image if self.image_format == "RGB" else image.flip(0)} for image in images
-        ]
+        Args:
+            weights: "" for none; a checkpoint of ours; or what detectron2's MODEL.WEIGHTS takes:
+                `detectron2://...`, a model of its zoo as .pkl, ImageNet backbones, or a .pth.
+
+        Raises:
+            WeightsError: the file cannot be read, or does not fit this model.
+        """
+        if not weights:
+            return
+        if (state := _own_state(weights)) is not None:
+            load_strictly(self, state, weights)
+            return
+        before = {name: x.clone() for name, x in self.model.state_dict().items()}
+        try:
+            DetectionCheckpointer(self.model).load(weights)
+        except (OSError, RuntimeError, ValueError, AssertionError) as error:
+            raise WeightsError(f"MODEL.WEIGHTS = {weights!r} cannot be loaded ({error})") from error
+        after = self.model.state_dict()
+        if all(torch.equal(before[name], after[name]) for name in before):
+            raise WeightsError(f"MODEL.WEIGHTS = {weights!r}: nothing in it fits the model")
+
+    def export(self, path: Path, *, min_size: int, max_size: int) -> str:
+        """Write a checkpoint and, unless a LazyConfig is it, a configuration beside it (.yaml)."""
+        if self.source is None:
+            raise UserError(f"{self.name} cannot be exported (it was made without a source)")
+        state = self.model.state_dict()
+        if isinstance(self.source, str):
+            return export_lazy_model(state, self.source, self.num_classes, path)
+        return export_model(state, self.source, path, min_size=min_size, max_size=max_size)
 
 
-def build_detectron2_detector(cfg: CfgNode, num_classes: int) -> Detectron2Detector:
-    """The model that MODEL describes, or MODEL.DETECTRON2.CONFIG if that is a LazyConfig (.py).
+def build_detectron2_detector(
+    cfg: CfgNode,
+    *,
+    num_classes: int,
+    lazy_config: str = "",
+    loss: str = "CrossEntropy",
+    focal_gamma: float = 1.5,
+) -> Detectron2Detector:
+    """The model that MODEL describes, or a LazyConfig if one is named.
 
     Its weights are random; `load_weights` fills them.
 
     Args:
-        cfg: a configuration with `MODEL.TOOLKIT: detectron2`.
+        cfg: detectron2's configuration; it may have more keys.
         num_classes: C.
+        lazy_config: a LazyConfig (.py) of the model zoo or a file, instead of `cfg`.
+        loss: classification loss of the ROI head, as in `ROILossOptions`.
+        focal_gamma: as in `FocalOptions`.
 
     Raises:
         ConfigError: detectron2 cannot build it.
     """
-    if cfg.MODEL.DETECTRON2.CONFIG.endswith(".py"):
-        model = _lazy_model(cfg.MODEL.DETECTRON2.CONFIG, num_classes)
+    source: CfgNode | str
+    if lazy_config:
+        model = _lazy_model(lazy_config, num_classes)
         image_format = getattr(model, "input_format", None) or "BGR"
+        source = lazy_config
     else:
         cfg = plain_config(cfg, num_classes)
         try:
@@ -135,9 +172,12 @@ def build_detectron2_detector(cfg: CfgNode, num_classes: int) -> Detectron2Detec
         except (KeyError, ValueError, AssertionError) as error:
             raise ConfigError(f"MODEL: detectron2 cannot build it ({error})") from error
         image_format = cfg.INPUT.FORMAT
-    if cfg.MODEL.ROI_HEADS.LOSS == "FocalLoss":
-        _use_focal_loss(model, cfg.MODEL.ROI_HEADS.FOCAL_GAMMA)
-    return Detectron2Detector(model, num_classes=num_classes, image_format=image_format)
+        source = stock_config(cfg)
+    if loss == "FocalLoss":
+        _use_focal_loss(model, focal_gamma)
+    return Detectron2Detector(
+        model, num_classes=num_classes, image_format=image_format, source=source
+    )
 
 
 def plain_config(cfg: CfgNode, num_classes: int) -> CfgNode:
@@ -186,32 +226,6 @@ def _use_focal_loss(model: nn.Module, gamma: float) -> None:
     # detectron2's ROI heads name the class of their predictor in their code: it cannot be chosen.
     predictor.__class__ = FocalFastRCNNOutputLayers
     predictor.focal_gamma = gamma
-
-
-def load_weights(detector: Detectron2Detector, weights: str) -> None:
-    """Fill the model through detectron2's checkpointer, which converts names where it can.
-
-    Args:
-        detector: what `build_detectron2_detector` made.
-        weights: "" for none; a checkpoint of ours; or what detectron2's MODEL.WEIGHTS takes:
-            `detectron2://...`, a model of its zoo as .pkl, ImageNet backbones, or a .pth.
-
-    Raises:
-        WeightsError: the file cannot be read, or does not fit this model.
-    """
-    if not weights:
-        return
-    if (state := _own_state(weights)) is not None:
-        load_strictly(detector, state, weights)
-        return
-    before = {name: x.clone() for name, x in detector.model.state_dict().items()}
-    try:
-        DetectionCheckpointer(detector.model).load(weights)
-    except (OSError, RuntimeError, ValueError, AssertionError) as error:
-        raise WeightsError(f"MODEL.WEIGHTS = {weights!r} cannot be loaded ({error})") from error
-    after = detector.model.state_dict()
-    if all(torch.equal(before[name], after[name]) for name in before):
-        raise WeightsError(f"MODEL.WEIGHTS = {weights!r}: nothing in it fits the model")
 
 
 def _own_state(weights: str) -> Mapping[str, Any] | None:

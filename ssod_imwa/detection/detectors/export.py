@@ -1,10 +1,13 @@
-"""A trained detector as plain torchvision weights, and the lines that load them."""
+"""A trained Faster R-CNN as plain torchvision weights, and the lines that load them."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 
-from ssod_imwa.detection.detectors.faster_rcnn import TorchvisionFasterRCNN
+from ssod_imwa.detection.detectors.faster_rcnn_modules import anchor_shapes
+from ssod_imwa.detection.detectors.options import FasterRCNNOptions
 
 # Arguments of torchvision's FasterRCNN and their defaults.
 DEFAULTS = {
@@ -21,26 +24,38 @@ DEFAULTS = {
 }
 ANCHOR_SIZES = ((32,), (64,), (128,), (256,), (512,))
 ANCHOR_ASPECT_RATIOS = ((0.5, 1.0, 2.0),) * 5
+# Channels of res2..res5.
+STAGE_CHANNELS = {
+    18: [64, 128, 256, 512],
+    50: [256, 512, 1024, 2048],
+    101: [256, 512, 1024, 2048],
+}
 
 
-def exported_state(detector: TorchvisionFasterRCNN) -> dict[str, torch.Tensor]:
-    """The weights as copies on the CPU, under torchvision's names and for its RGB images.
+def exported_state(
+    state: Mapping[str, torch.Tensor], *, swap_input: bool
+) -> dict[str, torch.Tensor]:
+    """A detector's state as copies on the CPU, as torchvision loads it strictly.
 
-    Batch norms' step counters are added where ours are frozen, because torchvision's strict loading
-    asks for them. A detector of BGR images gets its first convolution's inputs swapped instead.
+    Batch norms' step counters are added where ours are frozen, because torchvision asks for them.
+
+    Args:
+        state: of a `TorchvisionFasterRCNN`.
+        swap_input: turn the first convolution's inputs around, for a detector of BGR images, since
+            torchvision's takes RGB.
     """
-    state = {name: x.detach().cpu().clone() for name, x in detector.state_dict().items()}
-    for name in [name for name in state if name.endswith("running_var")]:
+    exported = {name: x.detach().cpu().clone() for name, x in state.items()}
+    for name in [name for name in exported if name.endswith("running_var")]:
         counter = name.replace("running_var", "num_batches_tracked")
-        state.setdefault(counter, torch.zeros((), dtype=torch.int64))
-    if detector.image_format == "BGR":
+        exported.setdefault(counter, torch.zeros((), dtype=torch.int64))
+    if swap_input:
         name = "backbone.body.conv1.weight"
-        state[name] = state[name].flip(1).contiguous()
-    return state
+        exported[name] = exported[name].flip(1).contiguous()
+    return exported
 
 
 def loading_code(
-    detector: TorchvisionFasterRCNN, path: str, *, min_size: int, max_size: int
+    options: FasterRCNNOptions, num_classes: int, path: str, *, min_size: int, max_size: int
 ) -> str:
     """Python lines that make `model`, a torchvision FasterRCNN with the weights at `path`.
 
@@ -48,23 +63,22 @@ def loading_code(
     them itself, and counts classes from 1.
 
     Args:
-        detector: the exported detector.
+        options: of the exported detector.
+        num_classes: C, without background.
         path: where the weights were written.
         min_size: edge length in pixels to which torchvision resizes the shorter edge.
         max_size: bound on the longer edge.
     """
-    settings = _settings(detector, min_size, max_size)
-    given = [f"{k}={v!r}" for k, v in settings.items() if v != DEFAULTS[k]]
-    lines = ["import torch"]
-    anchors = detector.rpn.anchor_generator
-    if (anchors.sizes, anchors.aspect_ratios) != (ANCHOR_SIZES, ANCHOR_ASPECT_RATIOS):
+    settings = _settings(options, min_size, max_size)
+    arguments = [f"{k}={v!r}" for k, v in settings.items() if v != DEFAULTS[k]]
+    lines = ["# Class 0 is background; labels count from 1.", "import torch"]
+    sizes, ratios = anchor_shapes(options.anchor_generator)
+    if (sizes, ratios) != (ANCHOR_SIZES, ANCHOR_ASPECT_RATIOS):
         lines.append("from torchvision.models.detection.anchor_utils import AnchorGenerator")
-        given.append(
-            f"rpn_anchor_generator=AnchorGenerator({anchors.sizes!r}, {anchors.aspect_ratios!r})"
-        )
-    build = _stock_lines if _is_stock(detector) else _general_lines
-    lines += build(detector, given)
-    if detector.stride_in_1x1:
+        arguments.append(f"rpn_anchor_generator=AnchorGenerator({sizes!r}, {ratios!r})")
+    build = _stock_lines if _is_stock(options) else _general_lines
+    lines += build(options, num_classes + 1, arguments)
+    if options.resnets.stride_in_1x1:
         lines += [
             "for part in model.backbone.body.modules():",
             "    if hasattr(part, 'conv3'):",
@@ -74,66 +88,60 @@ def loading_code(
     return "\n".join(lines) + "\n"
 
 
-def _settings(detector: TorchvisionFasterRCNN, min_size: int, max_size: int) -> dict[str, object]:
-    rpn, roi_heads = detector.rpn, detector.roi_heads
+def _settings(options: FasterRCNNOptions, min_size: int, max_size: int) -> dict[str, object]:
+    rpn, roi_heads, pixels = options.rpn, options.roi_heads, options.pixels
     mean, std = (
-        [float(f"{x / 255:.7g}") for x in values.flatten().tolist()]
-        for values in (detector.pixel_mean, detector.pixel_std)
+        [float(f"{x / 255:.7g}") for x in values]
+        for values in (pixels.pixel_mean, pixels.pixel_std)
     )
-    if detector.image_format == "BGR":
+    if options.image.format == "BGR":
         mean, std = mean[::-1], std[::-1]
     return {
         "min_size": min_size,
         "max_size": max_size,
         "image_mean": mean,
         "image_std": std,
-        "rpn_pre_nms_top_n_test": rpn._pre_nms_top_n["testing"],
-        "rpn_post_nms_top_n_test": rpn._post_nms_top_n["testing"],
+        "rpn_pre_nms_top_n_test": rpn.pre_nms_topk_test,
+        "rpn_post_nms_top_n_test": rpn.post_nms_topk_test,
         "rpn_nms_thresh": rpn.nms_thresh,
-        "box_score_thresh": roi_heads.score_thresh,
-        "box_nms_thresh": roi_heads.nms_thresh,
-        "box_detections_per_img": roi_heads.detections_per_img,
+        "box_score_thresh": roi_heads.score_thresh_test,
+        "box_nms_thresh": roi_heads.nms_thresh_test,
+        "box_detections_per_img": options.detections.detections_per_image,
     }
 
 
-def _is_stock(detector: TorchvisionFasterRCNN) -> bool:
+def _is_stock(options: FasterRCNNOptions) -> bool:
     """Whether torchvision's builder makes this architecture."""
-    sizes = (
-        detector.depth,
-        detector.backbone.out_channels,
-        detector.roi_heads.box_head.fc6.out_features,
-        detector.roi_heads.box_roi_pool.output_size[0],
-    )
+    head = options.roi_box_head
+    sizes = (options.resnets.depth, options.fpn.out_channels, head.fc_dim, head.pooler_resolution)
     return sizes == (50, 256, 1024, 7)
 
 
-def _stock_lines(detector: TorchvisionFasterRCNN, given: list[str]) -> list[str]:
-    arguments = ["weights=None", "weights_backbone=None", f"num_classes={detector.num_classes + 1}"]
+def _stock_lines(options: FasterRCNNOptions, labels: int, arguments: list[str]) -> list[str]:
+    fixed = ["weights=None", "weights_backbone=None", f"num_classes={labels}"]
     return [
         "from torchvision.models.detection import fasterrcnn_resnet50_fpn",
-        f"model = fasterrcnn_resnet50_fpn({', '.join(arguments + given)})",
+        f"model = fasterrcnn_resnet50_fpn({', '.join(fixed + arguments)})",
     ]
 
 
-def _general_lines(detector: TorchvisionFasterRCNN, given: list[str]) -> list[str]:
-    channels, head = detector.backbone.out_channels, detector.roi_heads.box_head
-    resolution = detector.roi_heads.box_roi_pool.output_size[0]
-    inputs = [level[0].in_channels for level in detector.backbone.fpn.inner_blocks]
-    fc_dim, classes = head.fc6.out_features, detector.num_classes + 1
+def _general_lines(options: FasterRCNNOptions, labels: int, arguments: list[str]) -> list[str]:
+    depth, channels, head = options.resnets.depth, options.fpn.out_channels, options.roi_box_head
+    resolution, fc_dim = head.pooler_resolution, head.fc_dim
     parts = [
         "box_roi_pool=MultiScaleRoIAlign(['0', '1', '2', '3'], "
         f"output_size={resolution}, sampling_ratio=2)",
-        f"box_head=TwoMLPHead({head.fc6.in_features}, {fc_dim})",
-        f"box_predictor=FastRCNNPredictor({fc_dim}, {classes})",
+        f"box_head=TwoMLPHead({channels * resolution**2}, {fc_dim})",
+        f"box_predictor=FastRCNNPredictor({fc_dim}, {labels})",
     ]
     return [
-        f"from torchvision.models import resnet{detector.depth}",
+        f"from torchvision.models import resnet{depth}",
         "from torchvision.models.detection.backbone_utils import BackboneWithFPN",
         "from torchvision.models.detection.faster_rcnn import (",
         "    FasterRCNN, FastRCNNPredictor, TwoMLPHead)",
         "from torchvision.ops import MultiScaleRoIAlign",
         "levels = {'layer1': '0', 'layer2': '1', 'layer3': '2', 'layer4': '3'}",
-        f"body = resnet{detector.depth}(weights=None)",
-        f"backbone = BackboneWithFPN(body, levels, {inputs}, {channels})",
-        f"model = FasterRCNN(backbone, {', '.join(parts + given)})",
+        f"body = resnet{depth}(weights=None)",
+        f"backbone = BackboneWithFPN(body, levels, {STAGE_CHANNELS[depth]}, {channels})",
+        f"model = FasterRCNN(backbone, {', '.join(parts + arguments)})",
     ]

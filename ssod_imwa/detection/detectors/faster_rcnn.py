@@ -8,37 +8,42 @@ classification loss, and the heads' initial weights.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
 
 import torch
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.models.detection.image_list import ImageList
-from torchvision.ops import MultiScaleRoIAlign
+from torchvision.ops import clip_boxes_to_image
 
 from ssod_imwa.detection.data.records import Detections, Targets
-from ssod_imwa.detection.detectors.base import (
-    Detector,
-    groups_of_equal_size,
-    padded_size,
-)
-from ssod_imwa.detection.detectors.faster_rcnn_parts import (
+from ssod_imwa.detection.detectors.base import Detector, padded_size
+from ssod_imwa.detection.detectors.caffe import read_caffe_resnet
+from ssod_imwa.detection.detectors.export import exported_state, loading_code
+from ssod_imwa.detection.detectors.faster_rcnn_modules import (
     BoxHeads,
-    ProposalHead,
     ProposalNetwork,
-    make_anchors,
     make_backbone,
-    make_box_head,
-    make_box_predictor,
+    make_box_heads,
+    make_proposal_network,
 )
-from ssod_imwa.detection.losses import check_gamma
-from ssod_imwa.engine.modes import evaluating
+from ssod_imwa.detection.detectors.options import FasterRCNNOptions
+from ssod_imwa.detection.detectors.parts import Parts, RegionOutputs, Regions, SampledBoxes
+from ssod_imwa.detection.detectors.weights import (
+    CAFFE_INPUT,
+    TORCHVISION_INPUT,
+    check_classes,
+    check_input,
+    download_imagenet,
+    load_resnet,
+    load_strictly,
+    read_state,
+)
+from ssod_imwa.detection.losses import box_loss, check_gamma
+from ssod_imwa.engine.checkpoint.atomic import write_checkpoint
 
-DEPTHS = (18, 50, 101)
-NORMS = ("FrozenBN", "BN")
-FORMATS = ("RGB", "BGR")
-LOSSES = ("CrossEntropy", "FocalLoss")
-# The pyramid's coarsest convolutional level, p5, has this stride; images are padded to multiples.
-SIZE_DIVISOR = 32
+CLASSIFIER = "roi_heads.box_predictor.cls_score.weight"
 
 
 class TorchvisionFasterRCNN(Detector):
@@ -48,190 +53,242 @@ class TorchvisionFasterRCNN(Detector):
         backbone: torchvision's ResNet with a feature pyramid.
         rpn: proposes boxes; in training mode its losses are named as torchvision's.
         roi_heads: classifies them; labels 1..C, 0 is background.
+        options: what these were made with.
         num_classes: C.
-        pixel_mean: subtracted from pixels in 0..255, one number per channel of `image_format`.
-        pixel_std: divided into the difference.
-        image_format: order of the channels that the backbone sees, "RGB" or "BGR".
-        depth: of the ResNet.
-        stride_in_1x1: whether bottlenecks stride as Caffe's do.
     """
+
+    abilities = frozenset({"regions"})
+    # The pyramid's coarsest convolutional level, p5, has this stride.
+    size_divisor = 32
+    pixel_mean: torch.Tensor
+    pixel_std: torch.Tensor
 
     def __init__(
         self,
         backbone: BackboneWithFPN,
         rpn: ProposalNetwork,
         roi_heads: BoxHeads,
+        options: FasterRCNNOptions,
         *,
         num_classes: int,
-        pixel_mean: Sequence[float],
-        pixel_std: Sequence[float],
-        image_format: str,
-        depth: int,
-        stride_in_1x1: bool,
     ) -> None:
         super().__init__(num_classes)
         self.backbone = backbone
         self.rpn = rpn
         self.roi_heads = roi_heads
-        self.image_format = image_format
-        self.depth = depth
-        self.stride_in_1x1 = stride_in_1x1
+        self.options = options
         # Not persistent: torchvision's state dict has no such keys.
-        for name, values in (("pixel_mean", pixel_mean), ("pixel_std", pixel_std)):
-            self.register_buffer(name, torch.tensor(values).view(3, 1, 1), persistent=False)
+        for name in ("pixel_mean", "pixel_std"):
+            values = torch.tensor(getattr(options.pixels, name)).view(3, 1, 1)
+            self.register_buffer(name, values, persistent=False)
 
-    def forward(
-        self, images: Sequence[torch.Tensor], targets: Sequence[Targets]
-    ) -> dict[str, torch.Tensor]:
-        self.check_losses(images, targets)
-        batch = self._batch(images)
-        # torchvision counts its classes from 1; 0 is background.
-        shifted = [{"boxes": t.boxes, "labels": t.labels + 1} for t in targets]
-        features = self.backbone(batch.tensors)
-        proposals, rpn_losses = self.rpn(batch, features, shifted)
-        _, roi_losses = self.roi_heads(features, proposals, batch.image_sizes, shifted)
-        return {
-            "loss_rpn_cls": rpn_losses["loss_objectness"],
-            "loss_rpn_loc": rpn_losses["loss_rpn_box_reg"],
-            "loss_cls": roi_losses["loss_classifier"],
-            "loss_box_reg": roi_losses["loss_box_reg"],
-        }
+    @property
+    def name(self) -> str:
+        return "torchvision's Faster R-CNN"
 
-    @torch.no_grad()
-    def detect(self, images: Sequence[torch.Tensor]) -> list[Detections]:
-        found: dict[int, Detections] = {}
-        with evaluating(self):
-            for indices in groups_of_equal_size(images, SIZE_DIVISOR):
-                results = self._detect_batch([images[i] for i in indices])
-                found.update(zip(indices, results, strict=True))
-        return [found[index] for index in range(len(images))]
+    def parts(self, images: Sequence[torch.Tensor]) -> FasterRCNNParts:
+        return FasterRCNNParts(self, images)
 
-    def _detect_batch(self, images: Sequence[torch.Tensor]) -> list[Detections]:
-        batch = self._batch(images)
-        features = self.backbone(batch.tensors)
-        proposals, _ = self.rpn(batch, features)
-        results, _ = self.roi_heads(features, proposals, batch.image_sizes)
-        return [Detections(r["boxes"], r["labels"] - 1, r["scores"]) for r in results]
+    def load_weights(self, weights: str) -> None:
+        """Fill the detector with MODEL.WEIGHTS, completely or not at all.
 
-    def _batch(self, images: Sequence[torch.Tensor]) -> ImageList:
+        Args:
+            weights: one of
+
+                - "": keep the random weights;
+                - "imagenet": torchvision's ImageNet weights for the backbone (downloaded once);
+                - FILE.pkl: Caffe's ResNet for the backbone (MSRA R-50.pkl, R-101.pkl);
+                - any other file: a state dict written by `torch.save`, of a whole detector (ours,
+                  torchvision's, or inside one of our checkpoints: the model that the run
+                  recommends, else the teacher, else the student) or of a torchvision ResNet for
+                  the backbone.
+
+        Raises:
+            WeightsError: the file is missing, damaged, or its names and shapes are not the model's;
+                or the backbone expects another input than the detector feeds it.
+        """
+        if weights == "":
+            return
+        body = self.backbone.body
+        if weights == "imagenet":
+            source = "torchvision's ImageNet weights"
+            check_input(self.options, TORCHVISION_INPUT, source)
+            load_resnet(body, download_imagenet(self.options.resnets.depth), weights)
+        elif weights.endswith(".pkl"):
+            check_input(self.options, CAFFE_INPUT, weights)
+            load_resnet(body, read_caffe_resnet(Path(weights)), weights)
+        elif "conv1.weight" in (state := read_state(weights)):
+            check_input(self.options, TORCHVISION_INPUT, weights)
+            load_resnet(body, state, weights)
+        else:
+            check_classes(state, CLASSIFIER, self.num_classes, weights)
+            load_strictly(self, state, weights)
+
+    def export(self, path: Path, *, min_size: int, max_size: int) -> str:
+        """Write one state dict, which plain torchvision loads."""
+        swap = self.options.image.format == "BGR"
+        write_checkpoint(path, exported_state(self.state_dict(), swap_input=swap))
+        return loading_code(
+            self.options, self.num_classes, str(path), min_size=min_size, max_size=max_size
+        )
+
+    def batch(self, images: Sequence[torch.Tensor]) -> ImageList:
         """Normalize and pad with zeros, the mean color, at the right and at the bottom."""
-        batch = self.pixel_mean.new_zeros(len(images), 3, *padded_size(images, SIZE_DIVISOR))
+        size = padded_size(images, self.size_divisor)
+        batch = self.pixel_mean.new_zeros(len(images), 3, *size)
         for row, image in zip(batch, images, strict=True):
-            pixels = image if self.image_format == "RGB" else image.flip(0)
+            pixels = image if self.options.image.format == "RGB" else image.flip(0)
             height, width = image.shape[-2:]
             row[:, :height, :width] = (pixels - self.pixel_mean) / self.pixel_std
         return ImageList(batch, [tuple(image.shape[-2:]) for image in images])
 
 
-def build_faster_rcnn(
-    *,
-    num_classes: int,
-    depth: int = 50,
-    norm: str = "FrozenBN",
-    freeze_at: int = 2,
-    stride_in_1x1: bool = False,
-    fpn_channels: int = 256,
-    anchor_sizes: Sequence[Sequence[float]] = ((32,), (64,), (128,), (256,), (512,)),
-    anchor_aspect_ratios: Sequence[Sequence[float]] = ((0.5, 1.0, 2.0),),
-    rpn_iou_thresholds: Sequence[float] = (0.3, 0.7),
-    rpn_batch_size_per_image: int = 256,
-    rpn_positive_fraction: float = 0.5,
-    rpn_pre_nms_topk_train: int = 2000,
-    rpn_pre_nms_topk_test: int = 1000,
-    rpn_post_nms_topk_train: int = 1000,
-    rpn_post_nms_topk_test: int = 1000,
-    rpn_nms_thresh: float = 0.7,
-    roi_batch_size_per_image: int = 512,
-    roi_positive_fraction: float = 0.25,
-    roi_iou_threshold: float = 0.5,
-    roi_score_thresh_test: float = 0.05,
-    roi_nms_thresh_test: float = 0.5,
-    loss: str = "CrossEntropy",
-    focal_gamma: float = 1.5,
-    pooler_resolution: int = 7,
-    fc_dim: int = 1024,
-    smooth_l1_beta: float = 0.0,
-    pixel_mean: Sequence[float] = (123.675, 116.28, 103.53),
-    pixel_std: Sequence[float] = (58.395, 57.12, 57.375),
-    image_format: str = "RGB",
-    detections_per_image: int = 100,
-) -> TorchvisionFasterRCNN:
-    """A Faster R-CNN with random weights; `pretrained.load_weights` fills them.
+class FasterRCNNParts(Parts, Regions):
+    """The detector at work on some images; their second stage, too."""
 
-    The arguments are the configuration's MODEL keys and mean what docs/keys.md says.
+    def __init__(self, detector: TorchvisionFasterRCNN, images: Sequence[torch.Tensor]) -> None:
+        super().__init__(detector.name, images)
+        self._backbone, self._rpn = detector.backbone, detector.rpn
+        self._roi_heads = detector.roi_heads
+        self._num_classes = detector.num_classes
+        self._batch = detector.batch(images)
+
+    @property
+    def regions(self) -> Regions:
+        return self
+
+    @cached_property
+    def _features(self) -> dict[str, torch.Tensor]:
+        return self._backbone(self._batch.tensors)
+
+    def losses(self, targets: Sequence[Targets]) -> dict[str, torch.Tensor]:
+        proposals, losses = self.propose(targets)
+        _, roi_losses = self._roi_heads(
+            self._features, proposals, self._batch.image_sizes, _counted_from_1(targets)
+        )
+        return {
+            **losses,
+            "loss_cls": roi_losses["loss_classifier"],
+            "loss_box_reg": roi_losses["loss_box_reg"],
+        }
+
+    def detections(self) -> list[Detections]:
+        proposals, _ = self._rpn(self._batch, self._features)
+        results, _ = self._roi_heads(self._features, proposals, self._batch.image_sizes)
+        return [Detections(r["boxes"], r["labels"] - 1, r["scores"]) for r in results]
+
+    def propose(
+        self, targets: Sequence[Targets]
+    ) -> tuple[list[torch.Tensor], dict[str, torch.Tensor]]:
+        self.check_count("targets", targets)
+        proposals, losses = self._rpn(self._batch, self._features, _counted_from_1(targets))
+        return proposals, {
+            "loss_rpn_cls": losses["loss_objectness"],
+            "loss_rpn_loc": losses["loss_rpn_box_reg"],
+        }
+
+    @torch.no_grad()
+    def sample(
+        self, proposals: Sequence[torch.Tensor], targets: Sequence[Targets]
+    ) -> list[SampledBoxes]:
+        self.check_count("targets", targets)
+        self.check_count("lists of proposals", proposals)
+        boxes, matches, labels, _ = self._roi_heads.select_training_samples(
+            list(proposals), _counted_from_1(targets)
+        )
+        return [
+            SampledBoxes(
+                image_boxes,
+                torch.where(image_labels > 0, image_labels - 1, self._num_classes),
+                target.boxes[match] if len(target) else torch.zeros_like(image_boxes),
+            )
+            for image_boxes, match, image_labels, target in zip(
+                boxes, matches, labels, targets, strict=True
+            )
+        ]
+
+    def predict(self, boxes: Sequence[torch.Tensor]) -> RegionOutputs:
+        self.check_count("lists of boxes", boxes)
+        heads = self._roi_heads
+        pooled = heads.box_roi_pool(self._features, list(boxes), self._batch.image_sizes)
+        logits, deltas = heads.box_predictor(heads.box_head(pooled))
+        return RegionOutputs(
+            list(boxes),
+            torch.cat([logits[:, 1:], logits[:, :1]], dim=1),
+            deltas.view(-1, self._num_classes + 1, 4)[:, 1:],
+        )
+
+    def refine(self, outputs: RegionOutputs) -> list[torch.Tensor]:
+        refined = self._roi_heads.box_coder.decode_single(
+            outputs.deltas.flatten(1), torch.cat(outputs.boxes)
+        )
+        of_images = refined.view_as(outputs.deltas).split([len(boxes) for boxes in outputs.boxes])
+        return [
+            clip_boxes_to_image(boxes, size)
+            for boxes, size in zip(of_images, self._batch.image_sizes, strict=True)
+        ]
+
+    def box_loss(self, outputs: RegionOutputs, sampled: Sequence[SampledBoxes]) -> torch.Tensor:
+        labels = torch.cat([item.labels for item in sampled])
+        positive = torch.where(labels < self._num_classes)[0]
+        boxes = torch.cat([item.boxes for item in sampled])[positive]
+        matched = torch.cat([item.matched for item in sampled])[positive]
+        return box_loss(
+            outputs.deltas[positive, labels[positive]],
+            self._roi_heads.box_coder.encode_single(matched, boxes),
+            divisor=len(labels),
+            beta=self._roi_heads.smooth_l1_beta,
+        )
+
+
+def _counted_from_1(targets: Sequence[Targets]) -> list[dict[str, torch.Tensor]]:
+    """Targets as torchvision takes them: 0 is background."""
+    return [{"boxes": target.boxes, "labels": target.labels + 1} for target in targets]
+
+
+def build_faster_rcnn(
+    options: FasterRCNNOptions | None = None, *, num_classes: int
+) -> TorchvisionFasterRCNN:
+    """A Faster R-CNN with random weights; `load_weights` fills them.
+
+    Args:
+        options: None takes all defaults: a ResNet-50 whose batch norms are frozen, for images of
+            COCO's size.
+        num_classes: C, without background.
 
     Raises:
-        ValueError: an argument is out of range.
+        ValueError: values are out of range or do not fit together.
 
     Example:
-        >>> detector = build_faster_rcnn(num_classes=10, depth=18, norm="BN", fpn_channels=64)
-        >>> found = detector.detect([torch.zeros(3, 64, 96, dtype=torch.uint8)])
-        >>> len(found)
+        >>> from ssod_imwa.detection.detectors.options import BackboneOptions, ResNetOptions
+        >>> options = FasterRCNNOptions(
+        ...     backbone=BackboneOptions(freeze_at=0), resnets=ResNetOptions(depth=18, norm="BN")
+        ... )
+        >>> detector = build_faster_rcnn(options, num_classes=10)
+        >>> detections = detector.detect([torch.zeros(3, 64, 96, dtype=torch.uint8)])
+        >>> len(detections)
         1
     """
-    _check_choice("depth", depth, DEPTHS)
-    _check_choice("norm", norm, NORMS)
-    _check_choice("freeze_at", freeze_at, range(6))
-    _check_choice("image_format", image_format, FORMATS)
-    _check_choice("loss", loss, LOSSES)
-    if loss == "FocalLoss":
-        check_gamma(focal_gamma)
-    if len(pixel_mean) != 3 or len(pixel_std) != 3 or min(pixel_std) <= 0:
-        raise ValueError(
-            f"pixel_mean = {list(pixel_mean)}, pixel_std = {list(pixel_std)} are not allowed "
-            "(must be three numbers each, the latter positive)"
-        )
+    options = options or FasterRCNNOptions()
+    _check(options, num_classes)
+    # In this order, which decides the random weights that a seed gives.
+    rpn = make_proposal_network(options)
+    roi_heads = make_box_heads(options, num_classes)
+    backbone = make_backbone(options.resnets, options.backbone, options.fpn)
+    return TorchvisionFasterRCNN(backbone, rpn, roi_heads, options, num_classes=num_classes)
+
+
+def _check(options: FasterRCNNOptions, num_classes: int) -> None:
+    """Raise ValueError where single values are allowed but not together."""
+    if options.roi_loss.loss == "FocalLoss":
+        check_gamma(options.focal.focal_gamma)
+    for name, values, count in (
+        ("pixel_mean", options.pixels.pixel_mean, 3),
+        ("pixel_std", options.pixels.pixel_std, 3),
+        ("rpn iou_thresholds", options.rpn.iou_thresholds, 2),
+        ("roi_heads iou_thresholds", options.roi_heads.iou_thresholds, 1),
+    ):
+        if len(values) != count:
+            raise ValueError(f"{name} = {values} is not allowed (must have {count} values)")
     if num_classes < 1:
         raise ValueError(f"num_classes = {num_classes} is not allowed (must be at least 1)")
-    anchors = make_anchors(anchor_sizes, anchor_aspect_ratios)
-    rpn = ProposalNetwork(
-        anchors,
-        ProposalHead(fpn_channels, anchors.num_anchors_per_location()[0]),
-        fg_iou_thresh=rpn_iou_thresholds[1],
-        bg_iou_thresh=rpn_iou_thresholds[0],
-        batch_size_per_image=rpn_batch_size_per_image,
-        positive_fraction=rpn_positive_fraction,
-        pre_nms_top_n={"training": rpn_pre_nms_topk_train, "testing": rpn_pre_nms_topk_test},
-        post_nms_top_n={"training": rpn_post_nms_topk_train, "testing": rpn_post_nms_topk_test},
-        nms_thresh=rpn_nms_thresh,
-    )
-    rpn.smooth_l1_beta = smooth_l1_beta
-    rpn.batch_size_per_image = rpn_batch_size_per_image
-    roi_heads = BoxHeads(
-        MultiScaleRoIAlign(["0", "1", "2", "3"], pooler_resolution, sampling_ratio=2),
-        make_box_head(fpn_channels * pooler_resolution**2, fc_dim),
-        make_box_predictor(fc_dim, num_classes),
-        fg_iou_thresh=roi_iou_threshold,
-        bg_iou_thresh=roi_iou_threshold,
-        batch_size_per_image=roi_batch_size_per_image,
-        positive_fraction=roi_positive_fraction,
-        bbox_reg_weights=None,
-        score_thresh=roi_score_thresh_test,
-        nms_thresh=roi_nms_thresh_test,
-        detections_per_img=detections_per_image,
-    )
-    roi_heads.loss = loss
-    roi_heads.focal_gamma = focal_gamma
-    roi_heads.smooth_l1_beta = smooth_l1_beta
-    return TorchvisionFasterRCNN(
-        make_backbone(
-            depth=depth,
-            norm=norm,
-            freeze_at=freeze_at,
-            stride_in_1x1=stride_in_1x1,
-            fpn_channels=fpn_channels,
-        ),
-        rpn,
-        roi_heads,
-        num_classes=num_classes,
-        pixel_mean=pixel_mean,
-        pixel_std=pixel_std,
-        image_format=image_format,
-        depth=depth,
-        stride_in_1x1=stride_in_1x1,
-    )
-
-
-def _check_choice(name: str, value: object, allowed: Iterable[object]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{name} = {value!r} is not allowed (must be one of {list(allowed)})")

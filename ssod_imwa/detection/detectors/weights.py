@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 import pickle
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
@@ -14,52 +14,22 @@ import torch
 from torch import nn
 from torchvision.models import get_model_weights
 
-from ssod_imwa.detection.detectors.caffe import read_caffe_resnet
-from ssod_imwa.detection.detectors.faster_rcnn import TorchvisionFasterRCNN
+from ssod_imwa.detection.detectors.options import FasterRCNNOptions
 from ssod_imwa.errors import WeightsError
 
-logger = logging.getLogger(__name__)
 
-CLASSIFIER = "roi_heads.box_predictor.cls_score.weight"
-# Pixel statistics in RGB order that each family of backbones was trained with.
-CAFFE_INPUT = ("BGR", (123.675, 116.28, 103.53), (1.0, 1.0, 1.0), True)
-TORCHVISION_INPUT = ("RGB", (123.675, 116.28, 103.53), (58.395, 57.12, 57.375), False)
+@dataclass(frozen=True)
+class BackboneInput:
+    """What a family of ImageNet backbones was trained with; statistics of red, green and blue."""
+
+    image_format: str
+    pixel_mean: tuple[float, float, float]
+    pixel_std: tuple[float, float, float]
+    stride_in_1x1: bool
 
 
-def load_weights(detector: TorchvisionFasterRCNN, weights: str) -> None:
-    """Fill a detector with MODEL.WEIGHTS, completely or not at all.
-
-    Args:
-        detector: what `build_faster_rcnn` made.
-        weights: one of
-
-            - "": keep the random weights;
-            - "imagenet": torchvision's ImageNet weights for the backbone (downloaded once);
-            - FILE.pkl: Caffe's ResNet for the backbone (MSRA R-50.pkl, R-101.pkl);
-            - any other file: a state dict written by `torch.save`, of a whole detector (ours,
-              torchvision's, or inside one of our checkpoints: the model that the run recommends,
-              else the teacher, else the student) or of a torchvision ResNet for the backbone.
-
-    Raises:
-        WeightsError: the file is missing, damaged, or its names and shapes are not the model's; or
-            the backbone expects another input than the detector feeds it.
-    """
-    if weights == "":
-        return
-    if weights == "imagenet":
-        _check_input(detector, TORCHVISION_INPUT, "torchvision's ImageNet weights")
-        _load_backbone(detector, _download_imagenet(detector.depth), "imagenet")
-    elif weights.endswith(".pkl"):
-        _check_input(detector, CAFFE_INPUT, weights)
-        _load_backbone(detector, read_caffe_resnet(Path(weights)), weights)
-    else:
-        state = read_state(weights)
-        if "conv1.weight" in state:
-            _check_input(detector, TORCHVISION_INPUT, weights)
-            _load_backbone(detector, state, weights)
-        else:
-            _check_classes(detector, state, weights)
-            load_strictly(detector, state, weights)
+CAFFE_INPUT = BackboneInput("BGR", (123.675, 116.28, 103.53), (1.0, 1.0, 1.0), True)
+TORCHVISION_INPUT = BackboneInput("RGB", (123.675, 116.28, 103.53), (58.395, 57.12, 57.375), False)
 
 
 def read_state(weights: str) -> Mapping[str, Any]:
@@ -71,20 +41,6 @@ def read_state(weights: str) -> Mapping[str, Any]:
     return _model_state(_read_torch_file(Path(weights)), weights)
 
 
-def warn_if_frozen(detector: nn.Module) -> None:
-    """Log a warning if parts of a detector cannot be trained; call it when they are random."""
-    frozen = sum(not p.requires_grad for p in detector.parameters())
-    # Each toolkit has its own class of this name.
-    norms = sum(type(part).__name__ == "FrozenBatchNorm2d" for part in detector.modules())
-    if frozen or norms:
-        logger.warning(
-            "random weights, of which %d tensors and %d batch norms are frozen and stay random "
-            "(set MODEL.WEIGHTS, or MODEL.BACKBONE.FREEZE_AT 0 MODEL.RESNETS.NORM BN)",
-            frozen,
-            norms,
-        )
-
-
 def load_strictly(module: nn.Module, state: Mapping[str, Any], source: str) -> None:
     """Copy a state into a module if every name and shape fits, and change nothing otherwise.
 
@@ -93,20 +49,90 @@ def load_strictly(module: nn.Module, state: Mapping[str, Any], source: str) -> N
     Raises:
         WeightsError: up to ten missing names, unknown names and differing shapes each.
     """
-    own, given = _without_counters(module.state_dict()), _without_counters(state)
+    ours, theirs = _without_counters(module.state_dict()), _without_counters(state)
     shapes = {
-        name: f"{name} {_shape(given[name])} instead of {_shape(own[name])}"
-        for name in own.keys() & given.keys()
-        if _shape(given[name]) != _shape(own[name])
+        name: f"{name} {_shape(theirs[name])} instead of {_shape(ours[name])}"
+        for name in ours.keys() & theirs.keys()
+        if _shape(theirs[name]) != _shape(ours[name])
     }
     problems = [
-        _listed("missing", own.keys() - given.keys()),
-        _listed("unknown", given.keys() - own.keys()),
+        _listed("missing", ours.keys() - theirs.keys()),
+        _listed("unknown", theirs.keys() - ours.keys()),
         _listed("of another shape", shapes.values()),
     ]
     if any(problems):
         raise WeightsError(f"{source}: does not fit: {'; '.join(filter(None, problems))}")
     module.load_state_dict(state, strict=False)
+
+
+def check_input(options: FasterRCNNOptions, expected: BackboneInput, source: str) -> None:
+    """Refuse what would load but never work: colors or strides of the other family.
+
+    Raises:
+        WeightsError: a detector of these options feeds its backbone something else.
+    """
+    pixels, resnets = options.pixels, options.resnets
+    order = 1 if expected.image_format == "RGB" else -1
+    mean, std = list(expected.pixel_mean[::order]), list(expected.pixel_std[::order])
+    statistics = torch.tensor([pixels.pixel_mean, pixels.pixel_std])
+    fits = (
+        options.image.format == expected.image_format
+        and (resnets.stride_in_1x1 == expected.stride_in_1x1 or resnets.depth == 18)
+        and torch.allclose(statistics, torch.tensor([mean, std]), rtol=0.005)
+    )
+    if not fits:
+        raise WeightsError(
+            f"{source}: the model feeds them other pixels or strides than they were trained with "
+            f"(set INPUT.FORMAT {expected.image_format}, MODEL.PIXEL_MEAN {mean}, "
+            f"MODEL.PIXEL_STD {std}, MODEL.RESNETS.STRIDE_IN_1X1 {expected.stride_in_1x1})"
+        )
+
+
+def check_classes(state: Mapping[str, Any], name: str, num_classes: int, source: str) -> None:
+    """Explain a classifier of other classes, whose shape alone would say little.
+
+    Args:
+        state: of a whole detector.
+        name: of the classifier's weights, which have a row for each class and for background.
+        num_classes: of the detector that is to be filled.
+        source: where the state comes from.
+
+    Raises:
+        WeightsError: the numbers of classes differ.
+    """
+    weights = state.get(name)
+    if isinstance(weights, torch.Tensor) and weights.shape[:1] != (num_classes + 1,):
+        raise WeightsError(
+            f"{source}: was trained on {len(weights) - 1} classes, the model has {num_classes} "
+            "(train on the same classes, or set MODEL.WEIGHTS to backbone weights such as imagenet)"
+        )
+
+
+def load_resnet(body: nn.Module, state: Mapping[str, Any], source: str) -> None:
+    """Fill a backbone with a ResNet's weights, without its classifier.
+
+    Raises:
+        WeightsError: as `load_strictly`.
+    """
+    features = {name: x for name, x in state.items() if not name.startswith("fc.")}
+    load_strictly(body, features, source)
+
+
+def download_imagenet(depth: int) -> dict[str, torch.Tensor]:
+    """The weights of torchvision's ResNet, downloaded once.
+
+    Raises:
+        WeightsError: they cannot be fetched.
+    """
+    choice = get_model_weights(f"resnet{depth}").IMAGENET1K_V1
+    try:
+        return choice.get_state_dict(progress=False, check_hash=True)
+    except (URLError, OSError, RuntimeError) as error:
+        folder = Path(torch.hub.get_dir()) / "checkpoints"
+        raise WeightsError(
+            f"MODEL.WEIGHTS imagenet: {choice.url} cannot be fetched ({error}); download it "
+            f"elsewhere and put it into {folder}"
+        ) from error
 
 
 def _without_counters(state: Mapping[str, Any]) -> dict[str, Any]:
@@ -117,59 +143,9 @@ def _shape(value: Any) -> tuple[int, ...] | str:
     return tuple(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
 
 
-def _listed(what: str, names: Sequence[str] | set[str]) -> str:
+def _listed(what: str, names: Collection[str]) -> str:
     more = f", ... ({len(names) - 10} more)" if len(names) > 10 else ""
     return f"{len(names)} {what}: {', '.join(sorted(names)[:10])}{more}" if names else ""
-
-
-def _check_input(
-    detector: TorchvisionFasterRCNN,
-    expected: tuple[str, Sequence[float], Sequence[float], bool],
-    source: str,
-) -> None:
-    """Refuse what would load but never work: colors or strides of the other family."""
-    image_format, mean, std, stride_in_1x1 = expected
-    order = 1 if image_format == "RGB" else -1
-    wanted = torch.tensor([mean[::order], std[::order]])
-    given = torch.stack([detector.pixel_mean, detector.pixel_std]).flatten(1).cpu()
-    fits = (
-        detector.image_format == image_format
-        and (detector.stride_in_1x1 == stride_in_1x1 or detector.depth == 18)
-        and torch.allclose(given, wanted, rtol=0.005)
-    )
-    if not fits:
-        raise WeightsError(
-            f"{source}: the model feeds them other pixels or strides than they were trained with "
-            f"(set INPUT.FORMAT {image_format}, MODEL.PIXEL_MEAN {list(mean[::order])}, "
-            f"MODEL.PIXEL_STD {list(std[::order])}, MODEL.RESNETS.STRIDE_IN_1X1 {stride_in_1x1})"
-        )
-
-
-def _check_classes(detector: TorchvisionFasterRCNN, state: Mapping[str, Any], source: str) -> None:
-    given = state.get(CLASSIFIER)
-    if isinstance(given, torch.Tensor) and given.shape[:1] != (detector.num_classes + 1,):
-        raise WeightsError(
-            f"{source}: was trained on {len(given) - 1} classes, the model has "
-            f"{detector.num_classes} (train on the same classes, or set MODEL.WEIGHTS to backbone "
-            "weights such as imagenet)"
-        )
-
-
-def _load_backbone(detector: TorchvisionFasterRCNN, state: Mapping[str, Any], source: str) -> None:
-    body = {name: x for name, x in state.items() if not name.startswith("fc.")}
-    load_strictly(detector.backbone.body, body, source)
-
-
-def _download_imagenet(depth: int) -> dict[str, torch.Tensor]:
-    choice = get_model_weights(f"resnet{depth}").IMAGENET1K_V1
-    try:
-        return choice.get_state_dict(progress=False, check_hash=True)
-    except (URLError, OSError, RuntimeError) as error:
-        folder = Path(torch.hub.get_dir()) / "checkpoints"
-        raise WeightsError(
-            f"MODEL.WEIGHTS imagenet: {choice.url} cannot be fetched ({error}); download it "
-            f"elsewhere and put it into {folder}"
-        ) from error
 
 
 def _read_torch_file(path: Path) -> Any:

@@ -12,6 +12,7 @@ from ssod_imwa.data.batches import Batch, Part
 from ssod_imwa.detection.data.records import Targets
 from ssod_imwa.detection.detectors.base import Detector
 from ssod_imwa.detection.methods.base import DetectionMethod
+from ssod_imwa.detection.objectives import SupervisedLoss
 
 
 @dataclass(frozen=True)
@@ -43,8 +44,8 @@ class Supervised(DetectionMethod):
             self.reads = {"labeled": ("weak",)}
 
     def losses(self, batch: Batch, t: int) -> dict[str, torch.Tensor]:
-        strong = self.options.strong_labeled
-        return self.parallel_student(*labeled_views(batch["labeled"], strong=strong))
+        images, targets = labeled_views(batch["labeled"], strong=self.options.strong_labeled)
+        return self.parallel_student(images, SupervisedLoss(targets))
 
 
 def labeled_views(part: Part, *, strong: bool) -> tuple[list[torch.Tensor], list[Targets]]:

@@ -18,6 +18,7 @@ from ssod_imwa.data.batches import Batch, Part
 from ssod_imwa.detection.detectors.base import Detector
 from ssod_imwa.detection.methods.base import DetectionMethod
 from ssod_imwa.detection.methods.supervised import SupervisedOptions, labeled_views
+from ssod_imwa.detection.objectives import SupervisedLoss
 from ssod_imwa.detection.pseudo_labels import (
     as_targets,
     filter_detections,
@@ -91,8 +92,8 @@ class UnbiasedTeacher(DetectionMethod):
         self._ema = ModelEMA(self.teacher, student, options.ema_decay)
 
     def losses(self, batch: Batch, t: int) -> dict[str, torch.Tensor]:
-        strong = self.options.strong_labeled
-        supervised = self.parallel_student(*labeled_views(batch["labeled"], strong=strong))
+        images, targets = labeled_views(batch["labeled"], strong=self.options.strong_labeled)
+        supervised = self.parallel_student(images, SupervisedLoss(targets))
         if t < self.options.burn_in_iters:
             return supervised
         # Two forward passes before one backward: batch norms see labeled and unlabeled images
@@ -104,11 +105,12 @@ class UnbiasedTeacher(DetectionMethod):
         detections = self.teacher.detect([view.image for view in weak])
         threshold = self.options.bbox_threshold
         pseudo_labels = [
-            move_detections(filter_detections(found, threshold), *views)
-            for found, *views in zip(detections, weak, strong, strict=True)
+            move_detections(filter_detections(item, threshold), *views)
+            for item, *views in zip(detections, weak, strong, strict=True)
         ]
         losses = self.parallel_student(
-            [view.image for view in strong], [as_targets(labels) for labels in pseudo_labels]
+            [view.image for view in strong],
+            SupervisedLoss([as_targets(labels) for labels in pseudo_labels]),
         )
         # A weight of 0 keeps its loss in the graph: every parameter gets a gradient on every rank.
         boxes, classes = self.options.unsup_box_loss_weight, self.options.unsup_loss_weight

@@ -19,9 +19,9 @@ from ssod_imwa.averaging.episodes import EpisodeSchedule, Position
 from ssod_imwa.averaging.imwa import IMWA
 from ssod_imwa.averaging.optimizer_state import Stateful
 from ssod_imwa.averaging.ranks import Ranks
+from ssod_imwa.detection.detectors.plain_attributes import PlainAttributes
 from ssod_imwa.engine.seeding import counted_seed
 from ssod_imwa.integrations.detectron2.trainer_parts import (
-    PlainAttributes,
     generator_states,
     own_clock,
     set_generator_states,

@@ -1,36 +1,33 @@
 import pytest
 import torch
+from support import detector_options
 from torchvision.models.detection import FasterRCNN, fasterrcnn_resnet50_fpn
 
 from ssod_imwa.detection.detectors.export import exported_state, loading_code
 from ssod_imwa.detection.detectors.faster_rcnn import build_faster_rcnn
+from ssod_imwa.detection.detectors.options import FasterRCNNOptions
 
-SMALL = {
-    "depth": 18,
-    "fpn_channels": 8,
-    "fc_dim": 16,
-    "pooler_resolution": 5,
-    "anchor_sizes": [[16], [24], [32], [48], [64]],
-    "anchor_aspect_ratios": [[1.0]],
-    "rpn_pre_nms_topk_test": 50,
-    "rpn_post_nms_topk_test": 20,
-    "rpn_nms_thresh": 0.6,
-    "roi_score_thresh_test": 0.01,
-    "roi_nms_thresh_test": 0.4,
-    "detections_per_image": 7,
-}
-CAFFE = {
-    "image_format": "BGR",
-    "pixel_mean": [103.53, 116.28, 123.675],
-    "pixel_std": [1.0, 1.0, 1.0],
-    "stride_in_1x1": True,
-}
+SMALL = detector_options(
+    resnets={"depth": 18},
+    fpn={"out_channels": 8},
+    roi_box_head={"fc_dim": 16, "pooler_resolution": 5},
+    anchor_generator={"sizes": [[16], [24], [32], [48], [64]], "aspect_ratios": [[1.0]]},
+    rpn={"pre_nms_topk_test": 50, "post_nms_topk_test": 20, "nms_thresh": 0.6},
+    roi_heads={"score_thresh_test": 0.01, "nms_thresh_test": 0.4},
+    detections={"detections_per_image": 7},
+)
+CAFFE = detector_options(
+    image={"format": "BGR"},
+    pixels={"pixel_mean": [103.53, 116.28, 123.675], "pixel_std": [1.0, 1.0, 1.0]},
+    resnets={"stride_in_1x1": True},
+)
+NARROW = {"fpn": {"out_channels": 16}, "roi_box_head": {"fc_dim": 32}}
 
 
-def trained_detector(**changes):
+def trained_detector(base=None, **groups):
     """A detector whose batch norms hold something, so that forgetting them would show."""
     torch.manual_seed(0)
-    detector = build_faster_rcnn(num_classes=3, **changes)
+    detector = build_faster_rcnn(detector_options(base, **groups), num_classes=3)
     for name, x in detector.state_dict().items():
         if name.endswith(("running_mean", "running_var")):
             x.add_(0.1 * torch.rand_like(x))
@@ -43,30 +40,29 @@ def trained_detector(**changes):
 
 @pytest.mark.parametrize("norm", ["FrozenBN", "BN"])
 def test_plain_torchvision_loads_the_state_strictly(norm):
-    detector = trained_detector(norm=norm)
+    detector = trained_detector(resnets={"norm": norm})
     plain = fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=4)
-    plain.load_state_dict(exported_state(detector), strict=True)
-    assert exported_state(detector).keys() == plain.state_dict().keys()
+    state = exported_state(detector.state_dict(), swap_input=False)
+    plain.load_state_dict(state, strict=True)
+    assert state.keys() == plain.state_dict().keys()
 
 
 @pytest.mark.parametrize(
-    "changes",
+    ("base", "groups"),
     [
-        SMALL,
-        {**SMALL, "norm": "BN", "freeze_at": 0},
-        {**SMALL, "image_format": "BGR"},
-        pytest.param({}, marks=pytest.mark.slow),
-        pytest.param({"depth": 101}, marks=pytest.mark.slow),
-        pytest.param({**CAFFE, "fpn_channels": 16, "fc_dim": 32}, marks=pytest.mark.slow),
-        pytest.param(CAFFE, marks=pytest.mark.slow),
+        (SMALL, {}),
+        (SMALL, {"resnets": {"norm": "BN"}, "backbone": {"freeze_at": 0}}),
+        (SMALL, {"image": {"format": "BGR"}}),
+        pytest.param(None, {}, marks=pytest.mark.slow),
+        pytest.param(None, {"resnets": {"depth": 101}}, marks=pytest.mark.slow),
+        pytest.param(CAFFE, NARROW, marks=pytest.mark.slow),
+        pytest.param(CAFFE, {}, marks=pytest.mark.slow),
     ],
 )
-def test_the_printed_lines_make_a_model_with_equal_predictions(tmp_path, changes):
-    detector = trained_detector(**changes)
-    file = tmp_path / "exported.pth"
-    torch.save(exported_state(detector), file)
+def test_the_printed_lines_make_a_model_with_equal_predictions(tmp_path, base, groups):
+    detector = trained_detector(base, **groups)
     names = {}
-    exec(loading_code(detector, str(file), min_size=96, max_size=128), names)
+    exec(detector.export(tmp_path / "exported.pth", min_size=96, max_size=128), names)
     assert isinstance(names["model"], FasterRCNN)
     assert not names["model"].training
     generator = torch.Generator().manual_seed(1)
@@ -82,8 +78,8 @@ def test_the_printed_lines_make_a_model_with_equal_predictions(tmp_path, changes
 
 
 def test_exported_tensors_are_copies():
-    detector = trained_detector(**SMALL)
-    state = exported_state(detector)
+    detector = trained_detector(SMALL)
+    state = exported_state(detector.state_dict(), swap_input=False)
     for name, x in detector.state_dict().items():
         before = state[name].clone()
         x.add_(1)
@@ -91,8 +87,9 @@ def test_exported_tensors_are_copies():
 
 
 def test_a_default_r50_needs_three_lines():
-    code = loading_code(trained_detector(), "model.pth", min_size=800, max_size=1333)
+    code = loading_code(FasterRCNNOptions(), 3, "model.pth", min_size=800, max_size=1333)
     assert code == (
+        "# Class 0 is background; labels count from 1.\n"
         "import torch\n"
         "from torchvision.models.detection import fasterrcnn_resnet50_fpn\n"
         "model = fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=4)\n"

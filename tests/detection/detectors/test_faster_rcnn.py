@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from support import detector_options
 from torch import nn
 from torchvision.models.detection import _utils as detection_utils
 from torchvision.models.detection.roi_heads import fastrcnn_loss
@@ -9,29 +10,30 @@ from torchvision.ops import FrozenBatchNorm2d, box_iou
 
 from ssod_imwa.detection.data.records import Targets
 from ssod_imwa.detection.detectors.faster_rcnn import build_faster_rcnn
+from ssod_imwa.detection.objectives import SupervisedLoss
 
 LOSSES = {"loss_rpn_cls", "loss_rpn_loc", "loss_cls", "loss_box_reg"}
 
 
-def small_detector(**changes):
+SMALL = detector_options(
+    backbone={"freeze_at": 0},
+    resnets={"depth": 18, "norm": "BN"},
+    fpn={"out_channels": 16},
+    anchor_generator={"sizes": [[16], [24], [32], [48], [64]], "aspect_ratios": [[1.0]]},
+    rpn={
+        "pre_nms_topk_train": 50,
+        "pre_nms_topk_test": 50,
+        "post_nms_topk_train": 30,
+        "post_nms_topk_test": 30,
+    },
+    roi_heads={"batch_size_per_image": 16, "score_thresh_test": 0.0},
+    roi_box_head={"fc_dim": 32},
+)
+
+
+def small_detector(num_classes=3, **groups):
     torch.manual_seed(0)
-    arguments = {
-        "num_classes": 3,
-        "depth": 18,
-        "norm": "BN",
-        "freeze_at": 0,
-        "fpn_channels": 16,
-        "anchor_sizes": [[16], [24], [32], [48], [64]],
-        "anchor_aspect_ratios": [[1.0]],
-        "rpn_pre_nms_topk_train": 50,
-        "rpn_pre_nms_topk_test": 50,
-        "rpn_post_nms_topk_train": 30,
-        "rpn_post_nms_topk_test": 30,
-        "roi_batch_size_per_image": 16,
-        "roi_score_thresh_test": 0.0,
-        "fc_dim": 32,
-    }
-    return build_faster_rcnn(**{**arguments, **changes})
+    return build_faster_rcnn(detector_options(SMALL, **groups), num_classes=num_classes)
 
 
 def images(*sizes, seed=0):
@@ -54,7 +56,7 @@ def same(first, second, tolerance=1e-4):
 
 def test_losses_have_the_names_of_the_contract_and_reach_every_parameter():
     detector = small_detector()
-    losses = detector(images((64, 64), (50, 70)), targets(2, 1))
+    losses = detector(images((64, 64), (50, 70)), SupervisedLoss(targets(2, 1)))
     assert set(losses) == LOSSES
     assert all(loss.dim() == 0 and loss > 0 for loss in losses.values())
     sum(losses.values()).backward()
@@ -63,8 +65,8 @@ def test_losses_have_the_names_of_the_contract_and_reach_every_parameter():
 
 @pytest.mark.parametrize("loss", ["CrossEntropy", "FocalLoss"])
 def test_images_without_boxes_give_finite_losses_and_a_gradient_for_every_parameter(loss):
-    detector = small_detector(loss=loss)
-    losses = detector(images((64, 64), (50, 70)), targets(0, 0))
+    detector = small_detector(roi_loss={"loss": loss})
+    losses = detector(images((64, 64), (50, 70)), SupervisedLoss(targets(0, 0)))
     assert losses["loss_rpn_loc"].item() == 0
     assert losses["loss_box_reg"].item() == 0
     total = sum(losses.values())
@@ -74,12 +76,12 @@ def test_images_without_boxes_give_finite_losses_and_a_gradient_for_every_parame
 
 
 def test_initial_classification_loss_is_that_of_a_uniform_guess():
-    losses = small_detector(num_classes=9)(images((64, 64)), targets(2))
+    losses = small_detector(num_classes=9)(images((64, 64)), SupervisedLoss(targets(2)))
     assert losses["loss_cls"].item() == pytest.approx(np.log(10), rel=0.05)
 
 
 def test_roi_losses_equal_torchvisions_where_the_definitions_coincide():
-    heads = small_detector(smooth_l1_beta=1 / 9).roi_heads
+    heads = small_detector(roi_box_head={"smooth_l1_beta": 1 / 9}).roi_heads
     generator = torch.Generator().manual_seed(3)
     logits = torch.randn(40, 4, generator=generator)
     deltas = torch.randn(40, 16, generator=generator)
@@ -104,7 +106,9 @@ def rpn_inputs(anchors=200):
 
 
 def test_rpn_losses_equal_torchvisions_when_the_sample_is_full():
-    rpn = small_detector(smooth_l1_beta=1 / 9, rpn_batch_size_per_image=32).rpn
+    rpn = small_detector(
+        roi_box_head={"smooth_l1_beta": 1 / 9}, rpn={"batch_size_per_image": 32}
+    ).rpn
     torch.manual_seed(0)
     ours = rpn.compute_loss(*rpn_inputs())
     torch.manual_seed(0)
@@ -113,7 +117,7 @@ def test_rpn_losses_equal_torchvisions_when_the_sample_is_full():
 
 
 def test_rpn_losses_are_divided_by_the_full_sample_even_when_fewer_anchors_are_sampled():
-    rpn = small_detector(rpn_batch_size_per_image=1024, rpn_positive_fraction=1.0).rpn
+    rpn = small_detector(rpn={"batch_size_per_image": 1024, "positive_fraction": 1.0}).rpn
     logits, deltas, labels, box_targets = rpn_inputs()
     objectness, location = rpn.compute_loss(logits, deltas, labels, box_targets)
     expected_objectness = expected_location = 0.0
@@ -131,7 +135,7 @@ def test_rpn_losses_are_divided_by_the_full_sample_even_when_fewer_anchors_are_s
 
 
 def test_positive_fraction_bounds_the_sampled_objects():
-    sampler = small_detector(rpn_positive_fraction=0.25, rpn_batch_size_per_image=64).rpn
+    sampler = small_detector(rpn={"positive_fraction": 0.25, "batch_size_per_image": 64}).rpn
     labels = [torch.cat([torch.ones(100), torch.zeros(100)])]
     positive, negative = sampler.fg_bg_sampler(labels)
     assert positive[0].sum() == 16
@@ -139,10 +143,10 @@ def test_positive_fraction_bounds_the_sampled_objects():
 
 
 def test_focal_loss_is_used_in_training():
-    batch = images((64, 64)), targets(2)
+    batch = images((64, 64)), SupervisedLoss(targets(2))
     values = {}
     for loss, gamma in (("CrossEntropy", 1.5), ("FocalLoss", 1.5)):
-        detector = small_detector(loss=loss, focal_gamma=gamma)
+        detector = small_detector(roi_loss={"loss": loss}, focal={"focal_gamma": gamma})
         torch.manual_seed(1)
         values[loss] = detector(*batch)["loss_cls"].item()
     # Near the uniform guess of four classes, (1 - p) is about 3/4 for every proposal.
@@ -188,19 +192,21 @@ def test_no_image_gives_no_detections():
 def test_forward_refuses_eval_mode_and_uneven_lists():
     detector = small_detector()
     with pytest.raises(ValueError, match="2 images and 1 targets"):
-        detector(images((64, 64), (64, 64)), targets(1))
+        detector(images((64, 64), (64, 64)), SupervisedLoss(targets(1)))
     with pytest.raises(ValueError, match="0 images"):
-        detector([], [])
+        detector([], SupervisedLoss([]))
     with pytest.raises(RuntimeError, match="training mode"):
-        detector.eval()(images((64, 64)), targets(1))
+        detector.eval()(images((64, 64)), SupervisedLoss(targets(1)))
 
 
 def test_bgr_detector_sees_swapped_channels():
     mean, std = [10.0, 20.0, 30.0], [1.0, 2.0, 4.0]
-    rgb = small_detector(pixel_mean=mean, pixel_std=std)
-    bgr = small_detector(pixel_mean=mean[::-1], pixel_std=std[::-1], image_format="BGR")
+    rgb = small_detector(pixels={"pixel_mean": mean, "pixel_std": std})
+    bgr = small_detector(
+        pixels={"pixel_mean": mean[::-1], "pixel_std": std[::-1]}, image={"format": "BGR"}
+    )
     (image,) = images((40, 50))
-    rgb_batch, bgr_batch = rgb._batch([image]), bgr._batch([image])
+    rgb_batch, bgr_batch = rgb.batch([image]), bgr.batch([image])
     torch.testing.assert_close(rgb_batch.tensors, bgr_batch.tensors.flip(1))
     expected = (image.double() - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
     torch.testing.assert_close(rgb_batch.tensors[0, :, :40, :50].double(), expected)
@@ -211,7 +217,7 @@ def test_bgr_detector_sees_swapped_channels():
 @pytest.mark.parametrize("norm", ["BN", "FrozenBN"])
 @pytest.mark.parametrize("freeze_at", range(6))
 def test_freeze_at_fixes_the_first_stages(freeze_at, norm):
-    body = small_detector(freeze_at=freeze_at, norm=norm).backbone.body
+    body = small_detector(backbone={"freeze_at": freeze_at}, resnets={"norm": norm}).backbone.body
     stages = ["conv1", "layer1", "layer2", "layer3", "layer4"]
     for number, stage in enumerate(stages, start=1):
         frozen = number <= freeze_at
@@ -223,7 +229,7 @@ def test_freeze_at_fixes_the_first_stages(freeze_at, norm):
 
 
 def test_stride_in_1x1_moves_strides_and_keeps_sizes():
-    detector = small_detector(depth=50, stride_in_1x1=True)
+    detector = small_detector(resnets={"depth": 50, "stride_in_1x1": True})
     body = detector.backbone.body
     for stage, stride in (("layer1", 1), ("layer2", 2), ("layer3", 2), ("layer4", 2)):
         block = body[stage][0]
@@ -236,17 +242,19 @@ def test_stride_in_1x1_moves_strides_and_keeps_sizes():
 @pytest.mark.parametrize(
     ("changes", "match"),
     [
-        ({"depth": 34}, "depth = 34"),
-        ({"norm": "GN"}, "norm = 'GN'"),
-        ({"freeze_at": 6}, "freeze_at = 6"),
-        ({"loss": "Dice"}, "loss = 'Dice'"),
-        ({"image_format": "RGBA"}, "image_format"),
+        ({"resnets": {"depth": 34}}, "depth = 34"),
+        ({"resnets": {"norm": "GN"}}, "norm = 'GN'"),
+        ({"backbone": {"freeze_at": 6}}, "freeze_at = 6"),
+        ({"roi_loss": {"loss": "Dice"}}, "loss = 'Dice'"),
+        ({"image": {"format": "RGBA"}}, "format = 'RGBA'"),
         ({"num_classes": 0}, "num_classes = 0"),
-        ({"stride_in_1x1": True}, "depth 18"),
-        ({"anchor_sizes": [[16]]}, "1 lists of anchor sizes"),
-        ({"anchor_sizes": [[16], [16], [16], [16], [16, 24]]}, "anchors per place"),
-        ({"loss": "FocalLoss", "focal_gamma": 0.5}, "gamma = 0.5"),
-        ({"pixel_std": [1.0, 1.0, 0.0]}, "pixel_std"),
+        ({"resnets": {"stride_in_1x1": True}}, "depth 18"),
+        ({"anchor_generator": {"sizes": [[16]]}}, "1 lists of anchor sizes"),
+        ({"anchor_generator": {"sizes": [[16], [16], [16], [16], [9, 24]]}}, "anchors per place"),
+        ({"roi_loss": {"loss": "FocalLoss"}, "focal": {"focal_gamma": 0.5}}, "gamma = 0.5"),
+        ({"pixels": {"pixel_std": [1.0, 1.0, 0.0]}}, "pixel_std"),
+        ({"pixels": {"pixel_mean": [1.0]}}, "must have 3 values"),
+        ({"roi_heads": {"iou_thresholds": [0.5, 0.6]}}, "must have 1 values"),
     ],
 )
 def test_wrong_arguments_are_refused(changes, match):
@@ -257,7 +265,7 @@ def test_wrong_arguments_are_refused(changes, match):
 def test_autocast_decodes_boxes_in_float32():
     detector = small_detector()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        losses = detector(images((64, 64)), targets(2))
+        losses = detector(images((64, 64)), SupervisedLoss(targets(2)))
         found = detector.detect(images((64, 64)))[0]
     assert {loss.dtype for loss in losses.values()} == {torch.float32}
     assert found.boxes.dtype == torch.float32
@@ -292,7 +300,11 @@ def digit_like_scenes():
 @pytest.mark.parametrize("loss", ["CrossEntropy", "FocalLoss"])
 def test_a_few_images_are_learned_by_heart(loss):
     detector = small_detector(
-        num_classes=2, loss=loss, roi_score_thresh_test=0.05, fpn_channels=32, fc_dim=128
+        num_classes=2,
+        roi_loss={"loss": loss},
+        roi_heads={"score_thresh_test": 0.05},
+        fpn={"out_channels": 32},
+        roi_box_head={"fc_dim": 128},
     )
     scenes, labels = digit_like_scenes()
     optimizer = torch.optim.AdamW(detector.parameters())
@@ -300,7 +312,7 @@ def test_a_few_images_are_learned_by_heart(loss):
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = 1e-3 * (1 - step / steps)
         optimizer.zero_grad()
-        sum(detector(scenes, labels).values()).backward()
+        sum(detector(scenes, SupervisedLoss(labels)).values()).backward()
         optimizer.step()
     for found, target in zip(detector.detect(scenes), labels, strict=True):
         assert found.labels[0] == target.labels[0]

@@ -8,27 +8,34 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from support import detector_options
 from torch import nn
 
-from ssod_imwa.detection.detectors import weights as pretrained
+from ssod_imwa.detection.detectors import base
 from ssod_imwa.detection.detectors.caffe import read_caffe_resnet
 from ssod_imwa.detection.detectors.faster_rcnn import build_faster_rcnn
-from ssod_imwa.detection.detectors.weights import load_strictly, load_weights, warn_if_frozen
+from ssod_imwa.detection.detectors.weights import load_strictly
 from ssod_imwa.errors import UserError, WeightsError
 
 R50, R101 = (3, 4, 6, 3), (3, 4, 23, 3)
-CAFFE = {
-    "image_format": "BGR",
-    "pixel_mean": [103.53, 116.28, 123.675],
-    "pixel_std": [1.0, 1.0, 1.0],
-    "stride_in_1x1": True,
-}
+SMALL = detector_options(
+    backbone={"freeze_at": 0},
+    resnets={"depth": 18, "norm": "BN"},
+    fpn={"out_channels": 8},
+    roi_box_head={"fc_dim": 8},
+)
+CAFFE = detector_options(
+    SMALL,
+    resnets={"depth": 50, "stride_in_1x1": True},
+    image={"format": "BGR"},
+    pixels={"pixel_mean": [103.53, 116.28, 123.675], "pixel_std": [1.0, 1.0, 1.0]},
+)
+FROZEN = {"backbone": {"freeze_at": 2}, "resnets": {"norm": "FrozenBN"}}
 
 
-def small_detector(seed=0, **changes):
+def small_detector(seed=0, base=SMALL, num_classes=3, **groups):
     torch.manual_seed(seed)
-    arguments = {"num_classes": 3, "depth": 18, "norm": "BN", "freeze_at": 0}
-    return build_faster_rcnn(**{**arguments, "fpn_channels": 8, "fc_dim": 8, **changes})
+    return build_faster_rcnn(detector_options(base, **groups), num_classes=num_classes)
 
 
 def equal_states(first, second):
@@ -99,8 +106,8 @@ def write_pickle(path, content):
 @pytest.mark.slow
 def test_caffe_weights_give_caffes_features(tmp_path):
     blobs = caffe_blobs(R50)
-    detector = small_detector(depth=50, norm="FrozenBN", freeze_at=2, **CAFFE)
-    load_weights(detector, write_pickle(tmp_path / "R-50.pkl", {"blobs": blobs}))
+    detector = small_detector(base=CAFFE, **FROZEN)
+    detector.load_weights(write_pickle(tmp_path / "R-50.pkl", {"blobs": blobs}))
     image = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         ours = detector.backbone.body(image)["3"]
@@ -122,8 +129,9 @@ def test_caffe_convolution_bias_is_taken_over_by_the_norm(tmp_path):
 
 @pytest.mark.slow
 def test_caffe_r101_fits(tmp_path):
-    detector = small_detector(depth=101, norm="FrozenBN", freeze_at=2, **CAFFE)
-    load_weights(detector, write_pickle(tmp_path / "R-101.pkl", caffe_blobs(R101)))
+    deep = detector_options(CAFFE, **FROZEN)
+    detector = small_detector(base=deep, resnets={"depth": 101})
+    detector.load_weights(write_pickle(tmp_path / "R-101.pkl", caffe_blobs(R101)))
 
 
 class Command:
@@ -162,24 +170,24 @@ def test_wrong_caffe_files_are_refused(tmp_path, content, match):
 
 def test_incomplete_caffe_file_names_what_is_missing(tmp_path):
     blobs = caffe_blobs((3,))
-    detector = small_detector(depth=50, **CAFFE)
+    detector = small_detector(base=CAFFE)
     with pytest.raises(WeightsError, match=r"missing: layer2\.0\.bn1\.bias, .* more\)$"):
-        load_weights(detector, write_pickle(tmp_path / "R-50.pkl", blobs))
+        detector.load_weights(write_pickle(tmp_path / "R-50.pkl", blobs))
 
 
 @pytest.mark.parametrize(
     "change",
     [
-        {"image_format": "RGB"},
-        {"pixel_std": [58.395, 57.12, 57.375]},
-        {"pixel_mean": [123.675, 116.28, 103.53]},
-        {"stride_in_1x1": False},
+        {"image": {"format": "RGB"}},
+        {"pixels": {"pixel_std": [58.395, 57.12, 57.375]}},
+        {"pixels": {"pixel_mean": [123.675, 116.28, 103.53]}},
+        {"resnets": {"stride_in_1x1": False}},
     ],
 )
 def test_caffe_weights_need_caffes_input(tmp_path, change):
-    detector = small_detector(depth=50, **{**CAFFE, **change})
+    detector = small_detector(base=CAFFE, **change)
     with pytest.raises(WeightsError, match=r"set INPUT\.FORMAT BGR"):
-        load_weights(detector, write_pickle(tmp_path / "R-50.pkl", {}))
+        detector.load_weights(write_pickle(tmp_path / "R-50.pkl", {}))
 
 
 def test_imagenet_weights_fill_the_backbone(monkeypatch):
@@ -190,7 +198,7 @@ def test_imagenet_weights_fill_the_backbone(monkeypatch):
         torchvision.models._api, "load_state_dict_from_url", lambda *_, **__: resnet.state_dict()
     )
     detector = small_detector()
-    load_weights(detector, "imagenet")
+    detector.load_weights("imagenet")
     expected = {k: v for k, v in resnet.state_dict().items() if not k.startswith("fc.")}
     assert equal_states(dict(detector.backbone.body.state_dict()), expected)
 
@@ -201,12 +209,12 @@ def test_imagenet_weights_without_network_say_where_to_put_the_file(monkeypatch)
 
     monkeypatch.setattr(torchvision.models._api, "load_state_dict_from_url", offline)
     with pytest.raises(WeightsError, match=r"resnet18-\w+\.pth cannot be fetched .* put it into"):
-        load_weights(small_detector(), "imagenet")
+        small_detector().load_weights("imagenet")
 
 
 def test_imagenet_weights_need_their_input():
     with pytest.raises(WeightsError, match=r"set INPUT\.FORMAT RGB"):
-        load_weights(small_detector(image_format="BGR"), "imagenet")
+        small_detector(image={"format": "BGR"}).load_weights("imagenet")
 
 
 @pytest.mark.parametrize(
@@ -228,7 +236,7 @@ def test_detector_files_are_found_inside_checkpoints(tmp_path, wrap):
     state = small_detector(1).state_dict()
     torch.save(wrap(state), tmp_path / "x.pth")
     detector = small_detector(2)
-    load_weights(detector, str(tmp_path / "x.pth"))
+    detector.load_weights(str(tmp_path / "x.pth"))
     assert equal_states(detector.state_dict(), state)
 
 
@@ -236,8 +244,8 @@ def test_torchvision_resnet_file_fills_the_backbone(tmp_path):
     torch.manual_seed(5)
     resnet = torchvision.models.resnet18()
     torch.save(resnet.state_dict(), tmp_path / "resnet18.pth")
-    detector = small_detector(norm="FrozenBN")
-    load_weights(detector, str(tmp_path / "resnet18.pth"))
+    detector = small_detector(resnets={"norm": "FrozenBN"})
+    detector.load_weights(str(tmp_path / "resnet18.pth"))
     assert torch.equal(detector.backbone.body.layer4[1].bn2.weight, resnet.layer4[1].bn2.weight)
     assert torch.equal(detector.backbone.body.conv1.weight, resnet.conv1.weight)
 
@@ -245,7 +253,7 @@ def test_torchvision_resnet_file_fills_the_backbone(tmp_path):
 def test_another_number_of_classes_is_explained(tmp_path):
     torch.save(small_detector(num_classes=80).state_dict(), tmp_path / "x.pth")
     with pytest.raises(WeightsError, match="trained on 80 classes, the model has 3"):
-        load_weights(small_detector(), str(tmp_path / "x.pth"))
+        small_detector().load_weights(str(tmp_path / "x.pth"))
 
 
 def test_whatever_does_not_fit_is_listed_and_nothing_is_changed():
@@ -280,30 +288,30 @@ def test_unreadable_files_are_refused(tmp_path, content, match):
     if content is not None:
         file.write_bytes(content)
     with pytest.raises(WeightsError, match=match) as caught:
-        load_weights(small_detector(), str(file))
+        small_detector().load_weights(str(file))
     assert "weights_only" not in str(caught.value)  # torch's advice to run the file's code
 
 
 def test_a_file_without_a_state_is_refused(tmp_path):
     torch.save([1, 2], tmp_path / "x.pth")
     with pytest.raises(WeightsError, match="no state dict but a list"):
-        load_weights(small_detector(), str(tmp_path / "x.pth"))
+        small_detector().load_weights(str(tmp_path / "x.pth"))
 
 
 def test_a_torch_file_that_runs_code_is_refused_and_not_run(tmp_path):
     target = tmp_path / "written"
     torch.save({"conv1.weight": Command(target)}, tmp_path / "x.pth")
     with pytest.raises(WeightsError):
-        load_weights(small_detector(), str(tmp_path / "x.pth"))
+        small_detector().load_weights(str(tmp_path / "x.pth"))
     assert not target.exists()
 
 
 def test_frozen_random_weights_are_warned_about(caplog):
-    with caplog.at_level(logging.WARNING, logger=pretrained.__name__):
-        warn_if_frozen(small_detector())
+    with caplog.at_level(logging.WARNING, logger=base.__name__):
+        small_detector().warn_if_frozen()
     assert not caplog.records
-    with caplog.at_level(logging.WARNING, logger=pretrained.__name__):
-        warn_if_frozen(small_detector(norm="FrozenBN", freeze_at=1))
+    with caplog.at_level(logging.WARNING, logger=base.__name__):
+        small_detector(resnets={"norm": "FrozenBN"}, backbone={"freeze_at": 1}).warn_if_frozen()
     assert "1 tensors and 20 batch norms are frozen" in caplog.text
 
 

@@ -63,8 +63,11 @@ class BrightDetector(Detector):
         self.weight = nn.Parameter(torch.ones(()))
         self.lessons = []
 
-    def forward(self, images, targets):
-        self.lessons += zip(images, targets, strict=True)
+    def parts(self, images):
+        raise NotImplementedError
+
+    def forward(self, images, objective):
+        self.lessons += zip(images, objective.targets, strict=True)
         return {"loss_cls": self.weight}
 
     def detect(self, images):

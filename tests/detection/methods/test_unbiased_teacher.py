@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from support import detector_options
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -25,8 +26,12 @@ class LinearDetector(Detector):
         self.register_buffer("mean", torch.zeros((), dtype=torch.float64))
         self.calls = []
 
-    def forward(self, images, targets):
+    def parts(self, images):
+        raise NotImplementedError
+
+    def forward(self, images, objective):
         assert self.training
+        targets = objective.targets
         self.calls.append(([int(x[0, 0, 0]) for x in images], [len(t) for t in targets]))
         brightness = torch.stack([x.double().mean() for x in images]).mean()
         self.mean = 0.9 * self.mean + 0.1 * brightness
@@ -182,17 +187,15 @@ def test_wrong_arguments_are_refused(changes):
 
 def small_faster_rcnn(norm="BN"):
     torch.manual_seed(0)
-    return build_faster_rcnn(
-        num_classes=3,
-        depth=18,
-        norm=norm,
-        freeze_at=0,
-        fpn_channels=8,
-        fc_dim=16,
-        rpn_pre_nms_topk_train=20,
-        rpn_post_nms_topk_train=10,
-        roi_batch_size_per_image=8,
+    options = detector_options(
+        backbone={"freeze_at": 0},
+        resnets={"depth": 18, "norm": norm},
+        fpn={"out_channels": 8},
+        rpn={"pre_nms_topk_train": 20, "post_nms_topk_train": 10},
+        roi_heads={"batch_size_per_image": 8},
+        roi_box_head={"fc_dim": 16},
     )
+    return build_faster_rcnn(options, num_classes=3)
 
 
 def pictures(first, count):

@@ -1,8 +1,6 @@
-"""The parts of torchvision's Faster R-CNN that differ here, and how they are initialized."""
+"""The modules of torchvision's Faster R-CNN that differ here, and how they are initialized."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -14,8 +12,15 @@ from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHe
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
-from torchvision.ops import FrozenBatchNorm2d
+from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign
 
+from ssod_imwa.detection.detectors.options import (
+    AnchorOptions,
+    BackboneOptions,
+    FasterRCNNOptions,
+    FPNOptions,
+    ResNetOptions,
+)
 from ssod_imwa.detection.losses import box_loss, multiclass_focal_loss
 
 # What each step of freeze_at adds to the frozen part: the stem, then res2..res5.
@@ -79,10 +84,9 @@ class ProposalNetwork(RegionProposalNetwork):
 
 
 class BoxHeads(RoIHeads):
-    """torchvision's, with a choice of the classification loss and detectron2's box loss."""
+    """torchvision's, with the focal loss (gamma 0: cross-entropy) and detectron2's box loss."""
 
-    loss: str
-    focal_gamma: float
+    gamma: float
     smooth_l1_beta: float
 
     def forward(
@@ -107,26 +111,73 @@ class BoxHeads(RoIHeads):
         box_targets: torch.Tensor,
     ) -> dict[str, torch.Tensor]:
         """Losses of R sampled proposals: logits (R, C+1), deltas (R, 4(C+1)), labels (R,)."""
-        gamma = self.focal_gamma if self.loss == "FocalLoss" else 0.0
         positive = torch.where(labels > 0)[0]
         of_class = deltas.view(len(deltas), -1, 4)[positive, labels[positive]]
         location_loss = box_loss(
             of_class, box_targets[positive], divisor=len(labels), beta=self.smooth_l1_beta
         )
         return {
-            "loss_classifier": multiclass_focal_loss(logits, labels, gamma=gamma),
+            "loss_classifier": multiclass_focal_loss(logits, labels, gamma=self.gamma),
             "loss_box_reg": location_loss,
         }
 
 
-def make_anchors(
-    sizes: Sequence[Sequence[float]], aspect_ratios: Sequence[Sequence[float]]
-) -> AnchorGenerator:
-    """Anchors of p2..p6; a single list of ratios serves all levels."""
-    ratios = list(aspect_ratios) * 5 if len(aspect_ratios) == 1 else list(aspect_ratios)
+def make_proposal_network(options: FasterRCNNOptions) -> ProposalNetwork:
+    """The network that proposes boxes, with random weights."""
+    rpn = options.rpn
+    anchors = LevelAnchors(*anchor_shapes(options.anchor_generator))
+    background, foreground = rpn.iou_thresholds
+    network = ProposalNetwork(
+        anchors,
+        ProposalHead(options.fpn.out_channels, anchors.num_anchors_per_location()[0]),
+        fg_iou_thresh=foreground,
+        bg_iou_thresh=background,
+        batch_size_per_image=rpn.batch_size_per_image,
+        positive_fraction=rpn.positive_fraction,
+        pre_nms_top_n={"training": rpn.pre_nms_topk_train, "testing": rpn.pre_nms_topk_test},
+        post_nms_top_n={"training": rpn.post_nms_topk_train, "testing": rpn.post_nms_topk_test},
+        nms_thresh=rpn.nms_thresh,
+    )
+    network.smooth_l1_beta = options.roi_box_head.smooth_l1_beta
+    network.batch_size_per_image = rpn.batch_size_per_image
+    return network
+
+
+def make_box_heads(options: FasterRCNNOptions, num_classes: int) -> BoxHeads:
+    """The heads that classify and refine proposals, with random weights."""
+    roi, head = options.roi_heads, options.roi_box_head
+    (iou_threshold,) = roi.iou_thresholds
+    heads = BoxHeads(
+        MultiScaleRoIAlign(["0", "1", "2", "3"], head.pooler_resolution, sampling_ratio=2),
+        make_box_head(options.fpn.out_channels * head.pooler_resolution**2, head.fc_dim),
+        make_box_predictor(head.fc_dim, num_classes),
+        fg_iou_thresh=iou_threshold,
+        bg_iou_thresh=iou_threshold,
+        batch_size_per_image=roi.batch_size_per_image,
+        positive_fraction=roi.positive_fraction,
+        bbox_reg_weights=None,
+        score_thresh=roi.score_thresh_test,
+        nms_thresh=roi.nms_thresh_test,
+        detections_per_img=options.detections.detections_per_image,
+    )
+    heads.gamma = options.focal.focal_gamma if options.roi_loss.loss == "FocalLoss" else 0.0
+    heads.smooth_l1_beta = head.smooth_l1_beta
+    return heads
+
+
+def anchor_shapes(
+    options: AnchorOptions,
+) -> tuple[tuple[tuple[float, ...], ...], tuple[tuple[float, ...], ...]]:
+    """Sizes and aspect ratios of the anchors of p2..p6.
+
+    Raises:
+        ValueError: they do not fit five levels that share a head.
+    """
+    sizes, lists = options.sizes, options.aspect_ratios
+    ratios = lists * 5 if len(lists) == 1 else lists
     if len(sizes) != 5 or len(ratios) != 5:
         raise ValueError(
-            f"{len(sizes)} lists of anchor sizes and {len(aspect_ratios)} of aspect ratios are not "
+            f"{len(sizes)} lists of anchor sizes and {len(lists)} of aspect ratios are not "
             "allowed (must be one list per level p2..p6, or one list of ratios for all)"
         )
     counts = {len(size) * len(ratio) for size, ratio in zip(sizes, ratios, strict=True)}
@@ -135,18 +186,18 @@ def make_anchors(
             f"{sorted(counts)} anchors per place are not allowed (must be one positive number: "
             "all levels share a head)"
         )
-    return LevelAnchors(tuple(map(tuple, sizes)), tuple(map(tuple, ratios)))
+    return tuple(map(tuple, sizes)), tuple(map(tuple, ratios))
 
 
 def make_backbone(
-    *, depth: int, norm: str, freeze_at: int, stride_in_1x1: bool, fpn_channels: int
+    resnets: ResNetOptions, backbone: BackboneOptions, fpn: FPNOptions
 ) -> BackboneWithFPN:
     """A randomly initialized ResNet and its pyramid p2..p6, with the first stages frozen."""
-    norm_layer = FrozenBatchNorm2d if norm == "FrozenBN" else nn.BatchNorm2d
-    body = getattr(resnet, f"resnet{depth}")(weights=None, norm_layer=norm_layer)
-    if stride_in_1x1:
+    norm_layer = FrozenBatchNorm2d if resnets.norm == "FrozenBN" else nn.BatchNorm2d
+    body = getattr(resnet, f"resnet{resnets.depth}")(weights=None, norm_layer=norm_layer)
+    if resnets.stride_in_1x1:
         _move_strides(body)
-    for stage in STAGES[:freeze_at]:
+    for stage in STAGES[: backbone.freeze_at]:
         for name in stage:
             setattr(body, name, _frozen(getattr(body, name)))
     channels = body.inplanes // 8
@@ -154,7 +205,7 @@ def make_backbone(
         body,
         return_layers={f"layer{k}": str(k - 1) for k in range(1, 5)},
         in_channels_list=[channels * 2**k for k in range(4)],
-        out_channels=fpn_channels,
+        out_channels=fpn.out_channels,
     )
 
 

@@ -1,0 +1,90 @@
+"""A trained detector as a checkpoint and a configuration that detectron2 loads without us."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.config import get_cfg as detectron2_cfg
+from fvcore.common.config import CfgNode
+
+from ssod_imwa.engine.checkpoint.atomic import write_checkpoint, write_text
+from ssod_imwa.errors import UserError
+
+
+def export_model(
+    state: Mapping[str, torch.Tensor], stock: CfgNode, path: Path, *, min_size: int, max_size: int
+) -> str:
+    """Write a checkpoint and, beside it, a configuration of the same name with .yaml.
+
+    Args:
+        state: the model's.
+        stock: what `stock_config` made.
+        path: of the checkpoint.
+        min_size: edge length in pixels to which images are resized.
+        max_size: bound on the longer edge.
+
+    Returns:
+        Python lines that load them with nothing but detectron2.
+
+    Raises:
+        UserError: the configuration's file is there already.
+    """
+    settings = path.with_suffix(".yaml")
+    if settings.exists():
+        raise UserError(f"{settings} is there already (remove it, or choose another name)")
+    _write_checkpoint(state, path)
+    stock = stock.clone()
+    stock.INPUT.MIN_SIZE_TEST, stock.INPUT.MAX_SIZE_TEST = min_size, max_size
+    stock.MODEL.DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+    stock.MODEL.WEIGHTS = str(path)
+    write_text(settings, stock.dump(), kind="config")
+    lines = [
+        "from detectron2.config import get_cfg",
+        "from detectron2.engine import DefaultPredictor",
+        "cfg = get_cfg()",
+        f"cfg.merge_from_file({str(settings)!r})",
+        "predictor = DefaultPredictor(cfg)  # takes a BGR image, uint8 (H, W, 3)",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def stock_config(cfg: CfgNode) -> CfgNode:
+    """detectron2's own keys of a model: MODEL, the channel order, the number of detections."""
+    stock = detectron2_cfg()
+    _copy(cfg.MODEL, stock.MODEL)
+    stock.INPUT.FORMAT = cfg.INPUT.FORMAT
+    stock.TEST.DETECTIONS_PER_IMAGE = cfg.TEST.DETECTIONS_PER_IMAGE
+    return stock
+
+
+def export_lazy_model(
+    state: Mapping[str, torch.Tensor], config: str, num_classes: int, path: Path
+) -> str:
+    """Write a checkpoint; the lines that load it into the model of a LazyConfig."""
+    _write_checkpoint(state, path)
+    load = "LazyConfig.load" if Path(config).is_file() else "model_zoo.get_config"
+    lines = [
+        "from detectron2 import model_zoo",
+        "from detectron2.checkpoint import DetectionCheckpointer",
+        "from detectron2.config import LazyConfig, instantiate",
+        f"lazy = {load}({config!r}).model",
+        f"(lazy if 'num_classes' in lazy else lazy.roi_heads).num_classes = {num_classes}",
+        "model = instantiate(lazy).eval()",
+        f"DetectionCheckpointer(model).load({str(path)!r})",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _write_checkpoint(state: Mapping[str, torch.Tensor], path: Path) -> None:
+    write_checkpoint(path, {"model": {k: x.detach().cpu().clone() for k, x in state.items()}})
+
+
+def _copy(source: Any, target: Any) -> None:
+    for key, value in target.items():
+        if isinstance(value, dict):
+            _copy(source[key], value)
+        else:
+            target[key] = source[key]
