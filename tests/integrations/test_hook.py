@@ -91,8 +91,8 @@ def test_steps_see_the_members_own_clock_and_files_the_global_one(project, tmp_p
     hook = project.IMWAHook(project.ITERATIONS, members=2, episodes=3)
     trainer = trained(project, tmp_path / "run", hook=hook, TEST__EVAL_PERIOD=6)
 
-    assert trainer.clock == [hook.schedule.position(g).t for g in range(24)]
-    assert trainer.iter == 24
+    assert trainer.clock == [(hook.schedule.position(g).t, 12) for g in range(24)]
+    assert (trainer.iter, trainer.max_iter) == (24, 24)
     lines = (tmp_path / "run" / "metrics.json").read_text().splitlines()
     rows = [json.loads(line) for line in lines]
     assert sorted(row["iteration"] for row in rows) == [17, 19, 23, 24]
@@ -180,6 +180,12 @@ def test_wrong_lengths_are_refused(project, tmp_path):
     trainer.register_hooks([project.IMWAHook(6, members=2)])
     with pytest.raises(ValueError, match="set to 6 steps, but 2 members of 6 iterations are 12"):
         trainer.train(0, 6)
+
+
+def test_a_trainer_set_to_the_steps_of_all_members_is_refused(project, tmp_path):
+    trainer = project.make_trainer(tmp_path, iterations=24)
+    with pytest.raises(ValueError, match=r"learning rates are planned for 24 steps.*of 12"):
+        project.IMWAHook(12, members=2).register(trainer)
 
 
 def test_a_checkpoint_without_members_is_refused(project, tmp_path):

@@ -8,18 +8,23 @@ from typing import Any
 
 import numpy as np
 import torch
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode, LazyCall, get_cfg
 from detectron2.data.samplers import TrainingSampler
 from detectron2.engine import DefaultTrainer, HookBase, SimpleTrainer
+from detectron2.engine.hooks import LRScheduler
 from detectron2.modeling import META_ARCH_REGISTRY
+from detectron2.solver import WarmupParamScheduler
+from detectron2.solver.build import get_default_optimizer_params
 from detectron2.utils.env import seed_all_rng
+from fvcore.common.param_scheduler import MultiStepParamScheduler, ParamScheduler
+from omegaconf import OmegaConf
 from torch import nn
 
 from ssod_imwa.detection.detectors.plain_attributes import PlainAttributes
 from ssod_imwa.integrations.detectron2 import IMWAHook
 from ssod_imwa.integrations.detectron2.hook import member_seed
 
-__all__ = ["IMWAHook", "PlainAttributes", "member_seed", "seed_all_rng"]
+__all__ = ["IMWAHook", "LRScheduler", "PlainAttributes", "member_seed", "seed_all_rng"]
 
 ITERATIONS = 12
 IMAGES = 10
@@ -51,22 +56,26 @@ class Noisy(torch.utils.data.Dataset):
         return point + torch.from_numpy(np.random.normal(0, 0.1, 4)).float()
 
 
+def make_loader(num_workers: int = 0) -> torch.utils.data.DataLoader:
+    return torch.utils.data.DataLoader(
+        Noisy(),
+        batch_size=2,
+        sampler=TrainingSampler(IMAGES),
+        num_workers=num_workers,
+        collate_fn=list,
+    )
+
+
 class ProjectTrainer(DefaultTrainer):
     """A stock trainer; it records the clock that its steps see."""
 
     def run_step(self) -> None:
-        self.clock = [*getattr(self, "clock", []), self.iter]
+        self.clock = [*getattr(self, "clock", []), (self.iter, self.max_iter)]
         super().run_step()
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode):
-        return torch.utils.data.DataLoader(
-            Noisy(),
-            batch_size=2,
-            sampler=TrainingSampler(IMAGES),
-            num_workers=cfg.DATALOADER.NUM_WORKERS,
-            collate_fn=list,
-        )
+        return make_loader(cfg.DATALOADER.NUM_WORKERS)
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str):
@@ -96,6 +105,43 @@ def make_trainer(folder: Path, *, iterations: int = ITERATIONS, **settings: Any)
         cfg.merge_from_list([key.replace("__", "."), value])
     seed_all_rng(7)
     return ProjectTrainer(cfg)
+
+
+def param_scheduler(iterations: int) -> ParamScheduler:
+    """Warm-up over a quarter of a run and a decay in its last third, as functions of progress."""
+    steps = MultiStepParamScheduler(
+        values=[1.0, 0.1], milestones=[iterations * 2 // 3], num_updates=iterations
+    )
+    return WarmupParamScheduler(steps, warmup_factor=0.01, warmup_length=0.25)
+
+
+def lazy_config(folder: Path) -> Any:
+    """The same project as a LazyConfig, for tools/lazyconfig_train_net.py."""
+    return OmegaConf.create(
+        {
+            "model": LazyCall(TinyRegression)(cfg=None),
+            "dataloader": {"train": LazyCall(make_loader)()},
+            "optimizer": LazyCall(torch.optim.SGD)(
+                params=LazyCall(get_default_optimizer_params)(weight_decay_norm=0.0),
+                lr=0.01,
+                momentum=0.9,
+                weight_decay=1e-4,
+            ),
+            "lr_multiplier": LazyCall(param_scheduler)(iterations=ITERATIONS),
+            "train": {
+                "output_dir": str(folder),
+                "init_checkpoint": "",
+                "max_iter": ITERATIONS,
+                "amp": {"enabled": False},
+                "ddp": {},
+                "checkpointer": {"period": 1, "max_to_keep": 100},
+                "eval_period": 0,
+                "log_period": 20,
+                "device": "cpu",
+            },
+        },
+        flags={"allow_objects": True},
+    )
 
 
 class StoppedError(Exception):

@@ -21,6 +21,7 @@ from ssod_imwa.averaging.optimizer_state import Stateful
 from ssod_imwa.averaging.ranks import Ranks
 from ssod_imwa.detection.detectors.plain_attributes import PlainAttributes
 from ssod_imwa.engine.seeding import counted_seed
+from ssod_imwa.integrations.detectron2.preparation import check_rates, plan_rates
 from ssod_imwa.integrations.detectron2.trainer_parts import (
     generator_states,
     own_clock,
@@ -50,10 +51,10 @@ class IMWAHook(detectron2.engine.HookBase):
         trainer.resume_or_load(resume=args.resume)
         trainer.train()                                     # M * T steps
 
-    Inside `run_step` the trainer's `iter` is the member's own iteration t, so learning rate,
-    burn-in and schedules behave as in a run of T steps; hooks, writers, evaluation and checkpoints
-    see the global step. Learning-rate scheduler, optimizer state, gradient scaler and the
-    `loss_normalizer` of dense detectors belong to each member.
+    Inside `run_step` the trainer's `iter` is the member's own iteration t and its `max_iter` is T,
+    so learning rate, burn-in and schedules behave as in a run of T steps; hooks, writers,
+    evaluation and checkpoints see the global step. Learning-rate scheduler, optimizer state,
+    gradient scaler and the `loss_normalizer` of dense detectors belong to each member.
 
     Every member's part of an episode has a data order of its own: before it, generators are seeded
     from (seed, member, episode) and the loader is built anew (the very first part keeps the
@@ -114,7 +115,7 @@ class IMWAHook(detectron2.engine.HookBase):
         """Put the hook where it belongs in a trainer's list, and make the run M * T steps long.
 
         Raises:
-            ValueError: the trainer is not set to T steps.
+            ValueError: the trainer or its learning rates are not set to T steps.
         """
         planned = getattr(trainer, "max_iter", self.schedule.iterations)
         if planned not in (self.schedule.iterations, len(self.schedule)):
@@ -127,6 +128,8 @@ class IMWAHook(detectron2.engine.HookBase):
         after = [i for i, hook in enumerate(trainer._hooks) if isinstance(hook, AFTER)]
         trainer._hooks.insert(min(after, default=len(trainer._hooks)), self)
         trainer.max_iter = len(self.schedule)
+        plan_rates(trainer, self.schedule)
+        check_rates(trainer, self.schedule)
         for hook in trainer._hooks:
             for writer in getattr(hook, "_writers", ()):
                 if isinstance(writer, CommonMetricPrinter):
@@ -278,6 +281,7 @@ class IMWAHook(detectron2.engine.HookBase):
                 f"the run continues at step {trainer.start_iter}, but its checkpoint holds no "
                 "state of IMWAHook (resume with the trainer's own checkpointer, or start anew)"
             )
+        check_rates(trainer, self.schedule)
         hooks = list(trainer._hooks)
         place = next(i for i, hook in enumerate(hooks) if hook is self)
         early = [type(hook).__name__ for hook in hooks[:place] if isinstance(hook, AFTER)]

@@ -23,7 +23,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 @contextmanager
 def own_clock(trainer: TrainerBase, run_step: str, schedule: EpisodeSchedule) -> Iterator[None]:
-    """Show the member's own iteration as `trainer.iter` while a step runs.
+    """Show the member's own iteration and T as `trainer.iter` and `max_iter` while a step runs.
 
     Metrics that the step records under its iteration go to the global step, since detectron2's
     writers drop what is not later than the last record.
@@ -35,12 +35,13 @@ def own_clock(trainer: TrainerBase, run_step: str, schedule: EpisodeSchedule) ->
 
     def run_on_own_clock() -> None:
         nonlocal stepping
-        global_step = trainer.iter
-        trainer.iter, stepping = schedule.position(global_step).t, True
+        global_step, length = trainer.iter, trainer.max_iter
+        trainer.iter, trainer.max_iter = schedule.position(global_step).t, schedule.iterations
+        stepping = True
         try:
             step()
         finally:
-            trainer.iter, stepping = global_step, False
+            trainer.iter, trainer.max_iter, stepping = global_step, length, False
 
     def put_at_global_step(
         name: str, value: float, smoothing_hint: bool = True, cur_iter: int | None = None
