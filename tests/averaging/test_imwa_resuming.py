@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from ssod_imwa.averaging.episodes import EpisodeSchedule
+from ssod_imwa.averaging.imwa import IMWA
 
 POLICIES = ["keep", "average", "reset", "carry"]
 
@@ -92,3 +93,31 @@ def test_steps_that_were_missed_are_noticed(loop):
         run.imwa(schedule).after_step(3)
     with pytest.raises(RuntimeError, match="call before_step and after_step at every step"):
         run.imwa(schedule).after_step(1)
+
+
+def size(value):
+    """Bytes of all tensors in a nested state."""
+    if isinstance(value, torch.Tensor):
+        return value.nbytes
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return sum(map(size, items))
+
+
+@pytest.mark.parametrize("members", [1, 2, 3])
+def test_a_checkpoint_is_at_most_as_large_as_those_of_as_many_plain_runs(members):
+    """What docs/detectron2.md says of its size."""
+    model = torch.nn.Linear(20, 20)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    schedule = EpisodeSchedule(4, episodes=2, members=members)
+    imwa = IMWA(schedule, {"student": model}, optimizer=optimizer)
+    sizes = []
+    for g in range(len(schedule)):
+        imwa.before_step(g)
+        model(torch.ones(20)).sum().backward()
+        optimizer.step()
+        imwa.after_step(g)
+        states = [model.state_dict(), optimizer.state_dict(), imwa.state_dict()]
+        sizes.append(sum(map(size, states)))
+    plain = 2 * size(model.state_dict())  # weights and momentum
+    assert max(sizes) == members * plain
+    assert sizes[-1] == (members + 1) * plain // 2

@@ -8,14 +8,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode, LazyCall, get_cfg
 from detectron2.data.samplers import TrainingSampler
 from detectron2.engine import DefaultTrainer, HookBase, SimpleTrainer
-from detectron2.engine.hooks import LRScheduler
+from detectron2.engine.hooks import LRScheduler, PeriodicCheckpointer
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.solver import WarmupParamScheduler
 from detectron2.solver.build import get_default_optimizer_params
 from detectron2.utils.env import seed_all_rng
+from detectron2.utils.events import EventStorage
 from fvcore.common.param_scheduler import MultiStepParamScheduler, ParamScheduler
 from omegaconf import OmegaConf
 from torch import nn
@@ -24,7 +26,15 @@ from ssod_imwa.detection.detectors.plain_attributes import PlainAttributes
 from ssod_imwa.integrations.detectron2 import IMWAHook
 from ssod_imwa.integrations.detectron2.hook import member_seed
 
-__all__ = ["IMWAHook", "LRScheduler", "PlainAttributes", "member_seed", "seed_all_rng"]
+__all__ = [
+    "DetectionCheckpointer",
+    "IMWAHook",
+    "LRScheduler",
+    "PeriodicCheckpointer",
+    "PlainAttributes",
+    "member_seed",
+    "seed_all_rng",
+]
 
 ITERATIONS = 12
 IMAGES = 10
@@ -87,7 +97,13 @@ class ProjectTrainer(DefaultTrainer):
         return {"toy": {"weight": float(next(model.parameters()).sum())}}
 
 
-def make_trainer(folder: Path, *, iterations: int = ITERATIONS, **settings: Any) -> ProjectTrainer:
+def make_trainer(
+    folder: Path,
+    *,
+    iterations: int = ITERATIONS,
+    kind: type[ProjectTrainer] = ProjectTrainer,
+    **settings: Any,
+) -> ProjectTrainer:
     """The project's trainer, seeded as by detectron2's default_setup; KEY__PART=value overrides."""
     cfg = get_cfg()
     cfg.MODEL.META_ARCHITECTURE = "TinyRegression"
@@ -104,7 +120,7 @@ def make_trainer(folder: Path, *, iterations: int = ITERATIONS, **settings: Any)
     for key, value in settings.items():
         cfg.merge_from_list([key.replace("__", "."), value])
     seed_all_rng(7)
-    return ProjectTrainer(cfg)
+    return kind(cfg)
 
 
 def param_scheduler(iterations: int) -> ParamScheduler:
@@ -185,6 +201,119 @@ class TeacherStudentTrainer(SimpleTrainer):
     def set_weights(self, values: list[torch.Tensor]) -> None:
         for module, value in zip((self.model, self.ema), values, strict=True):
             module.weight.copy_(value)
+
+
+class EMAState:
+    """Average of a model's tensors that is no module, with the interface of d2go's and detrex's."""
+
+    def __init__(self) -> None:
+        self.state: dict[str, torch.Tensor] = {}
+
+    def save_from(self, model: nn.Module) -> None:
+        for name, tensor in model.state_dict().items():
+            self.state[name] = tensor.clone()
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        return self.state
+
+    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
+        self.state.clear()
+        self.state.update(state)
+
+
+class EMAUpdater:
+    def __init__(self, state: EMAState) -> None:
+        self.state = state
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        for name, tensor in model.state_dict().items():
+            move(self.state.state[name], tensor)
+
+
+class EMAHook(HookBase):
+    """Moves the state after every step; as in d2go it is an attribute of the model, too."""
+
+    def __init__(self, model: nn.Module) -> None:
+        model.ema_state = EMAState()
+        self.model = model
+        self.ema_updater = EMAUpdater(model.ema_state)
+
+    def before_train(self) -> None:
+        if not self.model.ema_state.state:
+            self.model.ema_state.save_from(self.model)
+
+    def after_step(self) -> None:
+        self.ema_updater.update(self.model)
+
+
+class ModuleEMAHook(HookBase):
+    """The same average as a module, in an attribute of the trainer."""
+
+    def before_train(self) -> None:
+        self.trainer.model_teacher.load_state_dict(self.trainer.model.state_dict())
+
+    def after_step(self) -> None:
+        average = self.trainer.model_teacher.state_dict()
+        for name, tensor in self.trainer.model.state_dict().items():
+            move(average[name], tensor)
+
+
+@torch.no_grad()
+def move(average: torch.Tensor, tensor: torch.Tensor) -> None:
+    if average.is_floating_point():
+        average.lerp_(tensor, 0.25)
+    else:
+        average.copy_(tensor)
+
+
+class Pair(nn.Module):
+    """Teacher and student in one, as Unbiased Teacher's trainers save them."""
+
+    def __init__(self, teacher: nn.Module, student: nn.Module) -> None:
+        super().__init__()
+        self.modelTeacher, self.modelStudent = teacher, student
+
+
+class UnbiasedTeacherTrainer(ProjectTrainer):
+    """As that of Unbiased Teacher: a loop and a checkpointer of its own, without the trainer."""
+
+    def build_hooks(self) -> list[HookBase | None]:
+        self.model_teacher = copy.deepcopy(self.model)
+        self.checkpointer = DetectionCheckpointer(
+            Pair(self.model_teacher, self.model),
+            self.cfg.OUTPUT_DIR,
+            optimizer=self.optimizer,
+            scheduler=self.scheduler,
+        )
+        return super().build_hooks()
+
+    def resume_or_load(self, resume: bool = True) -> None:
+        checkpoint = self.checkpointer.resume_or_load("", resume=resume)
+        self.start_iter = checkpoint.get("iteration", -1) + 1
+
+    def run_step(self) -> None:
+        raise AssertionError("the loop of this trainer calls another method")
+
+    def run_step_full_semisup(self) -> None:
+        super().run_step()
+        for average, tensor in zip(
+            self.model_teacher.state_dict().values(), self.model.state_dict().values(), strict=True
+        ):
+            move(average, tensor)
+
+    def train(self) -> None:
+        self.iter = self.start_iter
+        with EventStorage(self.start_iter) as self.storage:
+            try:
+                self.before_train()
+                for step in range(self.start_iter, self.max_iter):
+                    self.iter = step
+                    self.before_step()
+                    self.run_step_full_semisup()
+                    self.after_step()
+            finally:
+                self.after_train()
 
 
 class Dense(nn.Module):

@@ -21,7 +21,16 @@ from ssod_imwa.averaging.optimizer_state import Stateful
 from ssod_imwa.averaging.ranks import Ranks
 from ssod_imwa.detection.detectors.plain_attributes import PlainAttributes
 from ssod_imwa.engine.seeding import counted_seed
-from ssod_imwa.integrations.detectron2.preparation import check_rates, plan_rates
+from ssod_imwa.integrations.detectron2.averages import Average, UnknownAverages, as_module
+from ssod_imwa.integrations.detectron2.preparation import (
+    AFTER,
+    check_checkpointers,
+    check_length,
+    check_place,
+    check_rates,
+    plan_rates,
+    share_handlers,
+)
 from ssod_imwa.integrations.detectron2.trainer_parts import (
     generator_states,
     own_clock,
@@ -30,15 +39,6 @@ from ssod_imwa.integrations.detectron2.trainer_parts import (
 )
 
 logger = logging.getLogger(__name__)
-
-BEFORE = (d2_hooks.LRScheduler,)
-AFTER = (
-    d2_hooks.PreciseBN,
-    d2_hooks.PeriodicCheckpointer,
-    d2_hooks.BestCheckpointer,
-    d2_hooks.EvalHook,
-    d2_hooks.PeriodicWriter,
-)
 
 
 class IMWAHook(detectron2.engine.HookBase):
@@ -69,6 +69,9 @@ class IMWAHook(detectron2.engine.HookBase):
         episodes: E.
         teacher: name of the trainer's attribute that holds a second model, averaged apart; "" for
             none. The project's own checkpointer has to save it.
+        averaged_state: further averages of the model, by name: modules, or objects with an
+            attribute `state` that maps names to tensors, as d2go's and detrex's `EMAState`. They
+            are averaged as a teacher is, and have to be saved as it is.
         build_loader: makes a training loader. None takes `trainer.build_train_loader(trainer.cfg)`
             where there is one (DefaultTrainer), else keeps the running loader, whose stream goes on
             from member to member and cannot be resumed.
@@ -89,6 +92,7 @@ class IMWAHook(detectron2.engine.HookBase):
         members: int = 2,
         episodes: int = 1,
         teacher: str = "",
+        averaged_state: Mapping[str, Average] | None = None,
         build_loader: Callable[[], Iterable[Any]] | None = None,
         seed: int = 0,
         run_step: str = "run_step",
@@ -96,7 +100,10 @@ class IMWAHook(detectron2.engine.HookBase):
         options: Mapping[str, Any] | None = None,
     ) -> None:
         self.schedule = EpisodeSchedule(iterations, episodes=episodes, members=members)
+        if taken := {"student", "teacher"} & set(averaged_state or {}):
+            raise ValueError(f"averaged_state[{min(taken)!r}] is not allowed (the name is taken)")
         self._teacher = teacher
+        self._averaged_state = dict(averaged_state or {})
         self._build_loader = build_loader
         self._seed = seed
         self._run_step = run_step
@@ -110,12 +117,14 @@ class IMWAHook(detectron2.engine.HookBase):
         # Generators after the last step: what other hooks draw afterwards is put back.
         self._after_step: dict[str, Any] = {}
         self._undo = contextlib.ExitStack()
+        self._unknown: UnknownAverages | None = None
 
     def register(self, trainer: detectron2.engine.TrainerBase) -> None:
         """Put the hook where it belongs in a trainer's list, and make the run M * T steps long.
 
         Raises:
-            ValueError: the trainer or its learning rates are not set to T steps.
+            ValueError: the trainer or its learning rates are not set to T steps, or its checkpoints
+                would not hold what a resume needs.
         """
         planned = getattr(trainer, "max_iter", self.schedule.iterations)
         if planned not in (self.schedule.iterations, len(self.schedule)):
@@ -123,6 +132,7 @@ class IMWAHook(detectron2.engine.HookBase):
                 f"iterations = {self.schedule.iterations} is not allowed (the trainer is set to "
                 f"{planned} steps, SOLVER.MAX_ITER; both are the steps of one member)"
             )
+        check_checkpointers(trainer, self._averages(trainer))
         trainer.register_hooks([self])
         trainer._hooks.remove(self)
         after = [i for i, hook in enumerate(trainer._hooks) if isinstance(hook, AFTER)]
@@ -134,13 +144,14 @@ class IMWAHook(detectron2.engine.HookBase):
             for writer in getattr(hook, "_writers", ()):
                 if isinstance(writer, CommonMetricPrinter):
                     writer._max_iter = len(self.schedule)  # it is silent beyond
+        share_handlers()
 
     def before_train(self) -> None:
         trainer = self.trainer
+        share_handlers()
         self._check(trainer)
-        modules: dict[str, nn.Module] = {"student": unwrapped(trainer.model)}
-        if self._teacher:
-            modules["teacher"] = unwrapped(self._find_teacher())
+        modules = self._find_modules(trainer)
+        self._unknown = UnknownAverages(modules["student"], modules.values())
         self._attributes = PlainAttributes(modules, DenseDetector, "loss_normalizer")
         self._imwa = IMWA(
             self.schedule,
@@ -169,6 +180,9 @@ class IMWAHook(detectron2.engine.HookBase):
         position = self.schedule.position(self.trainer.iter)
         if position.ends_member:
             self._wait_for_metrics()
+        first = self.trainer.iter == self.trainer.start_iter
+        if self.schedule.members > 1 and (first or position.ends_member):
+            self._unknown.report(self.trainer)
         self._imwa.after_step(self.trainer.iter)
         self._after_step = generator_states()
 
@@ -260,39 +274,41 @@ class IMWAHook(detectron2.engine.HookBase):
             found["scaler"] = scaler
         return found
 
-    def _find_teacher(self) -> nn.Module:
-        for owner in (self.trainer, self._inner()):
-            module = getattr(owner, self._teacher, None)
-            if isinstance(module, nn.Module):
-                return module
-        raise ValueError(
-            f"teacher = {self._teacher!r} is not allowed (the trainer has no model of this name)"
-        )
+    def _averages(self, trainer: detectron2.engine.TrainerBase) -> dict[str, Average]:
+        """What the project averages by itself, by the expression that it has for it."""
+        averages = {f"averaged_state.{name}": x for name, x in self._averaged_state.items()}
+        teacher = self._find_teacher(trainer) if self._teacher else None
+        return averages if teacher is None else {f"trainer.{self._teacher}": teacher, **averages}
+
+    def _find_modules(self, trainer: detectron2.engine.TrainerBase) -> dict[str, nn.Module]:
+        """The student and all its averages."""
+        modules = {"student": unwrapped(trainer.model)}
+        if self._teacher:
+            modules["teacher"] = as_module("teacher", self._find_teacher(trainer))
+        for name, average in self._averaged_state.items():
+            modules[name] = as_module(f"averaged_state[{name!r}]", average)
+        return modules
+
+    def _find_teacher(self, trainer: detectron2.engine.TrainerBase) -> Average | None:
+        for owner in (trainer, getattr(trainer, "_trainer", None)):
+            if (average := getattr(owner, self._teacher, None)) is not None:
+                return average
+        return None
 
     def _check(self, trainer: detectron2.engine.TrainerBase) -> None:
-        if trainer.max_iter != len(self.schedule):
-            raise ValueError(
-                f"the trainer is set to {trainer.max_iter} steps, but {self.schedule.members} "
-                f"members of {self.schedule.iterations} iterations are {len(self.schedule)} (use "
-                "IMWAHook.register, or pass that number to train)"
-            )
+        check_length(trainer, self.schedule)
         if trainer.start_iter > 0 and self._pending is None:
             raise ValueError(
                 f"the run continues at step {trainer.start_iter}, but its checkpoint holds no "
                 "state of IMWAHook (resume with the trainer's own checkpointer, or start anew)"
             )
-        check_rates(trainer, self.schedule)
-        hooks = list(trainer._hooks)
-        place = next(i for i, hook in enumerate(hooks) if hook is self)
-        early = [type(hook).__name__ for hook in hooks[:place] if isinstance(hook, AFTER)]
-        late = [type(hook).__name__ for hook in hooks[place:] if isinstance(hook, BEFORE)]
-        if early or late:
-            rules = [f"{name} must follow it" for name in early]
-            rules += [f"{name} must precede it" for name in late]
+        check_place(trainer, self)
+        if self._teacher and self._find_teacher(trainer) is None:
             raise ValueError(
-                f"IMWAHook is at the wrong place in the list of hooks: {', '.join(rules)} (use "
-                "IMWAHook.register)"
+                f"teacher = {self._teacher!r} is not allowed (the trainer has no model of this "
+                "name)"
             )
+        check_checkpointers(trainer, self._averages(trainer))
 
 
 def member_seed(seed: int, member: int, episode: int) -> int:
