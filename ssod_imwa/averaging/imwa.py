@@ -13,8 +13,9 @@ from ssod_imwa.averaging.batchnorm import warn_if_far_apart
 from ssod_imwa.averaging.checks import check_accumulate, check_coefficients, checksum
 from ssod_imwa.averaging.episodes import EpisodeSchedule, Position
 from ssod_imwa.averaging.exchange import average_over_ranks
+from ssod_imwa.averaging.member_state import MemberState, Stateful
 from ssod_imwa.averaging.members import MemberStore, Rule
-from ssod_imwa.averaging.optimizer_state import POLICIES, KeptState, OptimizerStates, Stateful
+from ssod_imwa.averaging.optimizer_state import POLICIES, OptimizerStates
 from ssod_imwa.averaging.ranks import Ranks
 from ssod_imwa.averaging.watched import WatchedWeights
 from ssod_imwa.averaging.weights import State, copy_, named_state
@@ -82,7 +83,8 @@ class IMWA:
         modules: what is averaged, by name; module extra state is not.
         optimizer: holds the student's parameters.
         member_state: objects that every member has a state of: learning-rate schedulers, gradient
-            scalers, queues of a method. Restored when the member comes back.
+            scalers, queues of a method. Restored when the member comes back, unless the object
+            says otherwise, see `MemberState`.
         store: "dict" keeps finished members (exact for any coefficients), "stream" their sum.
         store_device: "same" as the model, or "cpu".
         optimizer_state: "keep" per member, "average", "reset" or "carry"; see `OptimizerStates`.
@@ -162,7 +164,8 @@ class IMWA:
             else OptimizerStates(optimizer, optimizer_state, schedule.members)
         )
         self._member_state = {
-            name: KeptState(owner, schedule.members) for name, owner in (member_state or {}).items()
+            name: MemberState(owner, schedule.members)
+            for name, owner in (member_state or {}).items()
         }
         self._batchnorm: list[State] = []
         self._spoiled: list[int] = []
@@ -188,9 +191,8 @@ class IMWA:
             self._optimizer.begin_episode(first=position.episode == 0)
         if self.schedule.members == 1:
             return
-        if position.episode == 0:
-            for kept in self._member_state.values():
-                kept.begin_run()
+        for state in self._member_state.values():
+            state.begin_episode(first=position.episode == 0)
         self._forget_members()
         self._store.remember_start(self._weights.live())
         self._weights.clear_gradients()
@@ -271,8 +273,8 @@ class IMWA:
         self._store.reseed_(live)
         if self._optimizer is not None:
             self._optimizer.next_member(position.member, spoiled=spoiled)
-        for kept in self._member_state.values():
-            kept.switch(position.member, position.member + 1)
+        for state in self._member_state.values():
+            state.next_member(position.member, spoiled=spoiled)
         if position.member + 1 == self.schedule.members - 1:
             self._store.drop_start()
 
@@ -283,17 +285,19 @@ class IMWA:
         )
         if self.bn == "keep":
             mean.update(self._batchnorm[-1])
-        averaged = None
+        slots = None
         if self._optimizer is not None:
-            averaged = self._optimizer.averaged(
-                weights, spoiled=spoiled, accumulate=self.accumulate
-            )
+            slots = self._optimizer.averaged(weights, spoiled=spoiled, accumulate=self.accumulate)
+        averaged = {
+            name: state.averaged(weights, spoiled=spoiled, accumulate=self.accumulate)
+            for name, state in self._member_state.items()
+        }
         # From here on nothing is computed that could fail.
         copy_(live, mean)
         if self._optimizer is not None:
-            self._optimizer.end_episode(averaged, spoiled=self._spoiled)
-        for kept in self._member_state.values():
-            kept.switch(position.member, 0, spoiled=self._spoiled)
+            self._optimizer.end_episode(slots, spoiled=self._spoiled)
+        for name, state in self._member_state.items():
+            state.end_episode(position.member, averaged[name], spoiled=self._spoiled)
         if self.bn == "mean":
             warn_if_far_apart(self._batchnorm)
         self._forget_members()
@@ -316,7 +320,7 @@ class IMWA:
             "weights": self._weights.state_dict(),
             "store": self._store.state_dict(),
             "optimizer": None if self._optimizer is None else self._optimizer.state_dict(),
-            "member_state": {n: kept.state_dict() for n, kept in self._member_state.items()},
+            "member_state": {n: owned.state_dict() for n, owned in self._member_state.items()},
             "batchnorm": list(self._batchnorm),
             "spoiled": list(self._spoiled),
         }
@@ -335,8 +339,8 @@ class IMWA:
         self._store.load_state_dict(state["store"], live=live)
         if self._optimizer is not None:
             self._optimizer.load_state_dict(state["optimizer"])
-        for name, kept in self._member_state.items():
-            kept.load_state_dict(state["member_state"][name])
+        for name, owned in self._member_state.items():
+            owned.load_state_dict(state["member_state"][name])
         self._batchnorm = [
             {name: tensor.to(live[name].device, copy=True) for name, tensor in member.items()}
             for member in state["batchnorm"]

@@ -1,97 +1,19 @@
-"""What members own besides weights: optimizer state, gradient scalers, state of a method."""
+"""The optimizer state of members, and the four policies for it."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ssod_imwa.averaging.checks import is_averaged
+from ssod_imwa.averaging.member_state import KeptState, clone_state
 from ssod_imwa.averaging.weights import State, weighted_mean
 
 POLICIES = ("keep", "average", "reset", "carry")
-
-
-class Stateful(Protocol):
-    """An object whose state can be saved and restored: an optimizer, a gradient scaler, ..."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Its state."""
-
-    def load_state_dict(self, state: Any, /) -> Any:
-        """Restore its state."""
-
-
-def clone_state(value: Any, *, device: torch.device | str | None = None) -> Any:
-    """A nested state with all tensors cloned, on `device` or each on its own.
-
-    Used when saving, as a state dict holds live tensors, and when loading, as an optimizer keeps
-    and changes the tensors that it is given.
-    """
-    if isinstance(value, Tensor):
-        return value.detach().to(value.device if device is None else device, copy=True)
-    if isinstance(value, dict):
-        return {key: clone_state(item, device=device) for key, item in value.items()}
-    if isinstance(value, list):
-        return [clone_state(item, device=device) for item in value]
-    if isinstance(value, tuple) and not hasattr(value, "_fields"):
-        return tuple(clone_state(item, device=device) for item in value)
-    return copy.deepcopy(value)
-
-
-class KeptState:
-    """The state of one object, one per member: restored whenever the member comes back.
-
-    Args:
-        owner: holds the state of the member that trains.
-        members: M.
-        device: where the others' states wait; None leaves every tensor on its own.
-    """
-
-    def __init__(
-        self, owner: Stateful, members: int, *, device: torch.device | str | None = None
-    ) -> None:
-        self.owner = owner
-        self.members = members
-        self.device = device
-        self._initial: dict[str, Any] | None = None
-        self._saved: dict[int, dict[str, Any]] = {}
-
-    def begin_run(self) -> None:
-        """Remember the state that every member begins its first episode with."""
-        self._initial = self._capture()
-
-    def switch(self, member: int, following: int, *, spoiled: Sequence[int] = ()) -> None:
-        """Save a finished member's state and restore that of the next one.
-
-        Args:
-            member: the one that has finished.
-            following: the one that trains next.
-            spoiled: members whose states are given up for the first good member's.
-        """
-        self._saved[member] = self._capture()
-        for number in spoiled:
-            good = min(self._saved.keys() - set(spoiled))
-            self._saved[number] = clone_state(self._saved[good])
-        state = self._saved.pop(following, self._initial)
-        self.owner.load_state_dict(clone_state(state))
-        if following == self.members - 1:
-            self._initial = None
-
-    def _capture(self) -> dict[str, Any]:
-        return clone_state(self.owner.state_dict(), device=self.device)
-
-    def state_dict(self) -> dict[str, Any]:
-        """The states of the members that do not train (not copied)."""
-        return {"initial": self._initial, "saved": dict(self._saved)}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where `state_dict` was taken."""
-        self._initial = clone_state(state["initial"])
-        self._saved = clone_state(state["saved"])
 
 
 class OptimizerStates:

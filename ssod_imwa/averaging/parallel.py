@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,11 +14,17 @@ from ssod_imwa.averaging.checks import check_coefficients, fingerprints
 from ssod_imwa.averaging.episodes import EpisodeSchedule, Position
 from ssod_imwa.averaging.exchange import BUCKET_BYTES, average_over_ranks, gather_over_ranks
 from ssod_imwa.averaging.imwa import Recompute, check_options
+from ssod_imwa.averaging.member_state import (
+    Stateful,
+    check_agreement,
+    clone_state,
+    entries,
+    joined_state,
+    split_state,
+)
 from ssod_imwa.averaging.optimizer_state import (
     OptimizerStates,
-    Stateful,
     check_counters,
-    clone_state,
     joined_slots,
     split_slots,
 )
@@ -50,8 +56,9 @@ class ParallelIMWA:
         modules: what is averaged, by name, not wrapped for data parallelism.
         ranks: who trains which of the M members.
         optimizer: holds the student's parameters.
-        member_state: objects with a state of the member; used when a member is dropped, which then
-            goes on with the state of the first good one.
+        member_state: objects with a state of the member. Entries that are "averaged", see
+            `MemberState`, are exchanged with the weights; "shared" ones are not allowed. A member
+            that is dropped goes on with the state of the first good one.
         optimizer_state: "keep", "average" or "reset".
         bn: as in `IMWA`.
         recompute_bn: as in `IMWA`; must do the same on every rank.
@@ -109,6 +116,7 @@ class ParallelIMWA:
         self.bucket_bytes = bucket_bytes
         self._recompute = recompute_bn
         self._member_state = dict(member_state or {})
+        self._averaged_state = _averaged_entries(self._member_state)
         self._weights = WatchedWeights(modules)
         self._coefficients = (
             [1.0] * ranks.members
@@ -154,6 +162,7 @@ class ParallelIMWA:
             raise ValueError(f"members {good} have no positive coefficient in {self._coefficients}")
         mean = self._average(live, weights, good)
         slots = self._average_slots(weights)
+        states = self._average_states(weights)
         copy_(live, mean)
         if self._optimizer is not None:
             self._optimizer.end_episode(None)
@@ -162,6 +171,8 @@ class ParallelIMWA:
             self.optimizer.load_state_dict({"state": slots, "param_groups": groups})
         if len(good) < self.ranks.members:
             self._replace_states(good)
+        for name, state in states.items():
+            self._averaged_state[name].load_state_dict(state)
         if self._recompute is not None:
             self._recompute(self._weights.modules)
         self._check_equal(f"after the average of episode {position.episode}")
@@ -212,14 +223,30 @@ class ParallelIMWA:
             return None
         state = self.optimizer.state_dict()["state"]
         moments, others = split_slots(state)
-        counters = self.ranks.exchange.all_gather(clone_state(others, device="cpu"))
+        self._check_members(check_counters, others, weights)
+        return joined_slots(state, self._mean(moments, weights))
+
+    def _average_states(self, weights: list[float]) -> dict[str, Any]:
+        """What follows of the entries that are averaged, by the name of their owner."""
+        means = {}
+        for name, owner in self._averaged_state.items():
+            state = owner.state_dict()
+            tensors, others = split_state(state)
+            self._check_members(check_agreement, others, weights)
+            means[name] = joined_state(state, self._mean(tensors, weights))
+        return means
+
+    def _check_members(
+        self, check: Callable[[list[Any]], None], mine: Any, weights: list[float]
+    ) -> None:
+        """Check what the averaged members have; raises on every rank."""
+        theirs = self.ranks.exchange.all_gather(clone_state(mine, device="cpu"))
         error: Exception | None = None
         try:
-            check_counters([c for c, weight in zip(counters, weights, strict=True) if weight])
+            check([value for value, weight in zip(theirs, weights, strict=True) if weight])
         except ValueError as different:
             error = different
         self.ranks.run.raise_together(error)
-        return joined_slots(state, self._mean(moments, weights))
 
     def _mean(self, state: State, weights: list[float]) -> State:
         """The mean of the members, on every rank."""
@@ -286,3 +313,14 @@ class ParallelIMWA:
             "optimizer_state": self.optimizer_state,
             "has_optimizer": self._optimizer is not None,
         }
+
+
+def _averaged_entries(owners: Mapping[str, Stateful]) -> dict[str, Stateful]:
+    for name, owner in owners.items():
+        if entries(owner, "shared") is not None:
+            raise ValueError(
+                f'{name} has "shared" state, which is not allowed for members at once (no member '
+                "precedes another)"
+            )
+    averaged = {name: entries(owner, "averaged") for name, owner in owners.items()}
+    return {name: part for name, part in averaged.items() if part is not None}

@@ -4,12 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from ssod_imwa.averaging.optimizer_state import (
-    KeptState,
-    OptimizerStates,
-    average_slots,
-    clone_state,
-)
+from ssod_imwa.averaging.optimizer_state import OptimizerStates, average_slots
 
 
 def adam_after(steps, seed=0):
@@ -21,53 +16,6 @@ def adam_after(steps, seed=0):
         model(torch.randn(4, 2)).square().sum().backward()
         optimizer.step()
     return optimizer
-
-
-def test_clone_shares_no_tensor():
-    state = {"a": [torch.zeros(1), (torch.zeros(1), {"b": torch.zeros(1)})], "n": 1, "s": "x"}
-    cloned = clone_state(state)
-    cloned["a"][0] += 1
-    cloned["a"][1][1]["b"] += 1
-    assert state["a"][0].item() == 0
-    assert state["a"][1][1]["b"].item() == 0
-    assert cloned["n"] == 1
-    assert cloned["s"] == "x"
-
-
-def test_kept_state_is_not_changed_by_training():
-    """Both ways: saved tensors are live, and so are loaded ones."""
-    model = nn.Linear(1, 1, bias=False)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.0, momentum=1.0)
-
-    def step(gradient):
-        model.weight.grad = torch.full((1, 1), gradient)
-        optimizer.step()
-
-    def momentum():
-        return optimizer.state_dict()["state"][0]["momentum_buffer"].item()
-
-    kept = KeptState(optimizer, 3)
-    kept.begin_run()
-    step(1.0)
-    kept.switch(0, 1)
-    assert optimizer.state_dict()["state"] == {}
-    step(10.0)
-    kept.switch(1, 2)
-    step(100.0)
-    kept.switch(2, 0)
-    assert momentum() == 1
-    step(1.0)
-    kept.switch(0, 1)
-    assert momentum() == 10
-    step(10.0)
-    kept.switch(1, 2)
-    assert momentum() == 100
-    step(100.0)
-    kept.switch(2, 0)
-    assert momentum() == 2
-    step(1.0)
-    kept.switch(0, 1)
-    assert momentum() == 20
 
 
 def test_mean_of_moments():

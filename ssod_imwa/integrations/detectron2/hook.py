@@ -17,7 +17,7 @@ from torch import nn
 
 from ssod_imwa.averaging.episodes import EpisodeSchedule, Position
 from ssod_imwa.averaging.imwa import IMWA
-from ssod_imwa.averaging.optimizer_state import Stateful
+from ssod_imwa.averaging.member_state import Stateful
 from ssod_imwa.averaging.ranks import Ranks
 from ssod_imwa.detection.detectors.plain_attributes import PlainAttributes
 from ssod_imwa.engine.seeding import counted_seed
