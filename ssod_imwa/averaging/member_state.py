@@ -278,8 +278,8 @@ def check_agreement(members: Sequence[Mapping[str, Any]]) -> None:
             first, other = members[0].get(place), member.get(place)
             if type(first) is not type(other) or first != other:
                 raise ValueError(
-                    f"state {place[1:]} is {first!r} for member 0 but {other!r} for member {number}; "
-                    'what is "averaged" must agree in all that is no tensor'
+                    f"state {place[1:]} is {first!r} for member 0 but {other!r} for member "
+                    f'{number}; what is "averaged" must agree in all that is no tensor'
                 )
 
 

@@ -183,9 +183,7 @@ class EvaluationHook(HookBase):
 
     def _run(self, position: Position) -> None:
         method = self.trainer.method
-        models = {"student": method.student}
-        if method.teacher is not None and method.teacher_ready(position.t):
-            models["teacher"] = method.teacher
+        models = method.evaluated_models(position.t)
         try:
             with undisturbed(*models.values()), torch.no_grad():
                 metrics = {

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from ssod_imwa.averaging.ranks import Ranks
+from ssod_imwa.engine.teacher import Teacher
 
 
 class Method(ABC):
@@ -31,21 +32,24 @@ class Method(ABC):
             batches are made. On the class it is all that the method may read, on an instance what
             it reads with its settings.
         student: the model that gradients train.
-        teacher: its exponential moving average, or None if the method has none.
+        teacher: what follows it as a moving average, or None if the method has none; it is what is
+            evaluated and shipped once it is ready.
         parallel_student: what `losses` calls: the student, or its wrapper (compiled,
             DistributedDataParallel).
+        at_average: entries of `state_dict` -> what becomes of them when members are averaged:
+            "kept" by each member, "averaged" like weights, or "shared" by members in turn, who hand
+            on one and the same. Entries that it does not name are kept.
         ranks: who else trains; those of `ranks.batch` have the other parts of every batch.
     """
 
+    at_average: ClassVar[Mapping[str, str]] = {}
     reads: Mapping[str, tuple[str, ...]]
 
-    def __init__(self, student: nn.Module, teacher: nn.Module | None = None) -> None:
+    def __init__(self, student: nn.Module, teacher: Teacher | None = None) -> None:
         self.student = student
         self.teacher = teacher
         self.parallel_student: nn.Module = student
         self.ranks = Ranks.alone()
-        if teacher is not None:
-            teacher.requires_grad_(False).eval()
 
     def set_train_mode(self) -> None:
         """Put the student into the mode in which it trains; frozen parts may stay in eval mode."""
@@ -55,21 +59,26 @@ class Method(ABC):
     def losses(self, batch: Any, t: int) -> dict[str, torch.Tensor]:
         """Scalars of one batch: those named `loss...` are summed, the others are only recorded."""
 
-    def after_step(self, t: int) -> None:  # noqa: B027  (most methods without a teacher need none)
-        """Update what follows the student, such as the teacher, after the optimizer's step t."""
-
-    def teacher_ready(self, t: int) -> bool:
-        """Whether the teacher is worth evaluating once iteration t is done."""
-        return self.teacher is not None
+    def after_step(self, t: int) -> None:
+        """Update what follows the student after the optimizer's step t."""
+        if self.teacher is not None:
+            self.teacher.follow(t)
 
     def models(self) -> dict[str, nn.Module]:
         """The models that IMWA averages, by name: "student", "teacher", and what else moves."""
-        models = {"student": self.student}
-        return models if self.teacher is None else {**models, "teacher": self.teacher}
+        models: dict[str, nn.Module] = {"student": self.student}
+        return models if self.teacher is None else {**models, "teacher": self.teacher.model}
+
+    def evaluated_models(self, t: int) -> dict[str, nn.Module]:
+        """The models worth evaluating once iteration t is done; the last one is to be shipped."""
+        models: dict[str, nn.Module] = {"student": self.student}
+        if self.teacher is not None and self.teacher.ready(t):
+            models["teacher"] = self.teacher.model
+        return models
 
     def inference_model(self, t: int) -> nn.Module:
-        """The model to evaluate and ship once iteration t is done."""
-        return self.teacher if self.teacher is not None and self.teacher_ready(t) else self.student
+        """The model to ship once iteration t is done."""
+        return list(self.evaluated_models(t).values())[-1]
 
     def state_dict(self) -> dict[str, Any]:
         """What a member owns beyond weights: queues, prototypes, distribution estimates."""

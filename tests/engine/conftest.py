@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from types import SimpleNamespace
 
@@ -17,6 +16,7 @@ from ssod_imwa.engine.checkpoint.output import resume_files
 from ssod_imwa.engine.checkpoint.writing import CheckpointHook, faults
 from ssod_imwa.engine.method import Method
 from ssod_imwa.engine.seeding import counted_generator
+from ssod_imwa.engine.teacher import Teacher
 from ssod_imwa.engine.trainer import HookBase, Trainer
 
 FEATURES, CLASSES = 4, 3
@@ -44,9 +44,8 @@ def build_model(*, seed=0, dropout=0.2, norm=True):
 class TinyMethod(Method):
     """Cross-entropy on the student; the teacher is a plain exponential moving average of it."""
 
-    def __init__(self, student, teacher, *, burn_in=0):
-        super().__init__(student, teacher)
-        self.burn_in = burn_in
+    def __init__(self, student, *, burn_in=0):
+        super().__init__(student, Teacher(student, 0.9, start=burn_in))
 
     def losses(self, batch, t):
         scores = self.parallel_student(batch.inputs)
@@ -54,22 +53,9 @@ class TinyMethod(Method):
         right = (scores.argmax(1) == batch.labels).float().mean()
         return {"loss_cls": loss, "accuracy": right}
 
-    @torch.no_grad()
-    def after_step(self, t):
-        follow = self.teacher.state_dict()
-        for name, value in self.student.state_dict().items():
-            if value.is_floating_point():
-                follow[name].lerp_(value, 0.1)
-            else:
-                follow[name].copy_(value)
 
-    def teacher_ready(self, t):
-        return t >= self.burn_in
-
-
-def build_method(**model_options):
-    student, teacher = build_model(**model_options), build_model(**model_options)
-    return TinyMethod(student, teacher)
+def build_method(*, burn_in=0, **model_options):
+    return TinyMethod(build_model(**model_options), burn_in=burn_in)
 
 
 def build_batches(schedule, *, seed=7, first_member=0, size=8, rank=0, world_size=1):
@@ -161,20 +147,13 @@ class Numbers(Method):
     def __init__(self):
         torch.manual_seed(0)
         student = nn.Linear(2, 1)
-        super().__init__(student, copy.deepcopy(student))
+        super().__init__(student, Teacher(student, 0.5))
         self.seen = 0
 
     def losses(self, batch, t):
         self.seen += 1
         noise = torch.rand(())
         return {"loss": (self.student(batch) * noise).square().mean()}
-
-    def after_step(self, t):
-        with torch.no_grad():
-            for teacher, student in zip(
-                self.teacher.parameters(), self.student.parameters(), strict=True
-            ):
-                teacher.lerp_(student, 0.5)
 
     def state_dict(self):
         return {"seen": np.int64(self.seen)}

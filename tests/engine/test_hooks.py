@@ -36,8 +36,7 @@ def test_period_counts_episodes_and_the_last_is_always_evaluated(tiny, period, e
 
 
 def test_a_teacher_that_is_not_ready_is_not_evaluated(tiny):
-    trainer = tiny.trainer(4, episodes=2)
-    trainer.method.burn_in = 3
+    trainer = tiny.trainer(4, episodes=2, method=tiny.method(burn_in=4))
     evaluations = add_evaluation(trainer)
     trainer.train()
     assert [(r["episode"], r["model"]) for r in evaluations.records] == [

@@ -1,5 +1,7 @@
 """IMWA around the real trainer; `tests/averaging` has IMWA around a plain loop."""
 
+from typing import ClassVar
+
 import pytest
 import torch
 
@@ -126,3 +128,59 @@ def test_members_and_averages_are_evaluated_when_they_are_live(tiny):
     # The metric is linear in the weights, so an average's is the mean of its members'.
     assert values[2] == pytest.approx((values[0] + values[1]) / 2, rel=1e-5)
     assert values[5] == pytest.approx((values[3] + values[4]) / 2, rel=1e-5)
+
+
+def build_statistics_method(tiny):
+    """A method that sums its losses three times, each sum with another fate at an average."""
+
+    class Summing(tiny.Method):
+        at_average: ClassVar = {"mean": "averaged", "log": "shared"}
+
+        def __init__(self):
+            super().__init__(tiny.model())
+            self.sums = {name: torch.zeros(()) for name in ("queue", "mean", "log")}
+
+        def losses(self, batch, t):
+            records = super().losses(batch, t)
+            for value in self.sums.values():
+                value += records["loss_cls"].detach()
+            return records
+
+        def state_dict(self):
+            return self.sums
+
+        def load_state_dict(self, state):
+            self.sums = dict(state)
+
+    return Summing()
+
+
+def test_state_of_a_method_becomes_what_it_says_and_resumes_inside_a_member(tiny):
+    sums = []
+
+    class Watch(HookBase):
+        def after_step(self):
+            sums.append({k: v.item() for k, v in self.trainer.method.sums.items()})
+
+    def build(*hooks):
+        trainer = tiny.trainer(4, episodes=2, members=2, method=build_statistics_method(tiny))
+        trainer.register_hooks([*hooks])
+        return add_imwa(trainer, member_state={"method": trainer.method})
+
+    save = tiny.SaveAt(4)
+    straight = build(Watch())
+    straight.register_hooks([save])
+    straight.train()
+    logs = [0.0, *(now["log"] for now in sums)]
+    losses = [logs[g + 1] - logs[g] for g in range(8)]
+    assert sums[3]["queue"] == pytest.approx(losses[2] + losses[3])
+    assert sums[5]["queue"] == pytest.approx(sum(losses[i] for i in (0, 1, 4, 5)))
+    mean = sum(losses[:4]) / 2
+    assert sums[4]["mean"] == pytest.approx(mean + losses[4])
+    assert sums[6]["mean"] == pytest.approx(mean + losses[6])
+    resumed = build()
+    resumed.load_state_dict(save.read())
+    resumed.train()
+    for name, value in straight.method.state_dict().items():
+        assert torch.equal(value, resumed.method.state_dict()[name])
+    assert straight.method.sums["mean"].item() == pytest.approx(mean + sum(losses[4:]) / 2)

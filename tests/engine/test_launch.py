@@ -93,7 +93,7 @@ def test_averages_of_two_ranks_agree(tiny, tmp_path, norm):
 def test_different_teachers_are_refused(tiny, tmp_path):
     def differ(rank):
         method = tiny.method()
-        nn.init.constant_(method.teacher[0].bias, float(rank))
+        nn.init.constant_(method.teacher.model[0].bias, float(rank))
         with pytest.raises(RuntimeError, match="initial models must be equal"):
             launch.distribute(method, Ranks.of_run())
 

@@ -10,7 +10,6 @@ minus the signal that ended it. `fault` and `log` are a fault to inject and a fi
 
 from __future__ import annotations
 
-import copy
 import json
 import logging
 import os
@@ -33,6 +32,7 @@ from ssod_imwa.engine.checkpoint.writing import CheckpointHook, faults, prepare_
 from ssod_imwa.engine.hooks import IMWAHook, LRHook, SignalHook
 from ssod_imwa.engine.method import Method
 from ssod_imwa.engine.seeding import counted_generator
+from ssod_imwa.engine.teacher import Teacher
 from ssod_imwa.engine.trainer import HookBase, Trainer
 from ssod_imwa.engine.writers import JSONWriter, MetricsHook
 from ssod_imwa.errors import UserError
@@ -49,23 +49,14 @@ class Toy(Method):
         student = nn.Sequential(
             nn.Linear(4, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.3), nn.Linear(16, 3)
         )
-        super().__init__(student, copy.deepcopy(student))
+        super().__init__(student, Teacher(student, 0.9))
         self.mean_loss = 1.0
 
     def losses(self, batch: torch.Tensor, t: int) -> dict[str, torch.Tensor]:
         noisy = batch + 0.1 * torch.randn_like(batch)
-        loss = (self.student(noisy) - self.teacher(batch).tanh()).square().mean()
+        loss = (self.student(noisy) - self.teacher.model(batch).tanh()).square().mean()
         self.mean_loss = 0.9 * self.mean_loss + 0.1 * loss.item()
         return {"loss": loss / self.mean_loss}
-
-    @torch.no_grad()
-    def after_step(self, t: int) -> None:
-        teacher = self.teacher.state_dict()
-        for name, value in self.student.state_dict().items():
-            if value.is_floating_point():
-                teacher[name].lerp_(value, 0.1)
-            else:
-                teacher[name].copy_(value)
 
     def state_dict(self) -> dict[str, float]:
         return {"mean_loss": self.mean_loss}

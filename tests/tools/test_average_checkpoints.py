@@ -4,6 +4,8 @@ import pytest
 import torch
 
 from ssod_imwa.engine.checkpoint.atomic import load_checkpoint, write_checkpoint
+from ssod_imwa.engine.checkpoint.compatibility import FORMAT
+from ssod_imwa.errors import CheckpointError, UserError
 from ssod_imwa.runs import soups
 from ssod_imwa.runs.config import get_cfg
 
@@ -19,6 +21,7 @@ def write_run(folder, value, **extra):
         "student": {"w": torch.tensor([value, 1.0])},
         "teacher": {"w": torch.tensor([2 * value, 3.0])},
         "inference_model": "teacher",
+        "format": FORMAT,
         "config": get_cfg().dump(),
         **extra,
     }

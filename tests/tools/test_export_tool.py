@@ -7,6 +7,7 @@ from torchvision.models.detection import FasterRCNN
 
 from ssod_imwa.detection.detectors.build import build_detector
 from ssod_imwa.engine.checkpoint.atomic import write_checkpoint
+from ssod_imwa.engine.checkpoint.compatibility import FORMAT
 from ssod_imwa.runs.config import load_config
 
 
@@ -36,6 +37,7 @@ def run_directory(folder, recommended):
         {
             **{name: detector.state_dict() for name, detector in detectors.items()},
             "inference_model": recommended,
+            "format": FORMAT,
             "config": config().dump(),
         },
     )

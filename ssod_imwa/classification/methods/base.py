@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,10 +10,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from ssod_imwa.averaging.ema import ModelEMA, warmup_decay
+from ssod_imwa.averaging.ema import warmup_decay
 from ssod_imwa.classification.checks import check_at_least_1
 from ssod_imwa.config.options import Options, option
 from ssod_imwa.engine.method import Method
+from ssod_imwa.engine.teacher import Teacher
 
 
 class TrainingNetwork(nn.Module, ABC):
@@ -88,15 +88,10 @@ class ClassificationMethod(Method):
         check_at_least_1(iterations=iterations)
         if not 0 <= ema_decay < 1:
             raise ValueError(f"ema_decay = {ema_decay} is not allowed (must be 0 or more, below 1)")
-        teacher = copy.deepcopy(student) if ema_decay > 0 else None
+        teacher = Teacher(student, warmup_decay(ema_decay)) if ema_decay > 0 else None
         super().__init__(student, teacher)
         self.iterations = iterations
-        self._ema = None if teacher is None else ModelEMA(teacher, student, warmup_decay(ema_decay))
 
     def progress(self, t: int) -> float:
         """The part of the training that is done at own iteration t, in [0, 1)."""
         return t / self.iterations
-
-    def after_step(self, t: int) -> None:
-        if self._ema is not None:
-            self._ema.update(t)

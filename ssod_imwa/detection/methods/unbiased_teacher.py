@@ -6,13 +6,11 @@ one.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 
-from ssod_imwa.averaging.ema import ModelEMA
 from ssod_imwa.config.options import option
 from ssod_imwa.data.batches import Batch, Part
 from ssod_imwa.detection.detectors.base import Detector
@@ -25,6 +23,7 @@ from ssod_imwa.detection.pseudo_labels import (
     move_detections,
     summarize,
 )
+from ssod_imwa.engine.teacher import Teacher
 
 # Weighted by `unsup_box_loss_weight`: the score of a pseudo-label says how sure its class is, not
 # how well its box fits.
@@ -82,14 +81,14 @@ class UnbiasedTeacher(DetectionMethod):
         "labeled": ("weak", "strong"),
         "unlabeled": ("weak", "strong"),
     }
-    teacher: Detector
+    teacher: Teacher[Detector]
 
     def __init__(self, student: Detector, options: UnbiasedTeacherOptions) -> None:
-        super().__init__(student, copy.deepcopy(student))
+        start = options.burn_in_iters
+        super().__init__(student, Teacher(student, options.ema_decay, start=start))
         self.options = options
         if not options.strong_labeled:
             self.reads = {**self.reads, "labeled": ("weak",)}
-        self._ema = ModelEMA(self.teacher, student, options.ema_decay)
 
     def losses(self, batch: Batch, t: int) -> dict[str, torch.Tensor]:
         images, targets = labeled_views(batch["labeled"], strong=self.options.strong_labeled)
@@ -102,7 +101,7 @@ class UnbiasedTeacher(DetectionMethod):
 
     def _unlabeled_losses(self, part: Part) -> dict[str, torch.Tensor]:
         weak, strong = part.views["weak"], part.views["strong"]
-        detections = self.teacher.detect([view.image for view in weak])
+        detections = self.teacher.model.detect([view.image for view in weak])
         threshold = self.options.bbox_threshold
         pseudo_labels = [
             move_detections(filter_detections(item, threshold), *views)
@@ -119,12 +118,3 @@ class UnbiasedTeacher(DetectionMethod):
             for name, value in losses.items()
         }
         return {**weighted, **summarize(pseudo_labels)}
-
-    def after_step(self, t: int) -> None:
-        if t == self.options.burn_in_iters - 1:
-            self._ema.copy()
-        elif t >= self.options.burn_in_iters:
-            self._ema.update(t)
-
-    def teacher_ready(self, t: int) -> bool:
-        return t + 1 >= self.options.burn_in_iters

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from ssod_imwa import __version__
+from ssod_imwa.errors import CheckpointError
 
+FORMAT = 2
+"""Layout of the files; a reader refuses every other."""
 NOT_COMPARED = ("config",)
 """Entries of a run's identity that are kept for the reader and may differ (file names, periods)."""
 
@@ -38,6 +42,16 @@ def changes(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[Change
         for key in sorted(saved.keys() | current.keys())
         if key not in NOT_COMPARED and saved.get(key, _ABSENT) != current.get(key, _ABSENT)
     ]
+
+
+def check_format(path: str | os.PathLike[str], content: Mapping[str, Any]) -> None:
+    """Raise CheckpointError if a file has another layout than ours."""
+    if content.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{path} has format {content.get('format')}, written by version "
+            f"{content.get('library')}, and format {FORMAT} is read (use that version, or train "
+            "again)"
+        )
 
 
 def table(found: Iterable[Change]) -> str:

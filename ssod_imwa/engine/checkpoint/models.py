@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from ssod_imwa.engine.checkpoint.atomic import damage, load_checkpoint
+from ssod_imwa.engine.checkpoint.compatibility import check_format
 from ssod_imwa.engine.checkpoint.output import AVERAGED, FINAL
 from ssod_imwa.errors import CheckpointError
 
@@ -55,6 +56,7 @@ def read_models(source: str | Path) -> ModelFile:
         raise CheckpointError(
             f"{path} holds no averaged model (take a run's {FINAL} or {AVERAGED})"
         )
+    check_format(path, content)
     models = {name: content[name] for name in MODELS if name in content}
     return ModelFile(path, models, content["inference_model"], dict(content))
 

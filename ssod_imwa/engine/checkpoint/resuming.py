@@ -8,11 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ssod_imwa import __version__
 from ssod_imwa.averaging.checks import checksum
 from ssod_imwa.averaging.weights import named_state
 from ssod_imwa.engine.checkpoint.atomic import WriteError, damage, digest_path, load_checkpoint
-from ssod_imwa.engine.checkpoint.compatibility import changes, identity, table
+from ssod_imwa.engine.checkpoint.compatibility import changes, check_format, identity, table
 from ssod_imwa.engine.checkpoint.output import POINTER, on_main, resume_files, write_pointer
 from ssod_imwa.engine.checkpoint.plain import plain
 from ssod_imwa.engine.trainer import Trainer
@@ -20,8 +19,6 @@ from ssod_imwa.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1
-"""Layout of a resume file; a reader refuses every other."""
 CHECKPOINT_HOOK = "checkpoint"
 """Name of `CheckpointHook`, under which its state and the record of inexact resumes are saved."""
 
@@ -125,11 +122,7 @@ def _check_compatible(
     """A record of what changed since the checkpoint was written; None if nothing did."""
     if not isinstance(state, dict) or "trainer" not in state:
         raise CheckpointError(f"{path} is not a resume file of this library")
-    if state.get("format") != FORMAT:
-        raise CheckpointError(
-            f"{path} has format {state.get('format')}, written by version {state.get('library')} "
-            f"(version {__version__} reads format {FORMAT})"
-        )
+    check_format(path, state)
     found = changes(state["run"], identity(plain(dict(run), "run")))
     if not found:
         return None

@@ -35,7 +35,7 @@ from ssod_imwa.engine.checkpoint.atomic import (
     remove_stale_temporaries,
     write_checkpoint,
 )
-from ssod_imwa.engine.checkpoint.compatibility import identity
+from ssod_imwa.engine.checkpoint.compatibility import FORMAT, identity
 from ssod_imwa.engine.checkpoint.output import (
     AVERAGED,
     FINAL,
@@ -46,7 +46,7 @@ from ssod_imwa.engine.checkpoint.output import (
     write_pointer,
 )
 from ssod_imwa.engine.checkpoint.plain import plain
-from ssod_imwa.engine.checkpoint.resuming import CHECKPOINT_HOOK, FORMAT, resume
+from ssod_imwa.engine.checkpoint.resuming import CHECKPOINT_HOOK, resume
 from ssod_imwa.engine.trainer import HookBase
 from ssod_imwa.errors import CheckpointError
 

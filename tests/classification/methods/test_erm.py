@@ -205,12 +205,12 @@ def test_the_teacher_is_the_moving_average_and_is_shipped(tiny):
     students = []
     watch = tiny.Watch(lambda _: students.append(tiny.copied(method.student.state_dict())))
     tiny.trainer(method, 4, hooks=[watch]).train()
-    assert method.inference_model(3) is method.teacher
+    assert method.inference_model(3) is method.teacher.model
     name = "layer1.0.weight"
     expected = students[0][name].double()
     for decay, student in zip((0.5, 0.6, 0.6), students[1:], strict=True):
         expected = decay * expected + (1 - decay) * student[name].double()
-    result = method.teacher.get_parameter(name).double()
+    result = method.teacher.model.get_parameter(name).double()
     assert torch.allclose(result, expected, rtol=1e-5, atol=1e-7)
 
 

@@ -57,7 +57,7 @@ def test_losses_come_from_the_parallel_student():
 def test_there_is_no_teacher():
     method = Supervised(Recorder(), SupervisedOptions())
     assert method.teacher is None
-    assert not method.teacher_ready(10)
+    assert list(method.models()) == list(method.evaluated_models(10)) == ["student"]
     assert method.inference_model(10) is method.student
     assert list(method.models()) == ["student"]
     assert method.state_dict() == {}

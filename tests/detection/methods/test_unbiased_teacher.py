@@ -117,10 +117,10 @@ def train(method, steps, first=0):
 
 def test_teacher_is_copied_once_and_then_follows_the_formula():
     method = unbiased_teacher()
-    initial = copy.deepcopy(method.teacher.state_dict())
+    initial = copy.deepcopy(method.teacher.model.state_dict())
     expected = None
     for t in train(method, 10):
-        student, teacher = method.student.state_dict(), method.teacher.state_dict()
+        student, teacher = method.student.state_dict(), method.teacher.model.state_dict()
         if t < 2:
             assert all(torch.equal(teacher[name], initial[name]) for name in initial)
             continue
@@ -133,32 +133,32 @@ def test_teacher_is_copied_once_and_then_follows_the_formula():
         expected["mean"] = 0.75 * expected["mean"] + 0.25 * student["mean"].item()
         assert teacher["weight"].tolist() == pytest.approx(expected["weight"], rel=1e-12)
         assert teacher["mean"].item() == pytest.approx(expected["mean"], rel=1e-12)
-    assert method.teacher.weight.tolist() != pytest.approx(method.student.weight.tolist())
+    assert method.teacher.model.weight.tolist() != pytest.approx(method.student.weight.tolist())
 
 
 def test_without_burn_in_the_teacher_starts_from_the_initial_student():
     method = unbiased_teacher(burn_in_iters=0)
     start = method.student.weight.detach().clone()
-    assert torch.equal(method.teacher.weight, start)
+    assert torch.equal(method.teacher.model.weight, start)
     assert "loss_cls_pseudo" in method.losses(batch(), 0)
     assert list(train(method, 1)) == [0]
     expected = 0.75 * start + 0.25 * method.student.weight
-    torch.testing.assert_close(method.teacher.weight, expected)
+    torch.testing.assert_close(method.teacher.model.weight, expected)
 
 
 def test_teacher_is_ready_from_the_step_that_copies_it():
     method = unbiased_teacher()
-    assert [method.teacher_ready(t) for t in range(5)] == [False, False, True, True, True]
+    assert [method.teacher.ready(t) for t in range(5)] == [False, False, True, True, True]
     assert method.inference_model(1) is method.student
-    assert method.inference_model(2) is method.teacher
+    assert method.inference_model(2) is method.teacher.model
 
 
 def test_teacher_is_not_trained_and_stays_in_eval_mode():
     method = unbiased_teacher()
     list(train(method, 5))
-    assert not method.teacher.training
-    assert method.teacher.calls == []
-    assert all(not p.requires_grad and p.grad is None for p in method.teacher.parameters())
+    assert not method.teacher.model.training
+    assert method.teacher.model.calls == []
+    assert all(not p.requires_grad and p.grad is None for p in method.teacher.model.parameters())
 
 
 def test_it_reads_strong_views_of_labeled_images_only_if_it_trains_on_them():

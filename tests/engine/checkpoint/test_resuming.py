@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from ssod_imwa.engine.checkpoint.atomic import damage, load_checkpoint, write_checkpoint
+from ssod_imwa.engine.checkpoint.compatibility import FORMAT
 from ssod_imwa.engine.checkpoint.output import resume_files
 from ssod_imwa.engine.checkpoint.resuming import resume
 from ssod_imwa.errors import CheckpointError
@@ -22,8 +23,8 @@ def test_resumed_run_ends_with_the_same_bits(line, tmp_path, stopped):
     second.train()
     for name, tensor in whole.method.student.state_dict().items():
         assert torch.equal(tensor, second.method.student.state_dict()[name])
-    for name, tensor in whole.method.teacher.state_dict().items():
-        assert torch.equal(tensor, second.method.teacher.state_dict()[name])
+    for name, tensor in whole.method.models()["teacher"].state_dict().items():
+        assert torch.equal(tensor, second.method.models()["teacher"].state_dict()[name])
     momenta = [t.optimizer.state_dict()["state"][0]["momentum_buffer"] for t in (whole, second)]
     assert torch.equal(*momenta)
     assert whole.method.seen == second.method.seen == 6
@@ -127,10 +128,13 @@ def test_other_files_of_the_library_are_not_resumed(line, tmp_path):
         resume(line.build(tmp_path), tmp_path / "model_final.pth", line.RUN)
 
 
-def test_newer_format_is_refused(line, stopped):
+@pytest.mark.parametrize("layout", [1, FORMAT + 1])
+def test_another_format_is_refused(line, stopped, layout):
     path = stopped / "model_0000004.pth"
-    write_checkpoint(path, load_checkpoint(path) | {"format": 2, "library": "9.0.0"})
-    with pytest.raises(CheckpointError, match=r"format 2, written by version 9.0.0 \(.* format 1"):
+    write_checkpoint(path, load_checkpoint(path) | {"format": layout, "library": "9.0.0"})
+    with pytest.raises(
+        CheckpointError, match=rf"format {layout}, written by version 9.0.0, and format {FORMAT} is"
+    ):
         resume(line.build(stopped), stopped, line.RUN)
 
 

@@ -8,7 +8,8 @@ from torch import nn
 
 from ssod_imwa.engine.checkpoint import faults, output
 from ssod_imwa.engine.checkpoint import writing as checkpoint
-from ssod_imwa.engine.checkpoint.atomic import WriteError, damage, load_checkpoint
+from ssod_imwa.engine.checkpoint.atomic import WriteError, damage, load_checkpoint, write_checkpoint
+from ssod_imwa.engine.checkpoint.models import read_models
 from ssod_imwa.engine.checkpoint.output import resume_files
 from ssod_imwa.engine.checkpoint.writing import CheckpointHook
 from ssod_imwa.engine.trainer import HookBase
@@ -78,7 +79,7 @@ def test_model_files_hold_plain_models_by_name(line, tmp_path):
     for name in ("student", "teacher"):
         model = nn.Linear(2, 1)
         model.load_state_dict(final[name])
-        assert torch.equal(model.weight, getattr(trainer.method, name).weight)
+        assert torch.equal(model.weight, trainer.method.models()[name].weight)
     assert not torch.equal(final["student"]["weight"], final["teacher"]["weight"])
 
 
@@ -173,3 +174,11 @@ def test_states_in_files_are_readable_by_others(line, stopped):
     assert state["run"] == line.RUN | {"library major version": 0}
     assert state["trainer"]["iteration"] == 5
     assert state["trainer"]["method"] == {"seen": 5}
+
+
+def test_models_of_another_format_are_refused(line, tmp_path):
+    line.build(tmp_path).train()
+    path = tmp_path / "model_final.pth"
+    write_checkpoint(path, load_checkpoint(path) | {"format": 1})
+    with pytest.raises(CheckpointError, match="has format 1, written by version"):
+        read_models(path)
