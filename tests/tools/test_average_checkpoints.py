@@ -5,7 +5,6 @@ import torch
 
 from ssod_imwa.engine.checkpoint.atomic import load_checkpoint, write_checkpoint
 from ssod_imwa.engine.checkpoint.compatibility import FORMAT
-from ssod_imwa.errors import CheckpointError, UserError
 from ssod_imwa.runs import soups
 from ssod_imwa.runs.config import get_cfg
 

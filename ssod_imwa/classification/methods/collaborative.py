@@ -78,7 +78,7 @@ class Collaborative(ClassificationMethod):
     def after_step(self, t: int) -> None:
         super().after_step(t)
         if self.contrast is not None:
-            self.contrast.after_step()
+            self.contrast.after_step(t)
 
     def state_dict(self) -> dict[str, Any]:
         return {} if self.contrast is None else {"contrast": self.contrast.state_dict()}

@@ -15,9 +15,10 @@ from ssod_imwa.classification.methods.expert_network import (
     CollaborativeNetwork,
     ContrastiveBranch,
 )
-from ssod_imwa.classification.models.momentum import FeatureQueue, MomentumEncoder
+from ssod_imwa.classification.models.feature_queue import FeatureQueue
 from ssod_imwa.config.options import Options, option
 from ssod_imwa.engine.seeding import counted_generator
+from ssod_imwa.engine.teacher import Teacher
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,8 @@ class ExpertContrast:
         seed: of the queues' first content.
 
     Attributes:
-        key: the key network, whose parameters get no gradients.
+        key: the key network. Its parameters follow the query's and get no gradients; the statistics
+            of its batch norms, which are in training mode, are its own.
         queues: one for each expert.
 
     Raises:
@@ -71,8 +73,8 @@ class ExpertContrast:
         self.temperature = options.temperature
         device = next(network.parameters()).device
         followed = nn.ModuleList() if options.legacy_key_head else network.projections
-        self._encoder = MomentumEncoder(network.branch(followed), momentum=options.momentum)
-        self.key = self._encoder.key
+        self._follower = Teacher(network.branch(followed), options.momentum, buffers="skip")
+        self.key = self._follower.model.train()
         if options.legacy_key_head:
             self.key.projections = network.new_projections().to(device).requires_grad_(False)
         self.queues = [
@@ -109,13 +111,13 @@ class ExpertContrast:
         ]
         return torch.stack(losses).sum()
 
-    def after_step(self) -> None:
+    def after_step(self, t: int) -> None:
         """Write the keys of all micro-batches into the queues, and move the key network."""
         for keys in self._new:
             for queue, rows in zip(self.queues, keys, strict=True):
                 queue.write_(rows)
         self._new.clear()
-        self._encoder.update_()
+        self._follower.follow(t)
 
     def state_dict(self) -> dict[str, Any]:
         """The queues; the key network is one of the method's models."""
@@ -135,12 +137,13 @@ class ExpertContrast:
             queue.load_state_dict(state[f"queue_{k}"])
         self._new.clear()
 
+    @torch.no_grad()
     def _keys(
         self, images: torch.Tensor, t: int, processes: Group
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys (K, B, width) of the images, and those of all processes' images."""
         if processes.size == 1:
-            keys = self._encoder(images)
+            keys = self.key(images)
             return keys, keys
         # Shuffle-BN: a query and its key must not share the statistics of their batch. The order is
         # a function of the step, so that all know it.
@@ -149,6 +152,6 @@ class ExpertContrast:
         order = torch.from_numpy(numbers).to(images.device)
         first = processes.rank * len(images)
         mine = slice(first, first + len(images))
-        shuffled = self._encoder(together[order[mine]])
+        shuffled = self.key(together[order[mine]])
         everyones = processes.gather_rows(shuffled.transpose(0, 1))[order.argsort()].transpose(0, 1)
         return everyones[:, mine], everyones

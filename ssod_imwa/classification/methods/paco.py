@@ -19,12 +19,13 @@ from ssod_imwa.classification.methods.base import (
     train_accuracy,
 )
 from ssod_imwa.classification.models.base import ImageClassifier
+from ssod_imwa.classification.models.feature_queue import FeatureQueue
 from ssod_imwa.classification.models.freezing import Part, set_train_mode, train_only
 from ssod_imwa.classification.models.heads import projection_head
-from ssod_imwa.classification.models.momentum import FeatureQueue, MomentumEncoder
 from ssod_imwa.config.options import Options, option
 from ssod_imwa.data.batches import Batch
 from ssod_imwa.engine.seeding import counted_generator
+from ssod_imwa.engine.teacher import Teacher
 
 
 @dataclass(frozen=True)
@@ -180,7 +181,8 @@ class PaCo(ParametricContrastive):
         ema_decay: of a teacher.
 
     Attributes:
-        encoder: the slow network, a copy of the student with all that it has.
+        slow: what has the slow network, a copy of the student with all that it has. Its parameters
+            follow the student's, the statistics of its batch norms are its own.
     """
 
     def __init__(
@@ -203,26 +205,28 @@ class PaCo(ParametricContrastive):
             seed=seed,
             ema_decay=ema_decay,
         )
-        self.encoder = MomentumEncoder(student, momentum=options.momentum)
+        self.slow = Teacher(student, options.momentum, buffers="skip")
+        self.slow.model.train()
 
     def models(self) -> dict[str, nn.Module]:
-        return {**super().models(), "momentum": self.encoder.key}
+        return {**super().models(), "momentum": self.slow.model}
 
     def set_train_mode(self) -> None:
         super().set_train_mode()
-        self.encoder.key.train()
-        set_train_mode(self.encoder.key.deployed, self.part)
+        self.slow.model.train()
+        set_train_mode(self.slow.model.deployed, self.part)
 
     def losses(self, batch: Batch, t: int) -> dict[str, torch.Tensor]:
         views, labels = batch["labeled"].views, batch["labeled"].targets
         logits, queries = self.parallel_student(views["image"])
-        _, keys = self.encoder(views["key"])
+        with torch.no_grad():
+            _, keys = self.slow.model(views["key"])
         self._new.append((keys, labels))
         return self._records(logits, labels, queries, others=keys, other_labels=labels)
 
     def after_step(self, t: int) -> None:
         super().after_step(t)
-        self.encoder.update_()
+        self.slow.follow(t)
 
 
 class GPaCo(ParametricContrastive):

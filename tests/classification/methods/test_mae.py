@@ -17,6 +17,7 @@ from ssod_imwa.classification.models.vit import ViT
 from ssod_imwa.classification.models.weights import load_encoder
 from ssod_imwa.data.batches import Part
 from ssod_imwa.engine.checkpoint.atomic import write_checkpoint
+from ssod_imwa.engine.checkpoint.compatibility import FORMAT
 
 PATCH, PATCHES, VISIBLE = 2, 16, 4  # images of 8 x 8 pixels
 
@@ -177,7 +178,7 @@ def test_fine_tuning_begins_with_the_encoder_and_a_classifier_of_its_own(tiny, c
 
 def test_a_run_that_fine_tunes_is_told_an_autoencoders_file_by_its_weights(tiny, tmp_path):
     student = make_method(tiny).student
-    content = {"student": student.state_dict(), "inference_model": "student", "config": ""}
+    content = {"student": student.state_dict(), "inference_model": "student", "format": FORMAT}
     write_checkpoint(tmp_path / "model_final.pth", content)
     model = tiny.build(vit, seed=4)
     load_weights(model, str(tmp_path))

@@ -43,7 +43,7 @@ def steps(network, contrast, views, *, count, first=0, parts=1):
             (loss / parts).backward()
             total += loss.item() / parts
         optimizer.step()
-        contrast.after_step()
+        contrast.after_step(0)
         losses.append(total)
     return losses
 
@@ -85,7 +85,7 @@ def test_losses_are_those_of_moco_written_out(network, views):
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        contrast.after_step()
+        contrast.after_step(0)
         for k, queue in enumerate(contrast.queues):
             rows = queue.features.roll(-queue.position, 0)  # oldest first
             torch.testing.assert_close(rows, torch.stack(queues[k]), rtol=1e-4, atol=1e-5)
@@ -110,7 +110,7 @@ def test_the_first_keys_are_the_queries_of_equal_views(network, views):
     view = views(0)[0]
     contrast = contrast_of(network)
     loss = contrast.loss(network(view).queries, view, 0)
-    contrast.after_step()
+    contrast.after_step(0)
     for queue, queries in zip(contrast.queues, network(view).queries, strict=True):
         torch.testing.assert_close(queue.features[:6], queries)
     assert torch.isfinite(loss)
@@ -138,9 +138,9 @@ def test_keys_of_all_micro_batches_enter_after_the_step(network, views):
     for t in range(2):
         contrast.loss(network(views(t)[0]).queries, views(t)[1], t)
         assert all(torch.equal(q.features, b) for q, b in zip(contrast.queues, before, strict=True))
-    contrast.after_step()
+    contrast.after_step(0)
     assert [queue.filled for queue in contrast.queues] == [12, 12]
-    contrast.after_step()
+    contrast.after_step(0)
     assert [queue.filled for queue in contrast.queues] == [12, 12]
 
 
@@ -211,7 +211,7 @@ def test_two_ranks_shuffle_the_images_of_keys(tiny, network, tmp_path):
         contrast.key.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
         for t in range(3):
             contrast.loss(torch.zeros(EXPERTS, 6, WIDTH), images[rank], t, processes)
-            contrast.after_step()
+            contrast.after_step(0)
         return seen
 
     one, other = tiny.on_two_ranks(look, tmp_path)

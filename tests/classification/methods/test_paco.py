@@ -88,14 +88,14 @@ def filled(tiny, kind, **settings):
 def test_pacos_loss_is_that_of_the_queries_with_keys_and_queue(tiny):
     method = filled(tiny, PaCo)
     method.student.double()
-    method.encoder.key.double()
+    method.slow.model.double()
     with torch.no_grad():  # a slow network that is not the student
-        for parameter in method.encoder.key.parameters():
+        for parameter in method.slow.model.parameters():
             parameter.mul_(1.1)
     batch = in_float64(tiny.batch(0, views=VIEWS))
     loss = method.losses(batch, 0)["loss"].item()
     logits, queries = outputs_by_hand(method.student, batch["labeled"].views["image"])
-    _, keys = outputs_by_hand(method.encoder.key, batch["labeled"].views["key"])
+    _, keys = outputs_by_hand(method.slow.model, batch["labeled"].views["key"])
     labels = batch["labeled"].targets.tolist()
     expected = loss_by_hand(
         logits.tolist(),
@@ -137,7 +137,7 @@ def test_the_student_gets_gradients_and_the_slow_network_none(tiny, kind):
     method.losses(tiny.batch(0, views=VIEWS), 0)["loss"].backward()
     assert tiny.without_gradient(method.student) == set()
     if kind is PaCo:
-        assert all(p.grad is None for p in method.encoder.key.parameters())
+        assert all(p.grad is None for p in method.slow.model.parameters())
     assert not method.queue.features.requires_grad
 
 
@@ -165,16 +165,16 @@ def test_the_slow_network_follows_the_student_after_each_step(tiny):
     method.after_step = follow
     tiny.trainer(method, 4, imwa=False).train()
     assert seen == [0, 1, 2, 3]
-    for name, value in method.encoder.key.named_parameters():
+    for name, value in method.slow.model.named_parameters():
         assert torch.allclose(value.double(), expected[name], rtol=1e-5, atol=1e-7), name
 
 
 def test_the_slow_networks_statistics_are_of_its_own_views(tiny):
     method = make_method(tiny, PaCo)
-    norm = method.encoder.key.deployed.stem[1]
+    norm = method.slow.model.deployed.stem[1]
     batch = tiny.batch(0, views=VIEWS)
     with torch.no_grad():
-        maps = method.encoder.key.deployed.stem[0](batch["labeled"].views["key"])
+        maps = method.slow.model.deployed.stem[0](batch["labeled"].views["key"])
     method.set_train_mode()
     method.losses(batch, 0)
     method.after_step(0)
@@ -187,7 +187,7 @@ def test_the_queue_takes_second_views_after_the_step(tiny, kind):
     batch = tiny.batch(0, views=VIEWS)
     before = tiny.copied(method.queue.state_dict())
     if kind is PaCo:
-        _, keys = outputs_by_hand(method.encoder.key, batch["labeled"].views["key"])
+        _, keys = outputs_by_hand(method.slow.model, batch["labeled"].views["key"])
     else:
         _, keys = outputs_by_hand(method.student, torch.cat(list(batch["labeled"].views.values())))
         keys = keys[len(batch["labeled"].targets) :]

@@ -5,10 +5,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
 
-from ssod_imwa.classification.models.cifar_resnet import CifarResNet
-from ssod_imwa.classification.models.momentum import FeatureQueue, MomentumEncoder
+from ssod_imwa.classification.models.feature_queue import FeatureQueue
 
 DEVICES = [
     "cpu",
@@ -24,55 +22,6 @@ DEVICES = [
 
 def queue(size=7, dim=3, seed=0, device="cpu"):
     return FeatureQueue(size, dim, generator=np.random.default_rng(seed), device=device)
-
-
-def test_key_begins_as_a_copy_that_needs_no_gradients():
-    torch.manual_seed(0)
-    query = CifarResNet(4, depth=8).eval()
-    encoder = MomentumEncoder(query)
-    for name, x in query.state_dict().items():
-        assert encoder.key.state_dict()[name].equal(x)
-    assert not any(p.requires_grad for p in encoder.key.parameters())
-    assert all(p.requires_grad for p in query.parameters())
-    assert all(module.training for module in encoder.key.modules())
-    assert not encoder(torch.randn(2, 3, 8, 8)).requires_grad
-
-
-@pytest.mark.parametrize("momentum", [0.0, 0.9, 0.999])
-def test_parameters_follow_the_query_geometrically(momentum):
-    torch.manual_seed(0)
-    query = nn.Linear(3, 2)
-    encoder = MomentumEncoder(query, momentum=momentum)
-    expected = query.weight.detach().double()
-    for _ in range(5):
-        nn.init.normal_(query.weight)
-        encoder.update_()
-        expected = momentum * expected + (1 - momentum) * query.weight.detach().double()
-    assert torch.allclose(encoder.key.weight.double(), expected, atol=1e-6)
-
-
-def test_statistics_of_the_key_move_by_its_own_passes_alone():
-    torch.manual_seed(0)
-    query = CifarResNet(4, depth=8).train()
-    encoder = MomentumEncoder(query, momentum=0.5)
-    alone = CifarResNet(4, depth=8).train()
-    alone.load_state_dict(query.state_dict())
-    batches = torch.randn(3, 6, 3, 8, 8)
-    for _ in range(3):
-        query(torch.randn(6, 3, 8, 8) + 2)
-    encoder.update_()  # the query's weights have not changed
-    for images in batches:
-        encoder(images)
-        alone(images)
-    for (name, x), y in zip(encoder.key.named_buffers(), alone.buffers(), strict=True):
-        assert x.equal(y), name
-    assert not encoder.key.stem[1].running_mean.equal(query.stem[1].running_mean)
-
-
-@pytest.mark.parametrize("momentum", [-0.1, 1.1, float("nan")])
-def test_a_momentum_out_of_range_is_refused(momentum):
-    with pytest.raises(ValueError, match=r"momentum = .* is not allowed \(must be in 0\.\.1\)"):
-        MomentumEncoder(nn.Linear(1, 1), momentum=momentum)
 
 
 def test_queue_begins_with_random_directions():

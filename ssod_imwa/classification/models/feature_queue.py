@@ -1,62 +1,14 @@
-"""The slow network and the memory of features that contrastive methods compare with."""
+"""The memory of features that contrastive methods compare with."""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import nn
 
-from ssod_imwa.averaging.ema import ModelEMA
 from ssod_imwa.classification.checks import check_at_least_1
-
-
-class MomentumEncoder:
-    """MoCo's key network: a copy of the query network that follows it slowly.
-
-    Its parameters are the exponential moving average of the query's. The statistics of its batch
-    norms are its own: they move when the key network is called, which is in training mode, as in
-    MoCo's code. It is no module, so that a method's network does not contain it; under IMWA, name
-    `key` among the method's models.
-
-    Args:
-        query: the network that is trained, with its heads; copied.
-        momentum: m in [0, 1]: key = m * key + (1 - m) * query at each update.
-
-    Attributes:
-        key: the key network; its parameters need no gradients.
-
-    Raises:
-        ValueError: `momentum` is out of range.
-
-    Example:
-        >>> query = nn.Linear(1, 1, bias=False)
-        >>> _ = nn.init.zeros_(query.weight)
-        >>> encoder = MomentumEncoder(query, momentum=0.75)
-        >>> _ = nn.init.ones_(query.weight)
-        >>> encoder.update_()
-        >>> encoder.key.weight.item()
-        0.25
-    """
-
-    def __init__(self, query: nn.Module, *, momentum: float = 0.999) -> None:
-        if not 0 <= momentum <= 1:
-            raise ValueError(f"momentum = {momentum} is not allowed (must be in 0..1)")
-        self.key = copy.deepcopy(query).requires_grad_(False).train()
-        self._ema = ModelEMA(self.key, query, momentum, buffers="skip")
-
-    def update_(self) -> None:
-        """Move the key's parameters towards the query's, before the query's next step or after."""
-        self._ema.update(0)  # t does not matter, as the momentum is constant
-
-    @torch.no_grad()
-    def __call__(self, *inputs: torch.Tensor) -> Any:
-        """What the key network returns, without gradients."""
-        return self.key(*inputs)
 
 
 class FeatureQueue:
