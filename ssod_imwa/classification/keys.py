@@ -16,6 +16,7 @@ from ssod_imwa.classification.methods.moco import MoCoOptions
 from ssod_imwa.classification.mixers import MIXERS, MixerChoice
 from ssod_imwa.classification.models.build import VITS, NetworkOptions
 from ssod_imwa.classification.models.classifiers import (
+    COSINES,
     ClassifierOptions,
     CosineOptions,
     TauNormOptions,
@@ -136,7 +137,7 @@ SECTIONS = (
     Section(
         "CLS.MODEL",
         CosineOptions,
-        {**_with("classifier"), "CLS.MODEL.CLASSIFIER": ("cosine",)},
+        {**_with("classifier"), "CLS.MODEL.CLASSIFIER": COSINES},
     ),
     Section("CLS.STAGE", StageOptions, _with("classifier")),
     Section("CLS.STAGE", ScaleOptions, _with("second_stage")),

@@ -106,8 +106,12 @@ class SolverOptions(Options):
     beta2: float = option(0.999, "AdamW's second beta", low=0, high=1)
     weight_decay: float = option(1e-4, "of all parameters but those of normalization layers")
     weight_decay_norm: float = option(0.0, "of the parameters of normalization layers")
-    lr_scheduler_name: Literal["WarmupMultiStepLR", "WarmupCosineLR"] = option(
-        "WarmupMultiStepLR", "how the rate falls: in STEPS, or as a half cosine to 0"
+    lr_scheduler_name: Literal["WarmupMultiStepLR", "WarmupCosineLR", "WarmupThenCosineLR"] = (
+        option(
+            "WarmupMultiStepLR",
+            "how the rate falls: in STEPS, or as a half cosine to 0 that begins with the run or "
+            "(Then) after the warm-up",
+        )
     )
     steps: list[int] = option(
         [],
@@ -137,6 +141,13 @@ class SolverOptions(Options):
         free=True,
     )
     checkpoint_keep: int = option(1, "older resume files kept beside the newest", low=1, free=True)
+
+
+@dataclass(frozen=True)
+class SGDOptions(Options):
+    """SOLVER: of SGD alone."""
+
+    nesterov: bool = option(False, "Nesterov's momentum, which needs a MOMENTUM above 0")
 
 
 @dataclass(frozen=True)
@@ -208,6 +219,7 @@ SECTIONS = (
     Section("DATASETS", DatasetOptions),
     Section("DATALOADER", LoaderOptions),
     Section("SOLVER", SolverOptions),
+    Section("SOLVER", SGDOptions, {"SOLVER.OPTIMIZER": ("SGD",)}),
     Section("TEST", TestOptions),
     Section("IMWA", IMWAOptions),
 )
@@ -245,6 +257,11 @@ def check_shared(cfg: CfgNode, source: str) -> None:
     if list(solver.STEPS) != sorted(set(solver.STEPS)):
         raise ConfigError(
             f"{source}: SOLVER.STEPS = {list(solver.STEPS)} is not allowed (must increase)"
+        )
+    if solver.get("NESTEROV") and not solver.MOMENTUM > 0:
+        raise ConfigError(
+            f"{source}: SOLVER.NESTEROV = True is not allowed with SOLVER.MOMENTUM = "
+            f"{solver.MOMENTUM:g} (must be above 0)"
         )
     if imwa.COEFFICIENTS and len(imwa.COEFFICIENTS) != imwa.MEMBERS:
         raise ConfigError(

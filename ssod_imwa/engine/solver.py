@@ -27,6 +27,7 @@ def build_optimizer(
     weight_decay: float,
     weight_decay_norm: float,
     beta2: float = 0.999,
+    nesterov: bool = False,
     lr_factor: Callable[[str], float] = lambda name: 1.0,
     groups: list[dict[str, Any]] | None = None,
 ) -> torch.optim.Optimizer:
@@ -42,13 +43,20 @@ def build_optimizer(
         weight_decay: for all parameters but those of normalization layers.
         weight_decay_norm: for scale and shift of normalization layers.
         beta2: AdamW's second beta.
+        nesterov: SGD with Nesterov's momentum, which needs one above 0.
         lr_factor: name of a parameter -> factor of its learning rate.
         groups: of parameters with `initial_lr` and `weight_decay`, instead of those by the three
             arguments before.
 
     Raises:
-        ValueError: the name is unknown or the model has nothing to train.
+        ValueError: the name is unknown, `nesterov` does not go with it or with the momentum, or the
+            model has nothing to train.
     """
+    if nesterov and not (name == "SGD" and momentum > 0):
+        raise ValueError(
+            f"nesterov = True is not allowed with {name} and momentum = {momentum} (must be SGD "
+            "with a momentum above 0)"
+        )
     decays = {False: weight_decay, True: weight_decay_norm}
     if groups is None:
         groups = [
@@ -59,7 +67,7 @@ def build_optimizer(
         raise ValueError("the model has no parameter with requires_grad (nothing to train)")
     # fused: on a CPU, where the default is a loop in Python, 2 (SGD) to 4 times as fast.
     if name == "SGD":
-        return torch.optim.SGD(groups, lr=lr, momentum=momentum, fused=True)
+        return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov, fused=True)
     if name == "AdamW":
         return torch.optim.AdamW(groups, lr=lr, betas=(momentum, beta2), fused=True)
     raise ValueError(f"optimizer {name!r} is not known (choose SGD or AdamW)")
@@ -93,10 +101,12 @@ def lr_multiplier(
     """The factor of the learning rate at a member's own iteration t, as detectron2 defines it.
 
     The warm-up is a straight line from `warmup_factor` at t = 0 to the schedule's own value at
-    t = `warmup_iters`.
+    t = `warmup_iters`. detectron2's cosine begins at t = 0, below the warm-up; that of MAE, LiVT
+    and PaCo begins where the warm-up ends.
 
     Args:
-        name: "WarmupMultiStepLR" or "WarmupCosineLR" (half a cosine from 1 to 0).
+        name: "WarmupMultiStepLR", "WarmupCosineLR" (half a cosine from 1 at t = 0 to 0 at T) or
+            "WarmupThenCosineLR" (from 1 at `warmup_iters` to 0 at T).
         max_iter: T, iterations of one member.
         steps: own iterations from which the rate is `gamma` times smaller, ascending.
         gamma: factor of each step.
@@ -114,30 +124,34 @@ def lr_multiplier(
     """
     if list(steps) != sorted(steps):
         raise ValueError(f"steps = {tuple(steps)} is not allowed (must be ascending)")
+    # A warm-up longer than the run is cut, so its line ends where the schedule does.
+    warmup = min(warmup_iters, max_iter)
 
     if name == "WarmupMultiStepLR":
 
         def schedule(t: int) -> float:
             return gamma ** bisect_right(steps, t)
 
-    elif name == "WarmupCosineLR":
+    elif name in ("WarmupCosineLR", "WarmupThenCosineLR"):
+        start = warmup if name == "WarmupThenCosineLR" else 0
+        # A run that is all warm-up has no cosine, whose first value is where the line ends.
+        length = max(max_iter - start, 1)
 
         def schedule(t: int) -> float:
-            return 0.5 * (1 + math.cos(math.pi * t / max_iter))
+            return 0.5 * (1 + math.cos(math.pi * max(t - start, 0) / length))
 
     else:
         raise ValueError(
-            f"schedule {name!r} is not known (choose WarmupMultiStepLR or WarmupCosineLR)"
+            f"schedule {name!r} is not known (choose WarmupMultiStepLR, WarmupCosineLR or "
+            "WarmupThenCosineLR)"
         )
-    # A warm-up longer than the run is cut, so its line ends where the schedule does.
-    warmup = min(warmup_iters, max_iter)
 
     def multiplier(t: int) -> float:
         if t >= warmup:
             return schedule(t)
         # detectron2 scales the start, too; its schedules begin at 1 unless a step is at 0.
-        start, end = warmup_factor * schedule(0), schedule(warmup)
-        return start + (end - start) * t / warmup
+        first, last = warmup_factor * schedule(0), schedule(warmup)
+        return first + (last - first) * t / warmup
 
     return multiplier
 

@@ -13,8 +13,9 @@ from fvcore.common.config import CfgNode
 from ssod_imwa.averaging.episodes import EpisodeSchedule
 from ssod_imwa.averaging.imwa import IMWA
 from ssod_imwa.averaging.ranks import Ranks
+from ssod_imwa.config.options import read_options
 from ssod_imwa.config.reader import keys, value_of
-from ssod_imwa.config.shared import batch_sizes
+from ssod_imwa.config.shared import SGDOptions, batch_sizes
 from ssod_imwa.engine.checkpoint.models import newest_model
 from ssod_imwa.engine.checkpoint.writing import CheckpointHook, prepare_output, resume
 from ssod_imwa.engine.device import pick_device
@@ -149,6 +150,7 @@ def _assemble(task: Task, device: torch.device, *, overwrite: bool) -> tuple[Tra
         lr=solver.BASE_LR,
         momentum=solver.MOMENTUM,
         beta2=solver.BETA2,
+        nesterov=read_options(SGDOptions, solver).nesterov,
         weight_decay=solver.WEIGHT_DECAY,
         weight_decay_norm=solver.WEIGHT_DECAY_NORM,
         lr_factor=task.lr_factor,

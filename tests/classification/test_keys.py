@@ -13,7 +13,7 @@ from ssod_imwa.errors import ConfigError
 from ssod_imwa.runs.config import load_config
 
 SUBSETS = "CLS.SAMPLER.NAME = 'balanced_subset'"
-COSINE = "CLS.MODEL.CLASSIFIER = 'cosine'"
+COSINE = "CLS.MODEL.CLASSIFIER = 'cosine' or 'biased_cosine'"
 VITS = "CLS.MODEL.NAME = 'vit_base_patch16' or 'vit_tiny_patch4_32'"
 
 

@@ -62,6 +62,18 @@ def test_a_run_leaves_results_in_percent_that_evaluation_repeats(config):
     assert run.evaluate(cfg) == pytest.approx(found)
 
 
+def test_nesterovs_first_step_is_longer_by_the_momentum(config):
+    def bias(rate, nesterov):
+        settings = ("SOLVER.BASE_LR", rate, "SOLVER.NESTEROV", nesterov)
+        cfg = config(*settings, "SOLVER.MAX_ITER", 1, output=f"{rate}_{nesterov}")
+        run.train(cfg)
+        return final_weights(cfg)["student.classifier.bias"].double()
+
+    start = bias(0.0, False)
+    plain, looking_ahead = (bias(100.0, nesterov) - start for nesterov in (False, True))
+    torch.testing.assert_close(looking_ahead, 1.9 * plain, rtol=1e-4, atol=1e-6)
+
+
 def test_one_member_is_plain_training_whatever_the_episodes(config):
     plain, cut = config(output="plain"), config("IMWA.EPISODES", 3, output="cut")
     for cfg in (plain, cut):

@@ -49,6 +49,45 @@ def test_groups_remember_the_rate_before_the_schedule():
     assert adamw.param_groups[0]["betas"] == (0.8, 0.999)
 
 
+@pytest.mark.parametrize("momentum", [0.5, 0.9])
+def test_nesterov_looks_ahead_along_the_new_momentum(momentum):
+    weight = nn.Parameter(torch.tensor([1.0, -2.0], dtype=torch.float64))
+    model = nn.ParameterList([weight])
+    optimizer = build_optimizer(
+        model,
+        name="SGD",
+        lr=0.1,
+        momentum=momentum,
+        weight_decay=0.01,
+        weight_decay_norm=0.0,
+        nesterov=True,
+    )
+    value, velocity = [1.0, -2.0], [0.0, 0.0]
+    for step in range(4):
+        gradients = [math.sin(step + 1), 0.3 * step]
+        weight.grad = torch.tensor(gradients, dtype=torch.float64)
+        optimizer.step()
+        for i, gradient in enumerate(gradients):
+            gradient += 0.01 * value[i]
+            velocity[i] = momentum * velocity[i] + gradient
+            value[i] -= 0.1 * (gradient + momentum * velocity[i])
+        assert weight.tolist() == pytest.approx(value, rel=1e-12)
+
+
+@pytest.mark.parametrize(("name", "momentum"), [("SGD", 0.0), ("AdamW", 0.9)])
+def test_nesterov_needs_sgds_momentum(name, momentum):
+    with pytest.raises(ValueError, match="nesterov = True is not allowed with"):
+        build_optimizer(
+            nn.Linear(2, 2),
+            name=name,
+            lr=0.1,
+            momentum=momentum,
+            weight_decay=0.0,
+            weight_decay_norm=0.0,
+            nesterov=True,
+        )
+
+
 def test_unknown_optimizer_and_nothing_to_train_are_errors():
     with pytest.raises(ValueError, match="'Adam' is not known"):
         build(nn.Linear(2, 2), "Adam")
@@ -88,6 +127,38 @@ def test_expected_rates_written_out():
     cosine = lr_multiplier("WarmupCosineLR", max_iter=4)
     expected = [1, (1 + math.sqrt(0.5)) / 2, 0.5, (1 - math.sqrt(0.5)) / 2]
     assert [cosine(t) for t in range(4)] == pytest.approx(expected)
+
+
+def test_a_cosine_after_the_warm_up_is_that_of_maes_code():
+    total, warmup = 100, 5
+
+    def in_epochs(epoch):  # LiVT and MAE: a line from 0, then half a cosine over what is left
+        if epoch < warmup:
+            return epoch / warmup
+        return 0.5 * (1 + math.cos(math.pi * (epoch - warmup) / (total - warmup)))
+
+    for per_epoch in (1, 10):
+        multiplier = lr_multiplier(
+            "WarmupThenCosineLR",
+            max_iter=total * per_epoch,
+            warmup_iters=warmup * per_epoch,
+            warmup_factor=0.0,
+        )
+        for t in range(total * per_epoch):
+            assert multiplier(t) == pytest.approx(in_epochs(t / per_epoch), abs=1e-12), t
+    plain, after = (
+        lr_multiplier(name, max_iter=40, warmup_iters=0)
+        for name in ("WarmupCosineLR", "WarmupThenCosineLR")
+    )
+    assert [plain(t) for t in range(40)] == [after(t) for t in range(40)]
+
+
+@pytest.mark.parametrize("warmup", [10, 30])
+def test_a_run_that_is_all_warm_up_rises_to_the_full_rate(warmup):
+    multiplier = lr_multiplier(
+        "WarmupThenCosineLR", max_iter=10, warmup_iters=warmup, warmup_factor=0.5
+    )
+    assert [multiplier(t) for t in range(10)] == pytest.approx([0.5 + t / 20 for t in range(10)])
 
 
 def test_bad_schedules_are_errors():

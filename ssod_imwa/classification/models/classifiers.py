@@ -12,14 +12,17 @@ from torch import nn
 from ssod_imwa.classification.checks import check_above_0, check_choice
 from ssod_imwa.config.options import Options, option
 
-ClassifierKind = Literal["linear", "cosine"]
+ClassifierKind = Literal["linear", "cosine", "biased_cosine"]
+COSINES: tuple[ClassifierKind, ...] = ("cosine", "biased_cosine")
 
 
 @dataclass(frozen=True)
 class ClassifierOptions(Options):
     """The kind of classifier."""
 
-    classifier: ClassifierKind = option("linear", "what turns features into logits")
+    classifier: ClassifierKind = option(
+        "linear", "what turns features into logits; the cosines of NCL have a bias"
+    )
 
 
 @dataclass(frozen=True)
@@ -90,10 +93,10 @@ def make_classifier(
     """A classifier for features of width d.
 
     Args:
-        kind: "linear" (with bias) or "cosine".
+        kind: "linear" (with bias), "cosine" or "biased_cosine".
         in_features: d.
         classes: C.
-        scale: of the cosine classifier.
+        scale: of the cosine classifiers.
 
     Raises:
         ValueError: the kind is not known or `scale` is out of range.
@@ -105,7 +108,44 @@ def make_classifier(
     check_choice("classifier", kind, get_args(ClassifierKind))
     if kind == "cosine":
         return CosineClassifier(in_features, classes, scale=scale)
+    if kind == "biased_cosine":
+        return BiasedCosineClassifier(in_features, classes, scale=scale)
     return nn.Linear(in_features, classes)
+
+
+class BiasedCosineClassifier(CosineClassifier):
+    """scale * cosine + b_c, as NCL has it.
+
+    Its weights begin at norms near 0.58, in place of 1. A step turns them by an angle in proportion
+    to 1 / norm², so it learns at about three times the rate of `CosineClassifier`.
+
+    The bias is called `offset`, so that no linear classifier takes this one's weights for its own.
+
+    Args:
+        in_features: d.
+        classes: C.
+        scale: s, above 0: 16 in NCL (32 on iNaturalist).
+
+    Example:
+        >>> [name for name, _ in BiasedCosineClassifier(2, 3).named_parameters()]
+        ['weight', 'offset']
+    """
+
+    def __init__(self, in_features: int, classes: int, *, scale: float = 16.0) -> None:
+        super().__init__(in_features, classes, scale=scale)
+        self.offset = nn.Parameter(torch.zeros(classes))
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Weights uniform within ±1/sqrt(d), no bias."""
+        bound = self.in_features**-0.5
+        self.weight.uniform_(-bound, bound)
+        if "offset" in self._parameters:  # the first call comes before there is one
+            self.offset.zero_()
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """Logits (B, C) of features (B, d)."""
+        return super().forward(features) + self.offset
 
 
 @torch.no_grad()

@@ -45,6 +45,39 @@ def test_cosine_classifier_has_no_bias_and_its_scale_is_not_trained():
     assert sum(p.numel() for p in classifier.parameters()) == 20
 
 
+def test_biased_cosine_logits_are_ncls():
+    torch.manual_seed(0)
+    classifier = make_classifier("biased_cosine", 5, 4, scale=16.0)
+    with torch.no_grad():
+        classifier.offset.copy_(torch.tensor([0.5, -1.0, 0.0, 2.0]))
+    x, w = features().double().numpy(), classifier.weight.detach().double().numpy()
+    norms = np.linalg.norm(x, axis=1)[:, None] * np.linalg.norm(w, axis=1)
+    expected = 16 * (x @ w.T) / norms + [0.5, -1, 0, 2]
+    assert np.abs(classifier(features()).detach().numpy() - expected).max() < 1e-5
+
+
+def test_biased_cosine_weights_begin_as_ncls_do():
+    torch.manual_seed(0)
+    classifier = make_classifier("biased_cosine", 64, 100)
+    norms, bound = classifier.weight.norm(dim=1), 1 / 8
+    # Uniform in ±1/sqrt(d): squared entries have the mean 1/(3 d).
+    assert norms.square().mean().item() == pytest.approx(1 / 3, rel=0.03)
+    assert norms.mean().item() == pytest.approx(0.577, abs=0.01)
+    assert 0.99 * bound < classifier.weight.abs().max() <= bound
+    assert classifier.offset.eq(0).all()
+    assert all(p.requires_grad for p in classifier.parameters())
+    with torch.no_grad():
+        classifier.offset.fill_(3.0)
+    classifier.reset_parameters()
+    assert classifier.offset.eq(0).all()
+
+
+def test_no_linear_classifier_loads_a_cosine_one():
+    state = make_classifier("biased_cosine", 5, 4).state_dict()
+    with pytest.raises(RuntimeError, match="offset"):
+        nn.Linear(5, 4).load_state_dict(state)
+
+
 def test_classifiers_are_made_by_name():
     assert make_classifier("linear", 5, 4).bias is not None
     assert make_classifier("cosine", 5, 4, scale=7.0).scale == 7.0

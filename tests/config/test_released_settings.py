@@ -1,0 +1,62 @@
+"""Recipes have the settings that the methods' public codes and papers were found to have."""
+
+from pathlib import Path
+
+import pytest
+
+from ssod_imwa.config.reader import value_of
+from ssod_imwa.errors import ConfigError
+from ssod_imwa.runs.config import load_config
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+def settings(recipe, keys):
+    cfg = load_config(CONFIGS / f"{recipe}.yaml")
+    return {key: value_of(cfg, key) for key in keys}
+
+
+RELEASED = {
+    # NCL: Nesterov everywhere, its own cosines on large sets, all of ResNet-152 on Places-LT.
+    "cifar100_lt/ncl": {"SOLVER.NESTEROV": True, "CLS.MODEL.CLASSIFIER": "linear"},
+    "imagenet_lt/ncl": {
+        "SOLVER.NESTEROV": True,
+        "CLS.MODEL.CLASSIFIER": "biased_cosine",
+        "CLS.MODEL.SCALE": 16.0,
+    },
+    "inaturalist18/ncl": {
+        "SOLVER.NESTEROV": True,
+        "CLS.MODEL.CLASSIFIER": "biased_cosine",
+        "CLS.MODEL.SCALE": 32.0,
+    },
+    "places_lt/ncl": {
+        "SOLVER.NESTEROV": True,
+        "SOLVER.WEIGHT_DECAY": 2e-4,
+        "SOLVER.WARMUP_FACTOR": 0.333,
+        "CLS.SCHEDULE.WARMUP": 5,
+        "CLS.MODEL.CLASSIFIER": "biased_cosine",
+        "CLS.MODEL.SCALE": 16.0,
+        "CLS.INPUT.VIEWS": ["sim", "sim"],
+        "CLS.STAGE.PART": "all",
+        "CLS.STAGE.RESET_LAST_BLOCK": False,
+        "MODEL.WEIGHTS": "imagenet",
+    },
+    # The cosine begins where the warm-up ends.
+    **{
+        f"{data}/{method}": {"SOLVER.LR_SCHEDULER_NAME": "WarmupThenCosineLR"}
+        for data in ("imagenet_lt", "inaturalist18", "places_lt")
+        for method in ("livt_mae", "livt", "paco", "gpaco")
+    },
+}
+
+
+@pytest.mark.parametrize("recipe", RELEASED)
+def test_a_recipe_is_the_released_one(recipe):
+    assert settings(recipe, RELEASED[recipe]) == RELEASED[recipe]
+
+
+def test_nesterov_belongs_to_sgd_with_momentum():
+    with pytest.raises(ConfigError, match=r"SOLVER.NESTEROV has no meaning with SOLVER.OPTIMIZER"):
+        load_config(overrides=["SOLVER.OPTIMIZER", "AdamW", "SOLVER.NESTEROV", "True"])
+    with pytest.raises(ConfigError, match=r"NESTEROV = True is not allowed with SOLVER.MOMENTUM"):
+        load_config(overrides=["SOLVER.MOMENTUM", "0.0", "SOLVER.NESTEROV", "True"])
