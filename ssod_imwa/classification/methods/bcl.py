@@ -55,7 +55,7 @@ class BCLOutputs(NamedTuple):
 class BCLNetwork(TrainingNetwork):
     """A classifier with two heads: one projects features, the other the classifier's weights.
 
-    All views go through the encoder together, so its batch norms see 3B images. The second head
+    All views go through encoder and head together, so their batch norms see 3B images. The second head
     makes a prototype of each class (class complement) out of the weights that decide for it; the
     batch of its batch norm is the C classes.
 
@@ -83,11 +83,12 @@ class BCLNetwork(TrainingNetwork):
 
     def outputs(self, view0: torch.Tensor, view1: torch.Tensor, view2: torch.Tensor) -> BCLOutputs:
         features = self.deployed.features(torch.cat([view0, view1, view2]))
-        classified, contrasted = features.split([len(view0), len(view1) + len(view2)])
+        # Of all 3B rows, as in the public code: the head's batch norm sees view 0, too.
+        projections = self.projection(features)[len(view0) :]
         weights = self.deployed.classifier.get_parameter("weight")
         return BCLOutputs(
-            self.deployed.classifier(classified),
-            F.normalize(widened(self.projection(contrasted)), dim=1),
+            self.deployed.classifier(features[: len(view0)]),
+            F.normalize(widened(projections), dim=1),
             F.normalize(widened(self.prototype_projection(weights)), dim=1),
         )
 

@@ -94,7 +94,8 @@ def test_losses_are_the_two_of_the_paper(tiny, settings):
         features[:size].tolist(), weights.tolist(), labels, scale=5.0, counts=tiny.COUNTS
     )
     contrastive = contrastive_by_hand(
-        projected_by_hand(method.student.projection, features[size:]),
+        # The head's batch norm sees the 3B rows of all views, of which the last 2B are contrasted.
+        projected_by_hand(method.student.projection, features)[size:],
         labels + labels,
         projected_by_hand(method.student.prototype_projection, weights),
         settings["temperature"],
