@@ -41,6 +41,22 @@ RELEASED = {
         "CLS.STAGE.RESET_LAST_BLOCK": False,
         "MODEL.WEIGHTS": "imagenet",
     },
+    # Second stages draw four images of a class at a time.
+    **{
+        recipe: {"CLS.SAMPLER.NAME": "class", "CLS.SAMPLER.PER_DRAW": 4}
+        for recipe in (
+            "cifar10_lt/crt",
+            "cifar10_lt/mislas_stage2",
+            "cifar100_lt/mislas_stage2",
+            "digit_images/mislas_gml",
+            "imagenet_lt/btm_stage4",
+            "imagenet_lt/mislas_stage2",
+            "inaturalist18/btm_stage4",
+            "places_lt/btm_stage4",
+            "places_lt/mislas_gml",
+            "places_lt/mislas_stage2",
+        )
+    },
     # The cosine begins where the warm-up ends.
     **{
         f"{data}/{method}": {"SOLVER.LR_SCHEDULER_NAME": "WarmupThenCosineLR"}

@@ -26,7 +26,7 @@ Strategy = Literal["instance", "class", "square_root", "progressive", "reversed"
 class ClassSamplerOptions(Options):
     """Of the sampler that draws classes equally."""
 
-    per_draw: int = option(1, "images in a row of one class; cRT has 4", low=1)
+    per_draw: int = option(1, "images in a row of one class; cRT, MiSLAS and BTM have 4", low=1)
 
 
 @dataclass(frozen=True)
