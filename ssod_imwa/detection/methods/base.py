@@ -7,6 +7,7 @@ from typing import Any
 from ssod_imwa.detection.detectors.base import Detector
 from ssod_imwa.detection.detectors.parts import missing_ability
 from ssod_imwa.engine.method import Method
+from ssod_imwa.engine.teacher import Teacher
 
 
 class DetectionMethod(Method):
@@ -22,7 +23,7 @@ class DetectionMethod(Method):
     needs: frozenset[str] = frozenset()
     student: Detector
 
-    def __init__(self, student: Detector, teacher: Detector | None = None) -> None:
+    def __init__(self, student: Detector, teacher: Teacher | None = None) -> None:
         for ability in sorted(self.needs - student.abilities):
             raise missing_ability(type(self).__name__, ability, student.name)
         super().__init__(student, teacher)
