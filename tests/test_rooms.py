@@ -156,3 +156,8 @@ def test_detectron2_is_imported_where_it_is_meant_to_be():
         "integrations.detectron2.",
     )
     assert {module for module in importing if not module.startswith(allowed)} == set()
+
+
+def test_the_architecture_shows_these_arrows():
+    page = (PACKAGE.parent / "docs/architecture.md").read_text(encoding="utf-8")
+    assert "".join(f"    {line}\n" for line in ROOMS.strip().splitlines()) in page
