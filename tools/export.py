@@ -19,10 +19,9 @@ import hashlib
 from pathlib import Path
 
 from ssod_imwa.cli import require_absent, run_main
-from ssod_imwa.detection.detectors.build import build_detector
-from ssod_imwa.engine.checkpoint.atomic import write_checkpoint
 from ssod_imwa.engine.checkpoint.output import FINAL
-from ssod_imwa.runs.trained import TrainedModels, read_trained
+from ssod_imwa.runs.export import export_model
+from ssod_imwa.runs.trained import read_trained
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -41,32 +40,12 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def export_detector(trained: TrainedModels, output: Path) -> str:
-    """Write a detector; the lines that load it."""
-    cfg = trained.config
-    detector = build_detector(cfg, num_classes=cfg.MODEL.ROI_HEADS.NUM_CLASSES)
-    detector.load_weights(str(trained.path))
-    sizes = cfg.INPUT
-    return detector.export(output, min_size=sizes.MIN_SIZE_TEST, max_size=sizes.MAX_SIZE_TEST)
-
-
-def export_classifier(trained: TrainedModels, output: Path) -> str:
-    """Write a classifier; the lines that load it."""
-    from ssod_imwa.classification import export
-
-    model = export.trained_classifier(trained.config, trained)
-    write_checkpoint(output, export.exported_classifier(model))
-    return export.loading_code(model, trained.config, str(output))
-
-
 def main() -> None:
     """Write the file and say how to load it."""
     arguments = parse_arguments()
     require_absent(arguments.output)
     trained = read_trained(arguments.source)
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    export = export_detector if trained.config.TASK == "detection" else export_classifier
-    code = export(trained, arguments.output)
+    code = export_model(trained, arguments.output)
     digest = hashlib.sha256(arguments.output.read_bytes()).hexdigest()
     print(f"{arguments.output}: the {trained.inference_model} of {trained.path}")
     print(f"sha256 {digest}\n")

@@ -23,12 +23,12 @@ def truth_picture(
     return draw_detections(image, boxes, labels, class_names, notes=notes, style="dashed")
 
 
-def found_picture(
-    image: torch.Tensor, found: Detections, class_names: Sequence[str], *, threshold: float
+def detections_picture(
+    image: torch.Tensor, detections: Detections, class_names: Sequence[str], *, threshold: float
 ) -> torch.Tensor:
     """An image with the detections above a score."""
-    kept = filter_detections(found, threshold)
-    return draw_detections(image, kept.boxes, kept.labels, class_names, scores=kept.scores)
+    drawn = filter_detections(detections, threshold)
+    return draw_detections(image, drawn.boxes, drawn.labels, class_names, scores=drawn.scores)
 
 
 def prediction_sheet(
@@ -54,15 +54,15 @@ def prediction_sheet(
         uint8 (3, H, W).
     """
     pictures, captions = [], []
-    for image, truth, found, name in zip(images, truths, predictions, names, strict=True):
+    for image, truth, detections, name in zip(images, truths, predictions, names, strict=True):
         pictures += [
             truth_picture(image, truth, class_names),
-            found_picture(image, found, class_names, threshold=threshold),
+            detections_picture(image, detections, class_names, threshold=threshold),
         ]
-        shown = len(filter_detections(found, threshold))
+        count = len(filter_detections(detections, threshold))
         captions += [
             f"image {name}: {len(truth)} labeled",
-            f"{shown} found with a score above {threshold:g}",
+            f"{count} found with a score above {threshold:g}",
         ]
     return contact_sheet(pictures, captions, group=2)
 
@@ -100,11 +100,12 @@ def view_sheet(
     return contact_sheet(pictures, captions, group=2)
 
 
-def _view_picture(view: View, found: Detections | None, class_names: Sequence[str]) -> torch.Tensor:
-    if found is not None:
-        return draw_detections(
-            view.image, found.boxes, found.labels, class_names, scores=found.scores
-        )
+def _view_picture(
+    view: View, detections: Detections | None, class_names: Sequence[str]
+) -> torch.Tensor:
+    if detections is not None:
+        boxes, labels = detections.boxes, detections.labels
+        return draw_detections(view.image, boxes, labels, class_names, scores=detections.scores)
     targets = view.targets
     boxes = torch.zeros(0, 4) if targets is None else targets.boxes
     labels = torch.zeros(0, dtype=torch.int64) if targets is None else targets.labels

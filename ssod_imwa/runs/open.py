@@ -11,7 +11,7 @@ from ssod_imwa.classification.task import ClassificationTask
 from ssod_imwa.detection.task import DetectionTask
 from ssod_imwa.task import Task
 
-TASKS: dict[str, Callable[[CfgNode], Task]] = {
+TASKS: dict[str, Callable[[CfgNode, Ranks], Task]] = {
     "detection": DetectionTask,
     "classification": ClassificationTask,
 }

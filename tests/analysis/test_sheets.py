@@ -34,8 +34,8 @@ def captions_of(monkeypatch, function, *args, **kwargs):
 
 
 def test_only_detections_above_the_threshold_are_drawn():
-    one = sheets.found_picture(IMAGE, FOUND, ("cat", "dog"), threshold=0.5)
-    both = sheets.found_picture(IMAGE, FOUND, ("cat", "dog"), threshold=0.3)
+    one = sheets.detections_picture(IMAGE, FOUND, ("cat", "dog"), threshold=0.5)
+    both = sheets.detections_picture(IMAGE, FOUND, ("cat", "dog"), threshold=0.3)
     assert amount(one, 0) > 0
     assert amount(one, 1) == 0
     assert amount(both, 1) > 0

@@ -5,6 +5,7 @@ import pytest
 import torch
 from torchvision.models.detection import FasterRCNN
 
+from ssod_imwa.classification.build import build_model
 from ssod_imwa.detection.detectors.build import build_detector
 from ssod_imwa.engine.checkpoint.atomic import write_checkpoint
 from ssod_imwa.engine.checkpoint.compatibility import FORMAT
@@ -64,6 +65,25 @@ def test_recommended_model_is_written_and_loads_as_printed(export, tmp_path, rec
     state = names["model"].state_dict()
     assert all(torch.equal(state[name], x) for name, x in detector.state_dict().items())
     assert names["model"].transform.min_size == (96,)
+
+
+@pytest.mark.parametrize("name", ["cifar_resnet20", "resnet18"])
+def test_a_classifier_is_loaded_by_the_printed_lines(export, tmp_path, name):
+    cfg = load_config(overrides=["TASK", "classification", "CLS.MODEL.NAME", name])
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = build_model(cfg, 3, weights="").eval()
+    (tmp_path / "run").mkdir()
+    content = {"student": model.state_dict(), "inference_model": "student", "config": cfg.dump()}
+    write_checkpoint(tmp_path / "run" / "model_final.pth", {**content, "format": FORMAT})
+    status, out, error = export(tmp_path / "run", "--output", tmp_path / "classifier.pth")
+    assert status == 0, error
+    names = {}
+    exec(out.split("\n", 2)[2], names)
+    images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        torch.testing.assert_close(names["model"](images), model(images))
+    assert ("ssod_imwa" in out) == (name == "cifar_resnet20")
 
 
 def test_the_trained_model_is_never_written_over(export, tmp_path):

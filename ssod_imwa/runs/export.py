@@ -1,0 +1,36 @@
+"""A finished run's model as files that its library loads without this package."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ssod_imwa.classification import export as classification
+from ssod_imwa.detection.detectors.build import build_detector
+from ssod_imwa.engine.checkpoint.atomic import write_checkpoint
+from ssod_imwa.runs.trained import TrainedModels
+
+
+def export_model(trained: TrainedModels, output: Path) -> str:
+    """Write the model to evaluate and ship; the Python lines that load it.
+
+    Args:
+        trained: of a finished run.
+        output: file to write; of a detectron2 detector a configuration is written beside it.
+
+    Raises:
+        UserError: the model cannot be exported, or the configuration's file is there already.
+    """
+    output.parent.mkdir(parents=True, exist_ok=True)
+    if trained.config.TASK == "detection":
+        return _export_detector(trained, output)
+    model = classification.trained_classifier(trained.config, trained)
+    write_checkpoint(output, classification.exported_classifier(model))
+    return classification.loading_code(model, trained.config, str(output))
+
+
+def _export_detector(trained: TrainedModels, output: Path) -> str:
+    cfg = trained.config
+    detector = build_detector(cfg, num_classes=cfg.MODEL.ROI_HEADS.NUM_CLASSES)
+    detector.load_weights(str(trained.path))
+    sizes = cfg.INPUT
+    return detector.export(output, min_size=sizes.MIN_SIZE_TEST, max_size=sizes.MAX_SIZE_TEST)
