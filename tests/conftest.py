@@ -4,8 +4,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
+from support import in_one_thread
 
 from ssod_imwa.runs.config import load_config
 
@@ -76,10 +76,8 @@ def detection_config(root, tmp_path):
 @pytest.fixture
 def one_thread():
     """PyTorch in one thread, as tests run side by side."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+    with in_one_thread():
+        yield
 
 
 @pytest.fixture(scope="session")

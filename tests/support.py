@@ -4,6 +4,7 @@ import dataclasses
 import io
 import os
 import traceback
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -75,6 +76,31 @@ def assert_equal(first, second):
     assert first.keys() == second.keys()
     different = [name for name in first if not torch.equal(first[name], second[name])]
     assert not different
+
+
+def copied(state):
+    """A snapshot of a nested state, whose tensors are live."""
+    if isinstance(state, dict):
+        return {key: copied(value) for key, value in state.items()}
+    return state.clone() if isinstance(state, torch.Tensor) else state
+
+
+def same(one, other):
+    """Whether two nested states are equal, bit for bit."""
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    return torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
+
+
+@contextmanager
+def in_one_thread():
+    """PyTorch in one thread: bitwise comparisons and forked ranks want it, tests side by side."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def mean_of(first, second):

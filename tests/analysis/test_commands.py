@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from support import in_one_thread
 
 from ssod_imwa.analysis import commands, weight_commands
 from ssod_imwa.analysis.build import open_run, sample_of_test
@@ -31,15 +32,12 @@ def dataset(name, counts):
 
 @pytest.fixture(scope="module", autouse=True)
 def _data():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
+    with in_one_thread(), pytest.MonkeyPatch.context() as patch:
         for name, counts in (("tiny_train", TRAIN_COUNTS), ("tiny_test", TEST_COUNTS)):
             patch.setitem(
                 image_catalog._LOADERS, name, lambda root, n=name, c=counts: dataset(n, c)
             )
         yield
-    torch.set_num_threads(threads)
 
 
 def train(folder, *overrides):

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from support import SaveAt
+from support import SaveAt, copied, same
 from torch import nn
 
 from ssod_imwa.averaging.episodes import EpisodeSchedule
@@ -104,11 +104,7 @@ def build_trainer(
 
 def copied_state(model):
     """A snapshot; a state dict itself holds the live tensors."""
-    return {name: value.clone() for name, value in model.state_dict().items()}
-
-
-def same_state(one, other):
-    return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
+    return copied(model.state_dict())
 
 
 @pytest.fixture
@@ -122,18 +118,14 @@ def tiny():
         batches=build_batches,
         trainer=build_trainer,
         copied_state=copied_state,
-        same_state=same_state,
+        same_state=same,
         SaveAt=SaveAt,
     )
 
 
 @pytest.fixture(autouse=True)
-def _one_thread():
+def _one_thread(one_thread):
     """Bitwise comparisons and forked ranks want one thread."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 # -------------------------------------------------------------------------------------- checkpoints

@@ -2,8 +2,8 @@ from functools import partial
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
+from support import in_one_thread
 
 from ssod_imwa.analysis import commands, weight_commands
 from ssod_imwa.analysis.subjects import SUBJECTS
@@ -18,10 +18,8 @@ def analyze(call):
 
 @pytest.fixture(scope="module", autouse=True)
 def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+    with in_one_thread():
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from support import SaveAt, on_two_ranks
+from support import SaveAt, copied, on_two_ranks, same
 from torch import nn
 
 from ssod_imwa.averaging.episodes import EpisodeSchedule
@@ -128,20 +128,6 @@ class Members(HookBase):
             self.states[position.episode, position.member] = states(self.trainer.method)
 
 
-def copied(state):
-    """A snapshot of a nested state, whose tensors are live."""
-    if isinstance(state, dict):
-        return {key: copied(value) for key, value in state.items()}
-    return state.clone() if isinstance(state, torch.Tensor) else state
-
-
-def same(one, other):
-    """Whether two nested states are equal, bit for bit."""
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
-    return torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
-
-
 def states(method):
     """Weights and buffers of all models of a method, and what it owns besides."""
     models = {name: model.state_dict() for name, model in method.models().items()}
@@ -187,9 +173,5 @@ def tiny():
 
 
 @pytest.fixture(autouse=True)
-def _one_thread():
+def _one_thread(one_thread):
     """Bitwise comparisons want one thread."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
