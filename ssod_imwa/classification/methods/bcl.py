@@ -55,9 +55,9 @@ class BCLOutputs(NamedTuple):
 class BCLNetwork(TrainingNetwork):
     """A classifier with two heads: one projects features, the other the classifier's weights.
 
-    All views go through encoder and head together, so their batch norms see 3B images. The second head
-    makes a prototype of each class (class complement) out of the weights that decide for it; the
-    batch of its batch norm is the C classes.
+    All views go through encoder and head together, so their batch norms see 3B images. The second
+    head makes a prototype of each class (class complement) out of the weights that decide for it;
+    the batch of its batch norm is the C classes.
 
     Args:
         deployed: a classifier with weights (C, d), linear or cosine.
