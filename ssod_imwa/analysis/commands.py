@@ -167,7 +167,7 @@ def _class_table(
 
 def experts(run: TrainedRun) -> Finding:
     """How far apart the experts' features are, and what each expert is worth alone (ECL)."""
-    if not isinstance(run.model, Experts):
+    if not (isinstance(run.model, Experts) and run.model.num_experts > 1):
         raise UserError(f"{run.folder} has one network (experts need CLS.MODEL.EXPERTS >= 2)")
     test = run.extract_test()
     distances = expert_distances(test.features, test.labels, classes=len(run.classes))

@@ -24,6 +24,7 @@ from ssod_imwa.classification.data.samplers import (
     subset_sampler,
 )
 from ssod_imwa.classification.data.small_views import small_view
+from ssod_imwa.classification.methods.build import METHODS
 from ssod_imwa.classification.methods.mae import encoder_state, is_autoencoder
 from ssod_imwa.classification.models.base import ImageClassifier
 from ssod_imwa.classification.models.build import build_classifier
@@ -212,7 +213,8 @@ def _build_network(cfg: CfgNode, classes: int, *, imagenet: bool) -> ImageClassi
             drop_path=read_options(ViTOptions, node).drop_path,
         )
 
-    if options.experts > 1:
+    # The heads of ECL and NCL stand on experts, even on one alone.
+    if options.experts > 1 or "moco" in METHODS[cfg.CLS.ALGORITHM].shares:
         return Experts(build_one, options.experts, shared_groups=options.shared_groups)
     if options.shared_groups:
         raise ValueError(

@@ -7,6 +7,7 @@ from fvcore.common.config import CfgNode
 from torch import nn
 
 from ssod_imwa.classification import build
+from ssod_imwa.classification.models.experts import Experts
 from ssod_imwa.classification.models.heads import ScaledClassifier, ScaleOptions
 from ssod_imwa.classification.models.torchvision_models import TorchvisionResNet
 from ssod_imwa.classification.models.weights import exported_state
@@ -27,6 +28,8 @@ def trained_classifier(cfg: CfgNode, file: ModelFile) -> nn.Module:
     state = build.deployed_state(file.weights)
     model = build.build_model(cfg, build.number_of_classes(state), weights="")
     build.load_weights(model, str(file.path))
+    if isinstance(model, Experts) and model.num_experts == 1:
+        model = model.experts[0]  # a whole classifier
     return model.eval()
 
 

@@ -67,12 +67,12 @@ def knowledge_distillation_loss(
     of a pair. On features the softmax runs over channels (equation 8, to which the 1/B is added).
 
     Args:
-        logits: (K, B, C) of at least 2 experts, or features (K, B, d).
+        logits: (K, B, C), or features (K, B, d); of one expert, which has no other, the loss is 0.
         temperature: τ, above 0.
         weights: (K, B) w, expert k's own for its images, as of `bkt_weights`; None is 1.
 
     Raises:
-        ValueError: fewer than 2 experts, temperature out of range, or shapes that do not fit.
+        ValueError: temperature out of range, or shapes that do not fit.
 
     Source: ECL, equations 7 and 8.
 
@@ -90,7 +90,7 @@ def knowledge_distillation_loss(
             )
         divergences = weights * divergences
     experts, images = divergences.shape
-    pairs = experts * (experts - 1)
+    pairs = max(experts * (experts - 1), 1)
     return temperature**2 * divergences.sum() / (pairs * max(images, 1))
 
 
@@ -100,11 +100,11 @@ def nested_distillation_loss(logits: torch.Tensor) -> torch.Tensor:
     It is K times ECL's form at τ = 1 without weights: a sum over experts, not a mean.
 
     Args:
-        logits: (K, B, C) of at least 2 experts; NCL gives prior-compensated ones, all classes in
-            one call and the hard categories in another.
+        logits: (K, B, C); NCL gives prior-compensated ones, all classes in one call and the hard
+            categories in another. Of one expert the loss is 0.
 
     Raises:
-        ValueError: fewer than 2 experts, or shapes that do not fit.
+        ValueError: shapes that do not fit.
 
     Source: NCL (Li et al., arXiv 2203.15359), in its public code's form.
 
@@ -235,8 +235,6 @@ def _divergences_to_others(logits: torch.Tensor, temperature: float) -> torch.Te
             f"logits of shape {tuple(logits.shape)} are not allowed (must be (K, B, C))"
         )
     experts = len(logits)
-    if experts < 2:
-        raise ValueError(f"experts = {experts} is not allowed (must be at least 2 to distil)")
     log_p = F.log_softmax(widened(logits) / temperature, dim=2)
     # The sum over q of log p^k - log p^q, in K tensors instead of K²; q = k adds 0.
     differences = experts * log_p - log_p.sum(0)

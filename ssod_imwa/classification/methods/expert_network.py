@@ -45,7 +45,7 @@ class CollaborativeNetwork(TrainingNetwork):
         hidden: width inside the query heads; None takes d, as NCL does.
 
     Raises:
-        ValueError: `deployed` is one classifier alone, or a width is out of range.
+        ValueError: `deployed` is no `Experts`, or a width is out of range.
 
     Example:
         >>> from ssod_imwa.classification.models import CifarResNet
@@ -69,7 +69,7 @@ class CollaborativeNetwork(TrainingNetwork):
         hidden: int | None = None,
     ) -> None:
         if not isinstance(deployed, Experts):
-            raise ValueError("experts = 1 is not allowed (must be at least 2 to learn together)")
+            raise ValueError(f"a {type(deployed).__name__} is not allowed (must be Experts)")
         if width < 0:
             raise ValueError(f"width = {width} is not allowed (must be 0 or more)")
         super().__init__(deployed)

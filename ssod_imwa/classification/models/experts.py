@@ -30,7 +30,7 @@ class Experts(nn.Module):
 
     Args:
         build: makes a network; called K times, so that each begins with weights of its own.
-        num_experts: K, at least 2.
+        num_experts: K, at least 1: ECL's and NCL's heads may stand on one network alone.
         shared_groups: how many groups the experts have in common, from the first on.
 
     Attributes:
@@ -52,8 +52,8 @@ class Experts(nn.Module):
         self, build: Callable[[], ImageClassifier], num_experts: int, *, shared_groups: int = 0
     ) -> None:
         super().__init__()
-        if num_experts < 2:
-            raise ValueError(f"experts = {num_experts} is not allowed (must be at least 2)")
+        if num_experts < 1:
+            raise ValueError(f"experts = {num_experts} is not allowed (must be at least 1)")
         first = build()
         most = len(first.groups) - 1
         if not 0 <= shared_groups <= most:

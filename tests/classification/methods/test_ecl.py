@@ -21,10 +21,10 @@ COMMON = ("iterations", "part", "ema_decay")  # what all methods take beside the
 
 @pytest.fixture
 def ecl(tiny):
-    def make(*, net=tiny.Net, contrastive=True, queue=16, **settings):
+    def make(*, net=tiny.Net, experts=EXPERTS, contrastive=True, queue=16, **settings):
         network = tiny.build(
             lambda: CollaborativeNetwork(
-                Experts(net, EXPERTS), reference=True, width=5 if contrastive else 0
+                Experts(net, experts), reference=True, width=5 if contrastive else 0
             )
         )
         contrast = None
@@ -93,6 +93,22 @@ def test_losses_are_those_of_the_paper_written_out(tiny, ecl):
     torch.testing.assert_close(records["transfer_max"], weights.max())
     right = (out.logits.sum(0).argmax(1) == labels).float().mean()
     torch.testing.assert_close(records["train_accuracy"], 100 * right)
+
+
+@pytest.mark.parametrize("contrastive", [True, False])
+def test_one_expert_has_the_losses_of_its_heads_and_no_other_to_learn_from(tiny, ecl, contrastive):
+    method = ecl(experts=1, contrastive=contrastive)
+    batch = tiny.batch(0, views=method.reads["labeled"])
+    prior = (torch.tensor(tiny.COUNTS) / sum(tiny.COUNTS)).log()
+    out, labels = method.student(batch["labeled"].views["image"]), batch["labeled"].targets
+    records = method.losses(batch, 0)
+    for name, logits in (("loss_cls", out.logits[0]), ("loss_ref", out.reference_logits[0])):
+        torch.testing.assert_close(records[name], F.cross_entropy(logits + prior, labels))
+    assert records["loss_kd_logits"].item() == records["loss_kd_features"].item() == 0
+    assert ("loss_contrastive" in records) is contrastive
+    total(records).backward()
+    assert tiny.without_gradient(method.student) == set()
+    assert all(p.grad.isfinite().all() for p in method.student.parameters())
 
 
 @pytest.mark.parametrize("contrastive", [True, False])

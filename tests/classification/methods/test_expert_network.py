@@ -114,8 +114,8 @@ def test_rows_have_length_1_in_half_precision(tiny, network):
     assert not torch.equal(queries, F.normalize(queries.bfloat16(), dim=2).float())
 
 
-def test_one_expert_is_refused(tiny):
-    with pytest.raises(ValueError, match=r"experts = 1 is not allowed \(must be at least 2"):
+def test_a_classifier_that_is_no_expert_is_refused(tiny):
+    with pytest.raises(ValueError, match=r"a TinyNet is not allowed \(must be Experts\)"):
         CollaborativeNetwork(tiny.Net())
     with pytest.raises(ValueError, match="width = -1 is not allowed"):
         CollaborativeNetwork(Experts(tiny.Net, 2), width=-1)

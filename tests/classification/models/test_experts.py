@@ -90,10 +90,16 @@ def test_gradients_of_all_experts_reach_the_common_groups():
     assert torch.allclose(both, single[0] + single[1], rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("count", [0, 1])
-def test_fewer_than_two_experts_are_refused(count):
-    with pytest.raises(ValueError, match=rf"experts = {count} is not allowed .*at least 2"):
-        experts(count)
+def test_one_expert_is_a_classifier_among_none():
+    model = experts(1).eval()
+    images = torch.randn(4, 3, 16, 16)
+    assert model(images).equal(model.experts[0](images))
+    assert model.expert_logits(images).shape == (1, 4, 10)
+
+
+def test_no_experts_are_refused():
+    with pytest.raises(ValueError, match=r"experts = 0 is not allowed .*at least 1"):
+        experts(0)
 
 
 @pytest.mark.parametrize("shared_groups", [-1, 4])
