@@ -76,6 +76,8 @@ class BalancedBCE(Criterion):
     ) -> torch.Tensor:
         if targets.dim() == 1:
             targets = F.one_hot(targets, logits.shape[1])
+        # Not in the logits' type: in half precision the shares would be off by up to 4e-3.
+        logits = widened(logits)
         even = torch.full_like(logits, 1 / logits.shape[1])
         smoothed = targets.to(logits.dtype).lerp(even, self.smoothing)
         return balanced_bce_loss(logits, smoothed, self.log_odds)

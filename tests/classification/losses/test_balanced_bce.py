@@ -48,6 +48,17 @@ def bce(logits, targets, priors):
     return total / len(targets)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_shares_are_not_rounded_to_the_type_of_the_logits(by_hand, logits, shares, dtype):
+    """As under AMP, where logits are of half precision and what was mixed is not."""
+    criterion = BalancedBCE(by_hand.COUNTS, SmoothedOptions(smoothing=[0.1, 0.0]))
+    logits = logits.to(dtype)
+    smooth = [[0.9 * q + 0.1 / 3 for q in row] for row in shares.tolist()]
+    loss = criterion(logits, shares, progress=0.0)
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(bce(logits, smooth, by_hand.PRIORS), rel=2e-6)
+
+
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_balanced_bce_takes_labels_and_shares_and_smooths_both(
     by_hand, logits, labels, shares, smoothing
