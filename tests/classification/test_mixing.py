@@ -35,6 +35,16 @@ def test_beta_draws_have_the_moments_of_the_distribution(alpha):
     assert 0 <= draws.min() <= draws.max() <= 1
 
 
+@pytest.mark.parametrize("alpha", [0.01, 0.2])
+def test_beta_draws_of_small_alphas_keep_off_0_and_1(alpha):
+    seed = torch.randint(2**63 - 1, (), generator=seeded()).item()
+    exact = np.random.Generator(np.random.Philox(seed)).beta(alpha, alpha, 20_000)
+    assert exact.astype(np.float32).max() == 1  # what rounding alone would make of some of them
+    draws = draw_beta(alpha, 20_000, generator=seeded())
+    assert 0 < draws.min() <= draws.max() < 1
+    assert np.abs(draws.double().numpy() - exact).max() <= 2**-24
+
+
 def test_beta_draws_are_a_function_of_the_generator():
     generator = seeded(3)
     first, second = (draw_beta(1.0, 5, generator=generator) for _ in range(2))
