@@ -24,12 +24,18 @@ from ssod_imwa.detection.data.catalog import load_datasets
 from ssod_imwa.detection.data.images import DetectionImages, orientation_groups
 from ssod_imwa.detection.data.records import DetectionDataset
 from ssod_imwa.detection.data.splits import split_dataset
-from ssod_imwa.detection.data.views import StrongView, TestView, WeakView
+from ssod_imwa.detection.data.views import (
+    StrongOptions,
+    StrongView,
+    TestView,
+    ViewOptions,
+    WeakView,
+)
 from ssod_imwa.detection.detectors.base import Detector
 from ssod_imwa.detection.evaluation import evaluate_detections, predict
 from ssod_imwa.detection.keys import METHODS
 from ssod_imwa.engine.method import Method
-from ssod_imwa.errors import ConfigError
+from ssod_imwa.errors import ConfigError, as_config_error
 from ssod_imwa.task import check_batch_sizes, evaluate_sets
 
 
@@ -114,23 +120,13 @@ def build_method(cfg: CfgNode, detector: Detector) -> Method:
 
 def build_views(cfg: CfgNode) -> dict[str, Any]:
     """The views of INPUT, by the names by which methods read them."""
-    inputs, strong = cfg.INPUT, cfg.INPUT.STRONG
-    try:
-        weak_view = WeakView(
-            inputs.MIN_SIZE_TRAIN,
-            inputs.MAX_SIZE_TRAIN,
-            flip=inputs.RANDOM_FLIP == "horizontal",
-        )
-        strong_view = StrongView(
-            color_jitter=strong.COLOR_JITTER,
-            grayscale=strong.GRAYSCALE,
-            blur=strong.GAUSSIAN_BLUR,
-            erasing=strong.ERASING,
-            bgr_as_rgb=strong.BGR_AS_RGB,
-        )
-    except ValueError as error:
-        raise ConfigError(f"INPUT: {error}") from error
-    return {"weak": weak_view, "strong": On("weak", strong_view)}
+    options = read_options(ViewOptions, cfg.INPUT)
+    flip = options.random_flip == "horizontal"
+    with as_config_error("INPUT"):
+        weak = WeakView(options.min_size_train, options.max_size_train, flip=flip)
+    with as_config_error("INPUT.STRONG"):
+        strong = StrongView(read_options(StrongOptions, cfg.INPUT.STRONG))
+    return {"weak": weak, "strong": On("weak", strong)}
 
 
 def build_test_view(cfg: CfgNode) -> TestView:

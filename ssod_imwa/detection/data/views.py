@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 import numpy as np
@@ -71,8 +71,16 @@ class StrongOptions(Options):
         [0.7, 0.5, 0.3], "probability of each of three rectangles of noise", low=0, high=1
     )
     bgr_as_rgb: bool = option(
-        False, "jitter BGR arrays as if they were RGB, as the public code does"
+        False, "run the color operations on BGR pixels as if they were RGB, as the public code does"
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(self.erasing) != len(ERASING_AREA):
+            raise ValueError(
+                f"erasing = {self.erasing} is not allowed (must be {len(ERASING_AREA)} "
+                "probabilities)"
+            )
 
 
 def read_record(record: ImageRecord) -> torch.Tensor:
@@ -179,31 +187,10 @@ class StrongView:
     The noise is uniform over 0..255 for every pixel and channel.
 
     Args:
-        color_jitter: probability.
-        grayscale: probability.
-        blur: probability.
-        erasing: probability of each of the three rectangles.
-        bgr_as_rgb: the public code runs the color operations on BGR pixels as if they were RGB;
-            True does the same.
+        options: how likely each of them is.
     """
 
-    color_jitter: float = 0.8
-    grayscale: float = 0.2
-    blur: float = 0.5
-    erasing: Sequence[float] = (0.7, 0.5, 0.3)
-    bgr_as_rgb: bool = False
-
-    def __post_init__(self) -> None:
-        if len(self.erasing) != len(ERASING_AREA):
-            raise ValueError(
-                f"erasing = {list(self.erasing)} is not allowed (must be {len(ERASING_AREA)} "
-                "probabilities)"
-            )
-        single = {name: getattr(self, name) for name in ("color_jitter", "grayscale", "blur")}
-        several = {f"erasing[{i}]": value for i, value in enumerate(self.erasing)}
-        for name, value in {**single, **several}.items():
-            if not 0 <= value <= 1:
-                raise ValueError(f"{name} = {value} is not allowed (must be 0..1)")
+    options: StrongOptions = field(default_factory=StrongOptions)
 
     def __call__(
         self, image: torch.Tensor, generator: np.random.Generator
@@ -212,14 +199,14 @@ class StrongView:
         array = _to_array(image)
         operations = self._draw_color_operations(generator)
         if operations:
-            order = slice(None, None, -1 if self.bgr_as_rgb else 1)
+            order = slice(None, None, -1 if self.options.bgr_as_rgb else 1)
             picture = Image.fromarray(np.ascontiguousarray(array[..., order]))
             for operation in operations:
                 picture = operation(picture)
             array = np.asarray(picture)[..., order]
         array = array.copy()  # never the weak view's memory, nor Pillow's read-only one
         for probability, area, aspect in zip(
-            self.erasing, ERASING_AREA, ERASING_ASPECT, strict=True
+            self.options.erasing, ERASING_AREA, ERASING_ASPECT, strict=True
         ):
             if generator.random() < probability:
                 erase_(array, area=area, aspect=aspect, generator=generator)
@@ -229,11 +216,11 @@ class StrongView:
         self, generator: np.random.Generator
     ) -> list[Callable[[Image.Image], Image.Image]]:
         operations: list[Callable[[Image.Image], Image.Image]] = []
-        if generator.random() < self.color_jitter:
+        if generator.random() < self.options.color_jitter:
             operations += draw_color_jitter(generator)
-        if generator.random() < self.grayscale:
+        if generator.random() < self.options.grayscale:
             operations.append(lambda picture: F.rgb_to_grayscale(picture, 3))
-        if generator.random() < self.blur:
+        if generator.random() < self.options.gaussian_blur:
             blur = ImageFilter.GaussianBlur(generator.uniform(*BLUR_RADIUS))
             operations.append(lambda picture: picture.filter(blur))
         return operations

@@ -22,7 +22,7 @@ from ssod_imwa.detection.detectors.options import (
     ROILossOptions,
     RPNOptions,
 )
-from ssod_imwa.errors import ConfigError
+from ssod_imwa.errors import as_config_error
 
 
 def build_detector(cfg: CfgNode, num_classes: int) -> Detector:
@@ -40,16 +40,10 @@ def build_detector(cfg: CfgNode, num_classes: int) -> Detector:
             focal_gamma=_focal_options(cfg).focal_gamma,
         )
     else:
-        detector = _build_torchvision_detector(cfg, num_classes)
+        with as_config_error("MODEL"):
+            detector = build_faster_rcnn(faster_rcnn_options(cfg), num_classes=num_classes)
     detector.load_weights(cfg.MODEL.WEIGHTS)
     return detector
-
-
-def _build_torchvision_detector(cfg: CfgNode, num_classes: int) -> Detector:
-    try:
-        return build_faster_rcnn(faster_rcnn_options(cfg), num_classes=num_classes)
-    except ValueError as error:
-        raise ConfigError(f"MODEL: {error}") from error
 
 
 def faster_rcnn_options(cfg: CfgNode) -> FasterRCNNOptions:

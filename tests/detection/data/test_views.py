@@ -13,6 +13,7 @@ from ssod_imwa.detection.data import views
 from ssod_imwa.detection.data.geometry import map_boxes, map_targets
 from ssod_imwa.detection.data.records import Annotations, ImageRecord
 from ssod_imwa.detection.data.views import (
+    StrongOptions,
     StrongView,
     TestView,
     WeakView,
@@ -24,7 +25,7 @@ from ssod_imwa.detection.data.views import (
 from ssod_imwa.engine.seeding import counted_generator
 from ssod_imwa.errors import DataError
 
-NOTHING = {"color_jitter": 0, "grayscale": 0, "blur": 0, "erasing": (0, 0, 0)}
+NOTHING = {"color_jitter": 0, "grayscale": 0, "gaussian_blur": 0, "erasing": [0, 0, 0]}
 
 
 def photo(height=60, width=80, seed=0):
@@ -207,9 +208,9 @@ def test_test_view_is_the_weak_view_without_chance():
         (lambda: WeakView([], 100), "min_sizes is empty"),
         (lambda: WeakView([64, 128], 100), "min_size = 128 with max_size = 100"),
         (lambda: TestView(0, 100), "min_size = 0"),
-        (lambda: StrongView(blur=1.5), "blur = 1.5"),
-        (lambda: StrongView(erasing=(0.5, -1, 0)), r"erasing\[1\] = -1"),
-        (lambda: StrongView(erasing=(0.5,)), "must be 3 probabilities"),
+        (lambda: StrongOptions(gaussian_blur=1.5), "gaussian_blur = 1.5"),
+        (lambda: StrongOptions(erasing=[0.5, -1, 0]), r"erasing = \[0.5, -1, 0\] is not allowed"),
+        (lambda: StrongOptions(erasing=[0.5]), "must be 3 probabilities"),
     ],
 )
 def test_views_name_what_is_out_of_range(view, words):
@@ -226,7 +227,8 @@ def test_flip_probability_is_not_an_argument():
 
 
 def strong(image, seed=0, **settings):
-    result, matrix = StrongView(**{**NOTHING, **settings})(image, counted_generator(seed))
+    options = StrongOptions(**{**NOTHING, **settings})
+    result, matrix = StrongView(options)(image, counted_generator(seed))
     assert torch.equal(matrix, torch.eye(3, dtype=torch.float64))
     assert result.shape == image.shape
     assert result.dtype == torch.uint8
@@ -286,7 +288,7 @@ def test_operations_are_applied_in_the_papers_order(monkeypatch):
     monkeypatch.setattr(views.F, "rgb_to_grayscale", grayscale)
     monkeypatch.setattr(views.ImageFilter, "GaussianBlur", Blur)
     monkeypatch.setattr(views, "erase_", lambda array, **kw: calls.append(kw["area"]))
-    strong(image, color_jitter=1, grayscale=1, blur=1, erasing=(1, 1, 1))
+    strong(image, color_jitter=1, grayscale=1, gaussian_blur=1, erasing=(1, 1, 1))
     assert calls == ["jitter", "grayscale", "blur", (0.05, 0.2), (0.02, 0.2), (0.02, 0.2)]
 
 
@@ -307,7 +309,7 @@ def test_blur_keeps_the_mean_and_takes_away_detail():
         generator.random(3)  # whether to jitter, to go gray, to blur
         radii.append(generator.uniform(0.1, 2.0))
         expected = Image.fromarray(photo()).filter(ImageFilter.GaussianBlur(radii[-1]))
-        assert torch.equal(strong(image, seed, blur=1), tensor(np.array(expected)))
+        assert torch.equal(strong(image, seed, gaussian_blur=1), tensor(np.array(expected)))
     assert min(radii) < 0.4
     assert max(radii) > 1.7
 
