@@ -44,6 +44,11 @@ class Task(ABC):
         self.cfg = cfg
         self.ranks = ranks
 
+    @property
+    @abstractmethod
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes in label order."""
+
     @abstractmethod
     def build_method(self, device: torch.device) -> Method:
         """The method around its model, on the device, with the initial weights."""

@@ -80,6 +80,10 @@ class ClassificationTask(Task):
         tests = ", ".join(test.name for test in self.data.tests)
         self.dataset = f"{train.name}{ratio}, tested on {tests}"
 
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.data.train.classes
+
     def build_method(self, device: torch.device) -> Method:
         train, weights = self.data.train, self.cfg.MODEL.WEIGHTS
         self._check_weights(weights)

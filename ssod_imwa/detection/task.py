@@ -13,7 +13,7 @@ from ssod_imwa.averaging.episodes import EpisodeSchedule
 from ssod_imwa.averaging.ranks import Ranks
 from ssod_imwa.data.batches import Batch
 from ssod_imwa.detection import build
-from ssod_imwa.detection.data.catalog import fingerprint
+from ssod_imwa.detection.data.catalog import content_fingerprint
 from ssod_imwa.detection.data.validation import check_readable
 from ssod_imwa.detection.detectors.build import build_detector
 from ssod_imwa.detection.methods.supervised import Supervised, SupervisedOptions
@@ -46,6 +46,10 @@ class DetectionTask(Task):
         tests = ", ".join(test.name for test in self.data.tests)
         self.dataset = f"{'+'.join(cfg.DATASETS.TRAIN)}{share}{unlabeled}, tested on {tests}"
 
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.data.labeled.classes
+
     def build_method(self, device: torch.device) -> Method:
         detector = build_detector(self.cfg, len(self.data.labeled.classes))
         return build.build_method(self.cfg, detector.to(device))
@@ -77,6 +81,6 @@ class DetectionTask(Task):
     def fingerprints(self) -> dict[str, Any]:
         labeled, unlabeled = self.data.labeled, self.data.unlabeled
         return {
-            "labeled images": fingerprint(labeled),
-            "unlabeled images": None if unlabeled is None else fingerprint(unlabeled),
+            "labeled images": content_fingerprint(labeled),
+            "unlabeled images": None if unlabeled is None else content_fingerprint(unlabeled),
         }

@@ -16,7 +16,7 @@ from ssod_imwa.averaging.ranks import Ranks
 from ssod_imwa.config.options import read_options
 from ssod_imwa.config.reader import keys, value_of
 from ssod_imwa.config.shared import SGDOptions, batch_sizes
-from ssod_imwa.engine.checkpoint.models import newest_model
+from ssod_imwa.engine.checkpoint.models import check_classes, newest_model
 from ssod_imwa.engine.checkpoint.writing import CheckpointHook, prepare_output, resume
 from ssod_imwa.engine.device import pick_device
 from ssod_imwa.engine.hooks import EvaluationHook, Evaluations, IMWAHook, LRHook, SignalHook
@@ -96,12 +96,16 @@ def evaluate(
         weights: a file as MODEL.WEIGHTS takes it; None takes OUTPUT_DIR's final or newest averaged
             model.
         ranks: what `launch` hands its processes.
+
+    Raises:
+        UserError: as for training, or the model was trained on other classes.
     """
     if weights is None:
         weights = newest_model(cfg.OUTPUT_DIR)
     device = pick_device(cfg.MODEL.DEVICE)
     task = open_task(cfg, ranks)
     model = task.load_model(str(weights))
+    check_classes(weights, task.classes)
     logger.info("evaluating %s", weights)
     return task.build_evaluator()(model.to(device).eval())
 
@@ -267,6 +271,7 @@ def _identity(task: Task) -> dict[str, Any]:
             run[key] = value_of(cfg, key)
     run |= task.fingerprints()
     run["processes"] = task.ranks.run.size
+    run["classes"] = list(task.classes)
     run["config"] = cfg.dump()
     return run
 

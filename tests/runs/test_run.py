@@ -203,3 +203,22 @@ def test_recomputed_batch_norms_are_those_of_the_first_batch(config):
     torch.testing.assert_close(norm.running_mean.double(), seen[0].mean((0, 2, 3)))
     # fvcore estimates the population's variance, without Bessel's correction.
     torch.testing.assert_close(norm.running_var.double(), seen[0].var((0, 2, 3), correction=0))
+
+
+def test_swapped_categories_are_refused_by_resume_and_evaluation(config, root, tmp_path):
+    shutil.copytree(root, tmp_path / "data")
+    cfg = config("SSOD.ALGORITHM", "supervised", "DATASETS.ROOT", tmp_path / "data")
+    run.train(cfg)
+    for split in ("train", "test"):
+        path = tmp_path / "data" / f"{split}.json"
+        content = json.loads(path.read_text())
+        for entry in content["annotations"]:
+            entry["category_id"] = 3 - entry["category_id"]
+        path.write_text(json.dumps(content))
+    with pytest.raises(CheckpointError, match=r"differs in:\n.*\n  labeled images .*\nundo"):
+        run.train(cfg, resume_from=True)
+    for split in ("train", "test"):
+        path = tmp_path / "data" / f"{split}.json"
+        path.write_text(path.read_text().replace('"dark"', '"gray"'))
+    with pytest.raises(CheckpointError, match="label 0 is 'dark' there and 'gray' here"):
+        run.evaluate(cfg)

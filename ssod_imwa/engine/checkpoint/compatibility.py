@@ -11,8 +11,8 @@ from ssod_imwa.errors import CheckpointError
 
 FORMAT = 2
 """Layout of the files; a reader refuses every other."""
-NOT_COMPARED = ("config",)
-"""Entries of a run's identity that are kept for the reader and may differ (file names, periods)."""
+NOT_COMPARED = ("config", "classes")
+"""Entries of a run's identity for the reader: the text has free keys, the data's digest names."""
 
 _ABSENT = "(absent)"
 

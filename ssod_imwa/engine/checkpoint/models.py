@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,35 @@ def read_models(source: str | Path) -> ModelFile:
     check_format(path, content)
     models = {name: content[name] for name in MODELS if name in content}
     return ModelFile(path, models, content["inference_model"], dict(content))
+
+
+def check_classes(source: str | Path, classes: Sequence[str]) -> None:
+    """Refuse a run's model whose classes have other names, or another order, than the test set's.
+
+    Files of other programs, which name no classes, pass.
+
+    Args:
+        source: as for `read_models`, or any other file of weights.
+        classes: names in label order.
+
+    Raises:
+        CheckpointError: the names differ.
+    """
+    path = Path(source)
+    path = newest_model(path) if path.is_dir() else path
+    if path.suffix != ".pth" or not path.is_file():
+        return
+    content = load_checkpoint(path)
+    content = content.get("run", content) if isinstance(content, Mapping) else {}
+    trained = content.get("classes") if isinstance(content, Mapping) else None
+    if not trained or list(trained) == list(classes):
+        return
+    pairs = zip_longest(trained, classes)
+    label, (ours, theirs) = next((i, pair) for i, pair in enumerate(pairs) if pair[0] != pair[1])
+    raise CheckpointError(
+        f"{path} was trained on other classes than those of DATASETS: label {label} is "
+        f"{ours!r} there and {theirs!r} here (names and order must be the same)"
+    )
 
 
 def newest_model(directory: str | Path) -> Path:

@@ -2,12 +2,14 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from ssod_imwa.data.roots import data_root
 from ssod_imwa.detection.data import catalog
 from ssod_imwa.detection.data.catalog import (
     available,
+    content_fingerprint,
     find_source,
     fingerprint,
     load_dataset,
@@ -15,7 +17,7 @@ from ssod_imwa.detection.data.catalog import (
     register,
 )
 from ssod_imwa.detection.data.coco import load_coco
-from ssod_imwa.detection.data.records import DetectionDataset, ImageRecord
+from ssod_imwa.detection.data.records import Annotations, DetectionDataset, ImageRecord
 from ssod_imwa.errors import DataError
 
 
@@ -172,3 +174,24 @@ def test_the_real_sets_load_by_name(real_data):
         assert len(load_dataset(name, root=real_data)) == images
         unlabeled = load_dataset(name, root=real_data, labeled=False)
         assert fingerprint(unlabeled) == fingerprint(load_dataset(name, root=real_data))
+
+
+def test_content_fingerprint_depends_on_all_that_is_learned():
+    def made(classes=("a", "b"), box=(0, 0, 4, 4), label=0, width=8, flag=False, labeled=True):
+        flags = np.array([flag])
+        annotations = Annotations(
+            np.array([box], dtype=np.float32), np.array([label], dtype=np.int64), flags, ~flags
+        )
+        record = ImageRecord("1.png", 1, width, 8, annotations if labeled else None)
+        return content_fingerprint(DetectionDataset("some", (record,), classes))
+
+    assert made() == made()
+    others = [
+        {"classes": ("b", "a")},
+        {"box": (0, 0, 4, 5)},
+        {"label": 1},
+        {"width": 9},
+        {"flag": True},
+        {"labeled": False},
+    ]
+    assert len({made(), *(made(**other) for other in others)}) == len(others) + 1
