@@ -1,10 +1,12 @@
 """detectron2's detectors behind our interface, and the same numbers as from torchvision's."""
 
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 from support import Softened
 
@@ -322,16 +324,20 @@ def test_its_evaluator_counts_as_ours_does(tmp_path):
     assert 5 < ours["AP"] < 95
 
 
-def test_an_exported_detector_is_loaded_by_detectron2_alone(tmp_path):
+def test_an_exported_detector_is_loaded_by_detectron2_alone(tmp_path, monkeypatch):
     detector = build_detector(config(), CLASSES)
     with torch.no_grad():
         detector.model.roi_heads.box_predictor.cls_score.weight.normal_(std=0.3)
-    file = tmp_path / "detector.pth"
-    names = {}
-    exec(detector.export(file, min_size=64, max_size=96), names)
+    monkeypatch.chdir(tmp_path)
+    file = Path("detector.pth")
+    code = detector.export(file, min_size=64, max_size=96)
     with pytest.raises(UserError, match=r"detector.yaml is there already"):
         detector.export(file, min_size=64, max_size=96)
 
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    names = {}
+    exec(code, names)
     image = images()[0]
     instances = names["predictor"](image.flip(0).permute(1, 2, 0).numpy())["instances"]
     found = detector.detect([image])[0]
@@ -340,12 +346,54 @@ def test_an_exported_detector_is_loaded_by_detectron2_alone(tmp_path):
     torch.testing.assert_close(instances.scores, found.scores)
 
 
-def test_an_exported_lazy_detector_is_loaded_by_detectron2_alone(tmp_path):
+def test_an_exported_configuration_is_of_no_machine(tmp_path, monkeypatch):
+    from detectron2.config import get_cfg
+
+    monkeypatch.chdir(tmp_path)
+    build_detector(config(), CLASSES).export(Path("detector.pth"), min_size=64, max_size=96)
+    settings = yaml.safe_load((tmp_path / "detector.yaml").read_text())
+    assert "DEVICE" not in settings["MODEL"]
+    assert settings["MODEL"]["WEIGHTS"] == str(tmp_path / "detector.pth")
+    cfg = get_cfg()
+    cfg.merge_from_file(str(tmp_path / "detector.yaml"))
+    assert cfg.MODEL.DEVICE == get_cfg().MODEL.DEVICE
+
+
+def test_an_exported_lazy_detector_is_loaded_by_detectron2_alone(tmp_path, monkeypatch):
     detector = build_detector(config(detector=DENSE[1]), CLASSES)
+    monkeypatch.chdir(tmp_path)
+    code = detector.export(Path("detector.pth"), min_size=64, max_size=96)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
     names = {}
-    exec(detector.export(tmp_path / "detector.pth", min_size=64, max_size=96), names)
+    exec(code, names)
     state = names["model"].state_dict()
     assert all(torch.equal(state[n], x) for n, x in detector.model.state_dict().items())
+
+
+def test_advice_about_frozen_random_weights_acts(tmp_path, caplog):
+    """FCOS takes none of our keys: what the warning names is followed to the letter."""
+    build_detector(config(detector=DENSE[1]), CLASSES).warn_if_frozen()
+    warning = caplog.messages[-1]
+    assert "53 batch norms are frozen" in warning
+    assert "MODEL.RESNETS" not in warning
+    for setting in ("freeze_at = 0", 'stem.norm = stages.norm = "BN"', "model.backbone.bottom_up"):
+        assert setting in warning
+    (tmp_path / "fcos.py").write_text(documented("my_project/fcos.py"))
+    caplog.clear()
+    build_detector(config(detector=str(tmp_path / "fcos.py")), CLASSES).warn_if_frozen()
+    assert not caplog.messages
+
+    build_detector(config(**{"MODEL.RESNETS.NORM": "FrozenBN"}), CLASSES).warn_if_frozen()
+    assert "MODEL.BACKBONE.FREEZE_AT 0 MODEL.RESNETS.NORM BN" in caplog.messages[-1]
+
+
+def documented(name):
+    """The Python file of docs/detectron2.md that begins with its name."""
+    page = (Path(__file__).parents[2] / "docs" / "detectron2.md").read_text()
+    return next(
+        block for block in page.split("```python\n") if block.startswith(f"# {name}\n")
+    ).split("```")[0]
 
 
 def test_weights_come_from_our_files_and_from_theirs(tmp_path):

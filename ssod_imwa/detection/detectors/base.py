@@ -31,10 +31,12 @@ class Detector(nn.Module, ABC):
         num_classes: C, without background.
         abilities: which of `parts.ABILITIES` it has.
         size_divisor: images are padded to multiples of it.
+        thawing: what a user sets so that nothing is frozen, for a message.
     """
 
     abilities: frozenset[str] = frozenset()
     size_divisor: int = 1
+    thawing: str = "MODEL.BACKBONE.FREEZE_AT 0 MODEL.RESNETS.NORM BN"
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
@@ -175,9 +177,10 @@ class Detector(nn.Module, ABC):
         if frozen or norms:
             logger.warning(
                 "random weights, of which %d tensors and %d batch norms are frozen and stay random "
-                "(set MODEL.WEIGHTS, or MODEL.BACKBONE.FREEZE_AT 0 MODEL.RESNETS.NORM BN)",
+                "(set MODEL.WEIGHTS, or %s)",
                 frozen,
                 norms,
+                self.thawing,
             )
 
 

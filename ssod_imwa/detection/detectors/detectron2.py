@@ -32,6 +32,11 @@ from ssod_imwa.detection.detectors.weights import load_strictly, read_state
 from ssod_imwa.detection.losses import multiclass_focal_loss
 from ssod_imwa.errors import ConfigError, UserError, WeightsError
 
+LAZY_THAWING = (
+    "MODEL.DETECTRON2.CONFIG to a LazyConfig of yours, in which model.backbone.bottom_up has "
+    'freeze_at = 0 and stem.norm = stages.norm = "BN", see docs/detectron2.md'
+)
+
 
 class FocalFastRCNNOutputLayers(FastRCNNOutputLayers):
     """detectron2's box predictor with Unbiased Teacher's focal loss instead of the cross-entropy.
@@ -80,6 +85,8 @@ class Detectron2Detector(Detector):
         self.source = source
         self.abilities = frozenset({"regions"} if has_regions(model) else ())
         self.size_divisor = max(1, getattr(model.backbone, "size_divisibility", 1))
+        if isinstance(source, str):  # no key reaches into a LazyConfig
+            self.thawing = LAZY_THAWING
         self._attributes = PlainAttributes({"model": model}, DenseDetector, "loss_normalizer")
 
     @property

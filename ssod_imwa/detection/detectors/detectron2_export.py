@@ -38,14 +38,18 @@ def export_model(
     _write_checkpoint(state, path)
     stock = stock.clone()
     stock.INPUT.MIN_SIZE_TEST, stock.INPUT.MAX_SIZE_TEST = min_size, max_size
-    stock.MODEL.DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-    stock.MODEL.WEIGHTS = str(path)
-    write_text(settings, stock.dump(), kind="config")
+    # detectron2 takes relative paths from the working directory, not from the configuration's.
+    stock.MODEL.WEIGHTS = str(path.absolute())
+    del stock.MODEL["DEVICE"]  # the reader's, not this machine's
+    moved = f"# If the files move, set MODEL.WEIGHTS to the new place of {path.name}.\n"
+    write_text(settings, moved + stock.dump(), kind="config")
     lines = [
+        "import torch",
         "from detectron2.config import get_cfg",
         "from detectron2.engine import DefaultPredictor",
         "cfg = get_cfg()",
-        f"cfg.merge_from_file({str(settings)!r})",
+        f"cfg.merge_from_file({str(settings.absolute())!r})",
+        "cfg.MODEL.DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'",
         "predictor = DefaultPredictor(cfg)  # takes a BGR image, uint8 (H, W, 3)",
     ]
     return "\n".join(lines) + "\n"
@@ -65,7 +69,9 @@ def export_lazy_model(
 ) -> str:
     """Write a checkpoint; the lines that load it into the model of a LazyConfig."""
     _write_checkpoint(state, path)
-    load = "LazyConfig.load" if Path(config).is_file() else "model_zoo.get_config"
+    load = "model_zoo.get_config"
+    if Path(config).is_file():
+        load, config = "LazyConfig.load", str(Path(config).absolute())
     lines = [
         "from detectron2 import model_zoo",
         "from detectron2.checkpoint import DetectionCheckpointer",
@@ -73,7 +79,7 @@ def export_lazy_model(
         f"lazy = {load}({config!r}).model",
         f"(lazy if 'num_classes' in lazy else lazy.roi_heads).num_classes = {num_classes}",
         "model = instantiate(lazy).eval()",
-        f"DetectionCheckpointer(model).load({str(path)!r})",
+        f"DetectionCheckpointer(model).load({str(path.absolute())!r})",
     ]
     return "\n".join(lines) + "\n"
 
