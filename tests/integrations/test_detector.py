@@ -102,21 +102,60 @@ def detectron2_state(state):
     return renamed
 
 
-@pytest.fixture
-def pair():
-    """The two toolkits' Faster R-CNN with the same weights."""
+def with_equal_weights(torchvision_cfg, detectron2_cfg, num_classes):
+    """The two toolkits' Faster R-CNN."""
     torch.manual_seed(0)
-    ours = build_detector(config("torchvision"), CLASSES)
+    ours = build_detector(torchvision_cfg, num_classes)
     ours.rpn.min_size = 1e-9  # torchvision drops proposals below a thousandth of a pixel
     with torch.no_grad():  # initial heads tell no class from another
         for layer in ("cls_score", "bbox_pred"):
             getattr(ours.roi_heads.box_predictor, layer).weight.normal_(std=0.3)
-    theirs = build_detector(config(), CLASSES)
+    theirs = build_detector(detectron2_cfg, num_classes)
     state = {n: x for n, x in ours.state_dict().items() if "num_batches_tracked" not in n}
     missing, unknown = theirs.model.load_state_dict(detectron2_state(state), strict=False)
     assert not unknown
     assert all("num_batches_tracked" in name for name in missing)
     return ours, theirs
+
+
+@pytest.fixture
+def pair():
+    return with_equal_weights(config("torchvision"), config(), CLASSES)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_recipe_for_comparing_toolkits_makes_their_losses_equal(dtype):
+    """With anchors that torchvision has nothing to round of, and one a place: it orders them so."""
+    folder = Path(__file__).parents[2] / "configs"
+    recipe = folder / "digits" / "unbiased_teacher_imwa.yaml"
+    fragment = folder / "models" / "detectron2_r18_as_torchvision.yaml"
+    names = [name for name in SMALL if "BATCH_SIZE" in name or "ANCHOR" in name]
+    changes = [text for name in names for text in (name, str(SMALL[name]))]
+    files = ([recipe], [recipe, fragment])
+    pair = with_equal_weights(*(load_config(paths, changes) for paths in files), 10)
+    losses = []
+    for detector in pair:
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype is torch.bfloat16):
+            losses.append(detector.train()(images(), SupervisedLoss(TARGETS)))
+    assert losses[0].keys() == losses[1].keys()
+    for name, loss in losses[0].items():
+        tolerance = 1e-4 if dtype is torch.float32 else 2e-2
+        assert loss.item() == pytest.approx(losses[1][name].item(), rel=tolerance), name
+        assert loss.item() > 0
+
+
+def test_regions_are_not_rounded_under_autocast():
+    from detectron2.structures import Boxes
+
+    pooler = build_detector(config(), CLASSES).model.roi_heads.box_pooler
+    generator = torch.Generator().manual_seed(0)
+    features = [torch.randn(1, 8, 512 // s, 512 // s, generator=generator) for s in (4, 8, 16, 32)]
+    rounded = [feature.bfloat16() for feature in features]
+    boxes = [Boxes(torch.tensor([[257.3, 131.7, 323.9, 201.4], [300.6, 3.2, 509.1, 400.7]]))]
+    exact = pooler([feature.float() for feature in rounded], boxes)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        pooled = pooler(rounded, boxes)
+    assert torch.equal(pooled, exact.bfloat16())
 
 
 def test_the_same_targets_give_the_same_losses(pair):

@@ -10,7 +10,7 @@ import torch
 from detectron2 import model_zoo
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import LazyConfig, instantiate
-from detectron2.layers import cat
+from detectron2.layers import ROIAlign, cat
 from detectron2.modeling import build_model
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from detectron2.modeling.roi_heads import FastRCNNOutputLayers
@@ -55,6 +55,18 @@ class FocalFastRCNNOutputLayers(FastRCNNOutputLayers):
             focal = multiclass_focal_loss(predictions[0], labels, gamma=self.focal_gamma)
             losses["loss_cls"] = focal * self.loss_weight.get("loss_cls", 1.0)
         return losses
+
+
+class ExactROIAlign(ROIAlign):
+    """detectron2's ROIAlign, which leaves the corners of regions in float32.
+
+    detectron2 rounds them to the type of the features. Under autocast in bfloat16 they would move
+    by up to half a pixel beyond 128 px, and by up to 1 beyond 256.
+    """
+
+    def forward(self, input: torch.Tensor, rois: torch.Tensor) -> torch.Tensor:
+        """As the base class's, computed in float32; of the type of `input`."""
+        return super().forward(input.float(), rois.float()).to(input.dtype)
 
 
 class Detectron2Detector(Detector):
@@ -182,6 +194,9 @@ def build_detectron2_detector(
         source = stock_config(cfg)
     if loss == "FocalLoss":
         _use_focal_loss(model, focal_gamma)
+    for part in model.modules():
+        if type(part) is ROIAlign:  # poolers make them by name: the class cannot be chosen
+            part.__class__ = ExactROIAlign
     return Detectron2Detector(
         model, num_classes=num_classes, image_format=image_format, source=source
     )
