@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from fvcore.common.config import CfgNode
 
 from ssod_imwa.config.options import (
@@ -24,6 +23,7 @@ from ssod_imwa.config.options import (
     options_by_key,
     why_inactive,
 )
+from ssod_imwa.config.yaml_text import parse_yaml
 from ssod_imwa.errors import ConfigError
 
 BASE_KEY = "_BASE_"
@@ -45,11 +45,7 @@ def file_settings(path: Path) -> list[Setting]:
     Raises:
         ConfigError: a file is missing or no YAML.
     """
-    return [
-        Setting(key, value, source)
-        for source, tree in _file_chain(path)
-        for key, value in _leaves(tree)
-    ]
+    return [setting for source, tree in _file_chain(path) for setting in _settings(tree, source)]
 
 
 def text_settings(text: str, source: str) -> list[Setting]:
@@ -58,7 +54,7 @@ def text_settings(text: str, source: str) -> list[Setting]:
     Raises:
         ConfigError: it is no YAML.
     """
-    return [Setting(key, value, source) for key, value in _leaves(_parse_yaml(text, source))]
+    return _settings(_parse_tree(text, source), source)
 
 
 def override_settings(overrides: Sequence[str]) -> list[Setting]:
@@ -184,7 +180,7 @@ def _file_chain(path: Path, seen: tuple[Path, ...] = ()) -> list[tuple[str, dict
         raise ConfigError(f"{path}{named}: cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: is not a text file") from error
-    tree = _parse_yaml(text, str(path))
+    tree = _parse_tree(text, str(path))
     bases = tree.pop(BASE_KEY, [])
     chain = []
     for base in [bases] if isinstance(bases, str) else bases:
@@ -192,18 +188,21 @@ def _file_chain(path: Path, seen: tuple[Path, ...] = ()) -> list[tuple[str, dict
     return [*chain, (str(path), tree)]
 
 
-def _parse_yaml(text: str, source: str) -> dict[str, Any]:
-    try:
-        tree = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        where = getattr(error, "problem_mark", None)
-        line = f" line {where.line + 1}" if where else ""
-        problem = getattr(error, "problem", None) or error
-        raise ConfigError(f"{source}{line}: is not valid YAML ({problem})") from error
+def _parse_tree(text: str, source: str) -> dict[str, Any]:
+    tree = parse_yaml(text, source)
     tree = {} if tree is None else tree
     if not isinstance(tree, dict):
         raise ConfigError(f"{source}: must hold keys and values, not a {type(tree).__name__}")
     return tree
+
+
+def _settings(tree: Mapping[str, Any], source: str) -> list[Setting]:
+    settings = {}
+    for key, value in _leaves(tree):
+        if key in settings:  # as SOLVER.BASE_LR and as BASE_LR below SOLVER
+            raise ConfigError(f"{source}: {key} stands twice (one of the two would be lost)")
+        settings[key] = Setting(key, value, source)
+    return list(settings.values())
 
 
 def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

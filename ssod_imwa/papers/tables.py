@@ -28,8 +28,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from ssod_imwa.config.yaml_text import parse_yaml
 from ssod_imwa.errors import UserError
 from ssod_imwa.runs.results import MAIN_METRICS, MODELS, Model
 
@@ -176,30 +175,13 @@ def _in_order(table: Table, names: Iterable[str]) -> list[Run]:
     return list(ordered.values())
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML in which a key that stands twice is an error: the first run would be lost."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        names = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for i, name in enumerate(names):
-            if name in names[:i]:
-                mark = node.value[i][0].start_mark
-                raise yaml.MarkedYAMLError(problem=f"{name} stands twice", problem_mark=mark)
-        return super().construct_mapping(node, deep=deep)
-
-
 def _load(path: Path) -> dict[str, Any]:
     try:
-        tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+        tree = parse_yaml(path.read_text(encoding="utf-8"), str(path), TableError)
     except OSError as error:
         raise TableError(f"{path}: cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:
         raise TableError(f"{path}: is not a text file") from error
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f" line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or error
-        raise TableError(f"{path}{line}: is not valid YAML ({problem})") from error
     if not isinstance(tree, dict):
         raise TableError(f"{path}: must hold title, runs and rows, not a {type(tree).__name__}")
     return tree

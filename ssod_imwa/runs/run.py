@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from fvcore.common.config import CfgNode
 
 from ssod_imwa.averaging.episodes import EpisodeSchedule
@@ -16,6 +15,7 @@ from ssod_imwa.averaging.ranks import Ranks
 from ssod_imwa.config.options import read_options
 from ssod_imwa.config.reader import keys, value_of
 from ssod_imwa.config.shared import SGDOptions, batch_sizes
+from ssod_imwa.config.yaml_text import parse_yaml
 from ssod_imwa.engine.checkpoint.models import check_classes, newest_model
 from ssod_imwa.engine.checkpoint.writing import CheckpointHook, prepare_output, resume
 from ssod_imwa.engine.device import pick_device
@@ -124,8 +124,8 @@ def read_settings(run_dir: str | Path) -> dict[str, Any] | None:
         return None
     try:
         # Not `load_config`, which refuses the keys of other versions.
-        written = CfgNode(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
+        written = CfgNode(parse_yaml(path.read_text(encoding="utf-8"), str(path)))
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         raise UserError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
     trees = (defaults_of(written), written)
     settings = {key: value_of(tree, key) for tree in trees for key in keys(tree)}

@@ -113,7 +113,7 @@ def test_a_run_comes_once_and_after_the_one_it_starts_from(write):
         ),
         ("member: 2", "member: 0", "rows[2].member = 0 is not allowed (counted from 1)"),
         ("model: student", "model: pupil", "rows[2].model: 'pupil' is not a model"),
-        ("  alone:", "  first:", "is not valid YAML (first stands twice)"),
+        ("  alone:", "  first:", "is not valid YAML (first stands twice"),
         ("rows:\n", "rows: [\n", "is not valid YAML"),
     ],
 )

@@ -103,11 +103,15 @@ def test_runs_of_one_seed_that_differ_in_nothing_known_have_a_row_each(compare, 
 
 
 def test_a_damaged_config_is_one_line(compare, runs):
-    for text in ("a: [", "[1]", "3"):
+    for text, message in (
+        ("a: [", "config.yaml line 1: is not valid YAML"),
+        ("[1]", "config.yaml cannot be read"),
+        ("3", "config.yaml cannot be read"),
+    ):
         (runs[0] / "config.yaml").write_text(text)
         status, _, error = compare(runs[0])
         assert (status, error.count("\n")) == (2, 1)
-        assert "config.yaml cannot be read" in error
+        assert message in error
 
 
 def test_a_table_in_a_file_is_as_wide_as_its_content(compare, runs):
