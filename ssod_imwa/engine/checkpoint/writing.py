@@ -26,6 +26,7 @@ from typing import Any
 import torch
 
 from ssod_imwa import __version__
+from ssod_imwa.averaging.checks import nonfinite
 from ssod_imwa.engine.checkpoint import faults
 from ssod_imwa.engine.checkpoint.atomic import (
     WriteError,
@@ -78,8 +79,9 @@ class CheckpointHook(HookBase):
 
     Raises:
         ValueError: an argument is out of range.
-        CheckpointError: in training: writing failed for good, or the directory holds checkpoints of
-            an earlier run that is neither resumed nor overwritten.
+        CheckpointError: in training: writing failed for good, models or optimizer are not finite,
+            or the directory holds checkpoints of an earlier run that is neither resumed nor
+            overwritten.
     """
 
     def __init__(
@@ -114,6 +116,7 @@ class CheckpointHook(HookBase):
         self._started = time.monotonic()
         self._failures = 0
         self._written = -1
+        self._infinite: list[str] = []
         self._abandoned: set[int] = set()
 
     @property
@@ -127,6 +130,8 @@ class CheckpointHook(HookBase):
         self._abandoned = {step for step in resume_files(self.directory) if step >= done}
         if done == 0:
             self._refuse_other_run()
+            # Constants such as attention masks; anything else that is not finite has diverged.
+            self._infinite = nonfinite(self._tensors())
         else:
             self._on_main(lambda: self._complete(done - 1))
 
@@ -147,11 +152,16 @@ class CheckpointHook(HookBase):
 
     def state_dict(self) -> dict[str, Any]:
         spent = self._seconds + time.monotonic() - self._started
-        return {"seconds": spent, "inexact": list(self.inexact)}
+        return {
+            "seconds": spent,
+            "inexact": list(self.inexact),
+            "infinite": list(self._infinite),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._seconds = state.get("seconds", 0.0)
         self.inexact = list(state.get("inexact", []))
+        self._infinite = list(state.get("infinite", []))
 
     @property
     def _is_last(self) -> bool:
@@ -171,6 +181,7 @@ class CheckpointHook(HookBase):
         g = self.trainer.iter
         # On every rank: a hook's state may have to be gathered from all of them.
         training = self.trainer.state_dict()
+        self._on_main(self._refuse_nonfinite)
         try:
             self._on_main(lambda: self._write(g, training))
         except WriteError as error:
@@ -181,6 +192,33 @@ class CheckpointHook(HookBase):
         else:
             self._failures = 0
             self._written = g
+
+    def _refuse_nonfinite(self) -> None:
+        """Keep the checkpoints that a state with NaN or infinity would evict."""
+        bad = [name for name in nonfinite(self._tensors()) if name not in self._infinite]
+        if not bad:
+            return
+        newest = next(iter(resume_files(self.directory).values()), None)
+        raise CheckpointError(
+            f"{bad[0]} is not finite after global step {self.trainer.iter + 1}, so no checkpoint "
+            f"is written ({len(bad)} such tensors; the newest checkpoint is {newest}; lower "
+            "SOLVER.BASE_LR or clip gradients, SOLVER.CLIP_GRADIENTS.ENABLED True)"
+        )
+
+    def _tensors(self) -> dict[str, torch.Tensor]:
+        """The live tensors of models and optimizer by name."""
+        models, optimizer = self.trainer.method.models(), self.trainer.optimizer
+        names = {p: f"{k}.{n}" for k, m in models.items() for n, p in m.named_parameters()}
+        return {
+            f"{key}.{name}": tensor
+            for key, model in models.items()
+            for name, tensor in model.state_dict().items()
+        } | {
+            f"the optimizer's {entry} of {names.get(parameter, 'a parameter')}": tensor
+            for parameter, state in optimizer.state.items()
+            for entry, tensor in state.items()
+            if isinstance(tensor, torch.Tensor)
+        }
 
     def _write(self, g: int, training: dict[str, Any]) -> None:
         path = self._path(g)

@@ -1,6 +1,7 @@
 """What CheckpointHook writes around the real trainer, and what it keeps."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -182,3 +183,41 @@ def test_models_of_another_format_are_refused(line, tmp_path):
     write_checkpoint(path, load_checkpoint(path) | {"format": 1})
     with pytest.raises(CheckpointError, match="has format 1, written by version"):
         read_models(path)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "name"),
+    [
+        # In eval mode, or with a running variance that only tests read, the loss stays finite.
+        (lambda t: t.method.norm.running_var.fill_(math.inf), "student.norm.running_var"),
+        (lambda t: t.method.models()["teacher"].bias.data.fill_(math.nan), "teacher.bias"),
+        (
+            lambda t: next(iter(t.optimizer.state.values()))["momentum_buffer"].fill_(math.inf),
+            "the optimizer's momentum_buffer of student.weight",
+        ),
+    ],
+)
+def test_a_state_that_is_not_finite_is_not_written_and_evicts_nothing(line, tmp_path, spoil, name):
+    class Spoil(HookBase):
+        def after_step(self):
+            if self.trainer.iter == 3:
+                spoil(self.trainer)
+
+    trainer = line.build(tmp_path, period=1, keep=1)
+    trainer.method.norm = nn.BatchNorm1d(1)
+    trainer.method.student.add_module("norm", trainer.method.norm)
+    trainer.method.models()["teacher"].add_module("norm", nn.BatchNorm1d(1))
+    trainer.register_hooks([Spoil()])
+    trainer.hooks.reverse()  # spoil, then write
+    with pytest.raises(
+        CheckpointError, match=f"^{name} is not finite after global step 4, .*02.pth"
+    ):
+        trainer.train()
+    assert list(resume_files(tmp_path)) == [2, 1]
+
+
+def test_a_constant_that_is_infinite_from_the_beginning_is_written(line, tmp_path):
+    trainer = line.build(tmp_path)
+    trainer.method.student.register_buffer("mask", torch.tensor([-math.inf]))
+    trainer.train()
+    assert (tmp_path / "model_final.pth").is_file()
