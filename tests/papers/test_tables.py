@@ -12,6 +12,10 @@ from ssod_imwa.papers.tables import (
     read_table,
 )
 
+TABLES = Path(__file__).parents[2] / "configs/tables"
+MFW_TABLES = [TABLES / f"{name}.yaml" for name in ("cifar10_lt", "cifar100_lt", "mfw_cifar10")]
+MFW_TABLES += [TABLES / "mfw_cifar100.yaml"]
+
 GOOD = """
 title: Two stages
 metrics: [top1, h_mean]
@@ -158,3 +162,11 @@ def test_the_example_in_the_documentation_is_a_table(tmp_path):
     path = Path(tmp_path / "tables" / "t.yaml")
     path.write_text(example)
     assert [row.label for row in read_table(path).rows] == ["CE", "cRT"]
+
+
+@pytest.mark.parametrize("path", MFW_TABLES, ids=lambda path: path.stem)
+def test_mfws_cifar_numbers_are_of_its_first_table(path):
+    """Its second one is Tiny-ImageNet's."""
+    sources = {row.source for row in read_table(path).rows if "MFW" in row.source}
+    assert sources
+    assert not any("Table 2" in source for source in sources)
