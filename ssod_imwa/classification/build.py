@@ -134,7 +134,8 @@ def build_views(cfg: CfgNode, dataset: ClassificationDataset, names: Sequence[st
     with as_config_error("CLS.INPUT"):
         if dataset.images is not None:
             return [small_view(name, **common) for name in names]
-        return [large_view(name, jitter=options.JITTER, **common) for name in names]
+        common |= {"jitter": options.JITTER, "test_resize": options.TEST_RESIZE}
+        return [large_view(name, **common) for name in names]
 
 
 def build_test_view(cfg: CfgNode, dataset: ClassificationDataset) -> Any:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Literal
 
 from ssod_imwa.classification.data.imbalance import ImbalanceOptions
+from ssod_imwa.classification.data.large_views import Resize
 from ssod_imwa.classification.data.samplers import SAMPLERS, SUBSET, SamplerChoice
 from ssod_imwa.classification.evaluation import GroupOptions
 from ssod_imwa.classification.losses.build import LOSSES, LossChoice
@@ -53,10 +54,12 @@ class InputOptions(Options):
     views: list[str] = option(
         ["plain"],
         'augmentation of each view that the method reads: "none", "plain", "strong", "sim" for '
-        'images in memory; "standard", "randcls", "randclsstack", "sim", "mae", "livt" for files',
+        'images in memory; "standard", "randcls", "randclsstack", "sim" (PaCo, NCL, GPaCo), '
+        '"bcl_sim", "bcl_randclsstack" (BCL), "mae", "livt" for files',
     )
     flip: bool = option(True, "mirror images at random")
     jitter: bool = option(True, 'color jitter of the "standard" view')
+    test_resize: Resize = option("bilinear", "how test images in files are resized; LiVT: bicubic")
     in_memory: bool = option(
         False, 'read the files of "folder:" and "list:" sets into memory; they must be of SIZE'
     )

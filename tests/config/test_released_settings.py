@@ -41,6 +41,15 @@ RELEASED = {
         "CLS.STAGE.RESET_LAST_BLOCK": False,
         "MODEL.WEIGHTS": "imagenet",
     },
+    # Views of large images.
+    **{
+        f"{data}/bcl": {"CLS.INPUT.VIEWS": ["randcls", "bcl_sim", "bcl_sim"]}
+        for data in ("imagenet_lt", "inaturalist18")
+    },
+    "imagenet_lt/livt": {
+        "CLS.INPUT.TEST_RESIZE": "bicubic",
+        "SOLVER.LR_SCHEDULER_NAME": "WarmupThenCosineLR",
+    },
     # Second stages draw four images of a class at a time.
     **{
         recipe: {"CLS.SAMPLER.NAME": "class", "CLS.SAMPLER.PER_DRAW": 4}
@@ -62,6 +71,7 @@ RELEASED = {
         f"{data}/{method}": {"SOLVER.LR_SCHEDULER_NAME": "WarmupThenCosineLR"}
         for data in ("imagenet_lt", "inaturalist18", "places_lt")
         for method in ("livt_mae", "livt", "paco", "gpaco")
+        if (data, method) != ("imagenet_lt", "livt")
     },
 }
 

@@ -128,7 +128,7 @@ def test_every_key_of_a_classifier_is_read(read, overrides):
     next(task.build_batches(EpisodeSchedule(4), torch.device("cpu"), method.reads)(0))
     task.build_evaluator()(method.student.eval())
     # Read where images are files, and where there are weights to begin with.
-    elsewhere = {"CLS.INPUT.JITTER", "CLS.STAGE.RESET_CLASSIFIER"}
+    elsewhere = {"CLS.INPUT.JITTER", "CLS.INPUT.TEST_RESIZE", "CLS.STAGE.RESET_CLASSIFIER"}
     unread = {key for key in keys(cfg) if key.startswith("CLS.")} - read - elsewhere
     # Epochs make a copy of the configuration, which does not record.
     assert unread <= {"CLS.SCHEDULE.STEPS", "CLS.SCHEDULE.WARMUP"}

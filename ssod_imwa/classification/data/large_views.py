@@ -21,7 +21,18 @@ from ssod_imwa.classification.checks import check_at_least_1
 from ssod_imwa.classification.data.augmentation import IMAGENET_STATISTICS, Statistics
 
 LargeView = Callable[[torch.Tensor], torch.Tensor]
-LargeViewName = Literal["test", "standard", "mae", "randcls", "randclsstack", "sim", "livt"]
+LargeViewName = Literal[
+    "test",
+    "standard",
+    "mae",
+    "livt",
+    "randcls",
+    "randclsstack",
+    "bcl_randclsstack",
+    "sim",
+    "bcl_sim",
+]
+Resize = Literal["bilinear", "bicubic"]
 
 # RandAugment of balanced contrastive learning: two operations of magnitude 10, spread by 0.5.
 RANDOM_OPERATIONS = "rand-n2-m10-mstd0.5"
@@ -42,19 +53,23 @@ def large_view(
     statistics: Statistics = IMAGENET_STATISTICS,
     jitter: bool,
     flip: bool = True,
+    test_resize: Resize = "bilinear",
 ) -> LargeView:
     """The view of a published recipe: uint8 (3, H, W) -> normalized float32 (3, size, size).
 
-    All but "test" are a random crop of 8 to 100 % of the image (20 to 100 % for "sim" and "mae"),
-    resized and mirrored, and then
+    All but "test" are a random crop of 8 to 100 % of the image (20 to 100 % for "mae"), resized and
+    mirrored, and then
 
     - "test": resized to 256/224 of the size and cropped from the center instead;
     - "standard": color jitter (0.4, 0.4, 0.4, 0);
     - "mae": nothing; resized bicubically (masked autoencoders, arXiv 2111.06377);
-    - "randcls": that jitter and RandAugment (n = 2, m = 10), as BCL classifies;
-    - "randclsstack": jitter (0.4, 0.4, 0.4, 0.1) and gray by chance, then that RandAugment;
-    - "sim": the same jitter and gray by chance, then a blur by chance, as for contrastive learning;
-    - "livt": RandAugment (m = 9) and random erasing; resized bicubically.
+    - "livt": RandAugment (m = 9) and random erasing; resized bicubically;
+    - "randcls": the jitter of "standard" and RandAugment (n = 2, m = 10), as BCL, PaCo and NCL
+      classify;
+    - "sim": that jitter, gray by chance and a blur by chance, as PaCo, GPaCo and NCL contrast;
+    - "randclsstack": all of "sim", then that RandAugment (GPaCo);
+    - "bcl_sim": jitter (0.4, 0.4, 0.4, 0.1) by chance and gray by chance, without a blur (BCL);
+    - "bcl_randclsstack": all of "bcl_sim", then that RandAugment.
 
     Args:
         name: of the recipe.
@@ -62,6 +77,7 @@ def large_view(
         statistics: to normalize with; their mean also fills what RandAugment uncovers.
         jitter: False leaves out the color jitter of "standard".
         flip: mirror half of the images.
+        test_resize: how "test" is resized; bicubically in LiVT.
 
     Raises:
         ValueError: the name is not known, or size is out of range.
@@ -79,11 +95,12 @@ def large_view(
         return _livt(size, statistics, flip)
     finish = [v2.ToDtype(torch.float32, scale=True), v2.Normalize(*statistics)]
     if name == "test":
-        return v2.Compose([v2.Resize(size * 256 // 224), v2.CenterCrop(size), *finish])
+        resize = v2.Resize(size * 256 // 224, interpolation=v2.InterpolationMode(test_resize))
+        return v2.Compose([resize, v2.CenterCrop(size), *finish])
     bicubic = v2.InterpolationMode.BICUBIC
     crop = v2.RandomResizedCrop(
         size,
-        scale=(0.2 if name in ("sim", "mae") else 0.08, 1.0),
+        scale=(0.2 if name == "mae" else 0.08, 1.0),
         interpolation=bicubic if name == "mae" else v2.InterpolationMode.BILINEAR,
     )
     mirror = [v2.RandomHorizontalFlip()] if flip else []
@@ -92,19 +109,19 @@ def large_view(
 
 def _colors(name: str, size: int, statistics: Statistics, jitter: bool) -> Sequence[nn.Module]:
     plain_jitter = v2.ColorJitter(0.4, 0.4, 0.4)
-    by_chance = [
-        v2.RandomApply([v2.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.8),
-        v2.RandomGrayscale(p=0.2),
-    ]
+    gray = v2.RandomGrayscale(p=0.2)
     if name == "standard":
         return [plain_jitter] if jitter else []
     if name == "randcls":
         return [plain_jitter, *_random_operations(size, statistics)]
-    if name == "randclsstack":
-        return [*by_chance, *_random_operations(size, statistics)]
-    if name == "sim":
-        return [*by_chance, v2.RandomApply([v2.GaussianBlur(BLUR_SIZE, BLUR_SIGMA)], p=0.5)]
-    return []
+    if name in ("sim", "randclsstack"):
+        blur = v2.RandomApply([v2.GaussianBlur(BLUR_SIZE, BLUR_SIGMA)], p=0.5)
+        colors = [plain_jitter, gray, blur]
+    elif name in ("bcl_sim", "bcl_randclsstack"):
+        colors = [v2.RandomApply([v2.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.8), gray]
+    else:
+        return []
+    return [*colors, *_random_operations(size, statistics)] if "randcls" in name else colors
 
 
 def _random_operations(size: int, statistics: Statistics) -> Sequence[nn.Module]:

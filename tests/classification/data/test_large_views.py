@@ -11,7 +11,8 @@ from ssod_imwa.classification.data.augmentation import IMAGENET_STATISTICS, INAT
 from ssod_imwa.classification.data.large_views import large_view
 from ssod_imwa.engine.seeding import seed_everything
 
-NAMES = ["test", "standard", "mae", "randcls", "randclsstack", "sim", "livt"]
+STACKS = ["randclsstack", "bcl_randclsstack"]
+NAMES = ["test", "standard", "mae", "randcls", *STACKS, "sim", "bcl_sim", "livt"]
 RANDOM = NAMES[1:]
 
 
@@ -53,23 +54,26 @@ def test_views_are_functions_of_the_global_generators(name):
     assert seeded(copied, photo(), 1).equal(one)
 
 
-def test_test_images_are_resized_and_cropped_as_the_public_codes_do_in_pillow():
+@pytest.mark.parametrize("resize", ["bilinear", "bicubic"])
+def test_test_images_are_resized_and_cropped_as_the_public_codes_do_in_pillow(resize):
     # 256 and 224 pixels.
     image = photo(300, 400)
     reference = transforms.Compose(
         [
-            transforms.Resize(256),
+            transforms.Resize(256, transforms.InterpolationMode(resize)),
             transforms.CenterCrop(224),
             transforms.ToTensor(),
             transforms.Normalize(*INATURALIST_STATISTICS),
         ]
     )
     expected = reference(Image.fromarray(image.permute(1, 2, 0).numpy()))
-    view = large_view("test", statistics=INATURALIST_STATISTICS, jitter=False)
+    view = large_view("test", statistics=INATURALIST_STATISTICS, jitter=False, test_resize=resize)
     difference = view(image) - expected
     assert difference.shape == (3, 224, 224)
-    # One level of 255 where a value lies between two.
-    assert difference.abs().max() < 1.01 / 255 / min(INATURALIST_STATISTICS.std)
+    # A level of 255 where a value lies between two; bicubic weights below 0 can make it two.
+    levels = 1.01 if resize == "bilinear" else 2.01
+    assert difference.abs().max() < levels / 255 / min(INATURALIST_STATISTICS.std)
+    assert difference.abs().mean() < 0.1 / 255
 
 
 @pytest.mark.parametrize(
@@ -107,7 +111,10 @@ def test_standard_images_are_jittered_by_up_to_two_fifths_without_hue():
         assert abs(pixel[1] - pixel[2]) < 1e-2  # saturation may move both, hue would move one
 
 
-@pytest.mark.parametrize(("name", "share"), [("sim", 0.2), ("randclsstack", 0.2), ("standard", 0)])
+@pytest.mark.parametrize(
+    ("name", "share"),
+    [("sim", 0.2), ("bcl_sim", 0.2), *((name, 0.2) for name in STACKS), ("standard", 0)],
+)
 def test_a_fifth_of_some_views_is_gray(name, share):
     view = large_view(name, size=8, jitter=True)
     found = torch.stack([denormalized(seeded(view, photo(), seed)) for seed in range(300)])
@@ -116,18 +123,41 @@ def test_a_fifth_of_some_views_is_gray(name, share):
     assert abs(gray - share) <= (5 * 0.023 if share else 0)
 
 
-def test_half_of_sim_views_are_blurred():
-    stripes = torch.zeros(3, 64, 64, dtype=torch.uint8)
-    stripes[:, :, ::2] = 255
-    view = large_view("sim", size=64, jitter=True)
-    # Cut to the whole image, so that stripes stay as wide as they are.
-    view.transforms[0].scale = (1.0, 1.0)
-    view.transforms[0].ratio = (1.0, 1.0)
-    found = torch.stack([seeded(view, stripes, seed) for seed in range(200)])
-    contrast = (found[..., 1:] - found[..., :-1]).abs().mean((1, 2, 3))
-    blurred = (contrast < 0.5 * contrast.max() * 0.6 / 1.4).float().mean()
-    # Of those blurred, a sigma below 0.4 pixels leaves stripes visible.
-    assert 0.3 < blurred < 0.6
+def colored(name, image, count=300):
+    """What the colors of a view make of an image of 40 x 40, before any RandAugment."""
+    view = large_view(name, size=40, jitter=True, flip=False)
+    operations = view.transforms
+    steps = [x for x in operations if type(x).__name__ in ("ColorJitter", "RandomApply")]
+    return torch.stack([seeded(transforms.Compose(steps), image, i) for i in range(count)]).int()
+
+
+@pytest.mark.parametrize("name", ["sim", "bcl_sim", *STACKS])
+def test_jitter_is_that_of_the_release(name):
+    """BCL: four fifths of the images, with hue; PaCo, NCL and GPaCo: all images, without."""
+    bcl = name.startswith("bcl")
+    red = torch.tensor([160, 40, 40], dtype=torch.uint8)[:, None, None].expand(3, 40, 40)
+    found = colored(name, red)[..., 20, 20]
+    untouched = (found == red[:, 0, 0]).all(1).float().mean().item()
+    turned = ((found[:, 1] - found[:, 2]).abs() > 2).float().mean().item()
+    # Binomial with n = 300, p = 1/5: standard deviation 0.023.
+    assert untouched == pytest.approx(0.2, abs=5 * 0.023) if bcl else untouched < 0.01
+    assert turned > 0.5 if bcl else turned == 0
+
+
+@pytest.mark.parametrize("name", ["sim", "bcl_sim", *STACKS])
+def test_half_of_the_views_are_blurred_but_none_of_bcls(name):
+    halves = torch.zeros(3, 40, 40, dtype=torch.uint8)
+    halves[:, :, 20:] = 200
+    # A blur makes more of the two values, whatever jitter has made of them.
+    blurred = [len(image[0].unique()) > 2 for image in colored(name, halves)]
+    # Binomial with n = 300: standard deviation 0.03. Sigmas below 0.2 (1 in 20) change nothing.
+    expected, slack = (0, 0) if name.startswith("bcl") else (0.475, 5 * 0.03)
+    assert abs(sum(blurred) / 300 - expected) <= slack
+
+
+@pytest.mark.parametrize("name", ["sim", "bcl_sim", "randcls", *STACKS])
+def test_views_of_large_images_are_crops_of_8_percent_and_more(name):
+    assert large_view(name, jitter=True).transforms[0].scale == (0.08, 1.0)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -141,7 +171,7 @@ def test_nothing_is_mirrored_if_flips_are_off(name):
         difference = found[..., :12].mean((1, 2, 3)) - found[..., 12:].mean((1, 2, 3))
         counts.append(int((difference < -0.05).sum()))
     # RandAugment may invert, solarize or move what is bright.
-    may_move = 20 if name in ("randcls", "randclsstack", "livt") else 0
+    may_move = 20 if name in ("randcls", *STACKS, "livt") else 0
     assert counts[0] <= may_move
     assert counts[1] == 0 if name == "test" else counts[1] > counts[0] + 5
 
