@@ -50,6 +50,18 @@ RELEASED = {
         "CLS.INPUT.TEST_RESIZE": "bicubic",
         "SOLVER.LR_SCHEDULER_NAME": "WarmupThenCosineLR",
     },
+    # PaCo and GPaCo: when CIFAR's rate falls, and what of ResNet-152 is trained on Places-LT.
+    "cifar100_lt/paco": {"CLS.SCHEDULE.STEPS": [321, 361]},
+    **{
+        f"places_lt/{method}": {
+            "SOLVER.LR_SCHEDULER_NAME": "WarmupThenCosineLR",
+            "CLS.SCHEDULE.WARMUP": 5,
+            "CLS.STAGE.PART": "last_block_and_norms",
+            "CLS.STAGE.RESET_LAST_BLOCK": False,
+            "MODEL.WEIGHTS": "imagenet",
+        }
+        for method in ("paco", "gpaco")
+    },
     # Second stages draw four images of a class at a time.
     **{
         recipe: {"CLS.SAMPLER.NAME": "class", "CLS.SAMPLER.PER_DRAW": 4}
@@ -71,7 +83,7 @@ RELEASED = {
         f"{data}/{method}": {"SOLVER.LR_SCHEDULER_NAME": "WarmupThenCosineLR"}
         for data in ("imagenet_lt", "inaturalist18", "places_lt")
         for method in ("livt_mae", "livt", "paco", "gpaco")
-        if (data, method) != ("imagenet_lt", "livt")
+        if f"{data}/{method}" not in ("imagenet_lt/livt", "places_lt/paco", "places_lt/gpaco")
     },
 }
 

@@ -51,7 +51,8 @@ class PaCoOptions(GPaCoOptions):
 class ParametricNetwork(TrainingNetwork):
     """A classifier with a head that projects its features.
 
-    Views given together go through the encoder together, so its batch norms see all of them.
+    Views given together go through the encoder one after the other, as in GPaCo's code: a batch
+    norm sees one view at a time.
 
     Args:
         deployed: the classifier.
@@ -81,7 +82,7 @@ class ParametricNetwork(TrainingNetwork):
 
     def outputs(self, *views: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits (nB, C) and projections (nB, width), rows of length 1, of n views in turn."""
-        features = self.deployed.features(torch.cat(views))
+        features = torch.cat([self.deployed.features(view) for view in views])
         projections = F.normalize(widened(self.projection(features)), dim=1)
         return self.deployed.classifier(features), projections
 

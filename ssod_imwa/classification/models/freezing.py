@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -14,7 +15,15 @@ from ssod_imwa.classification.models.experts import Experts
 from ssod_imwa.classification.models.heads import ScaledClassifier
 from ssod_imwa.config.options import Options, option
 
-Part = Literal["all", "backbone", "classifier", "last_block", "last_block_only", "scale"]
+Part = Literal[
+    "all",
+    "backbone",
+    "classifier",
+    "last_block",
+    "last_block_and_norms",
+    "last_block_only",
+    "scale",
+]
 PARTS = get_args(Part)
 
 
@@ -22,7 +31,11 @@ PARTS = get_args(Part)
 class StageOptions(Options):
     """What a stage of training trains, and what it starts anew."""
 
-    part: Part = option("all", "what is trained; the last block is Places-LT's, the scale LWS's")
+    part: Part = option(
+        "all",
+        "what is trained; the last block is Places-LT's (with all batch norms: PaCo's), the scale "
+        "LWS's",
+    )
     reset_classifier: bool = option(False, "start the classifier anew (cRT)")
     reset_last_block: bool = option(False, "start the last block anew (Places-LT)")
     classifier_lr: float = option(
@@ -47,6 +60,8 @@ def train_only(
             - "classifier": nothing else (cRT, MiSLAS' second stage);
             - "last_block": the last block of the last group, what follows the groups, and the
               classifier, as on Places-LT with ImageNet's ResNet-152;
+            - "last_block_and_norms": that and every batch norm, whose statistics are the batch's,
+              as PaCo and GPaCo have it on Places-LT;
             - "last_block_only": that without the classifier;
             - "scale": the scales of a `ScaledClassifier` (LWS).
         move_statistics: see `set_train_mode`.
@@ -65,6 +80,9 @@ def train_only(
     model.requires_grad_(True)
     for module in frozen:
         module.requires_grad_(False)
+    if part == "last_block_and_norms":
+        for layer in _batch_norms(frozen):
+            layer.requires_grad_(True)
     set_train_mode(model, part, move_statistics=move_statistics)
 
 
@@ -86,10 +104,9 @@ def set_train_mode(
     model.train()
     for module in frozen:
         module.eval()
-        if move_statistics:
-            for layer in module.modules():
-                if isinstance(layer, _BatchNorm):
-                    layer.train()
+    if move_statistics or part == "last_block_and_norms":
+        for layer in _batch_norms(frozen):
+            layer.train()
 
 
 def reset_last_block(model: ImageClassifier | Experts) -> None:
@@ -126,7 +143,14 @@ def _frozen(model: ImageClassifier | Experts, part: Part) -> list[nn.Module]:
         return [*_encoder(model), model.classifier.classifier]
     *earlier, last = model.groups
     frozen = [*earlier, *_blocks(last)[:-1]]
-    return frozen if part == "last_block" else [*frozen, model.classifier]
+    return [*frozen, model.classifier] if part == "last_block_only" else frozen
+
+
+def _batch_norms(modules: Iterable[nn.Module]) -> Iterator[_BatchNorm]:
+    for module in modules:
+        for layer in module.modules():
+            if isinstance(layer, _BatchNorm):
+                yield layer
 
 
 def _encoder(model: ImageClassifier) -> list[nn.Module]:

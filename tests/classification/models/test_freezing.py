@@ -20,6 +20,7 @@ TRAINED = {
     "backbone": ("stem", "layer"),
     "classifier": ("classifier",),
     "last_block": ("layer3.1", "classifier"),
+    "last_block_and_norms": ("layer3.1", "classifier"),
     "last_block_only": ("layer3.1",),
     "scale": ("classifier.scale",),
 }
@@ -50,9 +51,13 @@ def test_a_step_changes_the_part_and_its_statistics_alone(part):
     train_only(model, part)
     parameters, statistics = step(model)
     everything = {name for name, _ in model.named_parameters()}
-    assert parameters == {name for name in everything if name.startswith(TRAINED[part])}
     buffers = {name for name, _ in model.named_buffers() if "running" in name}
-    assert statistics == {name for name in buffers if name.startswith(TRAINED[part])}
+    trained = {name for name in everything | buffers if name.startswith(TRAINED[part])}
+    if part == "last_block_and_norms":
+        norms = {n for n, x in model.named_modules() if isinstance(x, nn.BatchNorm2d)}
+        trained |= {name for name in everything | buffers if name.rpartition(".")[0] in norms}
+    assert parameters == everything & trained
+    assert statistics == buffers & trained
 
 
 def test_the_part_that_was_trained_before_does_not_matter():
@@ -113,6 +118,24 @@ def test_places_trains_the_last_bottleneck_of_resnet152():
     names = {name for name, p in model.named_parameters() if p.requires_grad}
     assert {".".join(name.split(".")[:2]) for name in names} == {
         "layer4.2",
+        "classifier.weight",
+        "classifier.bias",
+    }
+
+
+def test_paco_on_places_trains_all_batch_norms_of_resnet152_on_batch_statistics():
+    with torch.device("meta"):
+        model = TorchvisionResNet("resnet152", 365)
+    train_only(model, "last_block_and_norms")
+    norms = {n: x for n, x in model.named_modules() if isinstance(x, nn.BatchNorm2d)}
+    assert len(norms) == 155
+    assert all(
+        x.training and x.weight.requires_grad and x.bias.requires_grad for x in norms.values()
+    )
+    others = {name for name, p in model.named_parameters() if p.requires_grad}
+    others = {name for name in others if name.rpartition(".")[0] not in norms}
+    assert others == {
+        *(f"layer4.2.conv{i}.weight" for i in (1, 2, 3)),
         "classifier.weight",
         "classifier.bias",
     }
