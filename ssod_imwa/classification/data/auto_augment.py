@@ -2,12 +2,12 @@
 
 torchvision's transform takes one image, or one choice for all of a batch. Here every image has its
 own choice, and images with the same kind of operation are changed together: what moves pixels or
-maps values by a fixed rule is looked up in tables that torchvision's own operations fill.
+maps values by a fixed rule is looked up in tables that torchvision's own operations fill. Where
+torchvision differs from the code in Pillow that long-tailed work uses, this is as that code.
 """
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import torch
@@ -38,7 +38,7 @@ STRONGEST = {
     "TranslateX": 150 / 331,  # of the image, whose edge was 331 pixels in the paper
     "TranslateY": 150 / 331,
 }
-MOVING = ("Rotate", "ShearY", "TranslateX", "TranslateY")
+MOVING = ("Rotate", "TranslateX", "TranslateY")
 # Operations that map each value on its own.
 MAPPING = ("Brightness", "Invert", "Posterize", "Solarize")
 BLENDING = {
@@ -47,7 +47,7 @@ BLENDING = {
     "Sharpness": adjust_sharpness,
 }
 ADAPTING = {"AutoContrast": F.autocontrast, "Equalize": F.equalize}
-KINDS = ("move", "map", *BLENDING, *ADAPTING)
+KINDS = ("move", "map", "ShearY", *BLENDING, *ADAPTING)
 
 
 class Variant(NamedTuple):
@@ -60,8 +60,9 @@ class Variant(NamedTuple):
 class CifarAutoAugment:
     """A random one of the 25 pairs of operations for each image, each by its own probability.
 
-    Strengths are torchvision's, which are the paper's. The code of most long-tailed work differs in
-    that it rotates one way only.
+    As in the code of most long-tailed work, translations are rounded to whole pixels, shearing is
+    bicubic, and Solarize's threshold begins at 256. That code rotates one way only; this, as the
+    paper, both ways.
 
     Args:
         size: H = W of the images, in pixels.
@@ -124,6 +125,8 @@ class CifarAutoAugment:
         tables = self._tables_on(images.device)
         if kind in BLENDING:
             return BLENDING[kind](images, tables.factors[variants])
+        if kind == "ShearY":
+            return _sheared(images, tables.rows[variants], tables.parts[variants], self.fill)
         pixels = images.flatten(2)
         if kind == "map":
             values = pixels.flatten(1).long()
@@ -149,6 +152,10 @@ class _Tables(NamedTuple):
     """int64 (V, H * W): 1 + the pixel that comes here, 0 for none."""
     factors: torch.Tensor
     """float64 (V,): of blending."""
+    rows: torch.Tensor
+    """int64 (V, H, W): the row above the place that is sheared here, -1..H - 1; -2 for none."""
+    parts: torch.Tensor
+    """float64 (V, H, W): how far below that row it is, 0..1."""
 
 
 def _kind(variant: Variant) -> str:
@@ -175,11 +182,13 @@ def _enumerate(size: int) -> tuple[list[Variant], torch.Tensor]:
 def _strength(operation: str, magnitude: int, size: int) -> float:
     if operation == "Posterize":  # bits that are left, 8..4
         return 8 - round(4 * magnitude / (MAGNITUDES - 1))
-    # In float32, as torchvision has them: 0.7 is 0.699999988, which decides what is rounded down.
     if operation == "Solarize":  # values from here on are inverted
-        return 255 * torch.linspace(1, 0, MAGNITUDES)[magnitude].item()
+        return 256 * (1 - magnitude / (MAGNITUDES - 1))
     if operation not in STRONGEST:
         return 0.0
+    if operation == "ShearY":
+        return STRONGEST[operation] * magnitude / (MAGNITUDES - 1)
+    # In float32, as torchvision has them: 0.7 is 0.699999988, which decides what is rounded down.
     strongest = STRONGEST[operation] * (size if operation.startswith("Translate") else 1)
     return torch.linspace(0, strongest, MAGNITUDES)[magnitude].item()
 
@@ -190,7 +199,15 @@ def _make_tables(variants: list[Variant], size: int) -> _Tables:
     mapped = [_mapped(variant, values).flatten() for variant in variants]
     moved = [_moved(variant, pixels).flatten().long() for variant in variants]
     strengths = torch.tensor([variant.strength for variant in variants], dtype=torch.float64)
-    return _Tables(torch.stack(mapped), torch.stack(moved), 1 + strengths)
+    # Of the variants that shear; the others' are never read.
+    rows, parts = zip(*(_sources(strength, size) for _, strength in variants), strict=True)
+    return _Tables(
+        torch.stack(mapped),
+        torch.stack(moved),
+        1 + strengths,
+        torch.stack(rows),
+        torch.stack(parts),
+    )
 
 
 def _mapped(variant: Variant, values: torch.Tensor) -> torch.Tensor:
@@ -200,7 +217,8 @@ def _mapped(variant: Variant, values: torch.Tensor) -> torch.Tensor:
     if operation == "Posterize":
         return F.posterize(values, int(strength))
     if operation == "Solarize":
-        return F.solarize(values, strength)
+        # torchvision refuses thresholds above 255.
+        return torch.where(values >= strength, 255 - values, values)
     return F.invert(values)
 
 
@@ -209,10 +227,34 @@ def _moved(variant: Variant, pixels: torch.Tensor) -> torch.Tensor:
     operation, strength = variant
     if operation == "Rotate":
         return F.rotate(pixels, strength)
-    still = {"angle": 0.0, "scale": 1.0}
-    if operation == "ShearY":
-        # The shear is given as an angle, and the upper left corner stays.
-        shear = [0.0, math.degrees(math.atan(strength))]
-        return F.affine(pixels, translate=[0, 0], shear=shear, center=[0.0, 0.0], **still)
-    shift = [int(strength), 0] if operation == "TranslateX" else [0, int(strength)]
-    return F.affine(pixels, translate=shift, shear=[0.0, 0.0], **still)
+    shift = round(strength)
+    translate = [shift, 0] if operation == "TranslateX" else [0, shift]
+    return F.affine(pixels, translate=translate, shear=[0.0, 0.0], angle=0.0, scale=1.0)
+
+
+def _sources(shear: float, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Where a shear along the columns takes each pixel from, as `_Tables` has it."""
+    centers = torch.arange(size, dtype=torch.float64) + 0.5
+    source = shear * centers[None, :] + centers[:, None]
+    inside = (source >= 0) & (source < size)
+    above = (source - 0.5).floor()
+    return torch.where(inside, above, -2.0).long(), source - 0.5 - above
+
+
+def _sheared(
+    images: torch.Tensor, rows: torch.Tensor, parts: torch.Tensor, fill: int
+) -> torch.Tensor:
+    """Bicubic between four rows of a column, as Pillow's transform: with a = -1, rounded down."""
+    last = images.shape[2] - 1
+    columns = images.double()
+    four = []
+    for step in range(-1, 3):
+        source = (rows + step).clamp(0, last)[:, None].expand_as(images)
+        four.append(columns.gather(2, source))
+    first, second, third, fourth = four
+    part = parts[:, None]
+    cubic = -first + second - third + fourth
+    square = 2 * (first - second) + third - fourth
+    values = second + part * (third - first + part * (square + part * cubic))
+    values = values.clamp(0, 255).to(images.dtype)
+    return values.masked_fill((rows == -2)[:, None], fill)
