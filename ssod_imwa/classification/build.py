@@ -71,7 +71,9 @@ def build_data(cfg: CfgNode) -> ClassificationData:
     if not sets.TEST:
         raise ConfigError("DATASETS.TEST = [] is not allowed (name at least one labeled set)")
     in_memory = cfg.CLS.INPUT.IN_MEMORY
-    train = load_images(sets.TRAIN[0], root=sets.ROOT, in_memory=in_memory)
+    train = load_images(
+        sets.TRAIN[0], root=sets.ROOT, in_memory=in_memory, on_bad_record=sets.ON_BAD_RECORD
+    )
     if imbalance.ratio > 0:
         train = impose_imbalance(train, imbalance)
     tests = tuple(

@@ -150,7 +150,8 @@ def group_accuracies(
         rule: standard or mislas.
 
     Returns:
-        `many`, `medium` and `few`; a group without tested classes is left out, it has no accuracy.
+        `many`, `medium` and `few`, means over tested classes; nan for a group of which none is
+        tested, and nothing for one that has no classes.
 
     Raises:
         ValueError: recalls or counts that do not fit, or an unknown rule.
@@ -173,9 +174,9 @@ def group_accuracies(
     groups = {"many": counts > 100, "medium": ~few & (counts <= 100), "few": few}
     tested = ~np.isnan(recalls)
     return {
-        name: float(recalls[members & tested].mean())
+        name: float(recalls[members & tested].mean()) if (members & tested).any() else math.nan
         for name, members in groups.items()
-        if (members & tested).any()
+        if members.any()
     }
 
 

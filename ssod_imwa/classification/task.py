@@ -22,6 +22,7 @@ from ssod_imwa.classification.data.catalog import image_fingerprint
 from ssod_imwa.classification.data.datasets import ClassificationDataset
 from ssod_imwa.classification.data.images import ImagesInFiles, ImagesInMemory, open_images
 from ssod_imwa.classification.data.samplers import SUBSET
+from ssod_imwa.classification.data.validation import check_readable
 from ssod_imwa.classification.keys import MergeOptions
 from ssod_imwa.classification.methods import build as methods
 from ssod_imwa.classification.methods.base import deployed
@@ -67,6 +68,8 @@ class ClassificationTask(Task):
     def __init__(self, cfg: CfgNode, ranks: Ranks = Ranks.alone()) -> None:
         super().__init__(cfg, ranks)
         self.data = build.build_data(cfg)
+        for test in self.data.tests:
+            check_readable(test)  # else found when the first episode is over
         train = self.data.train
         self.cfg = build.with_iterations(cfg, train)
         check_shared(self.cfg, "CLS.SCHEDULE")
@@ -146,6 +149,7 @@ class ClassificationTask(Task):
             seed=cfg.SEED,
             first_member=cfg.IMWA.FIRST_MEMBER + self.ranks.member,
             num_workers=cfg.DATALOADER.NUM_WORKERS,
+            on_bad_record=cfg.DATASETS.ON_BAD_RECORD,
             pin_memory=device.type == "cuda",
         )
 

@@ -58,6 +58,11 @@ class DatasetOptions(Options):
     import_: list[str] = option([], "Python modules to import first, which may register data sets")
     train: list[str] = option([], "labeled data sets to train on")
     test: list[str] = option([], "data sets to test on")
+    on_bad_record: Literal["error", "skip"] = option(
+        "error",
+        "a broken training record (no image, a box without area, ...) stops the run, or is dropped "
+        "or replaced and said",
+    )
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import logging
 import os
 import struct
 import zlib
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -131,6 +132,41 @@ def image_size(path: str | Path, *, whole: bool = False) -> tuple[int, int]:
     except DECODING_ERRORS as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"image {path} cannot be read: {reason}") from error
+
+
+def check_readable(
+    name: str,
+    images: Iterable[tuple[str, tuple[int, int] | None]],
+    *,
+    checker: str,
+) -> None:
+    """Make sure that a data set's images can be read, at 0.1 ms each.
+
+    Found are files that are no image, are cut off (JPEG and PNG) or have another size than they
+    should; not all other damage, for which every image has to be decoded.
+
+    Args:
+        name: of the data set.
+        images: file and annotated width and height of each; None if it may have any.
+        checker: the command that lists all.
+
+    Raises:
+        DataError: an image cannot be read; it names the first one and how many there are.
+    """
+    faults = []
+    for file, annotated in images:
+        try:
+            size = image_size(file, whole=True)
+            if annotated is not None:
+                check_size(file, size, annotated)
+        except DataError as error:
+            faults.append(str(error))
+    if faults:
+        more = f"; so {len(faults) - 1} more" if len(faults) > 1 else ""
+        raise DataError(
+            f"data set {name} cannot be read: {faults[0]}{more} (restore the image; {checker} "
+            "lists all)"
+        )
 
 
 def check_size(path: str | Path, found: tuple[int, int], annotated: tuple[int, int]) -> None:

@@ -99,14 +99,9 @@ class SplitOptions(Options):
 
 
 @dataclass(frozen=True)
-class RecordOptions(Options):
-    """DATASETS: what becomes of records."""
+class LabeledOptions(Options):
+    """DATASETS: images with labels."""
 
-    on_bad_record: Literal["error", "skip"] = option(
-        "error",
-        "a broken record (no image, a box without area, ...) stops the run, or is dropped and "
-        "counted",
-    )
     split: SplitOptions = SplitOptions()
 
 
@@ -156,7 +151,7 @@ SECTIONS = (
         Section("SSOD", options, {**DETECTION, "SSOD.ALGORITHM": (name,)})
         for name, (_, options) in METHODS.items()
     ),
-    Section("DATASETS", RecordOptions, DETECTION),
+    Section("DATASETS", LabeledOptions, DETECTION),
     Section("DATASETS", UnlabeledOptions, UNLABELED),
     Section("DATALOADER", GroupingOptions, DETECTION),
     Section("SOLVER", UnlabeledBatchOptions, UNLABELED),

@@ -119,9 +119,10 @@ def test_groups_of_long_tailed_sets_have_the_published_sizes(largest, classes, i
     assert tuple(found) == sizes
 
 
-def test_a_group_without_tested_classes_is_missing_not_0():
+def test_a_group_without_tested_classes_is_nan_not_0_and_one_without_classes_is_missing():
     recalls = np.array([0.9, np.nan, 0.3])
-    assert group_accuracies(recalls, [500, 50, 500]) == {"many": pytest.approx(0.6)}
+    groups = group_accuracies(recalls, [500, 50, 500])
+    assert groups == {"many": pytest.approx(0.6), "medium": pytest.approx(np.nan, nan_ok=True)}
 
 
 def test_groups_refuse_an_unknown_rule_and_missing_counts():

@@ -1,10 +1,12 @@
 """Whole classification runs, on long-tailed digits with tiny networks."""
 
+import math
 import os
 import re
 import shutil
 import signal
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -292,6 +294,71 @@ def test_one_expert_is_trained_evaluated_and_exported_alone(config, method, tmp_
     names = [k.removeprefix("teacher.deployed.experts.0.") for k in state]
     assert_equal(model.state_dict(), dict(zip(names, state.values(), strict=True)))
 
+
+# ------------------------------------------------------------------------------------ bad records
+
+
+@pytest.fixture
+def files(config, tmp_path, write_image):
+    """A run on two classes of images in files, the second of which is rare."""
+    for split, count in (("train", 4), ("test", 2)):
+        for name in ("cat", "dog"):
+            for i in range(count):
+                write_image(tmp_path / split / name / f"{i}.png", width=32, height=32)
+
+    def load(*overrides):
+        return config(
+            *("DATASETS.ROOT", tmp_path, "CLS.IMBALANCE.RATIO", 0, "SOLVER.IMS_PER_BATCH", 4),
+            *("DATASETS.TRAIN", "['folder:train']", "DATASETS.TEST", "['folder:test']"),
+            *("CLS.INPUT.VIEWS", "['test']", "CLS.INPUT.SIZE", 32, "DATALOADER.NUM_WORKERS", 0),
+            *overrides,
+        )
+
+    return load
+
+
+def cut_off(path):
+    path.write_bytes(path.read_bytes()[:-200])
+
+
+def test_a_test_image_that_is_cut_off_stops_the_run_before_it_trains(files, tmp_path):
+    cut_off(tmp_path / "test" / "dog" / "1.png")
+    cfg = files("DATASETS.ON_BAD_RECORD", "skip")
+    with pytest.raises(DataError, match=r"data set folder:test cannot be read: image .*dog/1\.png"):
+        run.train(cfg)
+    assert not os.path.exists(cfg.OUTPUT_DIR)
+
+
+@pytest.mark.parametrize("in_memory", [False, True])
+def test_unreadable_training_images_stop_the_run_or_are_replaced(
+    files, tmp_path, caplog, in_memory
+):
+    cut_off(tmp_path / "train" / "cat" / "2.png")
+    settings = ["CLS.INPUT.IN_MEMORY", in_memory]
+    settings += ["CLS.INPUT.VIEWS", "['none']"] if in_memory else []
+    with pytest.raises(DataError, match=r"cat/2\.png cannot be read"):
+        run.train(files(*settings))
+    cfg = files(*settings, "DATASETS.ON_BAD_RECORD", "skip")
+    caplog.clear()
+    assert run.train(cfg, overwrite=True) == 0
+    assert len([line for line in caplog.messages if "cat/2.png" in line]) == 1
+
+
+def test_a_class_that_is_not_tested_has_no_figures_and_leaves_the_means_alone(files, tmp_path):
+    shutil.rmtree(tmp_path / "test" / "dog")
+    for i in range(20):
+        shutil.copy(tmp_path / "train/dog/0.png", tmp_path / "train" / "dog" / f"more{i}.png")
+    cfg = files()
+    run.train(cfg)
+    metrics = read_results(cfg.OUTPUT_DIR).headline().metrics
+    assert math.isnan(metrics["recall-dog"])
+    assert math.isnan(metrics["medium"])
+    assert metrics["few"] == metrics["top1"] == metrics["recall-cat"]
+    text = Path(cfg.OUTPUT_DIR, "results.json").read_text()
+    assert '"recall-dog": null' in text
+
+
+# -------------------------------------------------------------------------------------- bad input
 
 MERGED = ("CLS.SAMPLER.NAME", "balanced_subset", "CLS.MERGE", "greedy_h")
 VIT = ("CLS.MODEL.NAME", "vit_tiny_patch4_32")

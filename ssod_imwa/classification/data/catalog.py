@@ -98,6 +98,7 @@ def load_images(
     root: str | Path | None = None,
     classes: Sequence[str] | None = None,
     in_memory: bool = False,
+    on_bad_record: str = "error",
 ) -> ClassificationDataset:
     """A classification data set by its name or by its place.
 
@@ -109,6 +110,7 @@ def load_images(
             training set.
         in_memory: read the images of a "folder:" or "list:" set into memory; they must have one
             size.
+        on_bad_record: see `read_into_memory`; images that stay in files are not read here.
 
     Raises:
         DataError: the name is unknown, files are missing, or images are broken.
@@ -131,7 +133,7 @@ def load_images(
             f"data set {name!r} is not known for classification (must be one of "
             f"{', '.join(available_images())}, folder:FOLDER or list:FILE.txt:IMAGES){hint}"
         )
-    return read_into_memory(dataset) if in_memory else dataset
+    return read_into_memory(dataset, on_bad_record=on_bad_record) if in_memory else dataset
 
 
 def image_fingerprint(dataset: ClassificationDataset) -> str:

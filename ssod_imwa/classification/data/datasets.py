@@ -165,26 +165,67 @@ def load_image_folder(
     return dataset_of_files(name, files, labels, classes, complete=complete)
 
 
-def read_into_memory(dataset: ClassificationDataset) -> ClassificationDataset:
+def read_into_memory(
+    dataset: ClassificationDataset, *, on_bad_record: str = "error"
+) -> ClassificationDataset:
     """A data set of files with its images in one tensor; they must have one size.
 
+    Args:
+        dataset: of files; one in memory is returned as it is.
+        on_bad_record: "error" raises at a file that cannot be read; "skip" leaves it out and logs
+            how many there are.
+
     Raises:
-        DataError: a file cannot be read, or has another size than the first.
+        DataError: a file cannot be read, or has another size than the first; or nothing is left of
+            a class.
     """
     if dataset.images is not None or not dataset.files:
         return dataset
-    first = read_image(dataset.files[0])
-    images = torch.empty((len(dataset), *first.shape), dtype=torch.uint8)
+    images, positions, faults = torch.empty(0, dtype=torch.uint8), [], []
     for i, file in enumerate(dataset.files):
-        image = read_image(file)
-        if image.shape != first.shape:
+        try:
+            image = read_image(file)
+        except DataError as error:
+            if on_bad_record == "error":
+                raise
+            faults.append(str(error))
+            continue
+        if not positions:
+            images = torch.empty((len(dataset), *image.shape), dtype=torch.uint8)
+        if image.shape != images.shape[1:]:
+            first = dataset.files[positions[0]]
             raise DataError(
                 f"{dataset.name}: image {file} is {image.shape[2]} x {image.shape[1]} pixels, "
-                f"{dataset.files[0]} is {first.shape[2]} x {first.shape[1]} (in memory all must "
-                "have one size)"
+                f"{first} is {images.shape[3]} x {images.shape[2]} (in memory all must have one "
+                "size)"
             )
-        images[i] = image
-    return replace(dataset, images=images, files=())
+        images[len(positions)] = image
+        positions.append(i)
+    if not faults:
+        return replace(dataset, images=images, files=())
+    return _without_unread(dataset, images, positions, faults)
+
+
+def _without_unread(
+    dataset: ClassificationDataset, images: torch.Tensor, positions: list[int], faults: list[str]
+) -> ClassificationDataset:
+    """A data set of the images that could be read, which stand at these positions."""
+    rest = replace(
+        dataset,
+        labels=dataset.labels[torch.tensor(positions, dtype=torch.int64)],
+        images=images[: len(positions)],
+        files=(),
+    )
+    for name, before, count in zip(dataset.classes, dataset.counts, rest.counts, strict=True):
+        if before and not count:
+            raise DataError(f"{dataset.name}: no image of {name!r} can be read: {faults[0]}, ...")
+    logger.warning(
+        "%s: %d images cannot be read and are left out, the first: %s",
+        dataset.name,
+        len(faults),
+        faults[0],
+    )
+    return rest
 
 
 def load_cifar10_lt100(root: str | Path, split: Literal["train", "test"]) -> ClassificationDataset:

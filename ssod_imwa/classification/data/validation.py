@@ -6,9 +6,22 @@ from collections import defaultdict
 from pathlib import Path
 
 from ssod_imwa.classification.data.datasets import ClassificationDataset
+from ssod_imwa.data import image_files
 from ssod_imwa.data.image_files import read_image
 from ssod_imwa.data.problems import Problem
 from ssod_imwa.errors import DataError
+
+
+def check_readable(dataset: ClassificationDataset) -> None:
+    """Make sure that images in files can be read, at 0.1 ms each; those in memory have been.
+
+    Raises:
+        DataError: see `image_files.check_readable`.
+    """
+    checker = f"tools/check_dataset.py {dataset.name} --classification"
+    image_files.check_readable(
+        dataset.name, ((file, None) for file in dataset.files), checker=checker
+    )
 
 
 def find_image_problems(dataset: ClassificationDataset, *, read_pixels: bool) -> list[Problem]:
