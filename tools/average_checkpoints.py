@@ -9,8 +9,10 @@ Examples:
 
 Models average well if they began with the same weights: runs with one SEED and different
 IMWA.FIRST_MEMBER, or one run's checkpoints. Greedy and line measure --metric on --dataset, which
-should not be the test set. The result is a file like model_final.pth: evaluate it with
-train_net.py --eval-only MODEL.WEIGHTS soup.pth, export it with export.py.
+should not be the test set. No code is run because a run's file names it: --import names the modules
+that register data sets, and a LazyConfig (.py) of your own. The result is a file like
+model_final.pth: evaluate it with train_net.py --eval-only MODEL.WEIGHTS soup.pth, export it with
+export.py.
 """
 
 from __future__ import annotations
@@ -60,12 +62,15 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     """Read, average, write."""
     arguments = parse_arguments()
-    import_modules(arguments.modules, option="--import")
+    modules = [name for name in arguments.modules if not name.endswith(".py")]
+    import_modules(modules, option="--import")
     require_absent(arguments.output)
     files = [read_trained(source) for source in arguments.sources]
     metric = None
     if arguments.rule in MEASURING:
-        metric = build_metric(files[0], arguments.dataset, arguments.metric, show=print)
+        metric = build_metric(
+            files[0], arguments.dataset, arguments.metric, asked=arguments.modules, show=print
+        )
     coefficients = choose_coefficients(
         files, arguments.rule, weights=arguments.weights, metric=metric
     )

@@ -37,6 +37,14 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--output", type=Path, required=True, metavar="FILE", help="file to write, such as x.pth"
     )
+    parser.add_argument(
+        "--import",
+        dest="asked",
+        nargs=1,
+        default=[],
+        metavar="FILE",
+        help="the LazyConfig (.py) that the run names, if it is one of your own: it is run",
+    )
     return parser.parse_args()
 
 
@@ -45,7 +53,7 @@ def main() -> None:
     arguments = parse_arguments()
     require_absent(arguments.output)
     trained = read_trained(arguments.source)
-    code = export_model(trained, arguments.output)
+    code = export_model(trained, arguments.output, asked=arguments.asked)
     digest = hashlib.sha256(arguments.output.read_bytes()).hexdigest()
     print(f"{arguments.output}: the {trained.inference_model} of {trained.path}")
     print(f"sha256 {digest}\n")

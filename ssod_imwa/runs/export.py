@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from ssod_imwa.classification import export as classification
@@ -10,16 +11,19 @@ from ssod_imwa.engine.checkpoint.atomic import write_checkpoint
 from ssod_imwa.runs.trained import TrainedModels
 
 
-def export_model(trained: TrainedModels, output: Path) -> str:
+def export_model(trained: TrainedModels, output: Path, *, asked: Sequence[str] = ()) -> str:
     """Write the model to evaluate and ship; the Python lines that load it.
 
     Args:
         trained: of a finished run.
         output: file to write; of a detectron2 detector a configuration is written beside it.
+        asked: a LazyConfig of the user's that may be read.
 
     Raises:
-        UserError: the model cannot be exported, or the configuration's file is there already.
+        UserError: the model cannot be exported, the configuration's file is there already, or the
+            model's file names code that is not asked for.
     """
+    trained.require_asked(asked, reads_data=False)
     output.parent.mkdir(parents=True, exist_ok=True)
     if trained.config.TASK == "detection":
         return _export_detector(trained, output)

@@ -60,6 +60,7 @@ def build_metric(
     dataset: str,
     name: str | None = None,
     *,
+    asked: Sequence[str] = (),
     show: Callable[[str], object] = lambda line: None,
 ) -> Metric:
     """A function from weights to a metric in percent.
@@ -68,8 +69,13 @@ def build_metric(
         trained: says which network it is, and on which data its classes are.
         dataset: what is measured on.
         name: of the metric; None takes AP in detection and top1 of classifiers.
+        asked: modules that are imported and LazyConfigs that may be read; none is by itself.
         show: called with each measurement in words.
+
+    Raises:
+        UserError: the file names code that is not asked for.
     """
+    trained.require_asked(asked, reads_data=True)
     cfg = trained.config.clone()
     cfg.defrost()
     cfg.DATASETS.TEST = [dataset]

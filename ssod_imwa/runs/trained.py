@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from fvcore.common.config import CfgNode
 
 from ssod_imwa.engine.checkpoint.models import ModelFile, read_models
+from ssod_imwa.errors import UserError
 from ssod_imwa.runs.config import parse_config
 
 
@@ -16,14 +18,41 @@ class TrainedModels(ModelFile):
     """The content of a model file, its configuration read.
 
     Attributes:
-        config: of the run, with MODEL.WEIGHTS empty: the initial weights are no longer needed.
+        config: of the run, with MODEL.WEIGHTS empty: the initial weights are no longer needed; and
+            DATASETS.IMPORT empty: a file of weights does not choose which code is run.
+        modules: what DATASETS.IMPORT was.
+        lazy_config: MODEL.DETECTRON2.CONFIG if it is a Python file of the user's, else "".
     """
 
     config: CfgNode
+    modules: tuple[str, ...] = ()
+    lazy_config: str = ""
+
+    def require_asked(self, asked: Sequence[str], *, reads_data: bool) -> None:
+        """Refuse to go on with code that the file names and the command line does not.
+
+        Args:
+            asked: modules and LazyConfigs that the command line names. It alone is imported, so
+                that any module will do in place of the file's.
+            reads_data: whether data sets are read, which `modules` may have to register.
+
+        Raises:
+            UserError: something is not asked for.
+        """
+        code = [self.lazy_config] if self.lazy_config else []
+        if reads_data and all(name.endswith(".py") for name in asked):
+            code += self.modules
+        if missing := " ".join(name for name in code if name not in asked):
+            raise UserError(
+                f"the configuration in {self.path} names code to run: {missing} (a file of weights "
+                f"does not choose it; if you trust it, give --import {missing})"
+            )
 
 
 def read_trained(source: str | Path) -> TrainedModels:
     """Read a finished run's averaged models and configuration, given its OUTPUT_DIR or the file.
+
+    Nothing that it names is imported.
 
     Raises:
         CheckpointError: the file is missing, damaged, or of another kind.
@@ -33,4 +62,15 @@ def read_trained(source: str | Path) -> TrainedModels:
     config = parse_config(file.content["config"], f"configuration in {file.path}").clone()
     config.defrost()
     config.MODEL.WEIGHTS = ""
-    return TrainedModels(**vars(file), config=config)
+    modules, config.DATASETS.IMPORT = config.DATASETS.IMPORT, []
+    return TrainedModels(
+        **vars(file), config=config, modules=tuple(modules), lazy_config=_lazy_config(config)
+    )
+
+
+def _lazy_config(cfg: CfgNode) -> str:
+    if cfg.TASK != "detection" or cfg.MODEL.TOOLKIT != "detectron2":
+        return ""
+    name = cfg.MODEL.DETECTRON2.CONFIG
+    # One of the model zoo is detectron2's own code.
+    return name if name.endswith(".py") and Path(name).is_file() else ""

@@ -1,5 +1,6 @@
 """Our trainer with detectron2's detectors, from the configuration to the exported file."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +9,11 @@ import pytest
 import torch
 from fvcore.nn import sigmoid_focal_loss
 
+from ssod_imwa.detection.build import with_classes
 from ssod_imwa.detection.data.digits import make_digits
+from ssod_imwa.detection.detectors.build import build_detector
+from ssod_imwa.engine.checkpoint.atomic import write_checkpoint
+from ssod_imwa.engine.checkpoint.compatibility import FORMAT
 from ssod_imwa.engine.trainer import HookBase
 from ssod_imwa.runs import run
 from ssod_imwa.runs.config import load_config
@@ -112,3 +117,37 @@ def test_the_trained_model_goes_back_to_detectron2(config, tmp_path):
     state = names["predictor"].model.state_dict()
     for name, tensor in read_trained(cfg.OUTPUT_DIR).weights.items():
         assert torch.equal(state[name.removeprefix("model.")], tensor)
+
+
+LAZY = """
+from detectron2 import model_zoo
+
+open({marker!r}, "a").write("run")
+model = model_zoo.get_config("COCO-Detection/fcos_R_50_FPN_1x.py").model
+"""
+
+
+def test_a_lazy_config_of_a_file_of_weights_is_run_if_the_command_line_names_it(config, tmp_path):
+    marker, lazy = tmp_path / "marker", tmp_path / "fcos.py"
+    lazy.write_text(LAZY.format(marker=str(marker)))
+    cfg = with_classes(config("run", "MODEL.DETECTRON2.CONFIG", str(lazy)), tuple("0123456789"))
+    state = build_detector(cfg, 10).state_dict()
+    marker.unlink()
+    file = tmp_path / "model_final.pth"
+    content = {"student": state, "inference_model": "student", "format": FORMAT}
+    write_checkpoint(file, {**content, "config": cfg.dump()})
+
+    command = [sys.executable, REPOSITORY / "tools" / "export.py", file, "--output"]
+    refused, done = (
+        subprocess.run(
+            [*command, tmp_path / name, *options],
+            capture_output=True,
+            text=True,
+            check=False,
+            env={**os.environ, "COLUMNS": "1000"},
+        )
+        for name, options in (("1.pth", ()), ("2.pth", ("--import", lazy)))
+    )
+    assert (refused.returncode, done.returncode) == (2, 0)
+    assert f"names code to run: {lazy} (" in refused.stderr
+    assert marker.read_text() == "run"

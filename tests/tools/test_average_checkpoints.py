@@ -60,7 +60,7 @@ def test_rules_that_measure_look_at_the_shipped_model(
     runs = [write_run(tmp_path / str(value), float(value)) for value in (0, 4)]
     seen = []
 
-    def build_metric(trained, dataset, name, *, show):
+    def build_metric(trained, dataset, name, *, asked, show):
         seen.append((dataset, name))
         return lambda state: -abs(float(state["w"][0]) - 4.0)  # best at teacher weight 4
 
@@ -68,6 +68,33 @@ def test_rules_that_measure_look_at_the_shipped_model(
     average(*runs, "--output", tmp_path / "s.pth", "--rule", rule, "--dataset", "digits_train")
     assert load_checkpoint(tmp_path / "s.pth")["student"]["w"][0] == expected
     assert seen == [("digits_train", None)]
+
+
+@pytest.mark.parametrize("rule", ["greedy", "line"])
+def test_a_module_is_imported_if_the_command_line_names_it_and_not_if_a_file_does(
+    average, tmp_path, monkeypatch, rule
+):
+    marker = tmp_path / "imported"
+    user = f"of_the_user_{rule}"  # imported once in a process
+    for name in ("of_the_file", user):
+        (tmp_path / f"{name}.py").write_text(f"open({str(marker)!r}, 'a').write('{name}\\n')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    cfg = get_cfg()
+    cfg.defrost()
+    cfg.DATASETS.IMPORT, cfg.DATASETS.TRAIN = ["of_the_file"], ["no_such_set"]
+    runs = [write_run(tmp_path / str(v), float(v), config=cfg.dump()) for v in (1, 2)]
+    measure = ("--rule", rule, "--dataset", "no_such_set")
+
+    status, _, error = average(*runs, "--output", tmp_path / "s.pth", *measure)
+    assert status == 2
+    assert "names code to run: of_the_file (" in error.splitlines()[-1]
+    assert "give --import of_the_file)" in error.splitlines()[-1]
+    assert not marker.exists()
+
+    _, _, error = average(*runs, "--output", tmp_path / "s.pth", *measure, "--import", user)
+    assert "no_such_set" in error.splitlines()[-1]
+    assert marker.read_text() == f"{user}\n"
+    assert average(*runs, "--output", tmp_path / "s.pth")[0] == 0  # uniform reads no data
 
 
 def test_mistakes_are_one_line_and_write_nothing(average, tmp_path):
