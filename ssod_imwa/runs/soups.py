@@ -14,6 +14,7 @@ from ssod_imwa.engine.checkpoint.models import ModelFile
 from ssod_imwa.engine.device import pick_device
 from ssod_imwa.errors import UserError
 from ssod_imwa.runs.open import open_task
+from ssod_imwa.runs.results import MAIN_METRICS, ResultsError, read_results
 from ssod_imwa.runs.trained import TrainedModels
 
 RULES = ("uniform", "fixed", "greedy", "line")
@@ -44,6 +45,7 @@ def choose_coefficients(
     """
     if (rule == "fixed") != (weights is not None) or (rule in MEASURING) != (metric is not None):
         raise ValueError(f"rule = {rule!r} takes weights if fixed, a metric if one of {MEASURING}")
+    check_same_models(files)
     states = [file.weights for file in files]
     try:
         if weights is not None:
@@ -53,6 +55,44 @@ def choose_coefficients(
         return (soups.greedy if rule == "greedy" else soups.line)(states, metric=metric)
     except ValueError as error:
         raise UserError(f"--rule {rule}: {error}") from error
+
+
+def check_same_models(files: Sequence[ModelFile]) -> None:
+    """Refuse files of which some lack a model, ship another one or know other classes.
+
+    Raises:
+        UserError: says which models two such files have, with their results where these are known.
+    """
+    first = files[0]
+    for file in files[1:]:
+        if (file.models.keys(), file.inference_model) != (
+            first.models.keys(),
+            first.inference_model,
+        ):
+            raise UserError(
+                f"{_models_in(first)}, but {_models_in(file)}: these cannot be averaged into one "
+                "(take runs that have and ship the same models)"
+            )
+        if file.content.get("classes", []) != first.content.get("classes", []):
+            raise UserError(
+                f"{first.path} and {file.path} were trained on other classes, or in another order "
+                "(take runs of the same)"
+            )
+
+
+def _models_in(file: ModelFile) -> str:
+    models = " and ".join(f"{name}{_figure(file, name)}" for name in file.models)
+    return f"{file.path} has {models} and ships the {file.inference_model}"
+
+
+def _figure(file: ModelFile, model: str) -> str:
+    """The first of a model's main metrics in brackets, such as AP, if its run's results have it."""
+    try:
+        metrics = read_results(file.path.parent).headline(model).metrics
+    except ResultsError:  # a file alone, or a run that was not evaluated
+        return ""
+    name = next((name for name in MAIN_METRICS if name in metrics), None)
+    return f" ({name} {metrics[name]:.2f})" if name else ""
 
 
 def build_metric(
@@ -99,13 +139,14 @@ def write_average(files: Sequence[ModelFile], coefficients: Sequence[float], out
     """Write a file like the first, in which students and teachers are averages.
 
     Raises:
-        UserError: the models are of different networks.
+        UserError: the models are of different networks, or see `check_same_models`.
     """
+    check_same_models(files)
     first = files[0]
     content = dict(first.content)
     try:
         for name in first.models:
-            states = [file.models.get(name, {}) for file in files]
+            states = [file.models[name] for file in files]
             content[name] = average(states, coefficients=coefficients)
     except ValueError as error:
         raise UserError(f"these models cannot be averaged: {error}") from error

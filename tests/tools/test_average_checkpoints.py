@@ -7,6 +7,7 @@ from ssod_imwa.engine.checkpoint.atomic import load_checkpoint, write_checkpoint
 from ssod_imwa.engine.checkpoint.compatibility import FORMAT
 from ssod_imwa.runs import soups
 from ssod_imwa.runs.config import get_cfg
+from ssod_imwa.runs.results import Evaluation, Results, write_results
 
 
 @pytest.fixture
@@ -109,3 +110,27 @@ def test_mistakes_are_one_line_and_write_nothing(average, tmp_path):
         status, _, error = average(*sources, "--output", tmp_path / "soup.pth", *options)
         assert (status, message in error.splitlines()[-1]) == (2, True)
     assert not (tmp_path / "soup.pth").exists()
+
+
+def test_runs_with_and_without_a_teacher_are_refused_with_what_each_has(average, tmp_path):
+    both = write_run(tmp_path / "both", 1.0)
+    metrics = {"student": {"AP": 31.0}, "teacher": {"AP": 35.25}}
+    evaluations = tuple(Evaluation(m, "final", 0, None, metrics[m]) for m in metrics)
+    imwa = {"members": 1, "episodes": 1}
+    results = Results("detection", "some", "some", imwa, 1, 1, 1.0, 1, evaluations)
+    write_results(both / "results.json", results)
+    alone = write_run(tmp_path / "alone", 2.0, inference_model="student")
+    content = load_checkpoint(alone / "model_final.pth")
+    del content["teacher"]
+    write_checkpoint(alone / "model_final.pth", content)
+    status, _, error = average(alone, both, "--output", tmp_path / "soup.pth")
+    assert (status, error.count("\n")) == (2, 1)
+    assert "alone/model_final.pth has student and ships the student" in error
+    assert "has student (AP 31.00) and teacher (AP 35.25) and ships the teacher" in error
+    assert not (tmp_path / "soup.pth").exists()
+
+
+def test_runs_of_other_classes_are_refused(average, tmp_path):
+    runs = [write_run(tmp_path / f"{c}", 1.0, classes=[c, "d"]) for c in "ab"]
+    status, _, error = average(*runs, "--output", tmp_path / "soup.pth")
+    assert (status, "other classes" in error) == (2, True)
