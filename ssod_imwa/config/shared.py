@@ -161,6 +161,14 @@ class TestOptions(Options):
 
     __test__ = False  # not a test class, whatever pytest makes of the name
 
+    eval_period: int = option(
+        0,
+        "a member's own iterations between two evaluations of its student and teacher; 0: none "
+        "inside an episode",
+        low=0,
+        iterations=True,
+        free=True,
+    )
     eval_episodes: int = option(
         1,
         "episodes between two evaluations of the averaged models; the last is always evaluated, 0: "

@@ -8,7 +8,7 @@ from fvcore.common.config import CfgNode
 
 from ssod_imwa.engine.checkpoint.atomic import write_text
 from ssod_imwa.engine.checkpoint.writing import CheckpointHook
-from ssod_imwa.engine.hooks import Evaluations
+from ssod_imwa.engine.evaluation import Evaluations
 from ssod_imwa.engine.trainer import HookBase
 from ssod_imwa.engine.writers import peak_memory
 from ssod_imwa.runs.results import Evaluation, Results, write_results

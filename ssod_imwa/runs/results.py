@@ -17,8 +17,12 @@ from ssod_imwa.engine.checkpoint import atomic
 from ssod_imwa.errors import UserError
 
 FILE_NAME = "results.json"
+SUMMARY = "summary"  # key of what `Results.summary` says, for readers of the file
+# Semi-supervised work reports the median of the last 20 evaluations of a run.
+LAST_EVALUATIONS = 20
+LOWER_IS_BETTER = ("ece", "reconstruction_error", "zero_recall_classes")
 MODELS = ("student", "teacher")
-STAGES = ("member", "average", "final")
+STAGES = ("running", "member", "average", "final")
 _PACKAGES = ("ssod_imwa", "torch", "torchvision", "numpy", "faster-coco-eval")
 
 _OPTIONAL = {"fold", "global_step", "t"}
@@ -32,7 +36,7 @@ _KINDS = {
 }
 
 Model = Literal["student", "teacher"]
-Stage = Literal["member", "average", "final"]
+Stage = Literal["running", "member", "average", "final"]
 
 
 class ResultsError(UserError):
@@ -56,7 +60,8 @@ class Evaluation:
 
     Attributes:
         model: "student" or "teacher".
-        stage: "member" before it is averaged, "average" at an episode's end, "final" at the run's.
+        stage: "running" inside an episode, "member" before it is averaged, "average" at the end of
+            an episode, "final" at that of the run.
         episode: from 0.
         member: from 0; None for averages.
         metrics: percent; NaN where the data set has nothing to measure (null in the file).
@@ -110,13 +115,52 @@ class Results:
             ResultsError: there is none.
         """
         for wanted in [model] if model else reversed(MODELS):
-            evaluations = [x for x in self.evaluations if x.stage != "member" and x.model == wanted]
+            evaluations = [x for x in self.evaluations if x.member is None and x.model == wanted]
             if evaluations:
                 return evaluations[-1]
         raise ResultsError(
             f"results of seed {self.seed} on {self.dataset} hold no evaluation of "
             f"{'the ' + model if model else 'an average'} (the run did not reach one)"
         )
+
+    def series(self, model: Model) -> list[Evaluation]:
+        """The evaluations that a run's course is judged by, in order.
+
+        Of one member all of its own, of several those of their averages.
+        """
+        alone = self.imwa["members"] == 1
+        return [
+            x
+            for x in self.evaluations
+            if x.model == model and (x.member is None or (alone and x.stage == "running"))
+        ]
+
+    def summary(self) -> dict[str, dict[str, dict[str, float]]]:
+        """For each model and metric: final, best, and median and mean of the last evaluations.
+
+        The final one is the headline. The best of many evaluations on test images is chosen on
+        them, so it says more than a run without labels for them could reach.
+        """
+        result: dict[str, dict[str, dict[str, float]]] = {}
+        for model in MODELS:
+            series = self.series(model)
+            for metric in dict.fromkeys(name for x in series for name in x.metrics):
+                values = [x.metrics.get(metric, math.nan) for x in series]
+                final = [v for x, v in zip(series, values, strict=True) if x.stage == "final"]
+                result.setdefault(model, {})[metric] = _course(values, metric, final=final)
+        return result
+
+
+def _course(values: Sequence[float], metric: str, *, final: Sequence[float]) -> dict[str, float]:
+    defined = [value for value in values if not math.isnan(value)]
+    last = [value for value in values[-LAST_EVALUATIONS:] if not math.isnan(value)]
+    best = min if metric.rpartition("/")[2] in LOWER_IS_BETTER else max
+    return {
+        "final": final[-1] if final else math.nan,
+        "best": best(defined, default=math.nan),
+        f"median_of_last_{LAST_EVALUATIONS}": statistics.median(last) if last else math.nan,
+        f"mean_of_last_{LAST_EVALUATIONS}": statistics.fmean(last) if last else math.nan,
+    }
 
 
 def write_results(path: str | Path, results: Results) -> None:
@@ -126,7 +170,8 @@ def write_results(path: str | Path, results: Results) -> None:
         ValueError: a figure is infinite.
         OSError: the file cannot be written.
     """
-    text = json.dumps(_without_nan(asdict(results)), indent=1, allow_nan=False)
+    content = {**asdict(results), SUMMARY: results.summary()}
+    text = json.dumps(_without_nan(content), indent=1, allow_nan=False)
     atomic.write_text(Path(path), text + "\n", kind="results")
 
 
@@ -155,6 +200,7 @@ def read_results(path: str | Path) -> Results:
 def _parse(values: Any) -> Results:
     if not isinstance(values, dict):
         raise TypeError(f"it holds a {type(values).__name__} (must be an object)")
+    values = {key: value for key, value in values.items() if key != SUMMARY}
     _check_keys(values, Results, "")
     for key, kind in _KINDS.items():
         if not isinstance(values[key], kind) or isinstance(values[key], bool):

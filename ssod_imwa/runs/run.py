@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,21 @@ from ssod_imwa.config.yaml_text import parse_yaml
 from ssod_imwa.engine.checkpoint.models import check_classes, newest_model
 from ssod_imwa.engine.checkpoint.writing import CheckpointHook, prepare_output, resume
 from ssod_imwa.engine.device import pick_device
-from ssod_imwa.engine.hooks import EvaluationHook, Evaluations, IMWAHook, LRHook, SignalHook
+from ssod_imwa.engine.evaluation import EvaluationHook, Evaluations
+from ssod_imwa.engine.hooks import IMWAHook, LRHook
 from ssod_imwa.engine.launch import distribute
 from ssod_imwa.engine.memory import keep_freed_memory
 from ssod_imwa.engine.seeding import seed_everything
+from ssod_imwa.engine.signals import SignalHook
 from ssod_imwa.engine.solver import build_optimizer, gradient_clipper, lr_multiplier
 from ssod_imwa.engine.trainer import HookBase, Trainer
-from ssod_imwa.engine.writers import JSONWriter, MetricsHook, TensorBoardWriter, TerminalWriter
+from ssod_imwa.engine.writers import (
+    JSONWriter,
+    MetricsHook,
+    TensorBoardWriter,
+    TerminalWriter,
+    Writer,
+)
 from ssod_imwa.errors import UserError
 from ssod_imwa.runs.config import FREE_KEYS, defaults_of
 from ssod_imwa.runs.hooks import ConfigHook, ResultsHook
@@ -232,24 +241,10 @@ def _build_hooks(
         warmup_factor=solver.WARMUP_FACTOR,
     )
     evaluations = Evaluations()
-    members = EvaluationHook(
-        "member evaluation",
-        task.build_evaluator(),
-        evaluations,
-        stage="member",
-        period=cfg.TEST.EVAL_EPISODES,
-        writers=writers,
-    )
-    averages = EvaluationHook(
-        "evaluation",
-        task.build_evaluator(poll=signals.poll),
-        evaluations,
-        stage="average",
-        period=cfg.TEST.EVAL_EPISODES,
-        writers=writers,
-    )
+    running, members, averages = _build_evaluations(task, evaluations, signals, writers)
     return [
         LRHook(multiplier),
+        *([running] if cfg.TEST.EVAL_PERIOD else []),
         *([members] if cfg.TEST.EVAL_MEMBERS else []),
         *task.hooks(),
         IMWAHook(imwa),
@@ -260,6 +255,42 @@ def _build_hooks(
         ResultsHook(output / FILE_NAME, task, evaluations, checkpoint),
         signals,
     ]
+
+
+def _build_evaluations(
+    task: Task, evaluations: Evaluations, signals: SignalHook, writers: Sequence[Writer]
+) -> tuple[EvaluationHook, EvaluationHook, EvaluationHook]:
+    """Of the running models, of members at their ends, of averages."""
+    test = task.cfg.TEST
+    polling = task.build_evaluator(poll=signals.poll)
+    members = EvaluationHook(
+        "member evaluation",
+        task.build_evaluator(),
+        evaluations,
+        stage="member",
+        period=test.EVAL_EPISODES,
+        writers=writers,
+    )
+    averages = EvaluationHook(
+        "evaluation",
+        polling,
+        evaluations,
+        stage="average",
+        period=test.EVAL_EPISODES,
+        writers=writers,
+    )
+    # One member is its own average.
+    same = [averages] if task.cfg.IMWA.MEMBERS == 1 else []
+    running = EvaluationHook(
+        "running evaluation",
+        polling,
+        evaluations,
+        stage="running",
+        period=test.EVAL_PERIOD,
+        writers=writers,
+        instead=[*([members] if test.EVAL_MEMBERS else []), *same],
+    )
+    return running, members, averages
 
 
 def _identity(task: Task) -> dict[str, Any]:

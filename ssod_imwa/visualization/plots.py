@@ -39,7 +39,9 @@ class MetricsError(UserError):
 
 
 def run_figures(run_dir: str | Path, *, metrics: Sequence[str] | None = None) -> dict[str, Figure]:
-    """The figures of a run that has begun, by file name; "episodes.png" once it was evaluated.
+    """The figures of a run that has begun, by file name.
+
+    "episodes.png" is there once it was evaluated, "course.png" if it was inside episodes.
 
     Args:
         run_dir: its OUTPUT_DIR.
@@ -50,7 +52,10 @@ def run_figures(run_dir: str | Path, *, metrics: Sequence[str] | None = None) ->
     """
     figures = {"training.png": training_figure(read_metrics(Path(run_dir) / "metrics.json"))}
     if (Path(run_dir) / FILE_NAME).exists():
-        figures["episodes.png"] = episodes_figure(read_results(run_dir), metrics=metrics)
+        results = read_results(run_dir)
+        figures["episodes.png"] = episodes_figure(results, metrics=metrics)
+        if any(x.stage == "running" for x in results.evaluations):
+            figures["course.png"] = course_figure(results, metrics=metrics)
     return figures
 
 
@@ -166,9 +171,10 @@ def episodes_figure(results: Results, *, metrics: Sequence[str] | None = None) -
     panels = figure.subplots(rows, columns, squeeze=False).flat
     for axis in list(panels)[len(metrics) :]:
         axis.remove()
+    evaluations = [x for x in results.evaluations if x.stage != "running"]
     for axis, metric in zip(figure.axes, metrics, strict=True):
         for number, model in enumerate(MODELS):
-            of_model = [x for x in results.evaluations if x.model == model]
+            of_model = [x for x in evaluations if x.model == model]
             _draw_episodes(axis, of_model, metric, model, color(number))
         axis.set_xlabel("episode")
         axis.set_ylabel(f"{metric} (%)")
@@ -182,6 +188,46 @@ def episodes_figure(results: Results, *, metrics: Sequence[str] | None = None) -
         f"T = {results.iterations}, seed {results.seed}"
     )
     return figure
+
+
+def course_figure(results: Results, *, metrics: Sequence[str] | None = None) -> Figure:
+    """Figures over a member's own iterations: a line for each member, a marker for each average.
+
+    Args:
+        results: of one run that was evaluated inside episodes.
+        metrics: which figures, in percent, one panel each; None takes every AP and AP50.
+    """
+    metrics = main_metrics([results]) if metrics is None else metrics
+    size = (8, 2.8 * len(metrics))
+    figure = Figure(figsize=size, layout="constrained", dpi=DPI)
+    axes = figure.subplots(len(metrics), 1, squeeze=False, sharex=True)[:, 0]
+    members = sorted({x.member for x in results.evaluations if x.member is not None})
+    for axis, metric in zip(axes, metrics, strict=True):
+        for number, model in enumerate(MODELS):
+            of_model = [x for x in results.evaluations if x.model == model and x.t is not None]
+            for i, member in enumerate(members):
+                line = [x for x in of_model if x.member == member]
+                label = f"{model}, member {member + 1}" if len(members) > 1 else model
+                _draw_course(axis, line, metric, color=color(number), ls=dash(i), label=label)
+            averages = [x for x in of_model if x.member is None]
+            shape = "o" if model == "teacher" else "s"
+            label = f"{model}, average" if len(members) > 1 else f"{model}, episode's end"
+            _draw_course(
+                axis, averages, metric, color=color(number), ls="", marker=shape, label=label
+            )
+        axis.set_ylabel(f"{metric} (%)")
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize="small")
+    axes[-1].set_xlabel("own iteration t (optimizer steps of one member)")
+    axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
+    figure.suptitle(f"{results.method} on {results.dataset}, seed {results.seed}")
+    return figure
+
+
+def _draw_course(axis: Axes, line: Sequence[Evaluation], metric: str, **style: Any) -> None:
+    if line:
+        iterations = [x.t + 1 for x in line if x.t is not None]
+        axis.plot(iterations, [x.metrics.get(metric, math.nan) for x in line], **style)
 
 
 def classes_figure(

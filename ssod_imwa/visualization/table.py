@@ -8,7 +8,16 @@ from collections.abc import Sequence
 
 from rich.table import Table
 
-from ssod_imwa.runs.results import MODELS, Evaluation, Group, Model, Results, Spread, main_metrics
+from ssod_imwa.runs.results import (
+    LAST_EVALUATIONS,
+    MODELS,
+    Evaluation,
+    Group,
+    Model,
+    Results,
+    Spread,
+    main_metrics,
+)
 
 _MODEL_NAMES = {"student": "student", "teacher": "teacher (EMA)"}
 
@@ -16,7 +25,8 @@ _MODEL_NAMES = {"student": "student", "teacher": "teacher (EMA)"}
 def results_table(results: Results, *, metrics: Sequence[str] | None = None) -> Table:
     """One row per episode and member or average, the figures of student and teacher in columns.
 
-    Episodes and members are counted from 1, as in the log.
+    Episodes and members are counted from 1, as in the log. Evaluations inside episodes are summed
+    up in three rows at the end.
 
     Args:
         results: of one run.
@@ -34,6 +44,8 @@ def results_table(results: Results, *, metrics: Sequence[str] | None = None) -> 
             table.add_column(f"{_MODEL_NAMES[model]}\n{metric}", justify="right")
     rows: dict[tuple[int, str], dict[str, Evaluation]] = {}
     for item in results.evaluations:
+        if item.stage == "running":
+            continue
         weights = _weights(item, members=results.imwa["members"])
         rows.setdefault((item.episode, weights), {})[item.model] = item
     last = None
@@ -54,7 +66,20 @@ def results_table(results: Results, *, metrics: Sequence[str] | None = None) -> 
             style=None if weights.startswith("member") else "bold",
         )
         last = episode
+    if any(x.stage == "running" for x in results.evaluations):
+        _add_summary(table, results, models, metrics)
     return table
+
+
+def _add_summary(
+    table: Table, results: Results, models: Sequence[Model], metrics: Sequence[str]
+) -> None:
+    """The best of all evaluations, and median and mean of the last."""
+    summary = results.summary()
+    table.add_section()
+    for key in ("best", f"median_of_last_{LAST_EVALUATIONS}", f"mean_of_last_{LAST_EVALUATIONS}"):
+        cells = [percent(summary[model][metric][key]) for model in models for metric in metrics]
+        table.add_row("", key.replace("_", " "), *cells)
 
 
 def comparison_rows(

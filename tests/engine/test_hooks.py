@@ -5,12 +5,8 @@ import threading
 import pytest
 import torch
 
-from ssod_imwa.engine.hooks import (
-    EvaluationHook,
-    EvaluationInterruptedError,
-    Evaluations,
-    SignalHook,
-)
+from ssod_imwa.engine.evaluation import EvaluationHook, EvaluationInterruptedError, Evaluations
+from ssod_imwa.engine.signals import SignalHook
 from ssod_imwa.engine.trainer import HookBase
 
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from ssod_imwa.averaging.imwa import IMWA
-from ssod_imwa.engine.hooks import EvaluationHook, Evaluations, IMWAHook, LRHook
+from ssod_imwa.engine.evaluation import EvaluationHook, Evaluations
+from ssod_imwa.engine.hooks import IMWAHook, LRHook
 from ssod_imwa.engine.solver import lr_multiplier
 from ssod_imwa.engine.trainer import HookBase
 

@@ -16,7 +16,9 @@ import ssod_imwa
 from ssod_imwa.averaging.imwa import IMWA
 from ssod_imwa.averaging.ranks import Ranks
 from ssod_imwa.engine import launch
-from ssod_imwa.engine.hooks import EvaluationHook, Evaluations, IMWAHook, SignalHook
+from ssod_imwa.engine.evaluation import EvaluationHook, Evaluations
+from ssod_imwa.engine.hooks import IMWAHook
+from ssod_imwa.engine.signals import SignalHook
 from ssod_imwa.engine.trainer import HookBase, NonFiniteError
 from ssod_imwa.errors import UserError
 

@@ -8,7 +8,8 @@ from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from ssod_imwa.averaging.episodes import EpisodeSchedule
-from ssod_imwa.engine.hooks import EvaluationHook, Evaluations, LRHook
+from ssod_imwa.engine.evaluation import EvaluationHook, Evaluations
+from ssod_imwa.engine.hooks import LRHook
 from ssod_imwa.engine.trainer import HookBase
 from ssod_imwa.engine.writers import (
     JSONWriter,

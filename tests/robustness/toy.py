@@ -29,9 +29,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ssod_imwa.averaging.episodes import EpisodeSchedule
 from ssod_imwa.averaging.imwa import IMWA
 from ssod_imwa.engine.checkpoint.writing import CheckpointHook, faults, prepare_output, resume
-from ssod_imwa.engine.hooks import IMWAHook, LRHook, SignalHook
+from ssod_imwa.engine.hooks import IMWAHook, LRHook
 from ssod_imwa.engine.method import Method
 from ssod_imwa.engine.seeding import counted_generator
+from ssod_imwa.engine.signals import SignalHook
 from ssod_imwa.engine.teacher import Teacher
 from ssod_imwa.engine.trainer import HookBase, Trainer
 from ssod_imwa.engine.writers import JSONWriter, MetricsHook

@@ -97,7 +97,7 @@ def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
         (lambda x: x["evaluations"][1].pop("model"), "evaluations[1].model is missing"),
         (
             lambda x: x["evaluations"][0].update(stage="middle"),
-            "evaluations[0].stage = 'middle' is not one of ('member', 'average', 'final')",
+            "evaluations[0].stage = 'middle' is not one of ('running', ",
         ),
         (lambda x: x["evaluations"][0].update(metrics={"AP": "high"}), "'high'"),
         (lambda x: x.update(evaluations=[3]), "evaluations[0] is not an object"),
@@ -227,3 +227,42 @@ def test_versions_name_what_decides_the_figures():
     found = versions()
     assert found["torch"].split("+")[0] == torch.__version__.split("+")[0]
     assert {"python", "ssod_imwa", "torchvision", "faster-coco-eval"} <= found.keys()
+
+
+def at(t, value, *, stage="running", member=0, model="student", **more):
+    return Evaluation(model, stage, 0, member, {"AP": value, "ece": value, **more}, t, t)
+
+
+def test_the_summary_of_one_member_is_of_all_its_evaluations():
+    values = [float(v) for v in (5, 50, *range(10, 28), 3, 4)]
+    running = [at(t, v) for t, v in enumerate(values[:-1])]
+    run = results(
+        imwa={"members": 1, "episodes": 1},
+        evaluations=(*running, at(len(values), values[-1], stage="final", member=None)),
+    )
+    ap, ece = (run.summary()["student"][name] for name in ("AP", "ece"))
+    last = values[-20:]
+    assert ap == {
+        "final": 4.0,
+        "best": 50.0,
+        "median_of_last_20": statistics.median(last),
+        "mean_of_last_20": pytest.approx(sum(last) / 20),
+    }
+    assert ece["best"] == 3.0
+    assert run.headline().metrics["AP"] == 4.0
+
+
+def test_the_summary_of_several_members_is_of_their_averages(tmp_path):
+    evaluations = (
+        at(0, 90.0),
+        at(1, 80.0, stage="member", member=1),
+        at(1, 10.0, stage="average", member=None),
+        at(3, 30.0, stage="final", member=None),
+    )
+    run = results(imwa={"members": 2, "episodes": 2}, evaluations=evaluations)
+    expected = {"final": 30.0, "best": 30.0, "median_of_last_20": 20.0, "mean_of_last_20": 20.0}
+    assert run.summary()["student"]["AP"] == expected
+    write_results(tmp_path / "results.json", run)
+    written = json.loads((tmp_path / "results.json").read_text())["summary"]
+    assert written["student"]["AP"] == expected
+    assert read_results(tmp_path) == run

@@ -222,3 +222,59 @@ def test_swapped_categories_are_refused_by_resume_and_evaluation(config, root, t
         path.write_text(path.read_text().replace('"dark"', '"gray"'))
     with pytest.raises(CheckpointError, match="label 0 is 'dark' there and 'gray' here"):
         run.evaluate(cfg)
+
+
+def test_a_plain_run_is_evaluated_by_its_iterations_without_a_changed_bit(config):
+    plain = config("SOLVER.MAX_ITER", 5, output="plain")
+    often = config("SOLVER.MAX_ITER", 5, "TEST.EVAL_PERIOD", 2, output="often")
+    for cfg in (plain, often):
+        run.train(cfg)
+    assert_equal(final_weights(plain), final_weights(often))
+    results = read_results(often.OUTPUT_DIR)
+    students = [(x.stage, x.t) for x in results.evaluations if x.model == "student"]
+    assert students == [("running", 1), ("running", 3), ("final", 4)]
+    assert results.headline().stage == "final"
+
+
+@pytest.mark.parametrize(
+    ("period", "expected"), [(4, [("final", 3)]), (1, [("running", t) for t in range(3)])]
+)
+def test_the_last_iteration_is_evaluated_once(config, period, expected):
+    cfg = config("TEST.EVAL_PERIOD", period)
+    run.train(cfg)
+    results = read_results(cfg.OUTPUT_DIR)
+    students = [(x.stage, x.t) for x in results.evaluations if x.model == "student"]
+    assert students == (expected if period == 4 else [*expected, ("final", 3)])
+
+
+def test_members_are_evaluated_by_their_own_iterations(config):
+    cfg = config("IMWA.MEMBERS", 2, "IMWA.EPISODES", 2, "TEST.EVAL_PERIOD", 1)
+    run.train(cfg)
+    running = [
+        (x.episode, x.member, x.t)
+        for x in read_results(cfg.OUTPUT_DIR).evaluations
+        if x.stage == "running" and x.model == "student"
+    ]
+    assert running == [
+        (e, m, t) for e, ts in ((0, (0, 1)), (1, (2, 3))) for m in (0, 1) for t in ts
+    ]
+
+
+def test_a_resumed_run_has_the_same_evaluations(config, monkeypatch):
+    settings = ("TEST.EVAL_PERIOD", 1, "SOLVER.MAX_ITER", 4)
+    whole, parts = config(*settings, output="whole"), config(*settings, output="parts")
+    run.train(whole)
+    before_step = LRHook.before_step
+
+    def interrupted(hook):
+        before_step(hook)
+        if hook.trainer.iter == 2:
+            signal.raise_signal(signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LRHook, "before_step", interrupted)
+        assert run.train(parts) == 128 + signal.SIGTERM
+    assert run.train(parts, resume_from=True) == 0
+    first, second = (read_results(cfg.OUTPUT_DIR) for cfg in (whole, parts))
+    assert str(first.evaluations) == str(second.evaluations)
+    assert str(first.summary()) == str(second.summary())

@@ -9,6 +9,7 @@ from ssod_imwa.runs.results import Evaluation, Results
 from ssod_imwa.visualization.plots import (
     MetricsError,
     classes_figure,
+    course_figure,
     episodes_figure,
     read_metrics,
     training_figure,
@@ -204,3 +205,17 @@ def test_every_figure_can_be_written(tmp_path):
     }.items():
         figure.savefig(tmp_path / f"{name}.png", dpi=20)
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_course_has_a_line_for_each_member_and_a_marker_for_averages():
+    evaluations = [
+        Evaluation("student", "running", 0, member, {"AP": 10.0 * t + member}, 2 * t + member, t)
+        for member in (0, 1)
+        for t in range(3)
+    ]
+    evaluations.append(Evaluation("student", "final", 0, None, {"AP": 25.0}, 5, 2))
+    figure = course_figure(results(evaluations), metrics=["AP"])
+    (axis,) = figure.axes
+    lines = {line.get_label(): line.get_xydata().tolist() for line in axis.lines}
+    assert lines["student, member 2"] == [[1, 1], [2, 11], [3, 21]]
+    assert lines["student, average"] == [[3, 25]]

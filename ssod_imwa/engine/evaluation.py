@@ -1,0 +1,189 @@
+"""When models are evaluated, and the evaluations of a run."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from ssod_imwa.averaging.episodes import Position
+from ssod_imwa.engine.modes import undisturbed
+from ssod_imwa.engine.trainer import HookBase
+from ssod_imwa.engine.writers import Writer
+
+logger = logging.getLogger(__name__)
+
+STAGES = ("running", "member", "average")
+
+
+class Evaluations:
+    """The evaluations of a run in the order of their global steps.
+
+    Attributes:
+        records: dicts with `model` ("student" or "teacher"), `stage` ("running" inside an
+            episode, "member" at a member's end, "average", or "final" for the last average),
+            `episode`, `member` (None for averages), `global_step`, `t` (own iteration that was just
+            done) and `metrics` (name to number).
+    """
+
+    def __init__(self) -> None:
+        self.records: list[dict[str, Any]] = []
+
+    def add(self, records: Sequence[dict[str, Any]]) -> None:
+        """Put records where their global step belongs."""
+        self.records = sorted([*self.records, *records], key=lambda record: record["global_step"])
+
+    def of_stages(self, stages: Sequence[str]) -> list[dict[str, Any]]:
+        """The records of some stages."""
+        return [record for record in self.records if record["stage"] in stages]
+
+
+class EvaluationInterruptedError(Exception):
+    """An evaluation was left because the run has to stop; it is made up for at resume."""
+
+
+class EvaluationHook(HookBase):
+    """Evaluates student and teacher: every few own iterations, at ends of members, or of episodes.
+
+    Stages "running" and "member" come before IMWAHook in the trainer's list, while the member is
+    still live; stage "average" after IMWAHook and after the checkpoint. If a run stops between a
+    checkpoint and the end of the evaluation, the evaluation is made up for when the run resumes, as
+    long as the models are still those of the step.
+
+    Args:
+        name: key of the hook's state.
+        evaluate: model in eval mode -> metrics, the same on every rank. Except for stage "member"
+            it may raise `EvaluationInterruptedError` (see `SignalHook.poll`).
+        evaluations: receives the records; shared by the hooks of a run.
+        stage: "running", "member" or "average".
+        period: own iterations ("running", 0 for never) or episodes between two evaluations; the
+            last episode is always evaluated, and 0 evaluates only that one.
+        writers: receive a row with all metrics of an evaluation.
+        instead: hooks that evaluate the same weights; where one of them is due, this one is not.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        evaluate: Callable[[nn.Module], Mapping[str, float]],
+        evaluations: Evaluations,
+        *,
+        stage: str,
+        period: int = 1,
+        writers: Sequence[Writer] = (),
+        instead: Sequence[EvaluationHook] = (),
+    ) -> None:
+        if stage not in STAGES:
+            raise ValueError(f"stage = {stage!r} is not allowed (must be one of {list(STAGES)})")
+        if period < 0:
+            raise ValueError(f"period = {period} is not allowed (must be at least 0)")
+        self._name = name
+        self._evaluate = evaluate
+        self._evaluations = evaluations
+        self._stage = stage
+        self._period = period
+        self._writers = writers
+        self._instead = instead
+        self._missing: Position | None = None
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    def before_train(self) -> None:
+        if self.trainer.start_iter == 0:
+            return
+        last = self.trainer.schedule.position(self.trainer.start_iter - 1)
+        # A member's weights are gone after its last step, but its record is in that checkpoint.
+        swapped = last.ends_member and self.trainer.schedule.members > 1
+        if self._stage == "member" or (self._stage == "running" and swapped):
+            return
+        done = {record["global_step"] for record in self._stage_records()}
+        if self.is_due(last) and last.global_step not in done:
+            self._missing = last
+        if self._stage == "average":  # behind the writers, and perhaps there is no step
+            self._make_up()
+
+    def before_step(self) -> None:
+        self._make_up()
+
+    def _make_up(self) -> None:
+        missing, self._missing = self._missing, None
+        if missing is not None:
+            step = missing.global_step + 1
+            logger.info("evaluating global step %d, which its checkpoint precedes", step)
+            self._run(missing)
+
+    def after_step(self) -> None:
+        position = self.trainer.position
+        if self.is_due(position):
+            self._run(position)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"records": self._stage_records()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        known = {(r["global_step"], r["model"]) for r in self._stage_records()}
+        records = state.get("records", [])
+        self._evaluations.add([r for r in records if (r["global_step"], r["model"]) not in known])
+
+    def _stage_records(self) -> list[dict[str, Any]]:
+        stages = ("average", "final") if self._stage == "average" else (self._stage,)
+        return self._evaluations.of_stages(stages)
+
+    def is_due(self, position: Position) -> bool:
+        """Whether the step at this position ends with an evaluation."""
+        if self._stage == "running":
+            due = self._period > 0 and (position.t + 1) % self._period == 0
+            return due and not any(hook.is_due(position) for hook in self._instead)
+        if not (position.ends_member if self._stage == "member" else position.ends_episode):
+            return False
+        number = position.episode + 1
+        is_last = number == self.trainer.schedule.episodes
+        return is_last or (self._period > 0 and number % self._period == 0)
+
+    def _run(self, position: Position) -> None:
+        method = self.trainer.method
+        models = method.evaluated_models(position.t)
+        try:
+            with undisturbed(*models.values()), torch.no_grad():
+                metrics = {
+                    name: {key: float(value) for key, value in self._evaluate(model).items()}
+                    for name, model in models.items()
+                }
+        except EvaluationInterruptedError:
+            if self._stage == "member":
+                raise  # the member is about to be swapped out: it cannot be made up for
+            logger.warning("evaluation of global step %d was interrupted", position.global_step + 1)
+            return
+        records = [self._record(name, position, values) for name, values in metrics.items()]
+        self._evaluations.add(records)
+        if self.trainer.ranks.run.is_main:
+            self._write(position, metrics)
+
+    def _record(self, model: str, position: Position, metrics: dict[str, float]) -> dict[str, Any]:
+        is_last = position.episode == self.trainer.schedule.episodes - 1
+        return {
+            "model": model,
+            "stage": "final" if self._stage == "average" and is_last else self._stage,
+            "episode": position.episode,
+            "member": None if self._stage == "average" else self.trainer.member,
+            "global_step": position.global_step,
+            "t": position.t,
+            "metrics": metrics,
+        }
+
+    def _write(self, position: Position, metrics: dict[str, dict[str, float]]) -> None:
+        row: dict[str, Any] = {
+            "iteration": position.global_step,
+            "episode": position.episode,
+            "member": None if self._stage == "average" else self.trainer.member,
+            "t": position.t,
+        }
+        for model, values in metrics.items():
+            row |= {f"{self._stage}/{model}/{key}": value for key, value in values.items()}
+        for writer in self._writers:
+            writer.write(row)
