@@ -22,6 +22,7 @@ from ssod_imwa.averaging.episodes import EpisodeSchedule
 from ssod_imwa.averaging.ranks import Group
 from ssod_imwa.data.batches import Batch, Part
 from ssod_imwa.data.order import Order
+from ssod_imwa.data.shared_memory import fitting_workers
 from ssod_imwa.data.streams import FileImages, MemoryImages, Step, Stream, Views
 from ssod_imwa.data.transfer import Packed, pack
 from ssod_imwa.data.workers import deliveries
@@ -55,8 +56,8 @@ def build_train_batches(
         processes: those that share each batch; number r of n gets slots r, r + n, ... of it.
         seed: run seed.
         first_member: number of the schedule's member 0.
-        num_workers: processes that read files; 0 does it in this one. About two batches per process
-            wait in shared memory.
+        num_workers: processes that read files; 0 does it in this one, and so does a shared memory
+            that is too small: about two batches per process wait in it.
         on_bad_record: what an unreadable file does: "error" raises, "skip" puts the next readable
             image like it in its place (`Order.successor`) and logs a warning, once for each file.
         pin_memory: deliver images of files in page-locked memory, for faster copies to a GPU.
@@ -80,6 +81,7 @@ def build_train_batches(
         stream.name: _Steps(_Orders(stream, seed), schedule, processes, first_member)
         for stream in streams
     }
+    num_workers = fitting_workers(num_workers)
     reader = _Reader(
         {
             stream.name: _FileStream(
@@ -243,7 +245,7 @@ class TestBatches:
         self._dataset = dataset
         self._views = views
         self._steps = steps
-        self._num_workers = num_workers
+        self._num_workers = num_workers = fitting_workers(num_workers)
         self._pin_memory = pin_memory
         if steps and num_workers and isinstance(dataset, FileImages):
             self._dataset = dataset.shared()

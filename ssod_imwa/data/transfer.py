@@ -10,6 +10,9 @@ from typing import Any
 
 import torch
 
+from ssod_imwa.data.shared_memory import describe, megabytes
+from ssod_imwa.errors import UserError
+
 
 @dataclass
 class Packed:
@@ -90,8 +93,15 @@ class SharedRecords(Sequence[Any]):
     def __init__(self, records: Sequence[Any]) -> None:
         rows = [pickle.dumps(record, protocol=pickle.HIGHEST_PROTOCOL) for record in records]
         ends = torch.tensor([len(row) for row in rows], dtype=torch.int64).cumsum(0)
-        self._ends = ends.share_memory_()
-        self._rows = torch.frombuffer(bytearray(b"".join(rows)), dtype=torch.uint8).share_memory_()
+        flat = torch.frombuffer(bytearray(b"".join(rows)), dtype=torch.uint8)
+        try:
+            self._ends = ends.share_memory_()
+            self._rows = flat.share_memory_()
+        except (RuntimeError, OSError) as error:
+            raise UserError(
+                f"{megabytes(flat.nbytes)} of records cannot be shared with processes: {describe()}"
+                " (enlarge it, in Docker with --shm-size, or set DATALOADER.NUM_WORKERS 0)"
+            ) from error
 
     def __len__(self) -> int:
         return len(self._ends)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import os
 import signal
@@ -11,14 +12,16 @@ from multiprocessing import forkserver, resource_tracker
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from ssod_imwa.data.transfer import Packed, unpack
+from ssod_imwa.data import shared_memory
+from ssod_imwa.data.shared_memory import describe, megabytes
+from ssod_imwa.data.transfer import Packed, pack, unpack
 from ssod_imwa.errors import DataError, UserError
 
 
 class LoaderError(UserError):
-    """A process that reads images has died."""
+    """A process that reads images has died, or cannot hand them over."""
 
 
 def deliveries(
@@ -40,11 +43,18 @@ def deliveries(
 
     Raises:
         DataError: the reader has packed one.
-        LoaderError: a process has died.
+        LoaderError: a process has died, or could not hand over what it read.
     """
+    items = iter(sampler)
+    if num_workers and shared_memory.is_scarce():
+        for item in itertools.islice(items, 1):
+            first = reader[item]
+            needed = _waiting(first, num_workers)
+            num_workers = shared_memory.fitting_workers(num_workers, needed)
+            yield _delivered(first)
     loader = DataLoader(
-        reader,
-        sampler=sampler,
+        _Sharing(reader),
+        sampler=items,
         batch_size=None,
         collate_fn=_as_it_is,
         num_workers=num_workers,
@@ -54,7 +64,13 @@ def deliveries(
         # Its own generator: the default draws from, and so moves, the global one.
         generator=torch.Generator(),
     )
-    iterator = iter(loader)
+    try:
+        iterator = iter(loader)
+    except OSError as error:  # no room for a lock
+        raise LoaderError(
+            f"processes that read images cannot be started ({error}; {describe()}): set "
+            "DATALOADER.NUM_WORKERS 0"
+        ) from error
     while True:
         try:
             packed = next(iterator)
@@ -66,12 +82,51 @@ def deliveries(
             reason = " ".join(str(error).split()) or type(error).__name__
             raise LoaderError(
                 f"a process that reads images has died ({reason}); usual causes are too little "
-                "memory or shared memory (df -h /dev/shm): lower DATALOADER.NUM_WORKERS"
+                f"memory or shared memory ({describe()}): lower DATALOADER.NUM_WORKERS, 0 needs "
+                "none"
             ) from error
-        value = unpack(packed)
-        if isinstance(value, DataError):
-            raise value
-        yield value
+        yield _delivered(packed)
+
+
+def _delivered(packed: Packed) -> Any:
+    value = unpack(packed)
+    if isinstance(value, DataError | LoaderError):
+        raise value
+    return value
+
+
+def _waiting(packed: Packed, num_workers: int) -> int:
+    """Bytes of what waits at most: two items a process (torch's default) and the one in use."""
+    return packed.buffer.nbytes * (2 * num_workers + 1)
+
+
+class _Sharing(Dataset):
+    """Puts what a process has read into shared memory, or an error that says why it cannot.
+
+    torch's queue would do so in a thread, which prints what goes wrong and sends nothing: the
+    trainer would wait for ever.
+    """
+
+    def __init__(self, reader: Dataset) -> None:
+        self.reader = reader
+
+    def __getitem__(self, item: Any) -> Packed:
+        packed = self.reader[item]
+        worker = get_worker_info()
+        if worker is None or not packed.buffer.nbytes:
+            return packed
+        try:
+            packed.buffer.share_memory_()
+        except (RuntimeError, OSError):
+            size, waiting = packed.buffer.nbytes, _waiting(packed, worker.num_workers)
+            return pack(
+                LoaderError(
+                    f"a batch of {megabytes(size)} cannot be handed over: {describe()}, and "
+                    f"{worker.num_workers} processes need {megabytes(waiting)} (enlarge it, in "
+                    "Docker with --shm-size, or set DATALOADER.NUM_WORKERS 0)"
+                )
+            )
+        return packed
 
 
 def _tells_of_death(error: Exception) -> bool:
