@@ -1,6 +1,7 @@
 """Who may import whom: the rooms of docs/architecture.md, and no circle of modules anywhere."""
 
 import ast
+import textwrap
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -27,6 +28,9 @@ ALLOWED = {
     room.strip(): set(below.split())
     for room, below in (line.split(":") for line in ROOMS.strip().splitlines())
 }
+
+
+TASKS = ("detection", "classification")
 
 
 def module_name(path):
@@ -98,6 +102,23 @@ def test_imports_go_down():
     assert wrong == set()
 
 
+def test_the_architecture_shows_the_table():
+    page = (PACKAGE.parent / "docs/architecture.md").read_text(encoding="utf-8")
+    assert textwrap.indent(ROOMS.strip(), "    ") in page
+
+
+def test_of_what_is_below_runs_only_builders_read_the_configuration():
+    readers = {
+        module
+        for module, path in FILES.items()
+        if module != "ssod_imwa" and room_of(module) in ("averaging", "engine", "data", *TASKS)
+        if any(name.endswith(".CfgNode") for name in imported_names(path))
+    }
+    stems = {module.rpartition(".")[2] for module in readers}
+    builders = {"build", "task", "keys", "export"}
+    assert {stem for stem in stems if not stem.startswith("detectron2")} <= builders
+
+
 def test_rooms_have_an_order():
     order = list(TopologicalSorter(ALLOWED).static_order())  # raises at a circle
     assert order.index("detection") < order.index("runs")
@@ -139,7 +160,7 @@ def test_pictures_and_plots_load_no_task():
         for module in FILES
         if module.startswith("ssod_imwa.visualization.")
         for other in reachable(module)
-        if room_of(other) in ("task", "detection", "classification")
+        if room_of(other) in ("task", *TASKS)
     }
     assert loaded == set()
 
