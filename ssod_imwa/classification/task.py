@@ -131,19 +131,10 @@ class ClassificationTask(Task):
     def build_batches(
         self, schedule: EpisodeSchedule, device: torch.device, reads: Mapping[str, tuple[str, ...]]
     ) -> Batches:
-        cfg, train = self.cfg, self.data.train
+        cfg = self.cfg
         check_batch_sizes(cfg, self.ranks.batch.size)
-        names = reads["labeled"]
-        transforms = build.build_views(cfg, train, cfg.CLS.INPUT.VIEWS[: len(names)])
-        labeled = Stream(
-            "labeled",
-            self._train_images,
-            build.build_order(cfg, train),
-            batch_size=cfg.SOLVER.IMS_PER_BATCH,
-            views=dict(zip(names, transforms, strict=True)),
-        )
         return build_train_batches(
-            [labeled],
+            [self._build_stream(name, views) for name, views in reads.items()],
             schedule,
             self.ranks.batch,
             seed=cfg.SEED,
@@ -151,6 +142,19 @@ class ClassificationTask(Task):
             num_workers=cfg.DATALOADER.NUM_WORKERS,
             on_bad_record=cfg.DATASETS.ON_BAD_RECORD,
             pin_memory=device.type == "cuda",
+        )
+
+    def _build_stream(self, name: str, views: tuple[str, ...]) -> Stream:
+        if name != "labeled":
+            raise ValueError(f"stream {name!r} is not allowed (must be 'labeled')")
+        cfg, train = self.cfg, self.data.train
+        transforms = build.build_views(cfg, train, cfg.CLS.INPUT.VIEWS[: len(views)])
+        return Stream(
+            name,
+            self._train_images,
+            build.build_order(cfg, train),
+            batch_size=cfg.SOLVER.IMS_PER_BATCH,
+            views=dict(zip(views, transforms, strict=True)),
         )
 
     def build_evaluator(self, *, poll: Callable[[], object] | None = None) -> Evaluator:

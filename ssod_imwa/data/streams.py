@@ -169,13 +169,19 @@ def make_views(views: Views, stored: _T, transform: Callable[[int, Any, _T], _T]
 
 
 def select_views(views: Views, names: Sequence[str]) -> dict[str, Any]:
-    """The views that are named, and those that they are made from, in the given order of all.
+    """The views that are named, and those that they are made from, in the order of all.
+
+    Raises:
+        ValueError: there is no view of a name.
 
     Example:
         >>> views = {"weak": 1, "other": 2, "strong": On("weak", 3)}
         >>> list(select_views(views, ["strong"]))
         ['weak', 'strong']
     """
+    for name in names:
+        if name not in views:
+            raise ValueError(f"view {name!r} is not allowed (must be one of {list(views)})")
     wanted = set(names)
     for name in reversed(views):
         view = views[name]

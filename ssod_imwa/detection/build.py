@@ -166,9 +166,11 @@ def build_batches(
 def _build_stream(cfg: CfgNode, data: DetectionData, name: str, views: tuple[str, ...]) -> Stream:
     if name == "labeled":
         images, batch_size = DetectionImages.labeled(data.labeled), cfg.SOLVER.IMS_PER_BATCH
-    else:
+    elif name == "unlabeled":
         images = DetectionImages.unlabeled(data.unlabeled)
         batch_size = cfg.SOLVER.IMS_PER_BATCH_UNLABELED
+    else:
+        raise ValueError(f"stream {name!r} is not allowed (must be 'labeled' or 'unlabeled')")
     grouping = cfg.DATALOADER.ASPECT_RATIO_GROUPING
     groups = orientation_groups(images.records) if grouping else [np.arange(len(images))]
     return Stream(

@@ -138,6 +138,8 @@ def test_chosen_views_come_with_what_they_stand_on():
     assert list(select_views(views, ["d"])) == ["a", "b", "d"]
     assert list(select_views(views, ["c", "b"])) == ["a", "b", "c"]
     assert select_views(views, ["c"]) == {"c": 5}
+    with pytest.raises(ValueError, match=r"view 'e' is not allowed \(must be one of \['a', "):
+        select_views(views, ["a", "e"])
 
 
 # ------------------------------------------------------------------------------- training batches
