@@ -17,11 +17,10 @@ from ssod_imwa.classification.data.datasets import ClassificationDataset, impose
 from ssod_imwa.classification.data.imbalance import ImbalanceOptions
 from ssod_imwa.classification.data.large_views import large_view
 from ssod_imwa.classification.data.samplers import (
+    SAMPLERS,
     SUBSET,
-    ClassSamplerOptions,
     balanced_subset,
     class_sampler,
-    subset_sampler,
 )
 from ssod_imwa.classification.data.small_views import small_view
 from ssod_imwa.classification.methods.build import METHODS
@@ -148,16 +147,14 @@ def build_test_view(cfg: CfgNode, dataset: ClassificationDataset) -> Any:
 
 def build_order(cfg: CfgNode, train: ClassificationDataset) -> MakeOrder:
     """Which images members train on."""
-    options = cfg.CLS.SAMPLER
-    if options.NAME == SUBSET:
-        return partial(subset_sampler, train.labels, len(train.classes), options.PER_CLASS)
+    name = cfg.CLS.SAMPLER.NAME
     return partial(
         class_sampler,
-        options.NAME,
+        name,
         train.labels,
         len(train.classes),
         iterations=cfg.SOLVER.MAX_ITER,
-        per_draw=read_options(ClassSamplerOptions, options).per_draw,
+        options=read_options(SAMPLERS[name].options_class, cfg.CLS.SAMPLER),
     )
 
 

@@ -130,7 +130,12 @@ SECTIONS = (
         _with("mixer"),
     ),
     Section("CLS.SAMPLER", SamplerChoice, CLASSIFICATION),
-    *_by_name("CLS.SAMPLER", "CLS.SAMPLER.NAME", SAMPLERS.items(), CLASSIFICATION),
+    *_by_name(
+        "CLS.SAMPLER",
+        "CLS.SAMPLER.NAME",
+        ((name, sampler.options_class) for name, sampler in SAMPLERS.items()),
+        CLASSIFICATION,
+    ),
     Section("CLS", MergeOptions, {**_with("classifier"), "CLS.SAMPLER.NAME": (SUBSET,)}),
     Section("CLS.MODEL", NetworkOptions, CLASSIFICATION),
     Section("CLS.MODEL", CompileOptions, CLASSIFICATION),

@@ -7,19 +7,18 @@ section 3), balanced subsets after Balanced Training and Merging (BTM).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from ssod_imwa.classification.checks import check_at_least_1, check_choice
 from ssod_imwa.classification.data.imbalance import Labels, positions_by_class
 from ssod_imwa.config.options import Options, option
 from ssod_imwa.data.order import BatchStream, IndexStream, Order
 from ssod_imwa.engine.seeding import counted_generator
 from ssod_imwa.errors import DataError
-
-Strategy = Literal["instance", "class", "square_root", "progressive", "reversed"]
 
 
 @dataclass(frozen=True)
@@ -36,25 +35,30 @@ class SubsetOptions(Options):
     per_class: int = option(10, "N_C, images of each class in a member's subset", low=1)
 
 
-# What configurations call samplers, and the options of each.
-SUBSET = "balanced_subset"
-SAMPLERS: dict[str, type[Options]] = {
-    **dict.fromkeys(get_args(Strategy), Options),
-    "class": ClassSamplerOptions,
-    SUBSET: SubsetOptions,
-}
-
-
 @dataclass(frozen=True)
-class SamplerChoice(Options):
-    """The sampler; the other keys of CLS.SAMPLER are its own."""
+class Source:
+    """What a sampler draws from, for one member and stream.
 
-    name: str = option(
-        "instance",
-        "how often classes are drawn: as often as they occur, equally, ..., or from images of each "
-        "class that are the member's own",
-        choices=tuple(SAMPLERS),
-    )
+    Attributes:
+        labels: int (N,), 0..C-1.
+        classes: C; each needs an image.
+        batch_size: B, images of the global batch.
+        iterations: T of the member.
+        counts: what else the order is a function of: `seed`, `member`, and `kind`, the stream.
+    """
+
+    labels: Labels
+    classes: int
+    batch_size: int
+    iterations: int
+    counts: dict[str, Any]
+
+
+class Sampler(NamedTuple):
+    """A way of drawing images: what makes the order of a member, and its options."""
+
+    make: Callable[[Source, Any], Order]
+    options_class: type[Options] = Options
 
 
 def stream_counts(kind: str) -> tuple[str, ...]:
@@ -63,7 +67,7 @@ def stream_counts(kind: str) -> tuple[str, ...]:
 
 
 def class_sampler(
-    strategy: Strategy,
+    name: str,
     labels: Labels,
     classes: int,
     batch_size: int,
@@ -72,14 +76,15 @@ def class_sampler(
     member: int,
     kind: str = "labeled",
     iterations: int,
-    per_draw: int = 1,
+    options: Options | None = None,
 ) -> Order:
-    """The sampler of a strategy.
+    """The sampler of a name.
 
     Args:
-        strategy: "instance": shuffled passes over all images, each once per pass. "class": every
-            class equally often, see `ClassAwareStream`. "square_root", "progressive", "reversed":
-            independent draws, see `ClassDraws`.
+        name: "instance": shuffled passes over all images, each once per pass. "class": every class
+            equally often, see `ClassAwareStream`. "square_root", "progressive", "reversed":
+            independent draws, see `ClassDraws`. "balanced_subset": shuffled passes over a subset
+            that is the member's own, see `balanced_subset`.
         labels: int (N,), 0..C-1.
         classes: C; each needs an image.
         batch_size: B, images of the global batch.
@@ -87,11 +92,11 @@ def class_sampler(
         member: number of the member that reads.
         kind: name of the stream; samplers of different streams are independent.
         iterations: T of the member, over which "progressive" turns from instance to class balance.
-        per_draw: images in a row of one class, for "class" alone.
+        options: of the sampler; None for the defaults.
 
     Raises:
         DataError: a class has no images.
-        ValueError: the strategy is not known or a number is out of range.
+        ValueError: the name is not known or a number is out of range.
 
     Example:
         >>> sampler = class_sampler(
@@ -100,21 +105,11 @@ def class_sampler(
         >>> sum(position < 4 for position in sampler.batch(7))
         2
     """
-    if strategy not in get_args(Strategy):
-        raise ValueError(
-            f"strategy = {strategy!r} is not allowed (must be one of {list(get_args(Strategy))})"
-        )
+    check_choice("sampler", name, SAMPLERS)
+    sampler = SAMPLERS[name]
     counts = {"seed": seed, "member": member, "kind": kind}
-    if strategy == "instance":
-        return BatchStream([np.arange(len(labels))], batch_size, **counts)
-    if strategy == "class":
-        return ClassAwareStream(labels, classes, batch_size, per_draw=per_draw, **counts)
-    images = [len(positions) for positions in positions_by_class(labels, classes)]
-    if strategy == "progressive":
-        first, last = power_probabilities(images, 1), power_probabilities(images, 0)
-    else:
-        first = last = power_probabilities(images, 0.5 if strategy == "square_root" else -1)
-    return ClassDraws(labels, batch_size, first=first, last=last, iterations=iterations, **counts)
+    source = Source(labels, classes, batch_size, iterations, counts)
+    return sampler.make(source, sampler.options_class() if options is None else options)
 
 
 def power_probabilities(counts: Sequence[int], power: float) -> np.ndarray:
@@ -190,7 +185,7 @@ class ClassDraws:
         member: int,
         kind: str = "labeled",
     ) -> None:
-        _check_at_least_one(batch_size=batch_size, iterations=iterations)
+        check_at_least_1(batch_size=batch_size, iterations=iterations)
         self.batch_size = batch_size
         self.first = first
         self.last = last
@@ -200,7 +195,7 @@ class ClassDraws:
         _check_no_class_is_empty(self._counts)
         self._positions = np.concatenate(groups)
         self._begins = np.cumsum(self._counts) - self._counts
-        self._source = (seed, "class draws", *stream_counts(kind), member)
+        self._source: tuple[int | str, ...] = (seed, "class draws", *stream_counts(kind), member)
 
     def batch(self, t: int) -> list[int]:
         """Positions in the data set of batch t."""
@@ -257,7 +252,7 @@ class ClassAwareStream:
         kind: str = "labeled",
         per_draw: int = 1,
     ) -> None:
-        _check_at_least_one(batch_size=batch_size, per_draw=per_draw)
+        check_at_least_1(batch_size=batch_size, per_draw=per_draw)
         self.batch_size = batch_size
         self.per_draw = per_draw
         self._groups = positions_by_class(labels, classes)
@@ -318,7 +313,7 @@ def balanced_subset(
         >>> len(subset.positions), subset.short
         (4, {1: 1})
     """
-    _check_at_least_one(per_class=per_class)
+    check_at_least_1(per_class=per_class)
     groups = positions_by_class(labels, classes)
     _check_no_class_is_empty([len(group) for group in groups])
     chosen = [
@@ -331,19 +326,60 @@ def balanced_subset(
     return BalancedSubset(np.concatenate(chosen), short)
 
 
-def subset_sampler(
-    labels: Labels,
-    classes: int,
-    per_class: int,
-    batch_size: int,
-    *,
-    seed: int,
-    member: int,
-    kind: str = "labeled",
-) -> Order:
-    """Shuffled passes over the balanced subset that is the member's own (BTM's D_member)."""
-    subset = balanced_subset(labels, classes, per_class, seed=seed, number=member)
-    return BatchStream([subset.positions], batch_size, seed=seed, member=member, kind=kind)
+def _instance(source: Source, options: Options) -> Order:
+    return BatchStream([np.arange(len(source.labels))], source.batch_size, **source.counts)
+
+
+def _class_aware(source: Source, options: ClassSamplerOptions) -> Order:
+    images = (source.labels, source.classes, source.batch_size)
+    return ClassAwareStream(*images, per_draw=options.per_draw, **source.counts)
+
+
+def _by_powers(first: float, last: float) -> Callable[[Source, Options], Order]:
+    """What draws classes by powers of their counts, from `first` at t = 0 to `last` at T."""
+
+    def make(source: Source, options: Options) -> Order:
+        images = [len(group) for group in positions_by_class(source.labels, source.classes)]
+        return ClassDraws(
+            source.labels,
+            source.batch_size,
+            first=power_probabilities(images, first),
+            last=power_probabilities(images, last),
+            iterations=source.iterations,
+            **source.counts,
+        )
+
+    return make
+
+
+def _subset(source: Source, options: SubsetOptions) -> Order:
+    seed, member = source.counts["seed"], source.counts["member"]
+    images = (source.labels, source.classes, options.per_class)
+    subset = balanced_subset(*images, seed=seed, number=member)
+    return BatchStream([subset.positions], source.batch_size, **source.counts)
+
+
+SUBSET = "balanced_subset"
+SAMPLERS: dict[str, Sampler] = {
+    "instance": Sampler(_instance),
+    "class": Sampler(_class_aware, ClassSamplerOptions),
+    "square_root": Sampler(_by_powers(0.5, 0.5)),
+    "progressive": Sampler(_by_powers(1, 0)),
+    "reversed": Sampler(_by_powers(-1, -1)),
+    SUBSET: Sampler(_subset, SubsetOptions),
+}
+
+
+@dataclass(frozen=True)
+class SamplerChoice(Options):
+    """The sampler; the other keys of CLS.SAMPLER are its own."""
+
+    name: str = option(
+        "instance",
+        "how often classes are drawn: as often as they occur, equally, ..., or from images of each "
+        "class that are the member's own",
+        choices=tuple(SAMPLERS),
+    )
 
 
 def _check_no_class_is_empty(counts: Sequence[int] | np.ndarray) -> None:
@@ -353,12 +389,6 @@ def _check_no_class_is_empty(counts: Sequence[int] | np.ndarray) -> None:
             f"class {empty[0]} has no images ({len(empty)} of {len(counts)} classes; a sampler "
             "that draws classes needs at least 1 of each)"
         )
-
-
-def _check_at_least_one(**values: int) -> None:
-    for name, value in values.items():
-        if value < 1:
-            raise ValueError(f"{name} = {value} is not allowed (must be at least 1)")
 
 
 def _check_iteration(t: int) -> None:
