@@ -258,8 +258,8 @@ def reliability_bins(
     Source: Guo et al. (arXiv 1706.04599), section 2, with the public code's closed right edges.
 
     Example:
-        >>> found = reliability_bins(np.array([[0.5, 0.5], [0.9, 0.1]]), np.array([1, 0]), bins=2)
-        >>> found.images, found.accuracy
+        >>> bins = reliability_bins(np.array([[0.5, 0.5], [0.9, 0.1]]), np.array([1, 0]), bins=2)
+        >>> bins.images, bins.accuracy
         (array([1, 1]), array([0., 1.]))
     """
     check_at_least_1(bins=bins)

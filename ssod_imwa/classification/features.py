@@ -68,8 +68,8 @@ def extract(
         if poll is not None:
             poll()
         features, logits = _outputs(network, batch.views["image"].to(device, non_blocking=True))
-        own = (batch.indices, batch.targets, features.float(), logits.float())
-        parts.append(tuple(tensor.cpu() for tensor in own))
+        of_batch = (batch.indices, batch.targets, features.float(), logits.float())
+        parts.append(tuple(tensor.cpu() for tensor in of_batch))
     gathered = [part for of_process in processes.all_gather(parts) for part in of_process]
     order = torch.cat([part[0] for part in gathered]).argsort()
     labels = torch.cat([part[1] for part in gathered])[order]
@@ -85,7 +85,7 @@ def _outputs(network: nn.Module, images: torch.Tensor) -> tuple[torch.Tensor, to
         features = network.features(images)
         return features, network.classifier(features)
     parts = network.expert_features(images)
-    logits = [expert.classifier(own) for expert, own in zip(network.experts, parts, strict=True)]
+    logits = [expert.classifier(rows) for expert, rows in zip(network.experts, parts, strict=True)]
     return torch.stack(parts), torch.stack(logits)
 
 
@@ -142,10 +142,10 @@ def feature_deviation(
     train, test = unit_rows(train_features), unit_rows(test_features)
     deviation = np.full(classes, np.nan)
     for c in range(classes):
-        own, target = train[train_labels == c], test[test_labels == c]
-        if len(own) and len(target):
-            means = _subset_means(own, subset, draws, generator)
-            deviation[c] = np.linalg.norm(means - target.mean(0), axis=1).mean()
+        of_train, of_test = train[train_labels == c], test[test_labels == c]
+        if len(of_train) and len(of_test):
+            means = _subset_means(of_train, subset, draws, generator)
+            deviation[c] = np.linalg.norm(means - of_test.mean(0), axis=1).mean()
     return deviation
 
 

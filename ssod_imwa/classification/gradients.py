@@ -90,8 +90,8 @@ def measure_reaction(
     for batch in batches:
         images, labels = batch.views["image"].to(device), batch.targets.to(device)
         norms, features, logits = _react(network, images, labels, group)
-        own = (batch.indices, batch.targets, norms, logits.argmax(1), features.float())
-        parts.append(tuple(tensor.cpu() for tensor in own))
+        of_batch = (batch.indices, batch.targets, norms, logits.argmax(1), features.float())
+        parts.append(tuple(tensor.cpu() for tensor in of_batch))
     gathered = [part for of_process in processes.all_gather(parts) for part in of_process]
     indices, labels, norms, predictions, features = (
         torch.cat([part[i] for part in gathered]) for i in range(5)
@@ -110,8 +110,8 @@ def _react(
         with torch.no_grad():
             features = network.expert_features(images)
             pairs = list(zip(network.experts, features, strict=True))
-            logits = torch.stack([expert.classifier(own) for expert, own in pairs]).mean(0)
-        norms = [gradient_norms(expert.classifier, own, labels) for expert, own in pairs]
+            logits = torch.stack([expert.classifier(rows) for expert, rows in pairs]).mean(0)
+        norms = [gradient_norms(expert.classifier, rows, labels) for expert, rows in pairs]
         return torch.stack(norms).mean(0), torch.cat(features, 1), logits
     done = _groups_up_to(network, group)
     with torch.no_grad():
@@ -164,8 +164,8 @@ def by_class(reaction: Reaction, *, classes: int) -> ClassReaction:
         >>> none = np.zeros((3, 0))
         >>> labels, predictions = np.array([0, 0, 1]), np.array([0, 0, 0])
         >>> seen = Reaction(np.array([1.0, 3.0, 2.0]), predictions, labels, none)
-        >>> found = by_class(seen, classes=2)
-        >>> found.accuracy, found.gradient_norm, found.ratio
+        >>> classes = by_class(seen, classes=2)
+        >>> classes.accuracy, classes.gradient_norm, classes.ratio
         (array([1., 0.]), array([2., 2.]), array([1.5, 0. ]))
     """
     labels, predictions = reaction.labels, reaction.predictions

@@ -2,7 +2,7 @@
 
 A batch is mixed with itself, permuted: sample n keeps 1 − share_n of itself and takes share_n of
 sample permutation[n]. A share is the partner's, the papers' 1 − λ (λ itself in MFW); Beta(α, α) is
-the same for both. All randomness comes from the generator given.
+the same for both. All randomness comes from a generator.
 
     permutation = torch.randperm(len(labels), generator=generator)
 

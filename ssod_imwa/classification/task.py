@@ -183,12 +183,12 @@ class ClassificationTask(Task):
 
     def hooks(self) -> list[HookBase]:
         cfg, folder = self.cfg, Path(self.cfg.OUTPUT_DIR)
-        found: list[HookBase] = []
+        hooks: list[HookBase] = []
         first = cfg.IMWA.FIRST_MEMBER
         period = read_options(TrackingOptions, cfg.CLS).track_period
         if period:
             train, test = self.data.train, self.data.tests[0]
-            found.append(
+            hooks.append(
                 ClassTrackingHook(
                     folder / CLASSES_FILE,
                     self.test_batches(train),
@@ -201,8 +201,8 @@ class ClassificationTask(Task):
             )
         period = cfg.CLS.SNAPSHOT_PERIOD
         if period:
-            found.append(SnapshotHook(folder / SNAPSHOT_FOLDER, period=period, first_member=first))
-        return found
+            hooks.append(SnapshotHook(folder / SNAPSHOT_FOLDER, period=period, first_member=first))
+        return hooks
 
     def test_batches(self, dataset: ClassificationDataset) -> TestBatches:
         """Batches of a data set as it is tested: not augmented, in order."""
@@ -296,12 +296,12 @@ def _report_short_classes(train: ClassificationDataset, per_class: int) -> None:
         if count < per_class
     ]
     if short:
-        shown = ", ".join(short[:5]) + (", ..." if len(short) > 5 else "")
+        listed = ", ".join(short[:5]) + (", ..." if len(short) > 5 else "")
         logger.info(
             "%d of %d classes have fewer than CLS.SAMPLER.PER_CLASS = %d images and give all of "
             "them, none twice: %s",
             len(short),
             len(train.classes),
             per_class,
-            shown,
+            listed,
         )

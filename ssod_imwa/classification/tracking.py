@@ -117,7 +117,7 @@ class ClassTrackingHook(HookBase):
         position = self.trainer.position
         if not _is_due(position, self._period, self.trainer.schedule.iterations):
             return
-        found = self._measure(position)
+        measured = self._measure(position)
         if self.trainer.ranks.run.is_main:
             place = {
                 "iteration": position.global_step,
@@ -125,7 +125,7 @@ class ClassTrackingHook(HookBase):
                 "member": self.trainer.member,
                 "t": position.t,
             }
-            self._writer.write(place | {name: _listed(values) for name, values in found.items()})
+            self._writer.write(place | {name: _listed(values) for name, values in measured.items()})
 
     def after_train(self) -> None:
         self._writer.close()
@@ -220,12 +220,12 @@ def snapshot_path(folder: str | Path, member: int, t: int) -> Path:
 
 def snapshot_files(folder: str | Path) -> dict[tuple[int, int], Path]:
     """The snapshots in a folder by (t, member), in this order; not verified."""
-    found = {
+    files = {
         (int(match[2]), int(match[1])): path
         for path in Path(folder).glob("member*_t*.pth")
         if (match := _SNAPSHOT.fullmatch(path.name))
     }
-    return dict(sorted(found.items()))
+    return dict(sorted(files.items()))
 
 
 def _is_due(position: Position, period: int, iterations: int) -> bool:
