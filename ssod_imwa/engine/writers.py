@@ -124,7 +124,9 @@ class JSONWriter(Writer):
 class TensorBoardWriter(Writer):
     """Writes the numbers of rows as TensorBoard scalars over global steps.
 
-    TensorBoard hides what an earlier run wrote in the folder from the first step of this one on.
+    Its state is the length of each file of events, so that a resumed run takes back what the
+    checkpoint did not know, such as an evaluation that is made up for, and no point comes twice. A
+    file is begun with the first row: TensorBoard hides what earlier runs wrote from there on.
     """
 
     name = "tensorboard"
@@ -132,13 +134,26 @@ class TensorBoardWriter(Writer):
     def __init__(self, directory: str | Path) -> None:
         self.directory = Path(directory)
         self._writer: Any = None
+        self._start_iter = 0
+        self._lengths: dict[str, int] = {}
 
     def open(self, start_iter: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter  # seconds to import
-
-        self._writer = SummaryWriter(str(self.directory), purge_step=start_iter)
+        self._start_iter = start_iter
+        lengths, self._lengths = self._lengths, {}
+        files = {path.name: path for path in self._files()}
+        if not files.keys() & lengths.keys():  # a new run, or one resumed from another folder
+            return
+        for name, path in files.items():
+            if name not in lengths:
+                path.unlink()
+            elif path.stat().st_size > lengths[name]:
+                os.truncate(path, lengths[name])
 
     def write(self, row: dict[str, Any]) -> None:
+        if self._writer is None:
+            from torch.utils.tensorboard import SummaryWriter  # seconds to import
+
+            self._writer = SummaryWriter(str(self.directory), purge_step=self._start_iter)
         for name, value in row.items():
             if name != "iteration" and value is not None:
                 self._writer.add_scalar(name, value, row["iteration"])
@@ -147,6 +162,17 @@ class TensorBoardWriter(Writer):
         if self._writer is not None:
             self._writer.close()
             self._writer = None
+
+    def state_dict(self) -> dict[str, Any]:
+        if self._writer is not None:
+            self._writer.flush()
+        return {"lengths": {path.name: path.stat().st_size for path in self._files()}}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._lengths = dict(state.get("lengths", {}))
+
+    def _files(self) -> list[Path]:
+        return sorted(self.directory.glob("events.out.tfevents.*"))
 
 
 class TerminalWriter(Writer):

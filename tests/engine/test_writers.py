@@ -165,6 +165,50 @@ def test_tensorboard_hides_what_earlier_runs_wrote_later(tmp_path):
     assert events.Tags()["scalars"] == ["loss"]
 
 
+def points(folder):
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    return {name: [e.step for e in events.Scalars(name)] for name in events.Tags()["scalars"]}
+
+
+def test_no_point_comes_twice_when_an_evaluation_is_made_up_for(tmp_path):
+    known = {}
+    # A checkpoint after step 1, then an evaluation of it and step 2 that a kill makes unknown; the
+    # same again from that checkpoint; then a finished run, resumed twice.
+    sessions = [(0, 3, [2]), (2, 3, [1, 2]), (2, 4, [1, 3]), (4, 4, [1, 3]), (4, 4, [1, 3])]
+    for start, end, evaluated in sessions:
+        writer = TensorBoardWriter(tmp_path)
+        writer.load_state_dict(known.get(start, {}))
+        writer.open(start)
+        if start:
+            writer.write({"iteration": start - 1, "AP": 1.0})
+        for step in range(start, end):
+            writer.write({"iteration": step, "loss": 1.0})
+            known[step + 1] = writer.state_dict()
+        if end > start:
+            writer.write({"iteration": end - 1, "AP": 1.0})
+        writer.close()
+        assert points(tmp_path) == {"AP": evaluated, "loss": list(range(end))}
+
+
+def test_a_resumed_run_that_has_nothing_to_say_leaves_no_file(tmp_path):
+    writer = TensorBoardWriter(tmp_path)
+    writer.open(4)
+    writer.close()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_resumed_from_another_folder_removes_nothing_here(tmp_path):
+    first = TensorBoardWriter(tmp_path)
+    first.open(0)
+    first.write({"iteration": 0, "loss": 1.0})
+    first.close()
+    other = TensorBoardWriter(tmp_path)
+    other.load_state_dict({"lengths": {"events.out.tfevents.1.host": 100}})
+    other.open(1)
+    assert points(tmp_path) == {"loss": [0]}
+
+
 ROW = {"iteration": 30, "total_loss": 0.5, "lr": 0.01, "time": 0.25, "eta_seconds": 3700.0}
 
 
