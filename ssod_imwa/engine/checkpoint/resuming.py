@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from ssod_imwa.averaging.checks import checksum
 from ssod_imwa.averaging.weights import named_state
 from ssod_imwa.engine.checkpoint.atomic import WriteError, damage, digest_path, load_checkpoint
@@ -68,7 +70,33 @@ def resume(
     weights = (trainer.start_iter, checksum(named_state(trainer.method.models())))
     trainer.ranks.run.assert_equal(weights, "global step and checksum of the resumed weights")
     logger.info("resuming from %s after global step %d", path, trainer.start_iter)
+    _warn_of_own_statistics(trainer)
     return path
+
+
+def _warn_of_own_statistics(trainer: Trainer) -> None:
+    """Say that a resume is not exact where every rank had running statistics of its own."""
+    ranks, done = trainer.ranks.batch.size, trainer.start_iter
+    if ranks == 1 or done == 0 or trainer.schedule.position(done - 1).ends_episode:
+        return
+    trainer.method.set_train_mode()  # frozen norms are none of these
+    norms = [
+        name
+        for name, module in trainer.method.student.named_modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm)
+        and not isinstance(module, nn.SyncBatchNorm)
+        and module.track_running_stats
+        and module.training
+    ]
+    if norms:
+        logger.warning(
+            "this resume is not exact: inside an episode each of %d ranks has running statistics "
+            "of its own in %d batch norms such as %s, and the checkpoint has those of rank 0 (at "
+            "an episode's end, or with frozen norms, it would be)",
+            ranks,
+            len(norms),
+            norms[0],
+        )
 
 
 def _one_line(error: Exception) -> str:

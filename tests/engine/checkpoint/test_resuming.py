@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from ssod_imwa.averaging.ranks import Group, Ranks
 from ssod_imwa.engine.checkpoint.atomic import damage, load_checkpoint, write_checkpoint
 from ssod_imwa.engine.checkpoint.compatibility import FORMAT
 from ssod_imwa.engine.checkpoint.output import resume_files
@@ -237,3 +238,25 @@ def test_wall_clock_adds_up_over_resumes(line, stopped):
     trainer.train()
     after = load_checkpoint(stopped / "model_0000005.pth")["trainer"]["hooks"]["checkpoint"]
     assert after["seconds"] > before["seconds"]
+
+
+@pytest.mark.parametrize(
+    ("ranks", "stop", "frozen", "said"),
+    [(2, 2, False, True), (1, 2, False, False), (2, 3, False, False), (2, 2, True, False)],
+)
+def test_trained_batch_norms_of_several_ranks_are_said_to_be_inexact_inside_an_episode(
+    line, tmp_path, caplog, ranks, stop, frozen, said
+):
+    def build(*hooks):
+        trainer = line.build(tmp_path, period=1, hooks=hooks)
+        trainer.method.student.add_module("norm", nn.BatchNorm1d(1))
+        if frozen:
+            trainer.method.set_train_mode = trainer.method.student.eval
+        return trainer
+
+    build(line.Stop(stop)).train()
+    trainer = build()
+    trainer.ranks = Ranks(batch=Group(0, ranks))
+    resume(trainer, tmp_path, line.RUN)
+    messages = [m for m in caplog.messages if "not exact" in m]
+    assert ["each of 2 ranks" in m and "such as norm" in m for m in messages] == [True] * said
