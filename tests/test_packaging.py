@@ -15,7 +15,7 @@ PROJECT = (ROOT / "pyproject.toml").read_text()
 # Modules whose package has another name.
 PACKAGES = {"PIL": "pillow", "yaml": "pyyaml", "sklearn": "scikit-learn"}
 # What is imported by another library (torch.utils.tensorboard), and what is optional.
-INDIRECT, OPTIONAL = {"tensorboard"}, {"detectron2"}
+INDIRECT, OPTIONAL = {"tensorboard"}, {"detectron2", "omegaconf"}  # which detectron2 brings
 
 
 def listed(name):
