@@ -230,6 +230,7 @@ def _build_hooks(
         episodes=solver.CHECKPOINT_EPISODES,
         keep=solver.CHECKPOINT_KEEP,
         overwrite=overwrite,
+        drops_members=cfg.IMWA.NONFINITE == "drop",
     )
     signals = SignalHook(checkpoint.save_now)
     multiplier = lr_multiplier(

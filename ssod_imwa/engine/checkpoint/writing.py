@@ -76,6 +76,8 @@ class CheckpointHook(HookBase):
         on_write_error: "warn" tries again after the next step and raises after 3 failures in a row
             (at the last step all 3 at once), "raise" gives up at the first.
         overwrite: remove an earlier run's checkpoints from the directory after the first step.
+        drops_members: whether IMWA drops members that diverge: none of their states is written, and
+            the run goes on.
 
     Raises:
         ValueError: an argument is out of range.
@@ -94,6 +96,7 @@ class CheckpointHook(HookBase):
         keep: int = 1,
         on_write_error: str = "warn",
         overwrite: bool = False,
+        drops_members: bool = False,
     ) -> None:
         for argument, value in (("period", period), ("keep", keep)):
             if value < 0:
@@ -111,6 +114,7 @@ class CheckpointHook(HookBase):
         self.keep = keep
         self.on_write_error = on_write_error
         self.overwrite = overwrite
+        self.drops_members = drops_members
         self.inexact: list[dict[str, Any]] = []
         self._seconds = 0.0
         self._started = time.monotonic()
@@ -142,7 +146,7 @@ class CheckpointHook(HookBase):
             self._on_main(self._remove_other_run)
         if self._is_last:
             self.save_now()
-        elif self._is_due or self._failures:
+        elif (self._is_due or self._failures) and not self._will_be_dropped():
             self._try()
 
     def save_now(self) -> None:
@@ -195,7 +199,7 @@ class CheckpointHook(HookBase):
 
     def _refuse_nonfinite(self) -> None:
         """Keep the checkpoints that a state with NaN or infinity would evict."""
-        bad = [name for name in nonfinite(self._tensors()) if name not in self._infinite]
+        bad = self._diverged()
         if not bad:
             return
         newest = next(iter(resume_files(self.directory).values()), None)
@@ -204,6 +208,24 @@ class CheckpointHook(HookBase):
             f"is written ({len(bad)} such tensors; the newest checkpoint is {newest}; lower "
             "SOLVER.BASE_LR or clip gradients, SOLVER.CLIP_GRADIENTS.ENABLED True)"
         )
+
+    def _will_be_dropped(self) -> bool:
+        """Whether the live member has diverged and IMWA will drop it: the next one is finite."""
+        if not self.drops_members or self.trainer.position.ends_member:
+            return False
+        bad = self._diverged()
+        if not self.trainer.ranks.run.any_true(bool(bad)):
+            return False
+        logger.warning(
+            "no checkpoint after global step %d: %s is not finite, and the member will be dropped",
+            self.trainer.iter + 1,
+            bad[0] if bad else "another rank's state",
+        )
+        return True
+
+    def _diverged(self) -> list[str]:
+        """Names of tensors that became NaN or infinite."""
+        return [name for name in nonfinite(self._tensors()) if name not in self._infinite]
 
     def _tensors(self) -> dict[str, torch.Tensor]:
         """The live tensors of models and optimizer by name."""

@@ -221,3 +221,21 @@ def test_a_constant_that_is_infinite_from_the_beginning_is_written(line, tmp_pat
     trainer.method.student.register_buffer("mask", torch.tensor([-math.inf]))
     trainer.train()
     assert (tmp_path / "model_final.pth").is_file()
+
+
+def test_a_member_that_will_be_dropped_is_not_written_and_the_run_goes_on(line, tmp_path, caplog):
+    class Spoil(HookBase):
+        """A member that diverges, and at its end weights that are finite again."""
+
+        def after_step(self):
+            if self.trainer.iter in (2, 3):
+                value = math.inf if self.trainer.iter == 2 else 1.0
+                self.trainer.method.student.norm.running_var.fill_(value)
+
+    trainer = line.build(tmp_path, period=1, keep=9, drops_members=True)
+    trainer.method.student.add_module("norm", nn.BatchNorm1d(1))
+    trainer.register_hooks([Spoil()])
+    trainer.hooks.reverse()
+    trainer.train()
+    assert list(resume_files(tmp_path)) == [5, 4, 3, 1, 0]
+    assert "no checkpoint after global step 3: student.norm.running_var is not" in caplog.text
