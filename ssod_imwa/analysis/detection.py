@@ -59,7 +59,7 @@ def prediction_sheets(
     records = drawn.records
     sheet = prediction_sheet(
         [read_record(record) for record in records],
-        [record.annotations for record in records],
+        [record.annotations for record in records if record.annotations is not None],
         [detections[record.image_id] for record in records],
         [str(record.image_id) for record in records],
         class_names=drawn.classes,

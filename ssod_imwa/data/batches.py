@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -53,7 +54,7 @@ class Part:
         """
         if len(self) % parts:
             raise ValueError(f"{len(self)} images cannot be split into {parts} equal parts")
-        return [self._map(lambda values, i=i: values[i::parts]) for i in range(parts)]
+        return [self._map(itemgetter(slice(i, None, parts))) for i in range(parts)]
 
     def _map(self, function: Callable[[Any], Any]) -> Part:
         views = {name: function(values) for name, values in self.views.items()}

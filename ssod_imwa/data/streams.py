@@ -183,8 +183,7 @@ def select_views(views: Views, names: Sequence[str]) -> dict[str, Any]:
         if name not in views:
             raise ValueError(f"view {name!r} is not allowed (must be one of {list(views)})")
     wanted = set(names)
-    for name in reversed(views):
-        view = views[name]
+    for name, view in reversed(list(views.items())):
         if name in wanted and isinstance(view, On):
             wanted.add(view.base)
     return {name: view for name, view in views.items() if name in wanted}

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 from fvcore.common.config import CfgNode
-from torch import nn
 
 from ssod_imwa.averaging.episodes import EpisodeSchedule
 from ssod_imwa.averaging.ranks import Group, Ranks
@@ -114,7 +113,8 @@ def build_method(cfg: CfgNode, detector: Detector) -> Method:
     """The method of SSOD around a detector, which becomes its student."""
     if not cfg.MODEL.WEIGHTS:
         detector.warn_if_frozen()
-    method, options = METHODS[cfg.SSOD.ALGORITHM]
+    kind, options = METHODS[cfg.SSOD.ALGORITHM]
+    method: Callable[[Detector, Any], Method] = kind
     return method(detector, read_options(options, cfg.SSOD))
 
 
@@ -166,7 +166,7 @@ def build_batches(
 def _build_stream(cfg: CfgNode, data: DetectionData, name: str, views: tuple[str, ...]) -> Stream:
     if name == "labeled":
         images, batch_size = DetectionImages.labeled(data.labeled), cfg.SOLVER.IMS_PER_BATCH
-    elif name == "unlabeled":
+    elif name == "unlabeled" and data.unlabeled is not None:
         images = DetectionImages.unlabeled(data.unlabeled)
         batch_size = cfg.SOLVER.IMS_PER_BATCH_UNLABELED
     else:
@@ -188,14 +188,14 @@ def build_evaluator(
     processes: Group,
     *,
     poll: Callable[[], object] | None = None,
-) -> Callable[[nn.Module], dict[str, float]]:
+) -> Callable[[Any], dict[str, float]]:
     """A function from a detector to its metrics in percent.
 
     The names of the metrics are preceded by "DATASET/" if there are several test sets.
     """
     view = build_test_view(cfg)
 
-    def evaluate(model: nn.Module, test: DetectionDataset) -> dict[str, float]:
+    def evaluate(model: Detector, test: DetectionDataset) -> dict[str, float]:
         batches = build_test_batches(
             DetectionImages.unlabeled(test),
             view,

@@ -9,12 +9,13 @@ Example::
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
 from ssod_imwa.averaging.ranks import Group
 from ssod_imwa.data.batches import Part
+from ssod_imwa.data.loader import TestBatches
 from ssod_imwa.detection.coco_ap import coco_metrics
 from ssod_imwa.detection.data.geometry import map_boxes
 from ssod_imwa.detection.data.records import DetectionDataset, Detections, ImageRecord, View
@@ -75,7 +76,7 @@ def evaluate_detections(
 def predict(
     model: Detector,
     dataset: DetectionDataset,
-    batches: Collection[Part],
+    batches: TestBatches | Sequence[Part],
     processes: Group = Group(),
     *,
     poll: Callable[[], object] | None = None,

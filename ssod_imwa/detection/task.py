@@ -15,6 +15,7 @@ from ssod_imwa.data.batches import Batch
 from ssod_imwa.detection import build
 from ssod_imwa.detection.data.catalog import content_fingerprint
 from ssod_imwa.detection.data.validation import check_readable
+from ssod_imwa.detection.detectors.base import Detector
 from ssod_imwa.detection.detectors.build import build_detector
 from ssod_imwa.detection.methods.supervised import Supervised, SupervisedOptions
 from ssod_imwa.engine.method import Method
@@ -71,7 +72,7 @@ class DetectionTask(Task):
     def build_bn_recomputation(self, batches: Batches, *, count: int) -> Recompute:
         options = SupervisedOptions(strong_labeled=self.cfg.SSOD.STRONG_LABELED)
 
-        def learn(model: nn.Module, batch: Batch) -> object:
+        def learn(model: Detector, batch: Batch) -> object:
             return Supervised(model, options).losses(batch, 0)
 
         return build_recomputation(

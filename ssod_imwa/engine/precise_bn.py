@@ -18,7 +18,7 @@ def build_recomputation(
     *,
     count: int,
     set_train_mode: Callable[[nn.Module], object],
-    forward: Callable[[nn.Module, Any], object],
+    forward: Callable[[Any, Any], object],
 ) -> Callable[[Mapping[str, nn.Module]], None]:
     """A function that re-estimates the batch norms of models on a run's first batches.
 
@@ -46,7 +46,7 @@ def build_recomputation(
 class _Forward(nn.Module):
     """A model as fvcore calls it, with one batch."""
 
-    def __init__(self, model: nn.Module, forward: Callable[[nn.Module, Any], object]) -> None:
+    def __init__(self, model: nn.Module, forward: Callable[[Any, Any], object]) -> None:
         super().__init__()
         self.model = model
         self.device = next(model.parameters()).device

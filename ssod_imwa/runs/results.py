@@ -21,7 +21,6 @@ SUMMARY = "summary"  # key of what `Results.summary` says, for readers of the fi
 # Semi-supervised work reports the median of the last 20 evaluations of a run.
 LAST_EVALUATIONS = 20
 LOWER_IS_BETTER = ("ece", "reconstruction_error", "zero_recall_classes")
-MODELS = ("student", "teacher")
 STAGES = ("running", "member", "average", "final")
 _PACKAGES = ("ssod_imwa", "torch", "torchvision", "numpy", "faster-coco-eval")
 
@@ -36,6 +35,7 @@ _KINDS = {
 }
 
 Model = Literal["student", "teacher"]
+MODELS: tuple[Model, ...] = ("student", "teacher")
 Stage = Literal["running", "member", "average", "final"]
 
 

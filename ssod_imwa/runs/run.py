@@ -184,9 +184,9 @@ def _assemble(task: Task, device: torch.device, *, overwrite: bool) -> tuple[Tra
         ranks=task.ranks,
     )
     imwa = _build_imwa(task, trainer, batches)
-    hooks = _build_hooks(task, schedule, imwa, overwrite=overwrite)
-    trainer.register_hooks(hooks)
-    return trainer, hooks[-1]
+    hooks, signals = _build_hooks(task, schedule, imwa, overwrite=overwrite)
+    trainer.register_hooks([*hooks, signals])
+    return trainer, signals
 
 
 def _build_imwa(task: Task, trainer: Trainer, batches: Batches) -> IMWA:
@@ -214,8 +214,8 @@ def _build_imwa(task: Task, trainer: Trainer, batches: Batches) -> IMWA:
 
 def _build_hooks(
     task: Task, schedule: EpisodeSchedule, imwa: IMWA, *, overwrite: bool
-) -> list[HookBase]:
-    """In the order of docs/architecture.md; the last one is the signal hook."""
+) -> tuple[list[HookBase], SignalHook]:
+    """In the order of docs/architecture.md, and the one of signals, which comes after all."""
     cfg = task.cfg
     output, solver = Path(cfg.OUTPUT_DIR), cfg.SOLVER
     writers = [
@@ -243,7 +243,7 @@ def _build_hooks(
     )
     evaluations = Evaluations()
     running, members, averages = _build_evaluations(task, evaluations, signals, writers)
-    return [
+    hooks = [
         LRHook(multiplier),
         *([running] if cfg.TEST.EVAL_PERIOD else []),
         *([members] if cfg.TEST.EVAL_MEMBERS else []),
@@ -254,8 +254,8 @@ def _build_hooks(
         averages,
         ConfigHook(output / CONFIG_FILE, cfg),
         ResultsHook(output / FILE_NAME, task, evaluations, checkpoint),
-        signals,
     ]
+    return hooks, signals
 
 
 def _build_evaluations(

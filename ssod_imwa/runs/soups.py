@@ -14,7 +14,7 @@ from ssod_imwa.engine.checkpoint.models import ModelFile
 from ssod_imwa.engine.device import pick_device
 from ssod_imwa.errors import UserError
 from ssod_imwa.runs.open import open_task
-from ssod_imwa.runs.results import MAIN_METRICS, ResultsError, read_results
+from ssod_imwa.runs.results import MAIN_METRICS, MODELS, Model, ResultsError, read_results
 from ssod_imwa.runs.trained import TrainedModels
 
 RULES = ("uniform", "fixed", "greedy", "line")
@@ -81,11 +81,11 @@ def check_same_models(files: Sequence[ModelFile]) -> None:
 
 
 def _models_in(file: ModelFile) -> str:
-    models = " and ".join(f"{name}{_figure(file, name)}" for name in file.models)
+    models = " and ".join(f"{name}{_figure(file, name)}" for name in MODELS if name in file.models)
     return f"{file.path} has {models} and ships the {file.inference_model}"
 
 
-def _figure(file: ModelFile, model: str) -> str:
+def _figure(file: ModelFile, model: Model) -> str:
     """The first of a model's main metrics in brackets, such as AP, if its run's results have it."""
     try:
         metrics = read_results(file.path.parent).headline(model).metrics

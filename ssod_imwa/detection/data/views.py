@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -111,11 +111,12 @@ def _resize(
 
 
 class ImageTransform(Protocol):
-    """Draws its parameters from the generator; returns the image and the matrix of its geometry."""
+    """Draws its parameters from the generator; returns the image and the matrix of its geometry.
 
-    def __call__(
-        self, image: torch.Tensor, generator: np.random.Generator
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    Those of tests draw nothing and get None in place of a generator.
+    """
+
+    def __call__(self, image: torch.Tensor, generator: Any) -> tuple[torch.Tensor, torch.Tensor]:
         """Transform a uint8 (3, H, W) image; the matrix maps its pixels to those returned."""
 
 
@@ -145,7 +146,7 @@ class WeakView:
         self, image: torch.Tensor, generator: np.random.Generator
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Transform a uint8 (3, H, W) image; the matrix maps its pixels to those returned."""
-        min_size = self.min_sizes[generator.integers(len(self.min_sizes))]
+        min_size = self.min_sizes[int(generator.integers(len(self.min_sizes)))]
         image, matrix = _resize(image, min_size=min_size, max_size=self.max_size)
         if self.flip and generator.random() < 0.5:
             image, matrix = image.flip(-1), flip_matrix(image.shape[-1]) @ matrix
