@@ -1,9 +1,9 @@
 #!/usr/bin/env python
 """Find everything wrong in data sets before training on them, and count their classes.
 
-Exit status: 0 when clean, 1 when there are problems, 2 when a data set cannot be read at all.
+Exit status: 0 without errors, 1 with errors, 2 when a data set cannot be read at all.
 "error" stops a run unless DATASETS.ON_BAD_RECORD is skip; "warning" is logged by a run; what needs
-no action, such as grayscale images, is counted as a note.
+no action, such as a grayscale image, is a note. Findings stand by kind, with the file to edit.
 
 Examples:
   %(prog)s digits_train digits_test
@@ -47,18 +47,25 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--root", help="folder of all data sets ($DETECTRON2_DATASETS, datasets)")
     parser.add_argument("--unlabeled", action="store_true", help="check the images alone")
     parser.add_argument("--fast", action="store_true", help="do not open the image files")
+    parser.add_argument("--all", action="store_true", help="every finding, not 5 of a kind")
     add_import_option(parser)
     return parser.parse_args()
 
 
 def check(name: str, arguments: argparse.Namespace) -> Report:
     if arguments.classification:
-        return check_images(name, root=arguments.root, read_pixels=not arguments.fast)
+        return check_images(
+            name,
+            root=arguments.root,
+            read_pixels=not arguments.fast,
+            show_all=arguments.all,
+        )
     return check_dataset(
         name,
         root=arguments.root,
         labeled=not arguments.unlabeled,
         read_pixels=not arguments.fast,
+        show_all=arguments.all,
     )
 
 

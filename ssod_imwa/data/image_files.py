@@ -148,7 +148,7 @@ def check_readable(
     Args:
         name: of the data set.
         images: file and annotated width and height of each; None if it may have any.
-        checker: the command that lists all.
+        checker: the command that lists all with `--all`.
 
     Raises:
         DataError: an image cannot be read; it names the first one and how many there are.
@@ -165,7 +165,7 @@ def check_readable(
         more = f"; so {len(faults) - 1} more" if len(faults) > 1 else ""
         raise DataError(
             f"data set {name} cannot be read: {faults[0]}{more} (restore the image; {checker} "
-            "lists all)"
+            "--all lists all)"
         )
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby
 
 from ssod_imwa.data.problems import Problem
+from ssod_imwa.errors import one_line
+
+_LEVELS = ("error", "warning", "note")
+_SHOWN = 5  # findings of a kind
 
 
 @dataclass(frozen=True)
@@ -15,30 +19,63 @@ class Report:
 
     Attributes:
         lines: to be shown.
-        is_sound: whether no problem was found; notes are none.
+        is_sound: whether no error was found; warnings and notes are none.
     """
 
     lines: tuple[str, ...]
     is_sound: bool
 
 
-def problem_lines(problems: Sequence[Problem]) -> list[str]:
-    """Every problem under the file it is in."""
+def problem_lines(problems: Sequence[Problem], *, show_all: bool = False) -> list[str]:
+    """Problems by kind, errors first: how many there are and the first few.
+
+    Args:
+        problems: of one data set.
+        show_all: name every one instead.
+    """
+    kinds: dict[tuple[str, str], list[Problem]] = {}
+    for problem in sorted(problems, key=lambda problem: _LEVELS.index(problem.level)):
+        kinds.setdefault((problem.level, problem.what), []).append(problem)
     lines = []
-    by_file = sorted(problems, key=lambda problem: problem.file)
-    for file, group in groupby(by_file, key=lambda problem: problem.file):
-        lines += [file, *(f"  {problem.level}: {problem}" for problem in group)]
+    for (level, what), group in kinds.items():
+        rules = {problem.rule for problem in group}
+        shared_rule = f" ({group[0].rule})" if len(rules) == 1 else ""
+        lines.append(one_line(f"{level}: {len(group)} x {what}{shared_rule}"))
+        count = len(group) if show_all else _SHOWN
+        lines += [_finding(problem, with_rule=len(rules) > 1) for problem in group[:count]]
+        if len(group) > count:
+            lines.append(f"  and {len(group) - count} more (--all shows them)")
     return lines
 
 
-def summary_line(name: str, *, images: int, problems: int) -> str:
+def _finding(problem: Problem, *, with_rule: bool) -> str:
+    where = f"{problem.place}: " if problem.place else ""
+    rule = f" ({problem.rule})" if with_rule else ""
+    return f"  {one_line(f'{problem.file}: {where}{problem.value}{rule}')}"
+
+
+def summary_line(name: str, *, images: int, problems: Sequence[Problem]) -> str:
     """One line on a whole data set.
 
     Example:
-        >>> summary_line("birds", images=3, problems=1)
-        'birds: 3 images, 1 problem'
+        >>> problem = Problem("a.json", "", "class without boxes", "owl", "", level="warning")
+        >>> summary_line("birds", images=3, problems=[problem])
+        'birds: 3 images, 0 errors, 1 warning'
     """
-    return f"{name}: {images} images, {problems} problem{'' if problems == 1 else 's'}"
+    counts = Counter(problem.level for problem in problems)
+    parts = [f"{images} images", _counted(counts["error"], "error")]
+    if counts["warning"]:
+        parts.append(_counted(counts["warning"], "warning"))
+    return f"{name}: {', '.join(parts)}"
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def is_sound(problems: Sequence[Problem]) -> bool:
+    """Whether none of the problems stops a run."""
+    return all(problem.level != "error" for problem in problems)
 
 
 def imbalance_lines(counts: Sequence[int], what: str) -> list[str]:

@@ -23,6 +23,7 @@ def root(tmp_path):
 
 
 NAME = "coco:set.json:images"
+CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
 def spoil(root):
@@ -36,21 +37,103 @@ def spoil(root):
 def test_check_of_a_sound_set_is_0_and_shows_the_classes(call, root):
     status, out, _ = call("check_dataset", NAME, "--root", root)
     assert status == 0
-    assert "20 images, 0 problems" in out
+    assert "20 images, 0 errors" in out
     assert "imbalance 19.0" in out
     rows = [line.split() for line in out.splitlines()]
     assert ["cat", "19", "19", "0", "0"] in rows
     assert ["dog", "1", "1", "0", "0"] in rows
 
 
-def test_check_of_a_broken_set_is_1_and_lists_everything_by_file(call, root):
+def test_check_of_a_broken_set_is_1_and_names_what_to_edit_by_kind(call, root):
     spoil(root)
     status, out, _ = call("check_dataset", NAME, "--root", root)
     assert status == 1
-    assert f"{root / 'images' / '3.png'}\n  error: image 3: box without area: [1.0, 1.0" in out
-    assert f"{root / 'set.json'}\n  error: annotations[4] of image 4: unknown category id: 9" in out
-    assert f"{root / 'images' / '5.png'}\n  error: image 5: missing image" in out
-    assert "3 problems" in out
+    lines = out.splitlines()
+    assert lines[:6] == [
+        "error: 1 x unknown category id (must be an id of the list categories)",
+        f"  {root / 'set.json'}: annotations[4] of image 4: 9",
+        "error: 1 x box without area (width and height must be above 0)",
+        f"  {root / 'set.json'}: annotations[3] of image 3: x, y, width, height = 1, 1, 0, 4",
+        "error: 1 x missing image (restore the file, or take the image out of the data set)",
+        f"  {root / 'images' / '5.png'}: image 5: there is no such file",
+    ]
+    assert "20 images, 3 errors" in out
+
+
+def test_check_shows_the_first_five_of_a_kind_unless_asked_for_all(call, root):
+    content = json.loads((root / "set.json").read_text())
+    for entry in content["annotations"][10:17]:
+        entry["bbox"][2] = 0
+    (root / "set.json").write_text(json.dumps(content))
+    status, out, _ = call("check_dataset", NAME, "--root", root)
+    assert (status, "error: 7 x box without area" in out) == (1, True)
+    assert out.count("width, height = ") == 5
+    assert "  and 2 more (--all shows them)" in out
+    _, out, _ = call("check_dataset", NAME, "--root", root, "--all")
+    assert (out.count("width, height = "), "more (" in out) == (7, False)
+
+
+def test_warnings_and_duplicate_files_do_not_fail_the_check(call, root):
+    content = json.loads((root / "set.json").read_text())
+    content["categories"].append({"id": 3, "name": "owl"})
+    content["images"].append({**content["images"][0], "id": 20})
+    (root / "set.json").write_text(json.dumps(content))
+    status, out, _ = call("check_dataset", NAME, "--root", root)
+    assert status == 0
+    assert "warning: 1 x class without boxes" in out
+    assert "note: 1 x duplicate file (counts twice)" in out
+    assert "21 images, 0 errors, 1 warning" in out
+
+
+def test_no_finding_contradicts_its_rule(call, root):
+    whole = (root / "images" / "0.png").read_bytes()
+    (root / "images" / "0.png").write_bytes(whole[: len(whole) // 2])
+    Image.new("RGB", (6, 8)).save(root / "images" / "1.png")
+    status, out, _ = call("check_dataset", NAME, "--root", root)
+    assert status == 1
+    assert "error: 1 x unreadable image (restore the file, or take the image out" in out
+    size = f"{root / 'set.json'}: image 1: {root / 'images/1.png'} has 6 x 8 pixels"
+    assert f"{size}, its annotation says 8 x 8" in out
+    assert "it can be decoded" not in out
+    assert "both are the same" not in out
+
+
+def test_a_voc_box_is_shown_as_in_its_file(call, root):
+    for folder in ("ImageSets/Main", "JPEGImages", "Annotations"):
+        (root / "voc" / folder).mkdir(parents=True)
+    (root / "voc/ImageSets/Main/train.txt").write_text("a\n")
+    Image.new("RGB", (20, 20)).save(root / "voc/JPEGImages/a.jpg")
+    boxes = [(1, 1, 20, 20), (30, 3, 40, 9)]
+    objects = "".join(
+        "<object><name>owl</name><bndbox>"
+        + "".join(f"<{k}>{v}</{k}>" for k, v in zip(CORNERS, box, strict=True))
+        + "</bndbox></object>"
+        for box in boxes
+    )
+    file = root / "voc/Annotations/a.xml"
+    size = "<size><width>20</width><height>20</height></size>"
+    file.write_text(f"<annotation>{size}{objects}</annotation>")
+    status, out, _ = call("check_dataset", "voc:voc:train", "--root", root)
+    assert status == 1
+    box = "xmin, ymin, xmax, ymax = 30, 3, 40, 9 in 20 x 20"
+    assert f"  {file}: object 2 of image a: {box}" in out
+
+
+def test_classification_is_checked_alike(call, root):
+    lines = ["0.png 0", "1.png 1", "0.png 0", "2.png 0", "2.png 1"]
+    (root / "list.txt").write_text("\n".join(lines))
+    name = ("check_dataset", "list:list.txt:images", "--classification", "--root", root)
+    status, out, _ = call(*name)
+    assert status == 0
+    folder = root / "images"
+    assert (
+        f"warning: 1 x file of several classes (must be of one class)\n  {root}/list.txt: " in out
+    )
+    assert f"entries 4, 5: {folder}/2.png as 0 and 1" in out
+    assert f"note: 1 x duplicate file (counts as often as it is listed)\n  {root}/list.txt: " in out
+    (folder / "1.png").unlink()
+    status, out, _ = call(*name)
+    assert (status, f"  {folder}/1.png: image 1: there is no such file" in out) == (1, True)
 
 
 def test_check_counts_grayscale_images_as_notes(call, root):
@@ -131,7 +214,7 @@ def test_digits_are_made_where_they_are_found(call, tmp_path):
     assert status == 0
     assert "12 training and 10 test scenes, seed 1" in out
     status, out, _ = call("check_dataset", "digits_test", "--root", tmp_path)
-    assert "digits_test: 10 images, 0 problems" in out
+    assert "digits_test: 10 images, 0 errors" in out
     status, _, err = call("prepare_digits", "--root", tmp_path)
     assert (status, "exists already" in err) == (2, True)
 

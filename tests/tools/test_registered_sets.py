@@ -81,10 +81,10 @@ def test_classification_trains_and_evaluates(call, root):
 def test_data_tools_import_what_they_are_told(call, root):
     with_root = ("--root", root, "--import", "my_data")
     status, out, _ = call("check_dataset", "birds_train", "birds_test", *with_root)
-    assert (status, "birds_test: 4 images, 0 problems" in out) == (0, True)
+    assert (status, "birds_test: 4 images, 0 errors" in out) == (0, True)
     assert ["gull", "3", "3", "0", "0"] in [line.split() for line in out.splitlines()]
     status, out, _ = call("check_dataset", "species_train", "--classification", *with_root)
-    assert (status, "species_train: 6 images, 0 problems" in out) == (0, True)
+    assert (status, "species_train: 6 images, 0 errors" in out) == (0, True)
     split = ("--percent", 50, "--output", root / "split.json")
     status, out, _ = call("prepare_splits", "birds_train", *with_root, *split)
     assert (status, "crow:" in out) == (0, True)

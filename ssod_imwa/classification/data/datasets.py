@@ -45,6 +45,7 @@ class ClassificationDataset:
         classes: names of the C classes in label order.
         images: uint8 (N, 3, H, W), RGB, or None for a data set of files.
         files: N paths, or empty for a data set in memory.
+        list_file: in which the images are listed, empty if there is none; for messages.
     """
 
     name: str
@@ -52,6 +53,7 @@ class ClassificationDataset:
     classes: tuple[str, ...]
     images: torch.Tensor | None = None
     files: tuple[str, ...] = ()
+    list_file: str = ""
 
     def __post_init__(self) -> None:
         size = len(self.files) if self.images is None else len(self.images)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,8 @@ def load_list_file(
             )
         classes = [str(label) for label in range(max(labels) + 1)]
     files = [str(image_folder / path) for path, _ in entries]
-    return dataset_of_files(name, files, labels, classes, complete=complete)
+    dataset = dataset_of_files(name, files, labels, classes, complete=complete)
+    return replace(dataset, list_file=str(list_file))
 
 
 def _read_text(file: Path) -> list[tuple[str, int]]:

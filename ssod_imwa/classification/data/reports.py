@@ -7,16 +7,23 @@ from pathlib import Path
 from ssod_imwa.classification.data.catalog import load_images
 from ssod_imwa.classification.data.datasets import ClassificationDataset
 from ssod_imwa.classification.data.validation import find_image_problems
-from ssod_imwa.data.reports import Report, imbalance_lines, problem_lines, summary_line
+from ssod_imwa.data.reports import Report, imbalance_lines, is_sound, problem_lines, summary_line
 
 
-def check_images(name: str, *, root: str | Path | None = None, read_pixels: bool = True) -> Report:
+def check_images(
+    name: str,
+    *,
+    root: str | Path | None = None,
+    read_pixels: bool = True,
+    show_all: bool = False,
+) -> Report:
     """What is wrong in a data set of `load_images`, and the images of each class.
 
     Args:
         name: see `load_images`.
         root: folder of all data sets.
         read_pixels: open and decode every image.
+        show_all: see `problem_lines`.
 
     Raises:
         DataError: it cannot be read at all.
@@ -24,11 +31,11 @@ def check_images(name: str, *, root: str | Path | None = None, read_pixels: bool
     dataset = load_images(name, root=root)
     problems = find_image_problems(dataset, read_pixels=read_pixels)
     lines = [
-        *problem_lines(problems),
-        summary_line(name, images=len(dataset), problems=len(problems)),
+        *problem_lines(problems, show_all=show_all),
+        summary_line(name, images=len(dataset), problems=problems),
         *class_lines(dataset),
     ]
-    return Report(tuple(lines), is_sound=not problems)
+    return Report(tuple(lines), is_sound=is_sound(problems))
 
 
 def class_lines(dataset: ClassificationDataset) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 
 from ssod_imwa.classification.data.datasets import ClassificationDataset
@@ -32,37 +33,41 @@ def find_image_problems(dataset: ClassificationDataset, *, read_pixels: bool) ->
         read_pixels: open and decode every image; without it only missing files are found.
     """
     problems = []
+    for position, file in enumerate(dataset.files):
+        fault = _damage(file, read_pixels=read_pixels)
+        if fault is not None:
+            rule = "restore the file, or take the image out of the data set"
+            place = f"image {position}"
+            problems.append(Problem(file, place, *fault, rule, position=position))
+    return [*problems, *_listed_twice(dataset)]
+
+
+def _listed_twice(dataset: ClassificationDataset) -> Iterator[Problem]:
+    """Files that count twice, which may be meant; under two classes it is not."""
     places = defaultdict(list)
     for position, file in enumerate(dataset.files):
         places[file].append(position)
-        reason = _damage(file, read_pixels=read_pixels)
-        if reason:
-            rule = "must be an image that Pillow reads"
-            problems.append(
-                Problem(file, f"image {position}", "image", reason, rule, position=position)
-            )
     for file, positions in places.items():
+        if len(positions) == 1:
+            continue
+        entries = f"entries {', '.join(str(position + 1) for position in positions)}"
         labels = sorted({dataset.classes[int(dataset.labels[i])] for i in positions})
-        if len(positions) > 1:
-            problems.append(
-                Problem(
-                    file,
-                    f"image {positions[0]}",
-                    "listed more than once",
-                    f"{len(positions)} times, as {', '.join(labels)}",
-                    "must be listed once",
-                    level="warning",
-                )
-            )
-    return problems
+        to_edit = dataset.list_file or file
+        value = f"{file} as {' and '.join(labels)}"
+        if len(labels) == 1:
+            what, rule, level = "duplicate file", "counts as often as it is listed", "note"
+        else:
+            what, rule, level = "file of several classes", "must be of one class", "warning"
+        yield Problem(to_edit, entries, what, value, rule, level=level)
 
 
-def _damage(file: str, *, read_pixels: bool) -> str:
+def _damage(file: str, *, read_pixels: bool) -> tuple[str, str] | None:
+    """What is wrong with a file, and the value."""
     if not Path(file).is_file():
-        return "does not exist"
+        return "missing image", "there is no such file"
     if read_pixels:
         try:
             read_image(file)
         except DataError as error:
-            return str(error)
-    return ""
+            return "unreadable image", str(error)
+    return None

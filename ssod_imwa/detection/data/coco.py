@@ -10,7 +10,7 @@ import numpy as np
 from ssod_imwa.data.image_files import MAX_EDGE
 from ssod_imwa.data.problems import Problem, report
 from ssod_imwa.data.text_files import names_a_file, read_flag, read_json
-from ssod_imwa.detection.data.records import Annotations, DetectionDataset, ImageRecord
+from ssod_imwa.detection.data.records import Annotations, DetectionDataset, ImageRecord, Origin
 from ssod_imwa.errors import DataError
 
 
@@ -133,7 +133,7 @@ class CocoReader:
         """The data set; what cannot be represented is reported."""
         records = self._records(content["images"])
         if not labeled:
-            return DetectionDataset(name, tuple(records), ())
+            return DetectionDataset(name, tuple(records), (), self.annotation_file)
         categories = self._categories(content["categories"])
         annotations = self._annotations(content["annotations"], records, list(categories))
         return DetectionDataset(
@@ -143,6 +143,7 @@ class CocoReader:
                 for r, a in zip(records, annotations, strict=True)
             ),
             tuple(categories.values()),
+            self.annotation_file,
         )
 
     def _report(self, place: str, what: str, value: object, rule: str) -> None:
@@ -194,6 +195,7 @@ class CocoReader:
         positions = {record.image_id: position for position, record in enumerate(records)}
         labels = {category_id: label for label, category_id in enumerate(category_ids)}
         rows: list[tuple[int, int, bool, bool]] = []
+        numbers: list[int] = []
         boxes: list[list[float]] = []
         areas: list[float] = []
         for number, entry in enumerate(entries):
@@ -205,10 +207,13 @@ class CocoReader:
                 continue
             flags = read_flag(entry.get("iscrowd", 0)), read_flag(entry.get("ignore", 0))
             rows.append((positions[entry["image_id"]], labels[entry["category_id"]], *flags))
+            numbers.append(number)
             box = entry["bbox"]
             boxes.append(box)
             areas.append(entry["area"] if _is_number(entry.get("area")) else box[2] * box[3])
-        return _split_by_image(rows, boxes, areas, len(records))
+        return _split_by_image(
+            self.annotation_file, rows, numbers, boxes, areas, count=len(records)
+        )
 
 
 Fault = tuple[str, object, str]  # what is wrong, the value and the rule
@@ -235,11 +240,11 @@ def _category_fault(category: Any, names: dict[Any, str]) -> Fault | None:
     if not _is_id(category_id):
         return "category id", category_id, "an integer or a text"
     if category_id in names:
-        return "category id", category_id, "category ids are unique"
+        return "category id", category_id, "must be unique"
     if not isinstance(name, str) or not name.strip():
-        return "class name", name, "a text that is not empty"
+        return "class name", name, "must be a text that is not empty"
     if name in names.values():
-        return "class name", name, "names of classes are unique"
+        return "class name", name, "must be unique"
     return None
 
 
@@ -250,9 +255,9 @@ def _annotation_fault(
         return "annotation", entry, "an object with image_id, category_id and bbox"
     image_id, category_id = entry.get("image_id"), entry.get("category_id")
     if not _is_id(image_id) or image_id not in positions:
-        return "annotation of an unknown image", image_id, "images lists every id"
+        return "annotation of an unknown image", image_id, "must be an id of the list images"
     if not _is_id(category_id) or category_id not in labels:
-        return "unknown category id", category_id, "categories lists every id"
+        return "unknown category id", category_id, "must be an id of the list categories"
     box = entry.get("bbox")
     if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
         return "box", box, "four numbers: x, y, width, height"
@@ -280,21 +285,30 @@ def _is_number(value: object) -> TypeGuard[float]:
 
 
 def _split_by_image(
+    annotation_file: str,
     rows: list[tuple[int, int, bool, bool]],
+    numbers: list[int],
     boxes: list[list[float]],
     areas: list[float],
+    *,
     count: int,
 ) -> list[Annotations]:
     table = np.array(rows, dtype=np.int64).reshape(-1, 4)
-    corners = np.array(boxes, dtype=np.float64).reshape(-1, 4)
-    corners[:, 2:] += corners[:, :2]
     order = np.argsort(table[:, 0], kind="stable")
-    table, corners = table[order], corners[order].astype(np.float32)
+    written = np.array(boxes, dtype=np.float64).reshape(-1, 4)[order]
+    entries = np.array(numbers, dtype=np.int64)[order]
+    table = table[order]
+    corners = np.concatenate([written[:, :2], written[:, 2:] + written[:, :2]], axis=1)
+    corners = corners.astype(np.float32)
     area = np.array(areas, dtype=np.float64)[order]
     ends = np.cumsum(np.bincount(table[:, 0], minlength=count))
     starts = [0, *ends.tolist()][:count]
+    where = (annotation_file, "annotations[{}]", "x, y, width, height")
     labels, crowd, difficult = table[:, 1].copy(), table[:, 2] != 0, table[:, 3] != 0
     return [
-        Annotations(corners[a:b], labels[a:b], crowd[a:b], difficult[a:b], area[a:b])
+        Annotations(
+            *(corners[a:b], labels[a:b], crowd[a:b], difficult[a:b], area[a:b]),
+            origin=Origin(*where, entries[a:b], written[a:b]),
+        )
         for a, b in zip(starts, ends.tolist(), strict=True)
     ]

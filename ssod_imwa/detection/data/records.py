@@ -10,6 +10,25 @@ import torch
 
 
 @dataclass(frozen=True)
+class Origin:
+    """Where the annotations of an image stand, and how: for messages to who has to edit them.
+
+    Attributes:
+        file: the annotation file.
+        entry: name of an annotation in it, with a place for its number, such as "object {}".
+        columns: names of the four numbers of a box in it.
+        numbers: int64 (n,), of the annotations.
+        boxes: float64 (n, 4), the numbers as they stand in the file.
+    """
+
+    file: str
+    entry: str
+    columns: str
+    numbers: np.ndarray
+    boxes: np.ndarray
+
+
+@dataclass(frozen=True)
 class Annotations:
     """Labels of one image.
 
@@ -20,6 +39,7 @@ class Annotations:
         difficult: bool (n,), VOC's difficult: trained on, ignored when evaluated.
         area: float64 (n,), square pixels of the objects' masks, by which COCO tells small, medium
             and large; None takes the boxes' areas.
+        origin: where they stand; None if that is not known or boxes were changed since.
     """
 
     boxes: np.ndarray
@@ -27,6 +47,7 @@ class Annotations:
     crowd: np.ndarray
     difficult: np.ndarray
     area: np.ndarray | None = None
+    origin: Origin | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -45,11 +66,15 @@ class ImageRecord:
 
 @dataclass(frozen=True)
 class DetectionDataset:
-    """A named list of images and the names of its classes (empty for unlabeled images)."""
+    """A named list of images and the names of its classes (empty for unlabeled images).
+
+    `list_file` is the file in which the images are listed, empty if there is none.
+    """
 
     name: str
     records: tuple[ImageRecord, ...]
     classes: tuple[str, ...]
+    list_file: str = ""
 
     def __len__(self) -> int:
         return len(self.records)

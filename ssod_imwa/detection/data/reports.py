@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
 
-from ssod_imwa.data.problems import Problem
-from ssod_imwa.data.reports import Report, imbalance_lines, problem_lines, summary_line
+from ssod_imwa.data.reports import Report, imbalance_lines, is_sound, problem_lines, summary_line
 from ssod_imwa.detection.data.catalog import read_dataset
 from ssod_imwa.detection.data.records import Annotations, DetectionDataset
 from ssod_imwa.detection.data.validation import find_problems
 
 
 def check_dataset(
-    name: str, *, root: str | Path | None = None, labeled: bool = True, read_pixels: bool = True
+    name: str,
+    *,
+    root: str | Path | None = None,
+    labeled: bool = True,
+    read_pixels: bool = True,
+    show_all: bool = False,
 ) -> Report:
     """What is wrong in a data set of `load_dataset`, and images and boxes of each class.
 
@@ -24,20 +27,19 @@ def check_dataset(
         root: folder of all data sets.
         labeled: whether to read and check labels.
         read_pixels: open and decode every image.
+        show_all: see `problem_lines`.
 
     Raises:
         DataError: it cannot be read at all.
     """
     dataset, problems = read_dataset(name, root=root, labeled=labeled)
     problems += find_problems(dataset, read_pixels=read_pixels)
-    serious = [problem for problem in problems if problem.level != "note"]
     lines = [
-        *problem_lines(serious),
-        *_note_lines(problems),
-        summary_line(name, images=len(dataset), problems=len(serious)),
+        *problem_lines(problems, show_all=show_all),
+        summary_line(name, images=len(dataset), problems=problems),
         *class_lines(dataset),
     ]
-    return Report(tuple(lines), is_sound=not serious)
+    return Report(tuple(lines), is_sound=is_sound(problems))
 
 
 def class_counts(dataset: DetectionDataset) -> list[int]:
@@ -63,14 +65,6 @@ def class_lines(dataset: DetectionDataset) -> list[str]:
         difficult = sum(int((chosen & a.difficult).sum()) for chosen, a in pairs)
         lines.append(f"  {name:{width}} {images:>7} {boxes[label]:>7} {difficult:>9} {crowds:>7}")
     return lines + imbalance_lines(boxes, "boxes")
-
-
-def _note_lines(problems: list[Problem]) -> list[str]:
-    """How often there is what needs no action."""
-    notes = [problem for problem in problems if problem.level == "note"]
-    rules = {problem.what: problem.rule for problem in reversed(notes)}
-    counts = sorted(Counter(problem.what for problem in notes).items())
-    return [f"note: {count} x {what} ({rules[what]})" for what, count in counts]
 
 
 def _annotations(dataset: DetectionDataset) -> list[Annotations]:

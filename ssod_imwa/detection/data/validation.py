@@ -34,6 +34,8 @@ MIN_EDGE_OF_PIXELS = 8
 SHARE_OF_CORNERS = 0.2
 
 _SHOWN = 5
+_RESTORE = "restore the file, or take the image out of the data set"
+_NAME_RULE = "must be a text that is not empty"
 
 
 def find_problems(dataset: DetectionDataset, *, read_pixels: bool) -> list[Problem]:
@@ -46,8 +48,8 @@ def find_problems(dataset: DetectionDataset, *, read_pixels: bool) -> list[Probl
     """
     kinds = (_id_problems, _name_problems, _unit_problems, _box_problems, _class_problems)
     problems = [problem for find in kinds for problem in find(dataset)]
-    for position, record in enumerate(dataset.records):
-        problems += _file_problems(record, position, read_pixels=read_pixels)
+    for position in range(len(dataset)):
+        problems += _file_problems(dataset, position, read_pixels=read_pixels)
     return problems
 
 
@@ -106,7 +108,7 @@ def apply_policy(
 def _summary(name: str, errors: list[Problem]) -> str:
     return (
         f"data set {name} has bad records ({len(errors)}): {_listed(errors)} (mend them, or leave "
-        f"them out with DATASETS.ON_BAD_RECORD skip; tools/check_dataset.py {name} lists all)"
+        f"them out with DATASETS.ON_BAD_RECORD skip; tools/check_dataset.py {name} --all lists all)"
     )
 
 
@@ -154,13 +156,16 @@ def _id_problems(dataset: DetectionDataset) -> Iterator[Problem]:
     first: dict[int | str, str] = {}
     files: dict[str, int | str] = {}
     for position, record in enumerate(dataset.records):
-        if record.file_name in files:
-            rule = f"each file is listed once; also that of image {files[record.file_name]}"
-            yield _problem(record, position, "duplicate file", record.file_name, rule)
-        files.setdefault(record.file_name, record.image_id)
+        file = dataset.list_file or record.file_name
         if record.image_id in first:
-            rule = f"ids are unique; also that of {first[record.image_id]}"
-            yield _problem(record, position, "duplicate id", repr(record.image_id), rule)
+            rule = f"must be unique; also that of {first[record.image_id]}"
+            value = repr(record.image_id)
+            yield _problem(record, position, "duplicate id", value, rule, file=file)
+        elif record.file_name in files:
+            value = f"{record.file_name}, also that of image {files[record.file_name]}"
+            rule, what = "counts twice", "duplicate file"
+            yield _problem(record, position, what, value, rule, file=file, level="note")
+        files.setdefault(record.file_name, record.image_id)
         first.setdefault(record.image_id, record.file_name)
 
 
@@ -170,11 +175,11 @@ def _name_problems(dataset: DetectionDataset) -> Iterator[Problem]:
     for label, name in enumerate(dataset.classes):
         place = f"class {label}"
         if not isinstance(name, str) or not name.strip():
-            yield Problem(dataset.name, place, "class name", repr(name), "a text that is not empty")
+            yield Problem(dataset.name, place, "class name", repr(name), _NAME_RULE)
             continue
         other = folded.setdefault(name.casefold(), name)
         if name in dataset.classes[:label]:
-            yield Problem(dataset.name, place, "class name", repr(name), "names are unique")
+            yield Problem(dataset.name, place, "class name", repr(name), "names must be unique")
         elif other != name:
             rule = f"differs from {other!r} by case alone; are they one class?"
             yield Problem(dataset.name, place, "class name", repr(name), rule, level="warning")
@@ -187,7 +192,7 @@ def _unit_problems(dataset: DetectionDataset) -> Iterator[Problem]:
     if not len(boxes) or not np.isfinite(boxes).all():
         return
     if boxes.min() >= 0 and boxes.max() <= 1 and limits.min() > MIN_EDGE_OF_PIXELS:
-        rule = "boxes are in pixels; multiply by width and height"
+        rule = "must be in pixels; multiply by width and height"
         value = f"all {len(boxes)} boxes lie in 0..1"
         yield Problem(dataset.name, "", "boxes look like fractions", value, rule, level="warning")
     # What a reader of x, y, width, height made of corners: the second corner lies behind the edge.
@@ -195,7 +200,7 @@ def _unit_problems(dataset: DetectionDataset) -> Iterator[Problem]:
     passes = (boxes[:, 2:] > limits[:, 2:] + EDGE_TOLERANCE).any(axis=1)
     as_corners = (sizes > boxes[:, :2]).all() and (sizes <= limits[:, 2:] + EDGE_TOLERANCE).all()
     if as_corners and passes.mean() > SHARE_OF_CORNERS:
-        rule = "boxes are x, y, width, height; subtract the first corner from the second"
+        rule = "must be x, y, width, height; subtract the first corner from the second"
         value = (
             f"{passes.sum()} of {len(boxes)} boxes pass their image's edge, as corners none does"
         )
@@ -215,6 +220,7 @@ def _class_problems(dataset: DetectionDataset) -> Iterator[Problem]:
 
 
 _PASSES_EDGE = "box passes the image's edge"
+_OUTSIDE = "box outside the image"
 
 
 class _AllBoxes:
@@ -252,10 +258,36 @@ def _box_problems(dataset: DetectionDataset) -> Iterator[Problem]:
     for index, what, rule in faults:
         position = int(table.position[index])
         record = dataset.records[position]
-        value = str([float(f"{x:.6g}") for x in table.boxes[index]])
-        if what == _PASSES_EDGE:
+        assert record.annotations is not None  # it has this box
+        number = int(table.number[index])
+        place, value = _written_box(record.annotations, number)
+        if what in (_PASSES_EDGE, _OUTSIDE):
             value += f" in {record.width} x {record.height}"
-        yield _problem(record, position, what, value, rule, box=int(table.number[index]))
+        yield Problem(
+            _annotation_file(dataset, record),
+            f"{place} of image {record.image_id}",
+            *(what, value, rule),
+            position=position,
+            box=number,
+        )
+
+
+def _written_box(annotations: Annotations, number: int) -> tuple[str, str]:
+    """Name and coordinates of a box as they stand in its file."""
+    origin = annotations.origin
+    if origin is None:
+        place, columns, box = f"boxes[{number}]", "x1, y1, x2, y2", annotations.boxes[number]
+    else:
+        place = origin.entry.format(origin.numbers[number])
+        columns, box = origin.columns, origin.boxes[number]
+    return place, f"{columns} = {', '.join(f'{x:.10g}' for x in box.tolist())}"
+
+
+def _annotation_file(dataset: DetectionDataset, record: ImageRecord) -> str:
+    """The file in which an image's annotations stand, as far as it is known."""
+    if record.annotations is not None and record.annotations.origin is not None:
+        return record.annotations.origin.file
+    return dataset.list_file or record.file_name
 
 
 def _wrong_boxes(
@@ -269,11 +301,11 @@ def _wrong_boxes(
     fits = (np.abs(clipped - boxes) <= EDGE_TOLERANCE).all(axis=1)
     known = (labels >= 0) & (labels < classes)
     faults = (
-        (~finite, "box is not finite", "every coordinate is a number"),
-        (~has_area, "box without area", "x2 > x1 and y2 > y1"),
-        (~inside, "box outside the image", "boxes lie inside their image"),
-        (~fits, _PASSES_EDGE, f"by at most {EDGE_TOLERANCE:g} pixel"),
-        (~known, "box of an unknown class", f"labels are 0..{classes - 1}"),
+        (~finite, "box is not finite", "must be four finite numbers"),
+        (~has_area, "box without area", "width and height must be above 0"),
+        (~inside, _OUTSIDE, "must overlap its image"),
+        (~fits, _PASSES_EDGE, f"may pass it by at most {EDGE_TOLERANCE:g} pixel"),
+        (~known, "box of an unknown class", f"its label must be 0..{classes - 1}"),
     )
     open_ = np.ones(len(boxes), dtype=bool)
     for wrong, what, rule in faults:
@@ -282,19 +314,19 @@ def _wrong_boxes(
         open_ &= ~wrong
 
 
-def _file_problems(record: ImageRecord, position: int, *, read_pixels: bool) -> list[Problem]:
+def _file_problems(dataset: DetectionDataset, position: int, *, read_pixels: bool) -> list[Problem]:
+    record = dataset.records[position]
     try:
         size = Path(record.file_name).stat().st_size
     except OSError:
-        rule = "every listed image exists"
-        return [_problem(record, position, "missing image", record.file_name, rule)]
+        return [_problem(record, position, "missing image", "there is no such file", _RESTORE)]
     if size == 0:
-        rule = "it holds an image"
-        return [_problem(record, position, "empty image file", record.file_name, rule)]
-    return list(_pixel_problems(record, position)) if read_pixels else []
+        return [_problem(record, position, "empty image file", "0 bytes", _RESTORE)]
+    return list(_pixel_problems(dataset, position)) if read_pixels else []
 
 
-def _pixel_problems(record: ImageRecord, position: int) -> Iterator[Problem]:
+def _pixel_problems(dataset: DetectionDataset, position: int) -> Iterator[Problem]:
+    record = dataset.records[position]
     try:
         with Image.open(record.file_name) as image:
             size, stored, mode = upright_size(image), image.size, image.mode
@@ -302,15 +334,20 @@ def _pixel_problems(record: ImageRecord, position: int) -> Iterator[Problem]:
             image.load()
             dark = mode.startswith("I") and image.getextrema()[1] < 256
     except DECODING_ERRORS as error:
-        rule = "it can be decoded"
-        yield _problem(record, position, "unreadable image", f"{record.file_name}: {error}", rule)
+        reason = str(error) or type(error).__name__
+        yield _problem(record, position, "unreadable image", reason, _RESTORE)
         return
     if size != (record.width, record.height):
-        value = f"file {size[0]} x {size[1]}, annotation {record.width} x {record.height}"
-        yield _problem(record, position, "wrong size", value, "both are the same")
+        value = (
+            f"{record.file_name} has {size[0]} x {size[1]} pixels, its annotation says "
+            f"{record.width} x {record.height}"
+        )
+        rule = "correct the annotation: width and height are those of the upright image"
+        file = _annotation_file(dataset, record)
+        yield _problem(record, position, "wrong size", value, rule, file=file)
     if size != stored:
-        rule = "turned upright when read"
-        yield _problem(record, position, "turned by EXIF", record.file_name, rule, level="note")
+        value, rule = f"{stored[0]} x {stored[1]} in the file", "turned upright when read"
+        yield _problem(record, position, "turned by EXIF", value, rule, level="note")
     if dark:
         rule = "the high byte is read, so it is black; save it with 8 bits"
         yield _problem(record, position, "16-bit image of 0..255", mode, rule, level="warning")
@@ -325,8 +362,9 @@ def _problem(
     value: str,
     rule: str,
     *,
+    file: str = "",
     level: str = "error",
-    box: int = -1,
 ) -> Problem:
+    """A problem of an image as a whole, in its own file unless `file` says otherwise."""
     place = f"image {record.image_id}"
-    return Problem(record.file_name, place, what, value, rule, level, position, box)
+    return Problem(file or record.file_name, place, what, value, rule, level, position)

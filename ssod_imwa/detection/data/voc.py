@@ -14,7 +14,7 @@ from ssod_imwa.data.image_files import MAX_EDGE, image_paths, image_size
 from ssod_imwa.data.problems import Problem, report
 from ssod_imwa.data.text_files import read_flag, read_text, read_xml
 from ssod_imwa.detection.data.folder import unlabeled_records
-from ssod_imwa.detection.data.records import Annotations, DetectionDataset, ImageRecord
+from ssod_imwa.detection.data.records import Annotations, DetectionDataset, ImageRecord, Origin
 from ssod_imwa.errors import DataError
 
 # detectron2's order, which is the alphabetical one.
@@ -59,25 +59,27 @@ def load_voc(
     """
     root = Path(root)
     images = _image_files(root / "JPEGImages")
-    names = _read_list(root / "ImageSets" / "Main" / f"{split}.txt", images)
+    list_file = root / "ImageSets" / "Main" / f"{split}.txt"
+    names = _read_list(list_file, images)
     for image_id in names:
         if len(images.get(image_id, ())) > 1:
             files = ", ".join(path.name for path in images[image_id])
-            rule = "an image has one file"
+            rule = "must be one file"
             place = f"image {image_id}"
             report(Problem(str(root / "JPEGImages"), place, "several files", files, rule), problems)
     paths = [str(images.get(n, [root / "JPEGImages" / f"{n}.jpg"])[0]) for n in names]
     if not labeled:
         named = list(zip(names, paths, strict=True))
-        return DetectionDataset(name, unlabeled_records(named, problems), ())
+        return DetectionDataset(name, unlabeled_records(named, problems), (), str(list_file))
     if classes is None:
         classes = discover_classes(root / "Annotations", problems)
     labels = {class_name: label for label, class_name in enumerate(classes)}
-    records = (
+    each = (
         _record(root / "Annotations" / f"{n}.xml", n, path, labels, problems)
         for n, path in zip(names, paths, strict=True)
     )
-    return DetectionDataset(name, tuple(r for r in records if r is not None), tuple(classes))
+    records = tuple(record for record in each if record is not None)
+    return DetectionDataset(name, records, tuple(classes), str(list_file))
 
 
 def discover_classes(folder: Path, problems: list[Problem] | None = None) -> tuple[str, ...]:
@@ -150,11 +152,12 @@ def _record(
         tree = read_xml(annotation_file)
         width, height = _size(tree, image_path)
     except DataError as error:
-        rule = "every labeled image has an XML file and a size"
+        rule = "every labeled image needs an XML file and a size"
         report(Problem(str(annotation_file), place, "no annotation", str(error), rule), problems)
         return None
-    rows: list[tuple[float, float, float, float]] = []
-    numbers: list[tuple[int, bool]] = []
+    boxes: list[tuple[float, float, float, float]] = []
+    numbers: list[int] = []
+    flags: list[tuple[int, bool]] = []
     for number, node in enumerate(tree.findall("object"), start=1):
         fault = _object_fault(node, labels)
         if fault is not None:
@@ -163,13 +166,22 @@ def _record(
             continue
         box = _box(node)
         assert box is not None  # which would be a fault
-        rows.append(box)
-        numbers.append((labels[_class_name(node)], read_flag(node.findtext("difficult", "0"))))
+        boxes.append(box)
+        numbers.append(number)
+        flags.append((labels[_class_name(node)], read_flag(node.findtext("difficult", "0"))))
+    written = np.array(boxes, dtype=np.float64).reshape(-1, 4)
     annotations = Annotations(
-        boxes=np.array(rows, dtype=np.float32).reshape(-1, 4),
-        labels=np.array([label for label, _ in numbers], dtype=np.int64),
-        crowd=np.zeros(len(rows), dtype=bool),
-        difficult=np.array([difficult for _, difficult in numbers], dtype=bool),
+        boxes=_edges(written).astype(np.float32),
+        labels=np.array([label for label, _ in flags], dtype=np.int64),
+        crowd=np.zeros(len(boxes), dtype=bool),
+        difficult=np.array([difficult for _, difficult in flags], dtype=bool),
+        origin=Origin(
+            str(annotation_file),
+            "object {}",
+            "xmin, ymin, xmax, ymax",
+            np.array(numbers, dtype=np.int64),
+            written,
+        ),
     )
     return ImageRecord(image_path, image_id, width, height, annotations)
 
@@ -178,7 +190,7 @@ def _object_fault(node: ElementTree.Element, labels: dict[str, int]) -> tuple[st
     """What is wrong, the value and the rule."""
     name = _class_name(node)
     if not name:
-        return "object without a class", "no name", "name is a text that is not empty"
+        return "object without a class", "no name", "name must be a text that is not empty"
     if name not in labels:
         return "unknown class", repr(name), f"one of {', '.join(labels)}"
     if _box(node) is None:
@@ -209,14 +221,17 @@ def _size(tree: ElementTree.Element, image_path: str) -> tuple[int, int]:
 
 
 def _box(node: ElementTree.Element) -> tuple[float, float, float, float] | None:
+    """The corners as they stand in the file; None if they are not four numbers."""
     try:
         x1, y1, x2, y2 = (
             float(node.findtext(f"bndbox/{key}", "")) for key in ("xmin", "ymin", "xmax", "ymax")
         )
     except ValueError:
         return None
-    if not all(math.isfinite(x) for x in (x1, y1, x2, y2)):
-        return None
-    if x2 <= x1 or y2 <= y1:
-        return x1, y1, x2, y2
-    return x1 - 1, y1 - 1, x2, y2
+    return (x1, y1, x2, y2) if all(map(math.isfinite, (x1, y1, x2, y2))) else None
+
+
+def _edges(corners: np.ndarray) -> np.ndarray:
+    """Boxes of pixels counted from 1, the last one included, as edges; see `load_voc`."""
+    has_area = (corners[:, 2:] > corners[:, :2]).all(axis=1, keepdims=True)
+    return corners - has_area * np.array([1.0, 1.0, 0.0, 0.0])

@@ -146,9 +146,7 @@ def test_a_missing_file_and_mixed_ids_are_refused(tiny_coco, tmp_path):
         load_coco(file, folder, name="tiny")
     twice = [*content["categories"], {"id": 3, "name": "cow"}]
     rewrite(file, content, categories=twice)
-    with pytest.raises(
-        DataError, match=r"categories\[2\]: category id: 3 \(category ids are unique"
-    ):
+    with pytest.raises(DataError, match=r"categories\[2\]: category id: 3 \(must be unique"):
         load_coco(file, folder, name="tiny")
 
 
@@ -176,7 +174,7 @@ def test_flags_are_read_in_every_spelling(tiny_coco, value):
         ("images", {"id": [1]}, r"image id: \[1\]"),
         ("categories", {"name": 7}, r"categories\[0\]: class name: 7"),
         ("categories", {"name": " "}, "a text that is not empty"),
-        ("categories", {"name": "cat"}, "names of classes are unique"),
+        ("categories", {"name": "cat"}, "must be unique"),
         ("categories", {"id": None}, "category id: None"),
     ],
 )

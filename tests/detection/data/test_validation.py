@@ -70,7 +70,7 @@ def test_a_bad_box_is_found_and_located(dataset, box, what):
     broken = with_record(dataset, 1, annotations=boxes)
     (problem,) = find_problems(broken, read_pixels=False)
     assert (problem.what, problem.position, problem.box) == (what, 1, 1)
-    assert (problem.file, problem.place) == (dataset.records[1].file_name, "image 1")
+    assert (problem.file, problem.place) == (dataset.records[1].file_name, "boxes[1] of image 1")
 
 
 def test_box_checks_agree_with_a_plain_loop(dataset):
@@ -110,7 +110,8 @@ def test_files_are_checked(dataset, tmp_path, write_image):
     assert kinds(dataset, read_pixels=False) == ["empty image file"]
     write_image(tmp_path / "0.png", width=41)
     (problem,) = find_problems(dataset, read_pixels=True)
-    assert (problem.what, problem.value) == ("wrong size", "file 41 x 30, annotation 40 x 30")
+    said = f"{tmp_path / '0.png'} has 41 x 30 pixels, its annotation says 40 x 30"
+    assert (problem.what, problem.value) == ("wrong size", said)
     whole = (tmp_path / "1.png").read_bytes()
     (tmp_path / "1.png").write_bytes(whole[: len(whole) // 2])
     assert kinds(dataset) == ["wrong size", "unreadable image"]
@@ -248,10 +249,12 @@ def test_the_two_boxes_without_area_of_bccd_are_named(real_data):
     dataset, problems = read_dataset("bccd_trainval", root=real_data)
     assert problems == []
     found = find_problems(dataset, read_pixels=False)
-    assert [(p.place, p.what, p.value) for p in found] == [
-        ("image BloodImage_00338", "box without area", "[504.0, 337.0, 504.0, 337.0]"),
-        ("image BloodImage_00343", "box without area", "[181.0, 329.0, 181.0, 329.0]"),
+    assert {p.what for p in found} == {"box without area"}
+    assert [(p.place, p.value) for p in found] == [
+        ("object 13 of image BloodImage_00338", "xmin, ymin, xmax, ymax = 504, 337, 504, 337"),
+        ("object 4 of image BloodImage_00343", "xmin, ymin, xmax, ymax = 181, 329, 181, 329"),
     ]
+    assert found[0].file == str(real_data / "bccd/Annotations/BloodImage_00338.xml")
     before = sum(len(record.annotations) for record in dataset.records)
     cleaned = apply_policy(dataset, on_bad_record="skip")
     assert sum(len(record.annotations) for record in cleaned.records) == before - 2
@@ -300,7 +303,7 @@ def test_boxes_of_fractions_and_corners_read_as_sizes_are_noticed():
 @pytest.mark.parametrize(
     ("classes", "message"),
     [
-        (("cat", "cat"), "names are unique"),
+        (("cat", "cat"), "names must be unique"),
         (("cat", ""), "a text that is not empty"),
         (("cat", None), "a text that is not empty"),
         (("cat", "Cat"), "case alone"),
@@ -312,7 +315,12 @@ def test_names_of_classes_are_checked(classes, message):
     assert [message in rule for rule in rules] == [True]
 
 
-def test_one_file_under_two_ids_is_a_problem():
+def test_one_file_under_two_ids_is_a_note():
     dataset = with_boxes_of([(1, 1, 5, 5)] * 2)
     records = tuple(replace(record, file_name="same.png") for record in dataset.records)
-    assert "duplicate file" in kinds_of(replace(dataset, records=records))
+    (problem,) = (
+        p
+        for p in find_problems(replace(dataset, records=records), read_pixels=False)
+        if p.what == "duplicate file"
+    )
+    assert (problem.level, problem.value) == ("note", "same.png, also that of image 0")
