@@ -38,7 +38,7 @@ from ssod_imwa.classification.models.freezing import StageOptions, reset_last_bl
 from ssod_imwa.classification.models.heads import ScaledClassifier, ScaleOptions
 from ssod_imwa.classification.models.mae import MaskedAutoencoder
 from ssod_imwa.classification.models.vit import ViTOptions
-from ssod_imwa.classification.models.weights import load_encoder
+from ssod_imwa.classification.models.weights import foreign_state, load_encoder
 from ssod_imwa.config.options import read_options
 from ssod_imwa.data.order import MakeOrder
 from ssod_imwa.data.registration import import_modules
@@ -252,14 +252,16 @@ def load_weights(model: nn.Module, source: str, *, keep_classifier: bool = True)
 
     Args:
         model: the network.
-        source: folder or file.
+        source: folder or file; or a file of another program with the network's state dict.
         keep_classifier: whether the classifier's weights are taken, too.
 
     Raises:
         CheckpointError: the file is missing or damaged.
         WeightsError: it holds another network.
     """
-    state = deployed_state(read_models(source).weights)
+    state = foreign_state(model, source)
+    if state is None:
+        state = deployed_state(read_models(source).weights)
     if is_autoencoder(state) and not isinstance(model, MaskedAutoencoder):
         load_encoder(model, encoder_state(state), source=source)
         return

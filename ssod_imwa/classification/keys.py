@@ -39,7 +39,7 @@ class ModelOptions(Options):
     weights: str = option(
         "",
         'initial weights: "" (random), "imagenet" (torchvision\'s), a run\'s folder, or a file of '
-        "a run",
+        "a run, or of another program with a state dict of this network",
         free=True,
     )
     pixel_mean: list[float] = option([123.675, 116.28, 103.53], "subtracted from pixels (0..255)")

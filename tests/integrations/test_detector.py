@@ -448,6 +448,18 @@ def test_weights_come_from_our_files_and_from_theirs(tmp_path):
         assert all(torch.equal(state[n], x) for n, x in trained.state_dict().items())
 
 
+def test_weights_of_other_trainers_are_unwrapped(tmp_path):
+    trained, detector = (build_detector(config(), CLASSES) for _ in range(2))
+    state = {f"module.{name}": x for name, x in trained.model.state_dict().items()}
+    torch.save({"state_dict": state, "epoch": 3}, tmp_path / "x.pth")
+    detector.load_weights(str(tmp_path / "x.pth"))
+    state = detector.state_dict()
+    assert all(torch.equal(state[n], x) for n, x in trained.state_dict().items())
+    torch.save(trained, tmp_path / "whole.pth")
+    with pytest.raises(WeightsError, match=r"whole\.pth: is a whole pickled module"):
+        detector.load_weights(str(tmp_path / "whole.pth"))
+
+
 def test_wrong_weights_and_detectors_are_one_line(tmp_path):
     torch.save({"model": {"other.weight": torch.ones(2)}}, tmp_path / "other.pth")
     detector = build_detector(config(), CLASSES)

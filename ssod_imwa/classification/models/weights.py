@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 import torch
 from timm.layers import resample_abs_pos_embed
@@ -10,6 +11,8 @@ from torch import nn
 
 from ssod_imwa.classification.models.base import ImageClassifier
 from ssod_imwa.classification.models.heads import ScaledClassifier
+from ssod_imwa.engine.checkpoint.atomic import digest_path
+from ssod_imwa.engine.checkpoint.foreign import check_related, plain_state, read_content
 from ssod_imwa.errors import WeightsError
 
 POSITIONS = "stem.pos_embed"
@@ -43,6 +46,7 @@ def load_encoder(model: ImageClassifier, state: Mapping[str, torch.Tensor], *, s
     encoder = {name: x for name, x in state.items() if not name.startswith(CLASSIFIER)}
     if POSITIONS in wanted and POSITIONS in encoder:
         encoder[POSITIONS] = resized_positions(encoder[POSITIONS], wanted[POSITIONS])
+    check_related(encoder, wanted, source)
     problems = [
         _listed("missing", (n for n in wanted.keys() - encoder.keys() if not n.endswith(COUNTER))),
         _listed("unknown", encoder.keys() - wanted.keys()),
@@ -58,6 +62,25 @@ def load_encoder(model: ImageClassifier, state: Mapping[str, torch.Tensor], *, s
     if any(problems):
         raise WeightsError(f"{source}: does not fit: {'; '.join(filter(None, problems))}")
     model.load_state_dict(encoder, strict=False)
+
+
+def foreign_state(model: nn.Module, source: str) -> dict[str, torch.Tensor] | None:
+    """The state in a file of another program under the model's names, or None for a run's file.
+
+    What wrappers and trainers put around it is taken away; the names may be those of torchvision
+    or timm.
+
+    Raises:
+        WeightsError: the file holds something else, or several models.
+    """
+    path = Path(source)
+    if not path.is_file() or digest_path(path).is_file():
+        return None
+    content = read_content(path)
+    if isinstance(content, Mapping) and "inference_model" in content:
+        return None  # of a run, without its digest
+    state = plain_state(content, source)
+    return renamed_from_library(model, state) if isinstance(model, ImageClassifier) else state
 
 
 def resized_positions(positions: torch.Tensor, like: torch.Tensor) -> torch.Tensor:

@@ -28,8 +28,9 @@ from ssod_imwa.detection.detectors.detectron2_export import (
 from ssod_imwa.detection.detectors.detectron2_parts import ModelParts, RegionParts, has_regions
 from ssod_imwa.detection.detectors.parts import Parts
 from ssod_imwa.detection.detectors.plain_attributes import PlainAttributes
-from ssod_imwa.detection.detectors.weights import load_strictly, read_state
+from ssod_imwa.detection.detectors.weights import load_strictly, state_in
 from ssod_imwa.detection.losses import multiclass_focal_loss
+from ssod_imwa.engine.checkpoint.foreign import read_content
 from ssod_imwa.errors import ConfigError, UserError, WeightsError
 
 LAZY_THAWING = (
@@ -135,7 +136,7 @@ class Detectron2Detector(Detector):
         """
         if not weights:
             return
-        if (state := _own_state(weights)) is not None:
+        if (state := self._complete_state(weights)) is not None:
             load_strictly(self, state, weights)
             return
         before = {name: x.clone() for name, x in self.model.state_dict().items()}
@@ -146,6 +147,20 @@ class Detectron2Detector(Detector):
         after = self.model.state_dict()
         if all(torch.equal(before[name], after[name]) for name in before):
             raise WeightsError(f"MODEL.WEIGHTS = {weights!r}: nothing in it fits the model")
+
+    def _complete_state(self, weights: str) -> Mapping[str, Any] | None:
+        """The state in a file of ours, or of another program if its names are all the model's."""
+        if weights.endswith((".pkl", ".pyth")) or not Path(weights).is_file():
+            return None
+        content = read_content(Path(weights))
+        try:
+            state = state_in(content, weights)
+        except WeightsError:  # detectron2 has its own rules of what is the model in a file
+            return None
+        if all(name.startswith("model.") for name in state):
+            return state
+        complete = state.keys() == self.model.state_dict().keys()
+        return {f"model.{name}": x for name, x in state.items()} if complete else None
 
     def export(self, path: Path, *, min_size: int, max_size: int) -> str:
         """Write a checkpoint and, unless a LazyConfig is it, a configuration beside it (.yaml)."""
@@ -248,14 +263,3 @@ def _use_focal_loss(model: nn.Module, gamma: float) -> None:
     # detectron2's ROI heads name the class of their predictor in their code: it cannot be chosen.
     predictor.__class__ = FocalFastRCNNOutputLayers
     predictor.focal_gamma = gamma
-
-
-def _own_state(weights: str) -> Mapping[str, Any] | None:
-    """The state in a file of this package, whose names begin with this class's attribute."""
-    if not weights.endswith(".pth") or not Path(weights).is_file():
-        return None
-    try:
-        state = read_state(weights)
-    except WeightsError:  # detectron2 reads files with arbitrary objects, too
-        return None
-    return state if all(name.startswith("model.") for name in state) else None

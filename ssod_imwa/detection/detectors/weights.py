@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
-import zipfile
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +13,7 @@ from torch import nn
 from torchvision.models import get_model_weights
 
 from ssod_imwa.detection.detectors.options import FasterRCNNOptions
+from ssod_imwa.engine.checkpoint.foreign import check_related, plain_state, read_content
 from ssod_imwa.errors import WeightsError
 
 
@@ -33,12 +32,27 @@ TORCHVISION_INPUT = BackboneInput("RGB", (123.675, 116.28, 103.53), (58.395, 57.
 
 
 def read_state(weights: str) -> Mapping[str, Any]:
-    """The state dict in a file, of the model that a run's checkpoint recommends.
+    """The state dict in a file, as `state_in` finds it.
 
     Raises:
         WeightsError: the file is missing or damaged, or holds none.
     """
-    return _model_state(_read_torch_file(Path(weights)), weights)
+    return state_in(read_content(Path(weights)), weights)
+
+
+def state_in(content: Any, source: str) -> Mapping[str, Any]:
+    """The state dict in what a file holds, of the model that a run's checkpoint recommends.
+
+    What wrappers and trainers of other programs put around it is taken away.
+
+    Args:
+        content: of the file.
+        source: for messages.
+
+    Raises:
+        WeightsError: there is none, or several.
+    """
+    return plain_state(_model_of_run(content), source)
 
 
 def load_strictly(module: nn.Module, state: Mapping[str, Any], source: str) -> None:
@@ -55,6 +69,7 @@ def load_strictly(module: nn.Module, state: Mapping[str, Any], source: str) -> N
         for name in ours.keys() & theirs.keys()
         if _shape(theirs[name]) != _shape(ours[name])
     }
+    check_related(theirs, ours, source)
     problems = [
         _listed("missing", ours.keys() - theirs.keys()),
         _listed("unknown", theirs.keys() - ours.keys()),
@@ -148,34 +163,13 @@ def _listed(what: str, names: Collection[str]) -> str:
     return f"{len(names)} {what}: {', '.join(sorted(names)[:10])}{more}" if names else ""
 
 
-def _read_torch_file(path: Path) -> Any:
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise WeightsError(f"MODEL.WEIGHTS = {path}: there is no such file") from None
-    except OSError as error:
-        raise WeightsError(f"{path}: cannot be read ({error.strerror})") from error
-    except (
-        RuntimeError,
-        ValueError,
-        EOFError,
-        KeyError,
-        pickle.UnpicklingError,
-        zipfile.BadZipFile,
-    ) as error:
-        # torch's own text advises to load with weights_only=False, which would run the file's code.
-        raise WeightsError(
-            f"{path}: is not a file of weights (must be a dict of tensors, written whole by "
-            "torch.save)"
-        ) from error
-
-
-def _model_state(content: Any, source: str) -> Mapping[str, Any]:
-    """The state dict inside a checkpoint: of the model that the run recommends, if it says so."""
-    recommended = content.get("inference_model") if isinstance(content, Mapping) else None
-    for key in (recommended, "trainer", "models", "model", "teacher", "student"):
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            return _model_state(content[key], source)
-    if not isinstance(content, Mapping) or not content:
-        raise WeightsError(f"{source}: holds no state dict but a {type(content).__name__}")
+def _model_of_run(content: Any) -> Any:
+    """What a file of ours holds of the model that its run recommends; other files as they are."""
+    if not isinstance(content, Mapping):
+        return content
+    names = [content.get("inference_model"), "trainer", "models"]
+    names += [] if "model" in content else ["teacher", "student"]
+    for name in names:
+        if isinstance(content.get(name), Mapping):
+            return _model_of_run(content[name])
     return content

@@ -12,6 +12,7 @@ import torch
 
 from ssod_imwa.engine.checkpoint.atomic import damage, load_checkpoint
 from ssod_imwa.engine.checkpoint.compatibility import check_format
+from ssod_imwa.engine.checkpoint.foreign import read_content
 from ssod_imwa.engine.checkpoint.output import AVERAGED, FINAL
 from ssod_imwa.errors import CheckpointError
 
@@ -73,15 +74,16 @@ def check_classes(source: str | Path, classes: Sequence[str]) -> None:
 
     Raises:
         CheckpointError: the names differ.
+        WeightsError: the file is not one of weights.
     """
     path = Path(source)
     path = newest_model(path) if path.is_dir() else path
     if path.suffix != ".pth" or not path.is_file():
         return
-    content = load_checkpoint(path)
+    content = read_content(path)
     content = content.get("run", content) if isinstance(content, Mapping) else {}
     trained = content.get("classes") if isinstance(content, Mapping) else None
-    if not trained or list(trained) == list(classes):
+    if not isinstance(trained, list | tuple) or not trained or list(trained) == list(classes):
         return
     pairs = zip_longest(trained, classes)
     label, (ours, theirs) = next((i, pair) for i, pair in enumerate(pairs) if pair[0] != pair[1])

@@ -1,16 +1,19 @@
 import pytest
 import torch
 import torch.nn.functional as F
+import torchvision
 from torch import nn
 
+from ssod_imwa.classification.build import load_weights
 from ssod_imwa.classification.models.cifar_resnet import CifarResNet
 from ssod_imwa.classification.models.heads import ScaledClassifier
+from ssod_imwa.classification.models.torchvision_models import TorchvisionResNet
 from ssod_imwa.classification.models.weights import (
     exported_state,
     load_encoder,
     resized_positions,
 )
-from ssod_imwa.errors import WeightsError
+from ssod_imwa.errors import CheckpointError, WeightsError
 
 
 def test_encoder_is_loaded_and_classifier_left_alone():
@@ -51,6 +54,52 @@ def test_nothing_is_loaded_if_anything_does_not_fit():
 def test_long_lists_are_cut():
     with pytest.raises(WeightsError, match=r"35 missing: .*, \.\.\. \(25 more\)$"):
         load_encoder(CifarResNet(10, depth=8), {}, source="x")
+
+
+def test_a_state_of_another_network_is_not_listed():
+    with pytest.raises(WeightsError, match="is of another network: none of its 2 tensors") as error:
+        load_encoder(CifarResNet(10, depth=8), nn.Linear(1, 1).state_dict(), source="x")
+    assert "more)" not in str(error.value)
+
+
+def wrapped(network):
+    state = {f"module.{name}": x for name, x in network.state_dict().items()}
+    return {"epoch": 90, "arch": "resnet18", "state_dict": state, "best_acc1": torch.ones(())}
+
+
+def test_a_file_of_torchvisions_training_script_is_taken_under_our_names(tmp_path):
+    theirs = torchvision.models.resnet18(num_classes=10).eval()
+    torch.save(wrapped(theirs), tmp_path / "checkpoint.pth.tar")
+    model = TorchvisionResNet("resnet18", 10).eval()
+    load_weights(model, str(tmp_path / "checkpoint.pth.tar"))
+    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        torch.testing.assert_close(model(images), theirs(images))
+
+
+def test_the_classifier_of_another_programs_file_is_left_if_it_is_not_wanted(tmp_path):
+    theirs = torchvision.models.resnet18()
+    torch.save(wrapped(theirs), tmp_path / "x.pth")
+    model = TorchvisionResNet("resnet18", 10)
+    load_weights(model, str(tmp_path / "x.pth"), keep_classifier=False)
+    assert model.state_dict()["stem.conv1.weight"].equal(theirs.conv1.weight)
+    with pytest.raises(WeightsError, match=r"is of another network than CLS\.MODEL"):
+        load_weights(model, str(tmp_path / "x.pth"))
+
+
+def test_a_compiled_model_of_ours_is_taken(tmp_path):
+    trained, model = CifarResNet(10, depth=8), CifarResNet(10, depth=8)
+    state = {f"_orig_mod.{name}": x for name, x in trained.state_dict().items()}
+    torch.save(state, tmp_path / "x.pth")
+    load_weights(model, str(tmp_path / "x.pth"))
+    assert all(x.equal(trained.state_dict()[name]) for name, x in model.state_dict().items())
+
+
+def test_a_runs_file_without_its_digest_is_refused(tmp_path):
+    state = CifarResNet(10, depth=8).state_dict()
+    torch.save({"student": state, "inference_model": "student"}, tmp_path / "model_final.pth")
+    with pytest.raises(CheckpointError, match=r"its digest file .* does not exist"):
+        load_weights(CifarResNet(10, depth=8), str(tmp_path / "model_final.pth"))
 
 
 @pytest.mark.parametrize("side", [3, 6])

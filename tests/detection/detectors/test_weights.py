@@ -2,6 +2,7 @@ import collections
 import logging
 import pickle
 import urllib.error
+from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
@@ -238,6 +239,43 @@ def test_detector_files_are_found_inside_checkpoints(tmp_path, wrap):
     detector = small_detector(2)
     detector.load_weights(str(tmp_path / "x.pth"))
     assert equal_states(detector.state_dict(), state)
+
+
+def under(prefix, state):
+    return {f"{prefix}{name}": x for name, x in state.items()}
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda state: under("module.", state),
+        lambda state: {"model": under("module._orig_mod.", state), "args": Namespace(lr=0.1)},
+        lambda state: {"model_state_dict": state, "epoch": 3},
+        lambda state: {"pytorch-lightning_version": "2", "state_dict": under("detector.", state)},
+    ],
+)
+def test_detectors_of_other_trainers_are_unwrapped(tmp_path, wrap):
+    state = small_detector(1).state_dict()
+    torch.save(wrap(state), tmp_path / "x.pth")
+    detector = small_detector(2)
+    detector.load_weights(str(tmp_path / "x.pth"))
+    assert equal_states(detector.state_dict(), state)
+
+
+def test_a_backbone_of_another_trainer_is_unwrapped(tmp_path):
+    resnet = torchvision.models.resnet18()
+    torch.save({"state_dict": under("module.", resnet.state_dict())}, tmp_path / "x.pth")
+    detector = small_detector()
+    detector.load_weights(str(tmp_path / "x.pth"))
+    assert torch.equal(detector.backbone.body.conv1.weight, resnet.conv1.weight)
+
+
+def test_a_file_of_another_network_is_not_listed(tmp_path):
+    torch.save({"state_dict": nn.Linear(1, 1).state_dict()}, tmp_path / "x.pth")
+    match = "is of another network: none of its 2 tensors, such as bias, is the model's"
+    with pytest.raises(WeightsError, match=match) as error:
+        small_detector().load_weights(str(tmp_path / "x.pth"))
+    assert "more)" not in str(error.value)
 
 
 def test_torchvision_resnet_file_fills_the_backbone(tmp_path):
