@@ -234,7 +234,8 @@ class _AllBoxes:
 
     def __init__(self, dataset: DetectionDataset) -> None:
         # The empty first entries keep the shapes of a data set without labels.
-        none = Annotations(np.zeros((0, 4), np.float32), np.zeros(0, np.int64), *[np.zeros(0)] * 2)
+        flags = np.zeros(0, bool)
+        none = Annotations(np.zeros((0, 4), np.float32), np.zeros(0, np.int64), flags, flags)
         each = [none, *(record.annotations or none for record in dataset.records)]
         counts = [len(annotations) for annotations in each]
         self.boxes = np.concatenate([annotations.boxes for annotations in each])
