@@ -18,8 +18,10 @@ from ssod_imwa.detection.data.validation import check_readable
 from ssod_imwa.detection.detectors.base import Detector
 from ssod_imwa.detection.detectors.build import build_detector
 from ssod_imwa.detection.methods.supervised import Supervised, SupervisedOptions
+from ssod_imwa.detection.pseudo_label_hook import PseudoLabelHook
 from ssod_imwa.engine.method import Method
 from ssod_imwa.engine.precise_bn import build_recomputation
+from ssod_imwa.engine.trainer import HookBase
 from ssod_imwa.task import Batches, Evaluator, Recompute, Task
 
 
@@ -78,6 +80,9 @@ class DetectionTask(Task):
         return build_recomputation(
             batches, count=count, set_train_mode=lambda model: model.train(), forward=learn
         )
+
+    def hooks(self) -> list[HookBase]:
+        return [PseudoLabelHook()]
 
     def fingerprints(self) -> dict[str, Any]:
         labeled, unlabeled = self.data.labeled, self.data.unlabeled

@@ -254,6 +254,8 @@ def place(schedule: EpisodeSchedule, position: Position) -> str:
 
 def _numbers(row: dict[str, Any]) -> str:
     parts = [f"loss {row['total_loss']:.4g}"]
+    if "pseudo_boxes" in row:
+        parts.append(f"pseudo-labels {row['pseudo_boxes']:.3g} an image")
     if "lr" in row:
         parts.append(f"lr {row['lr']:.3g}")
     if "time" in row:

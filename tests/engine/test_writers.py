@@ -231,6 +231,17 @@ def test_without_a_terminal_each_row_is_a_log_line(caplog):
     ]
 
 
+def test_pseudo_labels_stand_in_the_log_line(caplog):
+    caplog.set_level(logging.INFO)
+    writer = TerminalWriter(EpisodeSchedule(100), Console(file=io.StringIO()))
+    for count in (0.0, 2.375):
+        writer.write({"iteration": 9, "total_loss": 0.5, "pseudo_boxes": count})
+    assert [line.split("  ")[-2:] for line in caplog.messages] == [
+        ["loss 0.5", "pseudo-labels 0 an image"],
+        ["loss 0.5", "pseudo-labels 2.38 an image"],
+    ]
+
+
 def test_an_evaluation_of_plain_training_says_nothing_of_averages(caplog):
     caplog.set_level(logging.INFO)
     writer = TerminalWriter(EpisodeSchedule(100), Console(file=io.StringIO()))
