@@ -169,7 +169,7 @@ def member_subset(cfg: CfgNode, train: ClassificationDataset, member: int) -> An
     ).positions
 
 
-def build_model(cfg: CfgNode, classes: int, *, weights: str) -> nn.Module:
+def build_model(cfg: CfgNode, classes: int, *, weights: str) -> ImageClassifier | Experts:
     """The network of CLS.MODEL and CLS.STAGE.
 
     Args:
@@ -247,7 +247,12 @@ def normalize_classifier(model: nn.Module, tau: float) -> None:
     classifier.bias.zero_()
 
 
-def load_weights(model: nn.Module, source: str, *, keep_classifier: bool = True) -> None:
+def load_weights(
+    model: ImageClassifier | Experts | MaskedAutoencoder,
+    source: str,
+    *,
+    keep_classifier: bool = True,
+) -> None:
     """Fill a network with the one that a run trained, given its folder or a file of it.
 
     Args:
@@ -262,12 +267,13 @@ def load_weights(model: nn.Module, source: str, *, keep_classifier: bool = True)
     state = foreign_state(model, source)
     if state is None:
         state = deployed_state(read_models(source).weights)
-    if is_autoencoder(state) and not isinstance(model, MaskedAutoencoder):
-        load_encoder(model, encoder_state(state), source=source)
-        return
-    if not keep_classifier:
-        load_encoder(model, state, source=source)
-        return
+    if not isinstance(model, MaskedAutoencoder):
+        if is_autoencoder(state):
+            load_encoder(model, encoder_state(state), source=source)
+            return
+        if not keep_classifier:
+            load_encoder(model, state, source=source)
+            return
     try:
         model.load_state_dict(_folded(state, like=model))
     except RuntimeError as error:

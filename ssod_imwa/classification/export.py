@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TypeGuard
+
 import torch
 from fvcore.common.config import CfgNode
 from torch import nn
@@ -69,7 +71,7 @@ def loading_code(model: nn.Module, cfg: CfgNode, path: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _is_of_library(model: nn.Module) -> bool:
+def _is_of_library(model: nn.Module) -> TypeGuard[TorchvisionResNet]:
     """Whether torchvision builds the whole network by its name."""
     if not isinstance(model, TorchvisionResNet) or not hasattr(model.stem, "maxpool"):
         return False

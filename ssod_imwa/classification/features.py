@@ -13,6 +13,7 @@ from torch import nn
 from ssod_imwa.averaging.ranks import Group
 from ssod_imwa.classification.checks import check_at_least_1
 from ssod_imwa.classification.methods.base import deployed
+from ssod_imwa.classification.models.base import ImageClassifier
 from ssod_imwa.classification.models.experts import Experts
 from ssod_imwa.data.batches import Part
 
@@ -74,14 +75,14 @@ def extract(
     order = torch.cat([part[0] for part in gathered]).argsort()
     labels = torch.cat([part[1] for part in gathered])[order]
     features, logits = (
-        torch.cat([part[i] for part in gathered], dim=-2).index_select(-2, order).numpy()
-        for i in (2, 3)
+        torch.cat([part[i] for part in gathered], dim=-2).index_select(-2, order) for i in (2, 3)
     )
-    return Extracted(features, logits, labels.numpy())
+    return Extracted(features.numpy(), logits.numpy(), labels.numpy())
 
 
 def _outputs(network: nn.Module, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     if not isinstance(network, Experts):
+        assert isinstance(network, ImageClassifier)
         features = network.features(images)
         return features, network.classifier(features)
     parts = network.expert_features(images)

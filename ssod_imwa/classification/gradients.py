@@ -108,11 +108,14 @@ def _react(
         if group is not None:
             raise ValueError(f"group = {group!r} is not allowed with experts (must be None)")
         with torch.no_grad():
-            features = network.expert_features(images)
-            pairs = list(zip(network.experts, features, strict=True))
+            of_experts = network.expert_features(images)
+            pairs = list(zip(network.experts, of_experts, strict=True))
             logits = torch.stack([expert.classifier(rows) for expert, rows in pairs]).mean(0)
-        norms = [gradient_norms(expert.classifier, rows, labels) for expert, rows in pairs]
-        return torch.stack(norms).mean(0), torch.cat(features, 1), logits
+        norms = torch.stack(
+            [gradient_norms(expert.classifier, rows, labels) for expert, rows in pairs]
+        )
+        return norms.mean(0), torch.cat(of_experts, 1), logits
+    assert isinstance(network, ImageClassifier)
     done = _groups_up_to(network, group)
     with torch.no_grad():
         maps = images

@@ -57,8 +57,8 @@ def draw_beta(alpha: float, count: int, *, generator: torch.Generator) -> torch.
     """
     check_above_0(alpha=alpha)
     check_at_least_0(count=count)
-    seed = torch.randint(2**63 - 1, (), generator=generator, device=generator.device).item()
-    draws = np.random.Generator(np.random.Philox(seed)).beta(alpha, alpha, count)
+    number = torch.randint(2**63 - 1, (), generator=generator, device=generator.device)
+    draws = np.random.Generator(np.random.Philox(int(number))).beta(alpha, alpha, count)
     # float32 rounds 1.6 % of the draws of α = 0.2 to 1, where nothing would be left of an image.
     return torch.from_numpy(draws).float().clamp(_SMALLEST, _LARGEST)
 

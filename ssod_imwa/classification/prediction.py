@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -99,13 +100,15 @@ def evaluate_classifier(
     Several experts are judged by their mean logits; each one's accuracy is "expert1/top1", ..., and
     their mean "experts/top1".
     """
-    options = {"classes": classes, "train_counts": train_counts, "group_rule": group_rule}
+    judge = partial(
+        evaluate_logits, classes=classes, train_counts=train_counts, group_rule=group_rule
+    )
     network = deployed(model)
     if not isinstance(network, Experts):
         logits, labels = predict(model, batches, processes, poll=poll)
-        return evaluate_logits(logits, labels, **options)
+        return judge(logits, labels)
     of_experts, labels = predict(_EachExpert(network), batches, processes, poll=poll)
-    metrics = evaluate_logits(of_experts.mean(0), labels, **options)
+    metrics = judge(of_experts.mean(0), labels)
     single = [100 * float((logits.argmax(1) == labels).mean()) for logits in of_experts]
     metrics |= {f"expert{k}/top1": value for k, value in enumerate(single, start=1)}
     return {**metrics, "experts/top1": float(np.mean(single))}

@@ -27,8 +27,11 @@ from ssod_imwa.classification.keys import MergeOptions
 from ssod_imwa.classification.methods import build as methods
 from ssod_imwa.classification.methods.base import deployed
 from ssod_imwa.classification.methods.erm import ERMOptions
+from ssod_imwa.classification.methods.expert_network import ContrastiveBranch
 from ssod_imwa.classification.methods.mae import reconstruction_error
+from ssod_imwa.classification.models.base import ImageClassifier
 from ssod_imwa.classification.models.classifiers import TauNormOptions
+from ssod_imwa.classification.models.experts import Experts
 from ssod_imwa.classification.models.freezing import StageOptions, set_train_mode
 from ssod_imwa.classification.models.mae import MaskedAutoencoder
 from ssod_imwa.classification.models.vit import LayerDecayOptions, ViT, layer_decay_groups
@@ -106,7 +109,7 @@ class ClassificationTask(Task):
                 f"MODEL.WEIGHTS = {weights!r} is not allowed with CLS.STAGE.TAU_NORM (must be the "
                 "run whose classifier is to be normalized)"
             )
-        if normalized and self._stage.RESET_CLASSIFIER:
+        if normalized and read_options(StageOptions, self._stage).reset_classifier:
             raise ConfigError(
                 "CLS.STAGE.RESET_CLASSIFIER = True is not allowed with CLS.STAGE.TAU_NORM (must be "
                 "False: a new classifier has nothing to normalize)"
@@ -118,9 +121,9 @@ class ClassificationTask(Task):
 
     def load_model(self, weights: str) -> nn.Module:
         cfg = self.cfg
-        model = build.build_model(cfg, len(self.data.train.classes), weights="")
-        if cfg.CLS.ALGORITHM == "mae":
-            model = methods.build_autoencoder(cfg, model)
+        network = build.build_model(cfg, len(self.data.train.classes), weights="")
+        is_mae = cfg.CLS.ALGORITHM == "mae"
+        model = methods.build_autoencoder(cfg, network) if is_mae else network
         build.load_weights(model, weights)
         return model
 
@@ -221,7 +224,10 @@ class ClassificationTask(Task):
         move_statistics = read_options(ERMOptions, self._stage).move_statistics
 
         def set_mode(model: nn.Module) -> None:
-            set_train_mode(deployed(model), part, move_statistics=move_statistics)
+            # MoCo's key network is no classifier, but holds experts as one does.
+            network = model.deployed if isinstance(model, ContrastiveBranch) else deployed(model)
+            if isinstance(network, ImageClassifier | Experts):  # an autoencoder has no batch norms
+                set_train_mode(network, part, move_statistics=move_statistics)
 
         def classify(model: nn.Module, batch: Batch) -> torch.Tensor:
             return deployed(model)(batch["labeled"].views["image"])

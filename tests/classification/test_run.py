@@ -295,6 +295,14 @@ def test_one_expert_is_trained_evaluated_and_exported_alone(config, method, tmp_
     assert_equal(model.state_dict(), dict(zip(names, state.values(), strict=True)))
 
 
+def test_batch_norms_are_recomputed_with_frozen_experts_beside_a_key_network(config):
+    cfg = config(
+        *("CLS.ALGORITHM", "ecl", "CLS.INPUT.VIEWS", "['sim', 'sim']", "CLS.MOCO.QUEUE", 32),
+        *("IMWA.MEMBERS", 2, "IMWA.BN", "recompute", "CLS.STAGE.PART", "classifier"),
+    )
+    assert run.train(cfg) == 0
+
+
 # ------------------------------------------------------------------------------------ bad records
 
 

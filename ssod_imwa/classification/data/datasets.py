@@ -116,9 +116,9 @@ def impose_imbalance(
         >>> impose_imbalance(digits, ImbalanceOptions(ratio=20)).counts
         [142, 101, 72, 52, 37, 26, 19, 13, 9, 7]
     """
-    shape = {"ratio": options.ratio, "profile": options.profile}
-    maximum = options.maximum or largest_maximum(dataset.counts, **shape)
-    counts = imbalanced_counts(len(dataset.classes), maximum=maximum, **shape)
+    ratio, profile = options.ratio, options.profile
+    maximum = options.maximum or largest_maximum(dataset.counts, ratio=ratio, profile=profile)
+    counts = imbalanced_counts(len(dataset.classes), maximum=maximum, ratio=ratio, profile=profile)
     try:
         chosen = choose_images(dataset.labels, counts, split=options.split, seed=options.seed)
     except DataError as error:
@@ -183,7 +183,9 @@ def read_into_memory(
     """
     if dataset.images is not None or not dataset.files:
         return dataset
-    images, positions, faults = torch.empty(0, dtype=torch.uint8), [], []
+    images = torch.empty(0, dtype=torch.uint8)
+    positions: list[int] = []
+    faults: list[str] = []
     for i, file in enumerate(dataset.files):
         try:
             image = read_image(file)

@@ -49,6 +49,7 @@ class ImagesInMemory(MemoryImages):
     """
 
     def __init__(self, dataset: ClassificationDataset, device: torch.device | str = "cpu") -> None:
+        assert dataset.images is not None  # see `open_images`
         self.name = dataset.name
         self.images = dataset.images.to(device)
         self.labels = dataset.labels.to(device)

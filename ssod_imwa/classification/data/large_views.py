@@ -141,7 +141,7 @@ def _livt(size: int, statistics: Statistics, flip: bool) -> LargeView:
         size,
         is_training=True,
         hflip=0.5 if flip else 0.0,
-        color_jitter=None,
+        color_jitter=0.0,
         auto_augment=LIVT_OPERATIONS,
         interpolation="bicubic",
         mean=statistics.mean,

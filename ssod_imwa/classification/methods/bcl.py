@@ -81,7 +81,8 @@ class BCLNetwork(TrainingNetwork):
         self.projection = projection_head("bcl", *widths)
         self.prototype_projection = projection_head("bcl", *widths)
 
-    def outputs(self, view0: torch.Tensor, view1: torch.Tensor, view2: torch.Tensor) -> BCLOutputs:
+    def outputs(self, *inputs: torch.Tensor) -> BCLOutputs:
+        view0, view1, view2 = inputs
         features = self.deployed.features(torch.cat([view0, view1, view2]))
         # Of all 3B rows, as in the public code: the head's batch norm sees view 0, too.
         projections = self.projection(features)[len(view0) :]

@@ -93,6 +93,7 @@ class Collaborative(ClassificationMethod):
         """The weighted contrastive loss, summed over experts; nothing without `contrast`."""
         if self.contrast is None:
             return {}
+        assert outputs.queries is not None  # the constructor has seen query heads
         # A weight of 0 keeps its loss in the graph: every parameter gets a gradient on every rank.
         loss = self.contrast.loss(
             outputs.queries, batch["labeled"].views["key"], t, self.ranks.batch

@@ -119,6 +119,8 @@ class ECL(Collaborative):
         if "logits" in options.distil:
             weights = None
             if options.transfer != "none":
+                assert self._watch is not None
+                assert outputs.reference_logits is not None  # the constructor has seen the heads
                 weights = bkt_weights(
                     outputs.logits,
                     outputs.reference_logits,

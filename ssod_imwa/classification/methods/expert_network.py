@@ -89,15 +89,16 @@ class CollaborativeNetwork(TrainingNetwork):
             projection_head("moco", d, self.hidden, self.width) for _ in self.deployed.experts
         )
 
-    def outputs(self, images: torch.Tensor) -> ExpertOutputs:
+    def outputs(self, *inputs: torch.Tensor) -> ExpertOutputs:
+        (images,) = inputs
         features = self.deployed.expert_features(images)
         classifiers = [expert.classifier for expert in self.deployed.experts]
-        with_references, with_queries = self.references is not None, self.projections is not None
+        references, projections = self.references, self.projections
         return ExpertOutputs(
             logits=_through(classifiers, features),
             features=torch.stack(features),
-            reference_logits=_through(self.references, features) if with_references else None,
-            queries=_rows(self.projections, features) if with_queries else None,
+            reference_logits=None if references is None else _through(references, features),
+            queries=None if projections is None else _rows(projections, features),
         )
 
     def branch(self, projections: nn.ModuleList) -> ContrastiveBranch:

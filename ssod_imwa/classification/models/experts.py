@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import nn
@@ -63,12 +64,14 @@ class Experts(nn.Module):
             )
         self.shared_groups = shared_groups
         self.num_features = first.num_features
-        self.experts = nn.ModuleList([first])
+        experts = [first]
         for _ in range(num_experts - 1):
             expert = build()
             for name in first.group_names[:shared_groups]:
                 expert.set_submodule(name, first.get_submodule(name))
-            self.experts.append(expert)
+            experts.append(expert)
+        # cast: a ModuleList's type does not tell of what it is a list.
+        self.experts = cast("Sequence[ImageClassifier]", nn.ModuleList(experts))
 
     @property
     def num_experts(self) -> int:

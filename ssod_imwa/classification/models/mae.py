@@ -51,6 +51,8 @@ class MaskedAutoencoder(nn.Module):
         (12, torch.Size([]))
     """
 
+    decoder_positions: torch.Tensor
+
     def __init__(self, encoder: ViT, options: MAEOptions) -> None:
         super().__init__()
         dim, heads = options.decoder_width, options.decoder_heads

@@ -30,6 +30,8 @@ class DropBlock(nn.Module):
     Source: DropBlock (Ghiasi et al., arXiv 1810.12890).
     """
 
+    num_batches_tracked: torch.Tensor
+
     def __init__(self, part: float, size: int) -> None:
         super().__init__()
         if not 0 <= part < 1:

@@ -46,6 +46,9 @@ class ViTStem(nn.Module):
 
     def __init__(self, source: TimmTransformer) -> None:
         super().__init__()
+        # timm also has transformers without a class token or learned positions.
+        assert source.cls_token is not None
+        assert source.pos_embed is not None
         self.patch_embed = source.patch_embed
         self.cls_token = source.cls_token
         self.pos_embed = source.pos_embed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from timm.layers import resample_abs_pos_embed
 from torch import nn
 
 from ssod_imwa.classification.models.base import ImageClassifier
+from ssod_imwa.classification.models.experts import Experts
 from ssod_imwa.classification.models.heads import ScaledClassifier
 from ssod_imwa.engine.checkpoint.atomic import digest_path
 from ssod_imwa.engine.checkpoint.foreign import check_related, plain_state, read_content
@@ -17,19 +19,22 @@ from ssod_imwa.errors import WeightsError
 
 POSITIONS = "stem.pos_embed"
 CLASSIFIER = "classifier."
+OF_CLASSIFIER = re.compile(r"(experts\.\d+\.)?classifier\.")  # each expert has its own
 # Steps of batch norms: state dicts of old files lack them.
 COUNTER = "num_batches_tracked"
 
 
-def load_encoder(model: ImageClassifier, state: Mapping[str, torch.Tensor], *, source: str) -> None:
+def load_encoder(
+    model: ImageClassifier | Experts, state: Mapping[str, torch.Tensor], *, source: str
+) -> None:
     """Copy all weights but the classifier's, every one or none.
 
     A vision transformer's position embeddings are resized bicubically if the state's are those of
     another image size.
 
     Args:
-        model: changed in place.
-        state: weights by the model's names; a classifier among them is left out.
+        model: changed in place; of experts, each.
+        state: weights by the model's names; classifiers among them are left out.
         source: where they come from, for the message.
 
     Raises:
@@ -42,8 +47,8 @@ def load_encoder(model: ImageClassifier, state: Mapping[str, torch.Tensor], *, s
         >>> model.stem[0].weight.equal(trained.stem[0].weight)
         True
     """
-    wanted = {name: x for name, x in model.state_dict().items() if not name.startswith(CLASSIFIER)}
-    encoder = {name: x for name, x in state.items() if not name.startswith(CLASSIFIER)}
+    wanted = {name: x for name, x in model.state_dict().items() if not OF_CLASSIFIER.match(name)}
+    encoder = {name: x for name, x in state.items() if not OF_CLASSIFIER.match(name)}
     if POSITIONS in wanted and POSITIONS in encoder:
         encoder[POSITIONS] = resized_positions(encoder[POSITIONS], wanted[POSITIONS])
     check_related(encoder, wanted, source)

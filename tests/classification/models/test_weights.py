@@ -6,6 +6,7 @@ from torch import nn
 
 from ssod_imwa.classification.build import load_weights
 from ssod_imwa.classification.models.cifar_resnet import CifarResNet
+from ssod_imwa.classification.models.experts import Experts
 from ssod_imwa.classification.models.heads import ScaledClassifier
 from ssod_imwa.classification.models.torchvision_models import TorchvisionResNet
 from ssod_imwa.classification.models.weights import (
@@ -26,6 +27,15 @@ def test_encoder_is_loaded_and_classifier_left_alone():
         if not name.startswith("classifier."):
             assert model.state_dict()[name].equal(tensor), name
     assert model.classifier.weight.equal(own)
+
+
+def test_classifiers_of_experts_are_left_alone():
+    trained, model = (Experts(lambda: CifarResNet(10, depth=8), 2) for _ in range(2))
+    before = {name: x.clone() for name, x in model.state_dict().items()}
+    load_encoder(model, trained.state_dict(), source="x")
+    for name, tensor in model.state_dict().items():
+        source = before if ".classifier." in name else trained.state_dict()
+        assert tensor.equal(source[name]), name
 
 
 def test_states_without_step_counters_are_loaded():
