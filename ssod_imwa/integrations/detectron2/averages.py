@@ -102,7 +102,7 @@ class UnknownAverages:
                     "%s looks like an average of the model that IMWA does not average: if training "
                     "changes it, it runs on from one member into the next (give it to IMWAHook as "
                     "averaged_state, or its name as teacher)",
-                    name,
+                    name.removesuffix(".state"),  # what holds it is what can be given
                 )
 
     def _find(self, trainer: TrainerBase) -> Iterator[tuple[str, int]]:
