@@ -157,11 +157,17 @@ class IMWAHook(detectron2.engine.HookBase):
             self.schedule,
             modules,
             optimizer=trainer.optimizer,
-            member_state={**self._found_state(), **self._member_state},
+            member_state={
+                "attributes": self._attributes,
+                **self._found_state(),
+                **self._member_state,
+            },
             ranks=Ranks.of_run(),
             **self._options,
         )
         if self._pending is not None:
+            self._imwa.load_state_dict(self._pending["imwa"])
+            self._attributes.load_state_dict(self._pending["attributes"])
             self._resume(self._pending)
             self._pending = None
         else:
@@ -174,9 +180,12 @@ class IMWAHook(detectron2.engine.HookBase):
         position = self.schedule.position(self.trainer.iter)
         if position.starts_member and self.trainer.iter > 0:
             self._start_part(position.member, position.episode)
+        assert self._imwa is not None  # since before_train
         self._imwa.before_step(self.trainer.iter)
 
     def after_step(self) -> None:
+        assert self._imwa is not None  # since before_train
+        assert self._unknown is not None
         position = self.schedule.position(self.trainer.iter)
         if position.ends_member:
             self._wait_for_metrics()
@@ -191,7 +200,7 @@ class IMWAHook(detectron2.engine.HookBase):
 
     def state_dict(self) -> dict[str, Any]:
         """Members that do not train, generators, and what detectron2 does not save."""
-        if self._imwa is None:
+        if self._imwa is None or self._attributes is None:
             return {}
         return {
             "imwa": self._imwa.state_dict(),
@@ -205,8 +214,6 @@ class IMWAHook(detectron2.engine.HookBase):
         self._pending = state
 
     def _resume(self, state: dict[str, Any]) -> None:
-        self._imwa.load_state_dict(state["imwa"])
-        self._attributes.load_state_dict(state["attributes"])
         self._after_step = state["generators"]
         last = self.schedule.position(self.trainer.start_iter - 1)
         plain = self.schedule.members == 1  # one part from beginning to end
@@ -265,7 +272,7 @@ class IMWAHook(detectron2.engine.HookBase):
             executor.submit(lambda: None).result()
 
     def _found_state(self) -> dict[str, Stateful]:
-        found: dict[str, Stateful] = {"attributes": self._attributes}
+        found: dict[str, Stateful] = {}
         for hook in self.trainer._hooks:
             if isinstance(hook, d2_hooks.LRScheduler):
                 found["scheduler"] = hook.scheduler
@@ -283,8 +290,9 @@ class IMWAHook(detectron2.engine.HookBase):
     def _find_modules(self, trainer: detectron2.engine.TrainerBase) -> dict[str, nn.Module]:
         """The student and all its averages."""
         modules = {"student": unwrapped(trainer.model)}
-        if self._teacher:
-            modules["teacher"] = as_module("teacher", self._find_teacher(trainer))
+        teacher = self._find_teacher(trainer) if self._teacher else None
+        if teacher is not None:  # `_check` has refused a name without one
+            modules["teacher"] = as_module("teacher", teacher)
         for name, average in self._averaged_state.items():
             modules[name] = as_module(f"averaged_state[{name!r}]", average)
         return modules

@@ -64,11 +64,18 @@ def own_clock(trainer: TrainerBase, run_step: str, schedule: EpisodeSchedule) ->
 
 def generator_states() -> dict[str, Any]:
     """States of Python's, NumPy's and torch's generators, loadable with weights_only."""
-    kind, words, position, has_gauss, gauss = np.random.get_state()
+    numpy = np.random.get_state(legacy=False)
+    words, position = numpy["state"]["key"], numpy["state"]["pos"]
     version, internal, gauss_next = random.getstate()
     return {
         "python": [version, list(internal), gauss_next],
-        "numpy": [kind, torch.from_numpy(words.astype(np.int64)), position, has_gauss, gauss],
+        "numpy": [
+            numpy["bit_generator"],
+            torch.from_numpy(words.astype(np.int64)),
+            position,
+            numpy["has_gauss"],
+            numpy["gauss"],
+        ],
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
     }
