@@ -89,8 +89,13 @@ def test_a_resumed_run_equals_one_never_stopped(config, monkeypatch, overrides):
     assert run.train(whole) == 0
 
     build_hooks = run._build_hooks
+
+    def build_and_stop(*args, **options):
+        hooks, signals = build_hooks(*args, **options)
+        return [*hooks, StopAfter(3)], signals
+
     with monkeypatch.context() as patch:
-        patch.setattr(run, "_build_hooks", lambda *a, **k: [*build_hooks(*a, **k), StopAfter(3)])
+        patch.setattr(run, "_build_hooks", build_and_stop)
         with pytest.raises(StoppedError):
             run.train(stopped)
     assert run.train(stopped, resume_from=True) == 0
