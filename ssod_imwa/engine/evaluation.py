@@ -57,6 +57,8 @@ class EvaluationHook(HookBase):
         name: key of the hook's state.
         evaluate: model in eval mode -> metrics, the same on every rank. Except for stage "member"
             it may raise `EvaluationInterruptedError` (see `SignalHook.poll`).
+        evaluate_to_end: the same without interruption, used where a lost evaluation could not be
+            made up for; None takes `evaluate`.
         evaluations: receives the records; shared by the hooks of a run.
         stage: "running", "member" or "average".
         period: own iterations ("running", 0 for never) or episodes between two evaluations; the
@@ -75,6 +77,7 @@ class EvaluationHook(HookBase):
         period: int = 1,
         writers: Sequence[Writer] = (),
         instead: Sequence[EvaluationHook] = (),
+        evaluate_to_end: Callable[[nn.Module], Mapping[str, float]] | None = None,
     ) -> None:
         if stage not in STAGES:
             raise ValueError(f"stage = {stage!r} is not allowed (must be one of {list(STAGES)})")
@@ -82,6 +85,7 @@ class EvaluationHook(HookBase):
             raise ValueError(f"period = {period} is not allowed (must be at least 0)")
         self._name = name
         self._evaluate = evaluate
+        self._evaluate_to_end = evaluate_to_end or evaluate
         self._evaluations = evaluations
         self._stage = stage
         self._period = period
@@ -97,9 +101,8 @@ class EvaluationHook(HookBase):
         if self.trainer.start_iter == 0:
             return
         last = self.trainer.schedule.position(self.trainer.start_iter - 1)
-        # A member's weights are gone after its last step, but its record is in that checkpoint.
-        swapped = last.ends_member and self.trainer.schedule.members > 1
-        if self._stage == "member" or (self._stage == "running" and swapped):
+        # The record of such a step is in that checkpoint.
+        if self._stage == "member" or (self._stage == "running" and self._is_swapped_out(last)):
             return
         done = {record["global_step"] for record in self._stage_records()}
         if self.is_due(last) and last.global_step not in done:
@@ -115,12 +118,18 @@ class EvaluationHook(HookBase):
         if missing is not None:
             step = missing.global_step + 1
             logger.info("evaluating global step %d, which its checkpoint precedes", step)
-            self._run(missing)
+            # To the end: training goes on from here, and the weights of that step are gone.
+            self._run(missing, self._evaluate_to_end)
 
     def after_step(self) -> None:
         position = self.trainer.position
         if self.is_due(position):
-            self._run(position)
+            swapped = self._stage == "running" and self._is_swapped_out(position)
+            self._run(position, self._evaluate_to_end if swapped else self._evaluate)
+
+    def _is_swapped_out(self, position: Position) -> bool:
+        """Whether IMWA replaces the live weights after this step."""
+        return position.ends_member and self.trainer.schedule.members > 1
 
     def state_dict(self) -> dict[str, Any]:
         return {"records": self._stage_records()}
@@ -145,13 +154,15 @@ class EvaluationHook(HookBase):
         is_last = number == self.trainer.schedule.episodes
         return is_last or (self._period > 0 and number % self._period == 0)
 
-    def _run(self, position: Position) -> None:
+    def _run(
+        self, position: Position, evaluate: Callable[[nn.Module], Mapping[str, float]]
+    ) -> None:
         method = self.trainer.method
         models = method.evaluated_models(position.t)
         try:
             with undisturbed(*models.values()), torch.no_grad():
                 metrics = {
-                    name: {key: float(value) for key, value in self._evaluate(model).items()}
+                    name: {key: float(value) for key, value in evaluate(model).items()}
                     for name, model in models.items()
                 }
         except EvaluationInterruptedError:

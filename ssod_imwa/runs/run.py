@@ -264,9 +264,10 @@ def _build_evaluations(
     """Of the running models, of members at their ends, of averages."""
     test = task.cfg.TEST
     polling = task.build_evaluator(poll=signals.poll)
+    to_end = task.build_evaluator()
     members = EvaluationHook(
         "member evaluation",
-        task.build_evaluator(),
+        to_end,
         evaluations,
         stage="member",
         period=test.EVAL_EPISODES,
@@ -290,6 +291,7 @@ def _build_evaluations(
         period=test.EVAL_PERIOD,
         writers=writers,
         instead=[*([members] if test.EVAL_MEMBERS else []), *same],
+        evaluate_to_end=to_end,
     )
     return running, members, averages
 

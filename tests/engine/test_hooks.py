@@ -175,3 +175,47 @@ def test_second_signal_ends_the_process_at_once():
         finally:
             os._exit(1)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 143
+
+
+def add_running(trainer, polling, evaluations):
+    """Evaluations after every second own iteration; `polling` stands for one that can be left."""
+    hook = EvaluationHook(
+        "running",
+        polling,
+        evaluations,
+        stage="running",
+        period=2,
+        evaluate_to_end=weight_sum,
+    )
+    trainer.register_hooks([hook])
+    return evaluations
+
+
+def interrupted(model):
+    raise EvaluationInterruptedError
+
+
+def test_a_member_that_is_about_to_be_swapped_out_is_evaluated_to_the_end(tiny):
+    """Its weights are gone afterwards; inside its part the evaluation can be made up for."""
+    trainer = tiny.trainer(4, members=2)
+    evaluations = add_running(trainer, interrupted, Evaluations())
+    trainer.train()
+    assert [(r["member"], r["t"]) for r in evaluations.records if r["model"] == "student"] == [
+        (0, 3),
+        (1, 3),
+    ]
+
+
+def test_an_evaluation_that_is_made_up_for_is_not_interrupted_again(tiny):
+    """Afterwards training goes on, and the weights of its step are gone."""
+    save = tiny.SaveAt(1)
+    first = tiny.trainer(3)
+    lost = add_running(first, interrupted, Evaluations())
+    first.register_hooks([save])
+    first.train()
+    assert lost.records == []
+    resumed = tiny.trainer(3)
+    evaluations = add_running(resumed, interrupted, Evaluations())
+    resumed.load_state_dict(save.read())
+    resumed.train()
+    assert [(r["model"], r["t"]) for r in evaluations.records] == [("student", 1), ("teacher", 1)]
