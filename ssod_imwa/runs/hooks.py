@@ -72,7 +72,7 @@ class ResultsHook(HookBase):
             seed=cfg.SEED,
             fold=task.fold,
             iterations=cfg.SOLVER.MAX_ITER,
-            wall_time=self._checkpoint.state_dict()["seconds"],
+            wall_time=self._checkpoint.seconds,
             peak_memory=peak_memory(),
             evaluations=tuple(Evaluation(**record) for record in self._evaluations.records),
         )

@@ -154,10 +154,14 @@ class CheckpointHook(HookBase):
         while self._written != self.trainer.iter:
             self._try()
 
+    @property
+    def seconds(self) -> float:
+        """How long the run has trained so far, interruptions left out."""
+        return self._seconds + time.monotonic() - self._started
+
     def state_dict(self) -> dict[str, Any]:
-        spent = self._seconds + time.monotonic() - self._started
         return {
-            "seconds": spent,
+            "seconds": self.seconds,
             "inexact": list(self.inexact),
             "infinite": list(self._infinite),
         }
