@@ -78,7 +78,11 @@ def _add_summary(
     summary = results.summary()
     table.add_section()
     for key in ("best", f"median_of_last_{LAST_EVALUATIONS}", f"mean_of_last_{LAST_EVALUATIONS}"):
-        cells = [percent(summary[model][metric][key]) for model in models for metric in metrics]
+        cells = [
+            percent(summary.get(model, {}).get(metric, {}).get(key, math.nan))
+            for model in models
+            for metric in metrics
+        ]
         table.add_row("", key.replace("_", " "), *cells)
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.summary.writer import event_file_writer
 
 from ssod_imwa.averaging.episodes import EpisodeSchedule
 from ssod_imwa.engine.evaluation import EvaluationHook, Evaluations
@@ -163,6 +164,12 @@ def test_tensorboard_hides_what_earlier_runs_wrote_later(tmp_path):
     events.Reload()
     assert [(e.step, e.value) for e in events.Scalars("loss")] == [(0, 0), (1, 1), (2, 22)]
     assert events.Tags()["scalars"] == ["loss"]
+
+
+@pytest.fixture(autouse=True)
+def count_files_anew(monkeypatch):
+    # Files of one second and process are read in the order of their numbers as text: 9 after 10.
+    monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(0))
 
 
 def points(folder):

@@ -146,3 +146,14 @@ def test_a_figure_that_a_run_lacks_is_a_dash():
 def test_markdown_is_one_line_a_row_and_escapes_bars():
     text = comparison_markdown(["a", "b"], [["1|2", "3"], ["4", "5"]])
     assert text.splitlines() == ["| a | b |", "|---|---|", "| 1\\|2 | 3 |", "| 4 | 5 |"]
+
+
+def test_a_model_without_evaluations_of_averages_has_a_dash_in_the_summary():
+    unfinished = run(
+        [
+            Evaluation("student", "running", 0, 0, {"AP": 10.0}),
+            Evaluation("teacher", "running", 0, 0, {"AP": 12.0}),
+            Evaluation("student", "average", 0, None, {"AP": 20.0}),
+        ]
+    )
+    assert cells(results_table(unfinished))[-3] == ["", "best", "20.00", "–"]
