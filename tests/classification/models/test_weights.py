@@ -39,9 +39,10 @@ def test_classifiers_of_experts_are_left_alone():
 
 
 def test_states_without_step_counters_are_loaded():
-    model = CifarResNet(10, depth=8)
-    state = {n: x for n, x in model.state_dict().items() if "num_batches" not in n}
+    trained, model = CifarResNet(10, depth=8), CifarResNet(10, depth=8)
+    state = {n: x for n, x in trained.state_dict().items() if "num_batches" not in n}
     load_encoder(model, state, source="an old file")
+    assert model.stem[0].weight.equal(trained.stem[0].weight)
 
 
 def test_nothing_is_loaded_if_anything_does_not_fit():
