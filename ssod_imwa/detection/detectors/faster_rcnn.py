@@ -14,12 +14,9 @@ from pathlib import Path
 
 import torch
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
-from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import clip_boxes_to_image
 
 from ssod_imwa.detection.data.records import Detections, Targets
-from ssod_imwa.detection.detectors.base import Detector, padded_size
-from ssod_imwa.detection.detectors.caffe import read_caffe_resnet
 from ssod_imwa.detection.detectors.export import exported_state, loading_code
 from ssod_imwa.detection.detectors.faster_rcnn_modules import (
     BoxHeads,
@@ -30,23 +27,16 @@ from ssod_imwa.detection.detectors.faster_rcnn_modules import (
 )
 from ssod_imwa.detection.detectors.options import FasterRCNNOptions
 from ssod_imwa.detection.detectors.parts import Parts, RegionOutputs, Regions, SampledBoxes
-from ssod_imwa.detection.detectors.weights import (
-    CAFFE_INPUT,
-    TORCHVISION_INPUT,
-    check_classes,
-    check_input,
-    download_imagenet,
-    load_resnet,
-    load_strictly,
-    read_state,
+from ssod_imwa.detection.detectors.torchvision_detector import (
+    TorchvisionDetector,
+    check_lengths,
+    check_options,
 )
 from ssod_imwa.detection.losses import box_loss, check_gamma
 from ssod_imwa.engine.checkpoint.atomic import write_checkpoint
 
-CLASSIFIER = "roi_heads.box_predictor.cls_score.weight"
 
-
-class TorchvisionFasterRCNN(Detector):
+class TorchvisionFasterRCNN(TorchvisionDetector):
     """Faster R-CNN; `build_faster_rcnn` makes one.
 
     Args:
@@ -58,10 +48,9 @@ class TorchvisionFasterRCNN(Detector):
     """
 
     abilities = frozenset({"regions"})
-    # The pyramid's coarsest convolutional level, p5, has this stride.
-    size_divisor = 32
-    pixel_mean: torch.Tensor
-    pixel_std: torch.Tensor
+    classifier = "roi_heads.box_predictor.cls_score.weight"
+    background_rows = 1
+    options: FasterRCNNOptions
 
     def __init__(
         self,
@@ -72,15 +61,9 @@ class TorchvisionFasterRCNN(Detector):
         *,
         num_classes: int,
     ) -> None:
-        super().__init__(num_classes)
-        self.backbone = backbone
+        super().__init__(backbone, options, num_classes=num_classes)
         self.rpn = rpn
         self.roi_heads = roi_heads
-        self.options = options
-        # Not persistent: torchvision's state dict has no such keys.
-        for name in ("pixel_mean", "pixel_std"):
-            values = torch.tensor(getattr(options.pixels, name)).view(3, 1, 1)
-            self.register_buffer(name, values, persistent=False)
 
     @property
     def name(self) -> str:
@@ -89,41 +72,6 @@ class TorchvisionFasterRCNN(Detector):
     def parts(self, images: Sequence[torch.Tensor]) -> FasterRCNNParts:
         return FasterRCNNParts(self, images)
 
-    def load_weights(self, weights: str) -> None:
-        """Fill the detector with MODEL.WEIGHTS, completely or not at all.
-
-        Args:
-            weights: one of
-
-                - "": keep the random weights;
-                - "imagenet": torchvision's ImageNet weights for the backbone (downloaded once);
-                - FILE.pkl: Caffe's ResNet for the backbone (MSRA R-50.pkl, R-101.pkl);
-                - any other file: a state dict written by `torch.save`, of a whole detector (ours,
-                  torchvision's, or inside one of our checkpoints: the model that the run
-                  recommends, else the teacher, else the student) or of a torchvision ResNet for
-                  the backbone.
-
-        Raises:
-            WeightsError: the file is missing, damaged, or its names and shapes are not the model's;
-                or the backbone expects another input than the detector feeds it.
-        """
-        if weights == "":
-            return
-        body = self.backbone.body
-        if weights == "imagenet":
-            source = "torchvision's ImageNet weights"
-            check_input(self.options, TORCHVISION_INPUT, source)
-            load_resnet(body, download_imagenet(self.options.resnets.depth), weights)
-        elif weights.endswith(".pkl"):
-            check_input(self.options, CAFFE_INPUT, weights)
-            load_resnet(body, read_caffe_resnet(Path(weights)), weights)
-        elif "conv1.weight" in (state := read_state(weights)):
-            check_input(self.options, TORCHVISION_INPUT, weights)
-            load_resnet(body, state, weights)
-        else:
-            check_classes(state, CLASSIFIER, self.num_classes, weights)
-            load_strictly(self, state, weights)
-
     def export(self, path: Path, *, min_size: int, max_size: int) -> str:
         """Write one state dict, which plain torchvision loads."""
         swap = self.options.image.format == "BGR"
@@ -131,16 +79,6 @@ class TorchvisionFasterRCNN(Detector):
         return loading_code(
             self.options, self.num_classes, str(path), min_size=min_size, max_size=max_size
         )
-
-    def batch(self, images: Sequence[torch.Tensor]) -> ImageList:
-        """Normalize and pad with zeros, the mean color, at the right and at the bottom."""
-        size = padded_size(images, self.size_divisor)
-        batch = self.pixel_mean.new_zeros(len(images), 3, *size)
-        for row, image in zip(batch, images, strict=True):
-            pixels = image if self.options.image.format == "RGB" else image.flip(0)
-            height, width = image.shape[-2:]
-            row[:, :height, :width] = (pixels - self.pixel_mean) / self.pixel_std
-        return ImageList(batch, [tuple(image.shape[-2:]) for image in images])
 
 
 class FasterRCNNParts(Parts, Regions):
@@ -282,13 +220,10 @@ def _check(options: FasterRCNNOptions, num_classes: int) -> None:
     """Raise ValueError where single values are allowed but not together."""
     if options.roi_loss.loss == "FocalLoss":
         check_gamma(options.focal.focal_gamma)
-    for name, values, count in (
-        ("pixel_mean", options.pixels.pixel_mean, 3),
-        ("pixel_std", options.pixels.pixel_std, 3),
-        ("rpn iou_thresholds", options.rpn.iou_thresholds, 2),
-        ("roi_heads iou_thresholds", options.roi_heads.iou_thresholds, 1),
-    ):
-        if len(values) != count:
-            raise ValueError(f"{name} = {values} is not allowed (must have {count} values)")
-    if num_classes < 1:
-        raise ValueError(f"num_classes = {num_classes} is not allowed (must be at least 1)")
+    check_options(options, num_classes)
+    check_lengths(
+        {
+            "rpn iou_thresholds": (options.rpn.iou_thresholds, 2),
+            "roi_heads iou_thresholds": (options.roi_heads.iou_thresholds, 1),
+        }
+    )

@@ -141,7 +141,19 @@ class DetectionOptions(Options):
 
 
 @dataclass(frozen=True)
-class FasterRCNNOptions:
+class DetectorOptions:
+    """What all detectors of torchvision's parts are made with."""
+
+    pixels: PixelOptions = field(default_factory=PixelOptions)
+    image: ImageOptions = field(default_factory=ImageOptions)
+    backbone: BackboneOptions = field(default_factory=BackboneOptions)
+    resnets: ResNetOptions = field(default_factory=ResNetOptions)
+    fpn: FPNOptions = field(default_factory=FPNOptions)
+    detections: DetectionOptions = field(default_factory=DetectionOptions)
+
+
+@dataclass(frozen=True)
+class FasterRCNNOptions(DetectorOptions):
     """All settings of `build_faster_rcnn`, by group.
 
     Example:
@@ -150,15 +162,9 @@ class FasterRCNNOptions:
         (18, 0.7)
     """
 
-    pixels: PixelOptions = field(default_factory=PixelOptions)
-    image: ImageOptions = field(default_factory=ImageOptions)
-    backbone: BackboneOptions = field(default_factory=BackboneOptions)
-    resnets: ResNetOptions = field(default_factory=ResNetOptions)
-    fpn: FPNOptions = field(default_factory=FPNOptions)
     anchor_generator: AnchorOptions = field(default_factory=AnchorOptions)
     rpn: RPNOptions = field(default_factory=RPNOptions)
     roi_heads: ROIHeadsOptions = field(default_factory=ROIHeadsOptions)
     roi_loss: ROILossOptions = field(default_factory=ROILossOptions)
     focal: FocalOptions = field(default_factory=FocalOptions)
     roi_box_head: ROIBoxHeadOptions = field(default_factory=ROIBoxHeadOptions)
-    detections: DetectionOptions = field(default_factory=DetectionOptions)

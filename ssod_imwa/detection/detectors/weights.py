@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torchvision.models import get_model_weights
 
-from ssod_imwa.detection.detectors.options import FasterRCNNOptions
+from ssod_imwa.detection.detectors.options import DetectorOptions
 from ssod_imwa.engine.checkpoint.foreign import check_related, plain_state, read_content
 from ssod_imwa.errors import WeightsError
 
@@ -80,7 +80,7 @@ def load_strictly(module: nn.Module, state: Mapping[str, Any], source: str) -> N
     module.load_state_dict(state, strict=False)
 
 
-def check_input(options: FasterRCNNOptions, expected: BackboneInput, source: str) -> None:
+def check_input(options: DetectorOptions, expected: BackboneInput, source: str) -> None:
     """Refuse what would load but never work: colors or strides of the other family.
 
     Raises:
@@ -103,22 +103,34 @@ def check_input(options: FasterRCNNOptions, expected: BackboneInput, source: str
         )
 
 
-def check_classes(state: Mapping[str, Any], name: str, num_classes: int, source: str) -> None:
+def check_classes(
+    state: Mapping[str, Any],
+    name: str,
+    num_classes: int,
+    source: str,
+    *,
+    rows: int,
+    background_rows: int,
+) -> None:
     """Explain a classifier of other classes, whose shape alone would say little.
 
     Args:
         state: of a whole detector.
-        name: of the classifier's weights, which have a row for each class and for background.
+        name: of the classifier's weights, which have equally many rows for each class.
         num_classes: of the detector that is to be filled.
         source: where the state comes from.
+        rows: of the detector's own classifier.
+        background_rows: how many of these are for background.
 
     Raises:
         WeightsError: the numbers of classes differ.
     """
     weights = state.get(name)
-    if isinstance(weights, torch.Tensor) and weights.shape[:1] != (num_classes + 1,):
+    if isinstance(weights, torch.Tensor) and weights.shape[:1] != (rows,):
+        per_class = (rows - background_rows) // num_classes
+        classes = (len(weights) - background_rows) // per_class
         raise WeightsError(
-            f"{source}: was trained on {len(weights) - 1} classes, the model has {num_classes} "
+            f"{source}: was trained on {classes} classes, the model has {num_classes} "
             "(train on the same classes, or set MODEL.WEIGHTS to backbone weights such as imagenet)"
         )
 

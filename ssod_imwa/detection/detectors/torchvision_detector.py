@@ -1,0 +1,126 @@
+"""What detectors made of torchvision's parts share: pixels, padding, initial weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+from torchvision.models.detection.image_list import ImageList
+
+from ssod_imwa.detection.detectors.base import Detector, padded_size
+from ssod_imwa.detection.detectors.caffe import read_caffe_resnet
+from ssod_imwa.detection.detectors.options import DetectorOptions
+from ssod_imwa.detection.detectors.weights import (
+    CAFFE_INPUT,
+    TORCHVISION_INPUT,
+    check_classes,
+    check_input,
+    download_imagenet,
+    load_resnet,
+    load_strictly,
+    read_state,
+)
+
+
+class TorchvisionDetector(Detector):
+    """A detector on a ResNet with a feature pyramid.
+
+    Args:
+        backbone: has the ResNet as `body`.
+        options: what the detector was made with.
+        num_classes: C.
+
+    Attributes:
+        classifier: name of the weights that have rows for each class.
+        background_rows: how many of these rows are for background.
+    """
+
+    # The coarsest level of the ResNet, on which the pyramid stands, has this stride.
+    size_divisor = 32
+    classifier: str
+    background_rows: int = 0
+    options: DetectorOptions
+    pixel_mean: torch.Tensor
+    pixel_std: torch.Tensor
+
+    def __init__(self, backbone: nn.Module, options: DetectorOptions, *, num_classes: int) -> None:
+        super().__init__(num_classes)
+        self.backbone = backbone
+        self.options = options
+        # Not persistent: torchvision's state dicts have no such keys.
+        for name in ("pixel_mean", "pixel_std"):
+            values = torch.tensor(getattr(options.pixels, name)).view(3, 1, 1)
+            self.register_buffer(name, values, persistent=False)
+
+    def load_weights(self, weights: str) -> None:
+        """Fill the detector with MODEL.WEIGHTS, completely or not at all.
+
+        Args:
+            weights: one of
+
+                - "": keep the random weights;
+                - "imagenet": torchvision's ImageNet weights for the backbone (downloaded once);
+                - FILE.pkl: Caffe's ResNet for the backbone (MSRA R-50.pkl, R-101.pkl);
+                - any other file: a state dict written by `torch.save`, of a whole detector (ours,
+                  torchvision's, or inside one of our checkpoints: the model that the run
+                  recommends, else the teacher, else the student) or of a torchvision ResNet for
+                  the backbone.
+
+        Raises:
+            WeightsError: the file is missing, damaged, or its names and shapes are not the model's;
+                or the backbone expects another input than the detector feeds it.
+        """
+        if weights == "":
+            return
+        body = self.backbone.body
+        if weights == "imagenet":
+            source = "torchvision's ImageNet weights"
+            check_input(self.options, TORCHVISION_INPUT, source)
+            load_resnet(body, download_imagenet(self.options.resnets.depth), weights)
+        elif weights.endswith(".pkl"):
+            check_input(self.options, CAFFE_INPUT, weights)
+            load_resnet(body, read_caffe_resnet(Path(weights)), weights)
+        elif "conv1.weight" in (state := read_state(weights)):
+            check_input(self.options, TORCHVISION_INPUT, weights)
+            load_resnet(body, state, weights)
+        else:
+            check_classes(
+                state,
+                self.classifier,
+                self.num_classes,
+                weights,
+                rows=len(self.get_parameter(self.classifier)),
+                background_rows=self.background_rows,
+            )
+            load_strictly(self, state, weights)
+
+    def batch(self, images: Sequence[torch.Tensor]) -> ImageList:
+        """Normalize and pad with zeros, the mean color, at the right and at the bottom."""
+        size = padded_size(images, self.size_divisor)
+        batch = self.pixel_mean.new_zeros(len(images), 3, *size)
+        for row, image in zip(batch, images, strict=True):
+            pixels = image if self.options.image.format == "RGB" else image.flip(0)
+            height, width = image.shape[-2:]
+            row[:, :height, :width] = (pixels - self.pixel_mean) / self.pixel_std
+        return ImageList(batch, [tuple(image.shape[-2:]) for image in images])
+
+
+def check_options(options: DetectorOptions, num_classes: int) -> None:
+    """Raise ValueError where lists of all detectors' options have a wrong length."""
+    check_lengths(
+        {
+            "pixel_mean": (options.pixels.pixel_mean, 3),
+            "pixel_std": (options.pixels.pixel_std, 3),
+        }
+    )
+    if num_classes < 1:
+        raise ValueError(f"num_classes = {num_classes} is not allowed (must be at least 1)")
+
+
+def check_lengths(lists: dict[str, tuple[Sequence[object], int]]) -> None:
+    """Raise ValueError for the first of some lists, by name, that has not as many values."""
+    for name, (values, count) in lists.items():
+        if len(values) != count:
+            raise ValueError(f"{name} = {values} is not allowed (must have {count} values)")
