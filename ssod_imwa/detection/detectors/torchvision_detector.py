@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from torch import nn
+from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.models.detection.image_list import ImageList
 
 from ssod_imwa.detection.detectors.base import Detector, padded_size
@@ -45,7 +45,9 @@ class TorchvisionDetector(Detector):
     pixel_mean: torch.Tensor
     pixel_std: torch.Tensor
 
-    def __init__(self, backbone: nn.Module, options: DetectorOptions, *, num_classes: int) -> None:
+    def __init__(
+        self, backbone: BackboneWithFPN, options: DetectorOptions, *, num_classes: int
+    ) -> None:
         super().__init__(num_classes)
         self.backbone = backbone
         self.options = options
