@@ -1,0 +1,189 @@
+import csv
+import json
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.transforms.v2.functional import resize
+
+from ssod_imwa.classification.build import build_model
+from ssod_imwa.detection.data.coco import load_coco
+from ssod_imwa.detection.detectors.build import build_detector
+from ssod_imwa.engine.checkpoint.atomic import write_checkpoint
+from ssod_imwa.engine.checkpoint.compatibility import FORMAT
+from ssod_imwa.runs.config import load_config
+
+SMALL_DETECTOR = {
+    "MODEL.DEVICE": "cpu",
+    "MODEL.RESNETS.DEPTH": 18,
+    "MODEL.RESNETS.NORM": "BN",
+    "MODEL.BACKBONE.FREEZE_AT": 0,
+    "MODEL.FPN.OUT_CHANNELS": 16,
+    "MODEL.ROI_BOX_HEAD.FC_DIM": 16,
+    "MODEL.RPN.PRE_NMS_TOPK_TEST": 50,
+    "MODEL.ROI_HEADS.NUM_CLASSES": 2,
+    "INPUT.MIN_SIZE_TEST": 96,  # other than the images, so that boxes have to be moved back
+}
+
+
+def overrides(settings):
+    return [str(x) for pair in settings.items() for x in pair]
+
+
+def write_run(folder, cfg, model, classes, **content):
+    folder.mkdir()
+    write_checkpoint(
+        folder / "model_final.pth",
+        {
+            "student": model.state_dict(),
+            "inference_model": "student",
+            "format": FORMAT,
+            "config": cfg.dump(),
+            "classes": classes,
+            **content,
+        },
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def detector_run(tmp_path_factory):
+    cfg = load_config(overrides=overrides(SMALL_DETECTOR))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = build_detector(cfg, 2)
+    folder = tmp_path_factory.mktemp("predict") / "run"
+    return write_run(folder, cfg, model, ["dark", "bright"])
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Three photographs, one of them below another folder, and what is no photograph."""
+    folder = tmp_path / "photos"
+    (folder / "more").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for name in ("a.png", "b.jpg", "more/c.png"):
+        Image.fromarray(rng.integers(0, 255, (48, 64, 3), dtype=np.uint8)).save(folder / name)
+    (folder / "notes.txt").write_text("x")
+    return folder
+
+
+@pytest.fixture
+def predict(call):
+    return partial(call, "predict")
+
+
+def rows(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_detections_are_written_in_three_forms(predict, detector_run, photos, tmp_path):
+    out = tmp_path / "out"
+    status, said, error = predict(
+        detector_run, photos, "--output", out, "--threshold", "0.1", "--device", "cpu"
+    )
+    assert status == 0, error
+    table = rows(out / "detections.csv")
+    assert table
+    assert f"3 images, {len(table)} boxes" in said
+    dataset = load_coco(out / "annotations.json", photos, name="predicted")
+    assert dataset.classes == ("dark", "bright")
+    names = ["a.png", "b.jpg", "more/c.png"]
+    assert [record.file_name for record in dataset.records] == [str(photos / x) for x in names]
+    boxes = np.concatenate([record.annotations.boxes for record in dataset.records])
+    corners = [[float(row[x]) for x in ("x1", "y1", "x2", "y2")] for row in table]
+    assert np.allclose(boxes, corners, atol=0.011)
+    assert (boxes[:, 2] <= 64).all()
+    assert (boxes[:, 3] <= 48).all()
+    pictures = sorted(p.relative_to(out / "pictures") for p in (out / "pictures").rglob("*.jpg"))
+    assert [str(p) for p in pictures] == ["a.png.jpg", "b.jpg", "more/c.png.jpg"]
+
+
+def test_boxes_are_those_of_the_detector(predict, detector_run, photos, tmp_path):
+    cfg = load_config(
+        overrides=overrides({**SMALL_DETECTOR, "MODEL.WEIGHTS": detector_run / "model_final.pth"})
+    )
+    detector = build_detector(cfg, 2).eval()
+    pixels = torch.from_numpy(np.asarray(Image.open(photos / "a.png")).copy()).permute(2, 0, 1)
+    (expected,) = detector.detect([resize(pixels, [96, 128], antialias=True)])
+    predict(detector_run, photos / "a.png", "--output", tmp_path / "out", "--threshold", "0.1")
+    table = rows(tmp_path / "out" / "detections.csv")
+    sure = expected.scores > 0.1
+    assert [float(row["score"]) for row in table] == pytest.approx(
+        expected.scores[sure].tolist(), abs=1e-4
+    )
+    assert [float(row["x2"]) for row in table] == pytest.approx(
+        (expected.boxes[sure, 2] / 2).tolist(), abs=0.02
+    )
+
+
+def test_the_batch_size_changes_nothing(predict, detector_run, photos, tmp_path):
+    for size in ("1", "3"):
+        predict(detector_run, photos, "--output", tmp_path / size, "--batch-size", size)
+    tables = [rows(tmp_path / size / "detections.csv") for size in ("1", "3")]
+    assert [row["file"] for row in tables[0]] == [row["file"] for row in tables[1]]
+
+
+def test_images_that_cannot_be_read_are_named_and_left_out(predict, detector_run, photos, tmp_path):
+    data = (photos / "b.jpg").read_bytes()
+    (photos / "b.jpg").write_bytes(data[: len(data) // 2])
+    out = tmp_path / "out"
+    status, said, error = predict(detector_run, photos, "--output", out, "--no-pictures")
+    assert status == 0
+    assert "2 images" in said
+    (line,) = [line for line in error.splitlines() if "left out" in line]
+    assert "b.jpg" in line
+    images = json.loads((out / "annotations.json").read_text())["images"]
+    assert [image["file_name"] for image in images] == ["a.png", "more/c.png"]
+    assert not (out / "pictures").exists()
+
+
+@pytest.mark.parametrize("experts", [1, 2])
+def test_a_classifier_writes_probabilities(predict, tmp_path, photos, experts):
+    settings = {
+        "TASK": "classification",
+        "CLS.MODEL.NAME": "cifar_resnet20",
+        "DATASETS.TRAIN": ["long_tailed_digits"],
+        "CLS.ALGORITHM": "erm" if experts == 1 else "ncl",
+    }
+    cfg = load_config(overrides=overrides(settings))
+    model = build_model(cfg, 3, weights="").eval()
+    run = write_run(tmp_path / "run", cfg, model, ["x", "y", "z"])
+    for name in ("a.png", "b.jpg", "more/c.png"):
+        with Image.open(photos / name) as image:
+            image.resize((32, 32)).save(photos / name)
+    Image.new("RGB", (40, 32)).save(photos / "wide.png")
+    status, said, error = predict(run, photos, "--output", tmp_path / "out")
+    assert status == 0, error
+    assert "wide.png is 40 x 32 pixels (must be 32 x 32" in error
+    table = rows(tmp_path / "out" / "classes.csv")
+    assert [row["file"] for row in table] == ["a.png", "b.jpg", "more/c.png"]
+    for row in table:
+        values = {name: float(row[f"p({name})"]) for name in "xyz"}
+        assert sum(values.values()) == pytest.approx(1, abs=1e-5)
+        assert row["class"] == max(values, key=values.get)
+        assert float(row["probability"]) == max(values.values())
+    assert "3 images" in said
+
+
+def test_mistakes_are_one_line_and_nothing_is_overwritten(predict, detector_run, photos, tmp_path):
+    full = tmp_path / "full"
+    full.mkdir()
+    (tmp_path / "empty").mkdir()
+    out = tmp_path / "out"
+    for arguments, message in (
+        ((detector_run, tmp_path / "none", "--output", out), "none does not exist"),
+        ((detector_run, tmp_path / "empty", "--output", out), "no image is there"),
+        ((detector_run, photos, "--output", full), "is there already"),
+        ((tmp_path / "none", photos, "--output", out), "none"),
+        ((detector_run, photos / "notes.txt", "--output", out), "none of 1 images can be read"),
+        ((detector_run, photos, "--output", out, "--device", "tpu"), "tpu"),
+    ):
+        status, _, error = predict(*arguments)
+        assert status == 2
+        assert message in error.splitlines()[-1]
+    assert predict(detector_run, photos, "--output", out, "--batch-size", "0")[0] == 2
+    assert predict(detector_run, photos, "--output", out, "--threshold", "nan")[0] == 2

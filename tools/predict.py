@@ -1,0 +1,104 @@
+#!/usr/bin/env python
+"""Run a trained model on images: detections or classes as files.
+
+Examples:
+  a folder of photographs     %(prog)s output/bccd_supervised photos --output predictions
+  files, every weak box too   %(prog)s RUN_DIR a.jpg b.png --threshold 0.05 --output predictions
+  frames of a video           %(prog)s RUN_DIR frames --batch-size 16 --device cuda --output out
+
+Of a detector it writes detections.csv (file, class, score, corners in pixels), annotations.json (a
+COCO data set with scores, ready to be corrected in a labeling tool or read as
+coco:annotations.json:FOLDER) and pictures; of a classifier classes.csv. Images that cannot be read
+are left out and named. It takes the averaged EMA model (the student if the method has no EMA).
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from pathlib import Path
+
+from ssod_imwa.analysis.predicting import (
+    DetectionPredictor,
+    find_images,
+    open_predictor,
+    predict_images,
+)
+from ssod_imwa.analysis.prediction_files import common_folder, write_classes, write_detections
+from ssod_imwa.cli import log_to_stderr, require_absent, run_main
+from ssod_imwa.errors import DataError
+from ssod_imwa.runs.trained import read_trained
+
+logger = logging.getLogger(__name__)
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "model", type=Path, metavar="RUN_DIR|CHECKPOINT", help="a finished run, or its model file"
+    )
+    parser.add_argument(
+        "images", nargs="+", metavar="IMAGE|FOLDER", help="files, or folders with all below them"
+    )
+    parser.add_argument(
+        "--output", type=Path, required=True, metavar="DIR", help="new folder for what is written"
+    )
+    parser.add_argument(
+        "--threshold", type=float, default=0.5, help="keep boxes with a score above it (0.5)"
+    )
+    parser.add_argument("--batch-size", type=int, metavar="N", help="images at a time")
+    parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda or cuda:N")
+    parser.add_argument("--no-pictures", action="store_true", help="write no picture of boxes")
+    parser.add_argument(
+        "--import",
+        dest="asked",
+        nargs=1,
+        default=[],
+        metavar="FILE",
+        help="the LazyConfig (.py) that the run names, if it is one of your own: it is run",
+    )
+    arguments = parser.parse_args()
+    if arguments.batch_size is not None and arguments.batch_size < 1:
+        parser.error(f"--batch-size = {arguments.batch_size} is not allowed (must be at least 1)")
+    if not 0 <= arguments.threshold <= 1:
+        parser.error(f"--threshold = {arguments.threshold:g} is not allowed (must be 0..1)")
+    return arguments
+
+
+def main() -> None:
+    """Predict, write and say what was written."""
+    arguments = parse_arguments()
+    log_to_stderr()
+    require_absent(arguments.output)
+    trained = read_trained(arguments.model)
+    trained.require_asked(arguments.asked, reads_data=False)
+    paths = find_images(arguments.images)
+    predictor = open_predictor(trained, device=arguments.device, threshold=arguments.threshold)
+    arguments.output.mkdir(parents=True)
+    unreadable: list[str] = []
+    predictions = predict_images(
+        predictor,
+        paths,
+        batch_size=arguments.batch_size or predictor.batch_size,
+        unreadable=unreadable,
+    )
+    place = {"root": common_folder(paths), "classes": predictor.classes}
+    if isinstance(predictor, DetectionPredictor):
+        images, boxes = write_detections(
+            predictions, arguments.output, pictures=not arguments.no_pictures, **place
+        )
+        said = f"{images} images, {boxes} boxes with a score above {arguments.threshold:g}"
+    else:
+        images = write_classes(predictions, arguments.output, **place)
+        said = f"{images} images"
+    if not images:
+        raise DataError(f"none of {len(paths)} images can be read: {unreadable[0]}")
+    for line in unreadable:
+        logger.warning("left out: %s", line)
+    print(f"{arguments.output}: {said} by the {trained.inference_model} of {trained.path}")
+
+
+if __name__ == "__main__":
+    run_main(main)
