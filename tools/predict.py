@@ -84,20 +84,20 @@ def main() -> None:
         batch_size=arguments.batch_size or predictor.batch_size,
         unreadable=unreadable,
     )
-    place = {"root": common_folder(paths), "classes": predictor.classes}
+    root, classes, output = common_folder(paths), predictor.classes, arguments.output
     if isinstance(predictor, DetectionPredictor):
         images, boxes = write_detections(
-            predictions, arguments.output, pictures=not arguments.no_pictures, **place
+            predictions, output, root=root, classes=classes, pictures=not arguments.no_pictures
         )
         said = f"{images} images, {boxes} boxes with a score above {arguments.threshold:g}"
     else:
-        images = write_classes(predictions, arguments.output, **place)
+        images = write_classes(predictions, output, root=root, classes=classes)
         said = f"{images} images"
     if not images:
         raise DataError(f"none of {len(paths)} images can be read: {unreadable[0]}")
     for line in unreadable:
         logger.warning("left out: %s", line)
-    print(f"{arguments.output}: {said} by the {trained.inference_model} of {trained.path}")
+    print(f"{output}: {said} by the {trained.inference_model} of {trained.path}")
 
 
 if __name__ == "__main__":
