@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs/add_a_method.md").read_text()
 # Source files that an addition touches; recipes and documentation come on top.
 TOUCHED = {"A detection method": 2, "A classification method": 2, "A loss": 2, "A backbone": 2}
-SHORT = ("SOLVER.MAX_ITER", 3, "CLS.SCHEDULE.EPOCHS", 0, "CLS.SCHEDULE.WARMUP", 0)
+SHORT = ("SOLVER.MAX_ITER", 3, "CLS.SCHEDULE.EPOCHS", 0)
 DIGITS = ("--config-file", ROOT / "configs/digit_images/cross_entropy.yaml", *SHORT)
 
 

@@ -113,7 +113,8 @@ def with_iterations(cfg: CfgNode, train: ClassificationDataset) -> CfgNode:
     cfg.SOLVER.MAX_ITER = iterations
     cfg.SOLVER.STEPS = [round(step * per_epoch) for step in schedule.STEPS]
     cfg.SOLVER.WARMUP_ITERS = round(schedule.WARMUP * per_epoch)
-    cfg.CLS.SCHEDULE.EPOCHS, cfg.CLS.SCHEDULE.STEPS, cfg.CLS.SCHEDULE.WARMUP = 0.0, [], 0.0
+    cfg.CLS.SCHEDULE.EPOCHS = 0.0
+    del cfg.CLS.SCHEDULE["STEPS"], cfg.CLS.SCHEDULE["WARMUP"]  # nothing to read without epochs
     cfg.freeze()
     return cfg
 
@@ -214,7 +215,7 @@ def _build_network(cfg: CfgNode, classes: int, *, imagenet: bool) -> ImageClassi
         )
 
     # The heads of ECL and NCL stand on experts, even on one alone.
-    if options.experts > 1 or "moco" in METHODS[cfg.CLS.ALGORITHM].shares:
+    if options.experts > 1 or METHODS[cfg.CLS.ALGORITHM].moco_weight:
         return Experts(build_one, options.experts, shared_groups=options.shared_groups)
     if options.shared_groups:
         raise ValueError(

@@ -27,9 +27,9 @@ from ssod_imwa.classification.models.freezing import StageOptions
 from ssod_imwa.classification.models.heads import ScaleOptions
 from ssod_imwa.classification.models.vit import LayerDecayOptions, ViTOptions
 from ssod_imwa.classification.tracking import SnapshotOptions, TrackingOptions
-from ssod_imwa.config.options import Options, Section, option
+from ssod_imwa.config.options import ABOVE_0, Options, Section, Values, option
 
-Conditions = Mapping[str, tuple[object, ...]]
+Conditions = Mapping[str, Values]
 
 
 @dataclass(frozen=True)
@@ -74,8 +74,12 @@ class ScheduleOptions(Options):
         "length; with 0 SOLVER's MAX_ITER, STEPS and WARMUP_ITERS count, which these three replace",
         low=0,
     )
-    steps: list[float] = option([], "epochs after which the rate is multiplied by GAMMA", low=0)
-    warmup: float = option(0.0, "epochs in which the rate rises to BASE_LR", low=0)
+    steps: list[float] = option(
+        [], "epochs after which the rate is multiplied by GAMMA", low=0, when={"epochs": ABOVE_0}
+    )
+    warmup: float = option(
+        0.0, "epochs in which the rate rises to BASE_LR", low=0, when={"epochs": ABOVE_0}
+    )
 
 
 @dataclass(frozen=True)
@@ -116,7 +120,15 @@ SECTIONS = (
         Section(entry.prefix, entry.options, {**CLASSIFICATION, "CLS.ALGORITHM": (name,)})
         for name, entry in METHODS.items()
     ),
-    Section("CLS.MOCO", MoCoOptions, _with("moco")),
+    *(
+        Section(
+            "CLS.MOCO",
+            MoCoOptions,
+            {**CLASSIFICATION, "CLS.ALGORITHM": (name,), f"{entry.prefix}.{weight}": ABOVE_0},
+        )
+        for name, entry in METHODS.items()
+        if (weight := entry.moco_weight)
+    ),
     Section("CLS.LOSS", LossChoice, _with("loss")),
     *_by_name(
         *("CLS.LOSS", "CLS.LOSS.NAME"),

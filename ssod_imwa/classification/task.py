@@ -21,6 +21,7 @@ from ssod_imwa.classification import build
 from ssod_imwa.classification.data.catalog import image_fingerprint
 from ssod_imwa.classification.data.datasets import ClassificationDataset
 from ssod_imwa.classification.data.images import ImagesInFiles, ImagesInMemory, open_images
+from ssod_imwa.classification.data.imbalance import ImbalanceOptions
 from ssod_imwa.classification.data.samplers import SUBSET
 from ssod_imwa.classification.data.validation import check_readable
 from ssod_imwa.classification.keys import MergeOptions
@@ -80,8 +81,9 @@ class ClassificationTask(Task):
         self.method = methods.method_name(cfg)
         if cfg.CLS.SAMPLER.NAME == SUBSET:
             _report_short_classes(train, cfg.CLS.SAMPLER.PER_CLASS)
-        ratio = f" at ratio {cfg.CLS.IMBALANCE.RATIO:g}" if cfg.CLS.IMBALANCE.RATIO else ""
-        if cfg.CLS.IMBALANCE.PROFILE == "step" and ratio:
+        imbalance = read_options(ImbalanceOptions, cfg.CLS.IMBALANCE)
+        ratio = f" at ratio {imbalance.ratio:g}" if imbalance.ratio else ""
+        if imbalance.profile == "step" and ratio:
             ratio += " (step)"
         tests = ", ".join(test.name for test in self.data.tests)
         self.dataset = f"{train.name}{ratio}, tested on {tests}"

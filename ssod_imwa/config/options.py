@@ -13,7 +13,8 @@ and what a resume may change are made from these classes::
 Subclass `Options` to have values out of range refused in Python, too; a field may be an options
 object itself, which makes a group of keys inside the group. A section is part of the tree only when
 `when` holds, so a key of something that is not trained is not in the tree, and setting it is an
-error that names what it belongs to.
+error that names what it belongs to. An option may have a `when` of its own, on fields beside it.
+Values that no list can name are a `Switch`, such as `ABOVE_0`.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import typing
-from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, replace
 from typing import Any, TypeVar
 
 from fvcore.common.config import CfgNode
@@ -30,6 +31,28 @@ from fvcore.common.config import CfgNode
 INFINITY = float("inf")
 _METADATA = "option"
 _T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class Switch:
+    """The values of a key that switch something on, where they cannot be listed.
+
+    A setting that switches it off takes what earlier files set of its keys with it.
+
+    Attributes:
+        words: what these values are, after the name of the key: "above 0".
+        is_on: whether a value is one of them; it may be of any type.
+    """
+
+    words: str
+    is_on: Callable[[Any], bool]
+
+    def __contains__(self, value: object) -> bool:
+        return self.is_on(value)
+
+
+ABOVE_0 = Switch("above 0", lambda value: isinstance(value, (int, float)) and value > 0)
+Values = tuple[object, ...] | Switch
 
 
 @dataclass(frozen=True)
@@ -47,6 +70,8 @@ class Option:
         below: a bound that is not allowed itself.
         iterations: whether it counts a member's own iterations, which `--scale` multiplies.
         free: whether it changes neither weights nor data order, so that a resume may change it.
+        when: other options of its class, by the last parts of their keys, and the values at which
+            it is read.
     """
 
     default: Any
@@ -59,6 +84,7 @@ class Option:
     below: float | None = None
     iterations: bool = False
     free: bool = False
+    when: Mapping[str, Values] = field(default_factory=dict)
 
     @property
     def is_list(self) -> bool:
@@ -104,11 +130,12 @@ def option(
     below: float | None = None,
     iterations: bool = False,
     free: bool = False,
+    when: Mapping[str, Values] | None = None,
 ) -> Any:
     """A field of an options class; see `Option` for the arguments.
 
     Its type is the annotation's: bool, int, float, str, a Literal, which has the choices, or a list
-    of one of them.
+    of one of them. `when` has names of fields that stand before it.
     """
     settings = {
         "help": help,
@@ -119,6 +146,7 @@ def option(
         "below": below,
         "iterations": iterations,
         "free": free,
+        "when": {_leaf(name): values for name, values in (when or {}).items()},
     }
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata={_METADATA: settings})
@@ -146,7 +174,8 @@ def options_of(kind: type) -> Mapping[str, Option]:
             options[name] = Option(_default(item), element=element, **settings)
         elif _is_group(hints[item.name]):
             for inner, entry in options_of(hints[item.name]).items():
-                options[f"{name}.{inner}"] = entry
+                when = {f"{name}.{other}": values for other, values in entry.when.items()}
+                options[f"{name}.{inner}"] = replace(entry, when=when)
         else:
             raise TypeError(f"{kind.__name__}.{item.name} is not an option (make it by option())")
     return options
@@ -213,16 +242,37 @@ class Section:
         prefix: of its keys, such as "CLS.LOSS"; "" for those at the top.
         options: the dataclass that declares them.
         when: other keys and the values at which these keys are read; all have to hold.
+        names: of the options that are its keys; None for all.
     """
 
     prefix: str
     options: type
-    when: Mapping[str, tuple[object, ...]] = field(default_factory=dict)
+    when: Mapping[str, Values] = field(default_factory=dict)
+    names: tuple[str, ...] | None = None
 
     def by_key(self) -> dict[str, Option]:
         """Options by the full names of their keys."""
-        start = f"{self.prefix}." if self.prefix else ""
-        return {f"{start}{name}": item for name, item in options_of(self.options).items()}
+        return {
+            self._key(name): item
+            for name, item in options_of(self.options).items()
+            if self.names is None or name in self.names
+        }
+
+    def parts(self) -> list[Section]:
+        """This section, divided by what its options depend on among themselves."""
+        names: dict[str, list[str]] = {}
+        conditions: dict[str, Mapping[str, Values]] = {}
+        for name, item in sorted(options_of(self.options).items(), key=lambda x: bool(x[1].when)):
+            group = repr(item.when)
+            names.setdefault(group, []).append(name)
+            conditions[group] = {self._key(other): values for other, values in item.when.items()}
+        return [
+            replace(self, when={**self.when, **conditions[group]}, names=tuple(those))
+            for group, those in names.items()
+        ]
+
+    def _key(self, name: str) -> str:
+        return f"{self.prefix}.{name}" if self.prefix else name
 
 
 def options_by_key(sections: Sequence[Section]) -> dict[str, Option]:
@@ -231,7 +281,7 @@ def options_by_key(sections: Sequence[Section]) -> dict[str, Option]:
 
 
 def active_sections(sections: Sequence[Section], values: Mapping[str, Any]) -> list[Section]:
-    """The sections whose conditions hold.
+    """The parts of sections whose conditions hold.
 
     Args:
         sections: all; one that decides over another comes before it.
@@ -239,12 +289,50 @@ def active_sections(sections: Sequence[Section], values: Mapping[str, Any]) -> l
     """
     known: dict[str, Any] = {}
     active = []
-    for section in sections:
-        if all(known.get(key, MISSING) in allowed for key, allowed in section.when.items()):
+    for section in _parts(sections):
+        if not any(_unmet(section, known)):
             active.append(section)
             for key, item in section.by_key().items():
                 known[key] = values.get(key, item.default)
     return active
+
+
+def _parts(sections: Iterable[Section]) -> Iterator[Section]:
+    for section in sections:
+        yield from section.parts()
+
+
+def _unmet(section: Section, values: Mapping[str, Any]) -> Iterator[str]:
+    """The keys of a section's conditions that do not hold, in order."""
+    return (
+        name
+        for name, allowed in section.when.items()
+        if name not in values or values[name] not in allowed
+    )
+
+
+def unmet_conditions(
+    sections: Sequence[Section], key: str, values: Mapping[str, Any]
+) -> dict[str, list[Values]]:
+    """By key, the conditions that keep a key out of the tree, of the sections that come nearest.
+
+    Args:
+        sections: as for `active_sections`; some declare the key.
+        key: in full.
+        values: of the keys in the tree.
+    """
+    nearest: dict[str, list[Values]] = {}
+    most = 0
+    for section in _parts(sections):
+        if key not in section.by_key():
+            continue
+        condition = next(_unmet(section, values))
+        met = list(section.when).index(condition)
+        if met > most:
+            most, nearest = met, {}
+        if met == most:
+            nearest.setdefault(condition, []).append(section.when[condition])
+    return nearest
 
 
 def why_inactive(sections: Sequence[Section], key: str, values: Mapping[str, Any]) -> str:
@@ -267,24 +355,26 @@ def why_inactive(sections: Sequence[Section], key: str, values: Mapping[str, Any
         >>> why_inactive([loss, focal], "LOSS.GAMMA", {"LOSS.NAME": "cross_entropy"})
         "has no meaning with LOSS.NAME = 'cross_entropy' (it belongs to LOSS.NAME = 'focal')"
     """
-    missing: dict[str, list[object]] = {}
-    for section in sections:
-        if key in section.by_key():
-            condition, allowed = next(
-                (name, allowed)
-                for name, allowed in section.when.items()
-                if values.get(name, MISSING) not in allowed
-            )
-            missing.setdefault(condition, []).extend(allowed)
+    unmet = unmet_conditions(sections, key, values)
     # A condition on a key that is in the tree says more than one on a key that is itself missing.
-    condition = next((name for name in missing if name in values), next(iter(missing)))
+    condition = next((name for name in unmet if name in values), next(iter(unmet)))
     if condition not in values:
         return why_inactive(sections, condition, values)
-    wanted = " or ".join(map(repr, dict.fromkeys(missing[condition])))
-    return (
-        f"has no meaning with {condition} = {values[condition]!r} (it belongs to {condition} = "
-        f"{wanted})"
-    )
+    wanted = f"{condition} {in_words(unmet[condition], repr)}"
+    return f"has no meaning with {condition} = {values[condition]!r} (it belongs to {wanted})"
+
+
+def in_words(values: Iterable[Values], name: Callable[[object], str]) -> str:
+    """Values of a key, after its name: "= 'ncl' or 'ecl'", "above 0"."""
+    listed: list[str] = []
+    words: list[str] = []
+    for entry in values:
+        if isinstance(entry, Switch):
+            words.append(entry.words)
+        else:
+            listed += map(name, entry)
+    equal = [f"= {' or '.join(dict.fromkeys(listed))}"] if listed else []
+    return " or ".join([*equal, *dict.fromkeys(words)])
 
 
 def build_tree(sections: Sequence[Section]) -> CfgNode:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ssod_imwa.config.options import Option, Section, options_by_key
+from ssod_imwa.config.options import Option, Section, Values, in_words, options_by_key
 
 HEADER = """\
 # Configuration keys
@@ -39,13 +39,18 @@ def keys_page(chapters: Mapping[str, Sequence[Section]]) -> str:
 
 def _tables(sections: Sequence[Section]) -> list[str]:
     """A table for all sections of one prefix and condition, in first order."""
+    sections = [part for section in sections for part in section.parts()]
     common = set.intersection(*(set(_conditions(section)) for section in sections))
     tables: dict[tuple[Any, ...], dict[str, Option]] = {}
     for section in sections:
         tables.setdefault((section.prefix, _conditions(section)), {}).update(section.by_key())
     blocks = []
     for (prefix, conditions), options in tables.items():
-        special = [_in_words(*condition) for condition in conditions if condition not in common]
+        special = [
+            f"`{key}` {in_words([values], lambda value: f'`{value}`')}"
+            for key, values in conditions
+            if (key, values) not in common
+        ]
         lines = [f"### {prefix or 'At the top'}", ""]
         if special:
             lines += [f"Read with {' and '.join(special)}.", ""]
@@ -55,12 +60,8 @@ def _tables(sections: Sequence[Section]) -> list[str]:
     return blocks
 
 
-def _conditions(section: Section) -> tuple[tuple[str, tuple[object, ...]], ...]:
+def _conditions(section: Section) -> tuple[tuple[str, Values], ...]:
     return tuple(section.when.items())
-
-
-def _in_words(key: str, values: tuple[object, ...]) -> str:
-    return f"`{key}` = {' or '.join(f'`{value}`' for value in values)}"
 
 
 def _row(key: str, item: Option) -> str:

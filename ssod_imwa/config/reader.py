@@ -7,6 +7,7 @@ command line), the key, the value and what is allowed.
 from __future__ import annotations
 
 import ast
+import contextlib
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,9 +19,11 @@ from fvcore.common.config import CfgNode
 from ssod_imwa.config.options import (
     Option,
     Section,
+    Switch,
     active_sections,
     build_tree,
     options_by_key,
+    unmet_conditions,
     why_inactive,
 )
 from ssod_imwa.config.yaml_text import parse_yaml
@@ -76,6 +79,9 @@ def build_config(
 ) -> CfgNode:
     """The defaults of the sections that settings choose, changed by them; later ones win.
 
+    A setting without meaning is refused, unless it is of something that a later file or the command
+    line switches off (see `Switch`), as a recipe's warm-up is with CLS.SCHEDULE.EPOCHS 0.
+
     Args:
         sections: all that there are; see `options.active_sections`.
         settings: in order.
@@ -85,7 +91,7 @@ def build_config(
     Raises:
         ConfigError: a key is unknown or has no meaning here, or a value is not allowed.
     """
-    active = active_sections(sections, {setting.key: setting.value for setting in settings})
+    active = active_sections(sections, _choices(sections, settings))
     options = options_by_key(active)
     tree = build_tree(active)
     foreign = frozenset() if toolkit is None else frozenset(keys(toolkit)) - options.keys()
@@ -95,12 +101,24 @@ def build_config(
     for setting in settings:
         if setting.key in options:
             _set(tree, setting.key, _checked(setting, options[setting.key]))
-    for setting in settings:
+    for number, setting in enumerate(settings):
         if setting.key in foreign:
             _set_foreign(tree, setting)
         elif setting.key not in options:
-            raise _refusal(sections, tree, foreign, setting)
+            _check_superseded(sections, tree, foreign, setting, settings[number + 1 :])
     return tree
+
+
+def _choices(sections: Sequence[Section], settings: Sequence[Setting]) -> dict[str, Any]:
+    """What is set, in the types of the keys where that is possible; `_checked` refuses the rest."""
+    declared = options_by_key(sections)
+    values = {}
+    for setting in settings:
+        values[setting.key] = setting.value
+        if setting.key in declared:
+            with contextlib.suppress(ConfigError):
+                values[setting.key] = _coerce(setting, declared[setting.key])
+    return values
 
 
 def keys(cfg: CfgNode) -> list[str]:
@@ -145,17 +163,30 @@ def _set_foreign(cfg: CfgNode, setting: Setting) -> None:
         raise _wrong(setting, value, str(error)) from error
 
 
-def _refusal(
-    sections: Sequence[Section], cfg: CfgNode, foreign: frozenset[str], setting: Setting
-) -> ConfigError:
+def _check_superseded(
+    sections: Sequence[Section],
+    cfg: CfgNode,
+    foreign: frozenset[str],
+    setting: Setting,
+    later: Sequence[Setting],
+) -> None:
+    """Refuse a setting without meaning, unless what it belongs to is switched off after it.
+
+    Raises:
+        ConfigError: the key is unknown or has no meaning here.
+    """
     declared = options_by_key(sections)
-    if setting.key in declared:
-        values = {key: value_of(cfg, key) for key in keys(cfg)}
-        reason = why_inactive(sections, setting.key, values)
-    else:
+    if setting.key not in declared:
         known = [*declared, *sorted(foreign)]
         reason = f"is not a configuration key{_suggestion(setting.key, known)}"
-    return ConfigError(f"{setting.source}: {setting.key} {reason}")
+        raise ConfigError(f"{setting.source}: {setting.key} {reason}")
+    values = {key: value_of(cfg, key) for key in keys(cfg)}
+    unmet = unmet_conditions(sections, setting.key, values)
+    switches = {key for key, those in unmet.items() if any(isinstance(x, Switch) for x in those)}
+    if not any(x.key in switches and x.source != setting.source for x in later):
+        raise ConfigError(
+            f"{setting.source}: {setting.key} {why_inactive(sections, setting.key, values)}"
+        )
 
 
 def _suggestion(key: str, known: list[str]) -> str:

@@ -9,6 +9,7 @@ from ssod_imwa.classification.losses.build import LOSSES
 from ssod_imwa.classification.methods.build import METHODS
 from ssod_imwa.classification.mixers import MIXERS
 from ssod_imwa.config.options import options_by_key, options_of
+from ssod_imwa.config.reader import keys
 from ssod_imwa.errors import ConfigError
 from ssod_imwa.runs.config import load_config
 
@@ -43,6 +44,88 @@ def test_a_key_without_a_meaning_is_named_with_what_it_belongs_to(chosen, key, v
     selector, _, name = chosen.partition(" = ")
     message = f"{key} has no meaning with {chosen} (it belongs to {owner})"
     assert refusal(selector, name.strip("'"), key, value) == message
+
+
+ABOVE_0 = "has no meaning with {0} = 0.0 (it belongs to {0} above 0)"
+RATIO, EPOCHS = ABOVE_0.format("CLS.IMBALANCE.RATIO"), ABOVE_0.format("CLS.SCHEDULE.EPOCHS")
+WEIGHTS = (
+    "has no meaning with CLS.LOSS.WEIGHTS = 'none' (it belongs to CLS.LOSS.WEIGHTS other than "
+    "'none')"
+)
+SPLIT = (
+    "has no meaning with CLS.IMBALANCE.SPLIT = 'first' (it belongs to CLS.IMBALANCE.SPLIT = 'cao')"
+)
+ECL, NCL = ("CLS.ALGORITHM", "ecl"), ("CLS.ALGORITHM", "ncl")
+THINNED = ("CLS.IMBALANCE.RATIO", 9)
+
+
+@pytest.mark.parametrize(
+    ("settings", "key", "value", "reason"),
+    [
+        ((), "CLS.IMBALANCE.PROFILE", "step", RATIO),
+        ((), "CLS.IMBALANCE.MAXIMUM", 500, RATIO),
+        ((), "CLS.IMBALANCE.SPLIT", "first", RATIO),
+        ((), "CLS.IMBALANCE.SEED", 1, RATIO),
+        (
+            ("CLS.IMBALANCE.RATIO", 9, "CLS.IMBALANCE.SPLIT", "first"),
+            "CLS.IMBALANCE.SEED",
+            1,
+            SPLIT,
+        ),
+        ((), "CLS.SCHEDULE.STEPS", [3], EPOCHS),
+        (("CLS.SCHEDULE.EPOCHS", 0), "CLS.SCHEDULE.WARMUP", 1, EPOCHS),
+        ((), "CLS.LOSS.BETA", 0.9, WEIGHTS),
+        (("CLS.LOSS.NAME", "ldam"), "CLS.LOSS.WEIGHTS_FROM", 0.8, WEIGHTS),
+        ((*ECL, "CLS.ECL.BETA", 0), "CLS.MOCO.QUEUE", 8, ABOVE_0.format("CLS.ECL.BETA")),
+        (
+            (*NCL, "CLS.NCL.CONTRASTIVE_WEIGHT", 0),
+            "CLS.MOCO.WIDTH",
+            8,
+            ABOVE_0.format("CLS.NCL.CONTRASTIVE_WEIGHT"),
+        ),
+    ],
+)
+def test_a_key_of_something_that_is_switched_off_is_refused(settings, key, value, reason):
+    assert refusal(*settings, key, value) == f"{key} {reason}"
+
+
+def test_keys_of_what_is_switched_on_are_in_the_tree():
+    pairs = (
+        *("TASK", "classification", "CLS.IMBALANCE.RATIO", 1, "CLS.IMBALANCE.SEED", 3),
+        *("CLS.SCHEDULE.EPOCHS", "1e1", "CLS.SCHEDULE.STEPS", [5]),
+        *("CLS.LOSS.WEIGHTS", "effective_number", "CLS.LOSS.BETA", 0.9),
+    )
+    cls = load_config(overrides=[*map(str, pairs)]).CLS
+    assert (cls.IMBALANCE.SEED, cls.SCHEDULE.STEPS, cls.LOSS.BETA) == (3, [5.0], 0.9)
+    ecl = load_config(overrides=["TASK", "classification", *ECL, "CLS.MOCO.QUEUE", "8"])
+    assert ecl.CLS.MOCO.QUEUE == 8
+
+
+RECIPE = """
+TASK: classification
+CLS:
+  SCHEDULE: {EPOCHS: 5, WARMUP: 1}
+  IMBALANCE: {RATIO: 10, SEED: 1}
+  LOSS: {WEIGHTS: effective_number, BETA: 0.9}
+"""
+
+
+@pytest.mark.parametrize(
+    ("switch", "off", "detail"),
+    [
+        ("CLS.SCHEDULE.EPOCHS", "0", "CLS.SCHEDULE.WARMUP"),
+        ("CLS.IMBALANCE.RATIO", "0", "CLS.IMBALANCE.SEED"),
+        ("CLS.LOSS.WEIGHTS", "none", "CLS.LOSS.BETA"),
+    ],
+)
+def test_the_command_line_switches_off_what_a_file_details(switch, off, detail, tmp_path):
+    file = tmp_path / "recipe.yaml"
+    file.write_text(RECIPE)
+    assert detail in keys(load_config(file))
+    assert detail not in keys(load_config(file, [switch, off]))
+    # A detail beside the switch was never of use.
+    with pytest.raises(ConfigError, match=rf"^command line: {detail} has no meaning with {switch}"):
+        load_config(file, [detail, "0.5" if "LOSS" in detail else "1", switch, off])
 
 
 def own_keys(prefix, options):

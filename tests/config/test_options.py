@@ -5,8 +5,10 @@ from typing import Literal
 import pytest
 
 from ssod_imwa.config.options import (
+    ABOVE_0,
     Options,
     Section,
+    Switch,
     active_sections,
     build_tree,
     option,
@@ -166,3 +168,55 @@ def test_the_reason_lists_everything_that_a_key_belongs_to():
     again = Section("LOSS", FocalOptions, {**CLASSES, "LOSS.NAME": ("ldam",)})
     reason = why_inactive([*SECTIONS, again], "LOSS.GAMMA", {"TASK": "classes", "LOSS.NAME": "ce"})
     assert reason.endswith("(it belongs to LOSS.NAME = 'focal' or 'ldam')")
+
+
+@dataclass(frozen=True)
+class ThinOptions(Options):
+    ratio: float = option(0.0, "of first to last", low=0)
+    split: Literal["drawn", "first"] = option("drawn", "what is kept", when={"ratio": ABOVE_0})
+    seed: int = option(0, "of the draw", when={"ratio": ABOVE_0, "split": ("drawn",)})
+
+
+THIN = Section("THIN", ThinOptions)
+
+
+@pytest.mark.parametrize(
+    ("values", "keys"),
+    [
+        ({}, ["RATIO"]),
+        ({"THIN.RATIO": 0.5}, ["RATIO", "SPLIT", "SEED"]),
+        ({"THIN.RATIO": 0.5, "THIN.SPLIT": "first"}, ["RATIO", "SPLIT"]),
+        ({"THIN.RATIO": "many"}, ["RATIO"]),  # refused where values are checked
+    ],
+)
+def test_an_option_may_depend_on_those_beside_it(values, keys):
+    assert list(build_tree(active_sections([THIN], values)).THIN) == keys
+
+
+def test_options_of_a_group_depend_on_those_of_the_group():
+    @dataclass(frozen=True)
+    class Outer(Options):
+        thin: ThinOptions = ThinOptions()
+
+    tree = build_tree(active_sections([Section("DATA", Outer)], {"DATA.THIN.RATIO": 1.0}))
+    assert tree == {"DATA": {"THIN": {"RATIO": 0.0, "SPLIT": "drawn", "SEED": 0}}}
+
+
+def test_the_reason_has_the_words_of_a_switch():
+    assert why_inactive([THIN], "THIN.SPLIT", {"THIN.RATIO": 0.0}) == (
+        "has no meaning with THIN.RATIO = 0.0 (it belongs to THIN.RATIO above 0)"
+    )
+    assert why_inactive([THIN], "THIN.SEED", {"THIN.RATIO": 1.0, "THIN.SPLIT": "first"}) == (
+        "has no meaning with THIN.SPLIT = 'first' (it belongs to THIN.SPLIT = 'drawn')"
+    )
+
+
+def test_the_reason_is_of_the_section_that_comes_nearest():
+    """A key of two methods: the other method is no way to have it."""
+    on = Switch("on", lambda value: value is True)
+    sections = [
+        Section("LOSS", FocalOptions, {"TASK": ("boxes",), "BOX.ON": on}),
+        Section("LOSS", FocalOptions, {"TASK": ("classes",), "LOSS.ON": on}),
+    ]
+    reason = why_inactive(sections, "LOSS.GAMMA", {"TASK": "classes", "LOSS.ON": False})
+    assert reason == "has no meaning with LOSS.ON = False (it belongs to LOSS.ON on)"

@@ -16,7 +16,6 @@ title: Digits
 metrics: [top1, h_mean]
 overrides:
   CLS.SCHEDULE.EPOCHS: 0
-  CLS.SCHEDULE.WARMUP: 0
   SOLVER.MAX_ITER: 2
   SOLVER.WARMUP_ITERS: 0
   SOLVER.IMS_PER_BATCH: 4

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from ssod_imwa.classification.checks import check_choice
-from ssod_imwa.config.options import Options, option
+from ssod_imwa.config.options import ABOVE_0, Options, option
 from ssod_imwa.data.profiles import exponential_profile, step_profile
 from ssod_imwa.errors import DataError
 
@@ -31,10 +31,22 @@ class ImbalanceOptions(Options):
     ratio: float = option(
         0.0, "images of class 0 over those of the last class; 0 takes the set as it is", low=0
     )
-    profile: Profile = option("exponential", "how the counts fall from class to class")
-    maximum: int = option(0, "images of class 0; 0 takes as many as there may be", low=0)
-    split: Split = option("cao", "which images are kept: shuffled by SEED, or the first")
-    seed: int = option(0, "of the choice, apart from the run's", low=0, high=2**32 - 1)
+    profile: Profile = option(
+        "exponential", "how the counts fall from class to class", when={"ratio": ABOVE_0}
+    )
+    maximum: int = option(
+        0, "images of class 0; 0 takes as many as there may be", low=0, when={"ratio": ABOVE_0}
+    )
+    split: Split = option(
+        "cao", "which images are kept: shuffled by SEED, or the first", when={"ratio": ABOVE_0}
+    )
+    seed: int = option(
+        0,
+        "of the choice, apart from the run's",
+        low=0,
+        high=2**32 - 1,
+        when={"ratio": ABOVE_0, "split": ("cao",)},
+    )
 
 
 _PROFILES = {"exponential": exponential_profile, "step": step_profile}

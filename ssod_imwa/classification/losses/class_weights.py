@@ -10,7 +10,9 @@ import torch
 from torch import nn
 
 from ssod_imwa.classification.class_counts import deferred_weights, effective_number_weights
-from ssod_imwa.config.options import Options, option
+from ssod_imwa.config.options import Options, Switch, option
+
+WEIGHTED = Switch("other than 'none'", lambda value: value != "none")
 
 
 @dataclass(frozen=True)
@@ -20,9 +22,15 @@ class WeightedOptions(Options):
     weights: Literal["none", "effective_number"] = option(
         "none", "weights of classes: none, or by the effective number of their images"
     )
-    beta: float = option(0.9999, "parameter of the effective numbers", low=0, below=1)
+    beta: float = option(
+        0.9999, "parameter of the effective numbers", low=0, below=1, when={"weights": WEIGHTED}
+    )
     weights_from: float = option(
-        0.0, "part of the training after which the weights count; 0.8 is DRW's", low=0, high=1
+        0.0,
+        "part of the training after which the weights count; 0.8 is DRW's",
+        low=0,
+        high=1,
+        when={"weights": WEIGHTED},
     )
 
 

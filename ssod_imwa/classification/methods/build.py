@@ -34,10 +34,10 @@ from ssod_imwa.engine.method import Method
 from ssod_imwa.errors import ConfigError, as_config_error
 
 Counts = Sequence[int]
-# Groups of keys that several methods read: a loss (CLS.LOSS), a mixer (CLS.MIX), MoCo's contrast
-# (CLS.MOCO), several networks (CLS.MODEL.EXPERTS), a classifier that is trained and tested, in
-# stages or with an EMA (CLS.STAGE, CLS.EMA_DECAY, ...), and what only a second stage needs.
-Shared = Literal["loss", "mixer", "moco", "experts", "classifier", "second_stage"]
+# Groups of keys that several methods read: a loss (CLS.LOSS), a mixer (CLS.MIX), several networks
+# (CLS.MODEL.EXPERTS), a classifier that is trained and tested, in stages or with an EMA (CLS.STAGE,
+# CLS.EMA_DECAY, ...), and what only a second stage needs.
+Shared = Literal["loss", "mixer", "experts", "classifier", "second_stage"]
 
 
 @dataclass(frozen=True)
@@ -49,12 +49,15 @@ class Entry:
         options: type of those that are its own.
         prefix: of their keys.
         shares: groups of keys that it reads beside its own and those of all methods.
+        moco_weight: last part of the key of MoCo's weight, at 0 of which there is no MoCo; "" for a
+            method without.
     """
 
     build: Callable[[CfgNode, Any, nn.Module, Counts], Method]
     options: type[Options]
     prefix: str
     shares: tuple[Shared, ...] = ()
+    moco_weight: str = ""
 
 
 def build_method(cfg: CfgNode, model: nn.Module, counts: Counts) -> Method:
@@ -190,7 +193,7 @@ def _ecl(cfg: CfgNode, options: ECLOptions, model: Any, counts: Counts) -> Metho
 def _experts(
     cfg: CfgNode, model: Any, *, contrastive: bool, reference: bool
 ) -> tuple[CollaborativeNetwork, ExpertContrast | None]:
-    options = read_options(MoCoOptions, cfg.CLS.MOCO)
+    options = read_options(MoCoOptions, cfg.CLS.get("MOCO"))
     width = options.width if contrastive else 0
     network = CollaborativeNetwork(model, reference=reference, width=width).to(_device(model))
     return network, ExpertContrast(network, options, seed=cfg.SEED) if contrastive else None
@@ -221,8 +224,16 @@ METHODS: dict[str, Entry] = {
     "bcl": Entry(_bcl, BCLOptions, "CLS.BCL", shares=("classifier",)),
     "paco": Entry(_paco, PaCoOptions, "CLS.PACO", shares=("classifier",)),
     "gpaco": Entry(_gpaco, GPaCoOptions, "CLS.PACO", shares=("classifier",)),
-    "ncl": Entry(_ncl, NCLOptions, "CLS.NCL", shares=("classifier", "experts", "moco")),
-    "ecl": Entry(_ecl, ECLOptions, "CLS.ECL", shares=("classifier", "experts", "moco")),
+    "ncl": Entry(
+        *(_ncl, NCLOptions, "CLS.NCL"),
+        shares=("classifier", "experts"),
+        moco_weight="CONTRASTIVE_WEIGHT",
+    ),
+    "ecl": Entry(
+        *(_ecl, ECLOptions, "CLS.ECL"),
+        shares=("classifier", "experts"),
+        moco_weight="BETA",
+    ),
     "mae": Entry(_mae, MAEOptions, "CLS.MAE"),
 }
 
