@@ -13,15 +13,14 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
-from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.ops import clip_boxes_to_image
 
 from ssod_imwa.detection.data.records import Detections, Targets
+from ssod_imwa.detection.detectors.backbones import Backbone, build_backbone
 from ssod_imwa.detection.detectors.export import exported_state, loading_code
 from ssod_imwa.detection.detectors.faster_rcnn_modules import (
     BoxHeads,
     ProposalNetwork,
-    make_backbone,
     make_box_heads,
     make_proposal_network,
 )
@@ -40,7 +39,7 @@ class TorchvisionFasterRCNN(TorchvisionDetector):
     """Faster R-CNN; `build_faster_rcnn` makes one.
 
     Args:
-        backbone: torchvision's ResNet with a feature pyramid.
+        backbone: with a feature pyramid.
         rpn: proposes boxes; in training mode its losses are named as torchvision's.
         roi_heads: classifies them; labels 1..C, 0 is background.
         options: what these were made with.
@@ -54,7 +53,7 @@ class TorchvisionFasterRCNN(TorchvisionDetector):
 
     def __init__(
         self,
-        backbone: BackboneWithFPN,
+        backbone: Backbone,
         rpn: ProposalNetwork,
         roi_heads: BoxHeads,
         options: FasterRCNNOptions,
@@ -212,7 +211,7 @@ def build_faster_rcnn(
     # In this order, which decides the random weights that a seed gives.
     rpn = make_proposal_network(options)
     roi_heads = make_box_heads(options, num_classes)
-    backbone = make_backbone(options.resnets, options.backbone, options.fpn)
+    backbone = build_backbone(options.backbone, options.resnets, options.fpn)
     return TorchvisionFasterRCNN(backbone, rpn, roi_heads, options, num_classes=num_classes)
 
 

@@ -5,26 +5,18 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torchvision.models import resnet
 from torchvision.models.detection.anchor_utils import AnchorGenerator
-from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
-from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign
+from torchvision.ops import MultiScaleRoIAlign
 
 from ssod_imwa.detection.detectors.options import (
     AnchorOptions,
-    BackboneOptions,
     FasterRCNNOptions,
-    FPNOptions,
-    ResNetOptions,
 )
 from ssod_imwa.detection.losses import box_loss, multiclass_focal_loss
-
-# What each step of freeze_at adds to the frozen part: the stem, then res2..res5.
-STAGES = (("conv1", "bn1"), ("layer1",), ("layer2",), ("layer3",), ("layer4",))
 
 
 class LevelAnchors(AnchorGenerator):
@@ -187,47 +179,6 @@ def anchor_shapes(
             "all levels share a head)"
         )
     return tuple(map(tuple, sizes)), tuple(map(tuple, ratios))
-
-
-def make_backbone(
-    resnets: ResNetOptions, backbone: BackboneOptions, fpn: FPNOptions
-) -> BackboneWithFPN:
-    """A randomly initialized ResNet and its pyramid p2..p6, with the first stages frozen."""
-    norm_layer = FrozenBatchNorm2d if resnets.norm == "FrozenBN" else nn.BatchNorm2d
-    body = getattr(resnet, f"resnet{resnets.depth}")(weights=None, norm_layer=norm_layer)
-    if resnets.stride_in_1x1:
-        _move_strides(body)
-    for stage in STAGES[: backbone.freeze_at]:
-        for name in stage:
-            setattr(body, name, _frozen(getattr(body, name)))
-    channels = body.inplanes // 8
-    return BackboneWithFPN(
-        body,
-        return_layers={f"layer{k}": str(k - 1) for k in range(1, 5)},
-        in_channels_list=[channels * 2**k for k in range(4)],
-        out_channels=fpn.out_channels,
-    )
-
-
-def _move_strides(body: resnet.ResNet) -> None:
-    """Put each bottleneck's stride into its first convolution, where Caffe's ResNets have it."""
-    blocks = [part for part in body.modules() if isinstance(part, resnet.Bottleneck)]
-    if not blocks:
-        raise ValueError("stride_in_1x1 is not allowed at depth 18 (its blocks have no 1x1)")
-    for block in blocks:
-        block.conv1.stride, block.conv2.stride = block.conv2.stride, block.conv1.stride
-
-
-def _frozen(module: nn.Module) -> nn.Module:
-    """Stop training of the parameters and of the batch norms' statistics."""
-    module.requires_grad_(False)
-    if isinstance(module, nn.BatchNorm2d):
-        frozen = FrozenBatchNorm2d(module.num_features, eps=module.eps)
-        frozen.load_state_dict(module.state_dict())
-        return frozen
-    for name, part in module.named_children():
-        setattr(module, name, _frozen(part))
-    return module
 
 
 def make_box_head(in_channels: int, fc_dim: int) -> TwoMLPHead:

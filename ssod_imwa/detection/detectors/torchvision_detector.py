@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.models.detection.image_list import ImageList
 
+from ssod_imwa.detection.detectors.backbones import Backbone
 from ssod_imwa.detection.detectors.base import Detector, padded_size
 from ssod_imwa.detection.detectors.caffe import read_caffe_resnet
 from ssod_imwa.detection.detectors.options import DetectorOptions
@@ -25,10 +25,10 @@ from ssod_imwa.detection.detectors.weights import (
 
 
 class TorchvisionDetector(Detector):
-    """A detector on a ResNet with a feature pyramid.
+    """A detector on a backbone with a feature pyramid.
 
     Args:
-        backbone: has the ResNet as `body`.
+        backbone: see there.
         options: what the detector was made with.
         num_classes: C.
 
@@ -37,19 +37,16 @@ class TorchvisionDetector(Detector):
         background_rows: how many of these rows are for background.
     """
 
-    # The coarsest level of the ResNet, on which the pyramid stands, has this stride.
-    size_divisor = 32
     classifier: str
     background_rows: int = 0
     options: DetectorOptions
     pixel_mean: torch.Tensor
     pixel_std: torch.Tensor
 
-    def __init__(
-        self, backbone: BackboneWithFPN, options: DetectorOptions, *, num_classes: int
-    ) -> None:
+    def __init__(self, backbone: Backbone, options: DetectorOptions, *, num_classes: int) -> None:
         super().__init__(num_classes)
         self.backbone = backbone
+        self.size_divisor = backbone.stride
         self.options = options
         # Not persistent: torchvision's state dicts have no such keys.
         for name in ("pixel_mean", "pixel_std"):
