@@ -9,6 +9,23 @@ from support import in_one_thread
 
 from ssod_imwa.runs.config import load_config
 
+# What short runs of each method need beside the settings of all.
+METHODS = {
+    "supervised": {},
+    "unbiased_teacher": {
+        "SSOD.BURN_IN_ITERS": 1,
+        "SSOD.EMA_DECAY": 0.9,
+        "SSOD.BBOX_THRESHOLD": 0.2,
+        "SOLVER.IMS_PER_BATCH_UNLABELED": 2,
+    },
+    "mean_teacher": {
+        "SSOD.RAMPUP_ITERS": 2,
+        "SSOD.EMA_DECAY": 0.9,
+        "SSOD.BBOX_THRESHOLD": 0.2,
+        "SOLVER.IMS_PER_BATCH_UNLABELED": 2,
+    },
+}
+
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
@@ -34,7 +51,10 @@ def root(tmp_path_factory):
 
 @pytest.fixture
 def detection_config(root, tmp_path):
-    """A function that loads a run of seconds, changed by KEY VALUE pairs."""
+    """A function that loads a run of seconds, changed by KEY VALUE pairs.
+
+    It is Unbiased Teacher's unless they name another method.
+    """
 
     def load(*overrides, output="run"):
         settings = {
@@ -59,14 +79,8 @@ def detection_config(root, tmp_path):
             "SOLVER.IMS_PER_BATCH": 2,
             "LOG_PERIOD": 1,
         }
-        if "supervised" not in overrides:
-            settings |= {
-                "SSOD.ALGORITHM": "unbiased_teacher",
-                "SSOD.BURN_IN_ITERS": 1,
-                "SSOD.EMA_DECAY": 0.9,
-                "SSOD.BBOX_THRESHOLD": 0.2,
-                "SOLVER.IMS_PER_BATCH_UNLABELED": 2,
-            }
+        method = next((name for name in METHODS if name in overrides), "unbiased_teacher")
+        settings |= {"SSOD.ALGORITHM": method, **METHODS[method]}
         pairs = [str(x) for pair in settings.items() for x in pair]
         return load_config(overrides=[*pairs, *map(str, overrides)])
 

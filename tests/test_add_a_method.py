@@ -21,6 +21,23 @@ def section(title):
     return re.search(rf"^## {title}\n(.*?)(?=^## |\Z)", PAGE, re.MULTILINE | re.DOTALL)[1]
 
 
+def take_away(title, package):
+    """Undo what a section adds, where the package has it; what the touched files were."""
+    before = {}
+    for name, _ in re.findall(r"```python\n# (\S+)\n(.*?)```", section(title), re.DOTALL):
+        before[name] = (package / name).read_text()
+        (package / name).unlink()
+    for name, changes in re.findall(
+        r"```diff\n--- a/\S+\n\+\+\+ b/(\S+)\n(.*?)```", section(title), re.DOTALL
+    ):
+        before[name] = text = (package / name).read_text()
+        for line in re.findall(r"^\+(.*\n)", changes, re.MULTILINE):
+            assert text.count(line) == 1, f"{name} has no line {line!r}"
+            text = text.replace(line, "")
+        (package / name).write_text(text)
+    return before
+
+
 def add(title, package):
     """Write a section's files and apply its changes; the files that were touched."""
     touched = []
@@ -57,7 +74,15 @@ def run(package, tool, *arguments):
 
 
 def test_a_detection_method_is_added_by_two_files_and_trains_under_imwa(package, detection_config):
+    before = take_away("A detection method", package)
+    detector = ("--config-file", "configs/models/faster_rcnn_r18_fpn_small.yaml")
+    status, _, err = run(package, "train_net", *detector, "SSOD.ALGORITHM", "mean_teacher")
+    assert status == 2
+    assert "SSOD.ALGORITHM = 'mean_teacher' is not allowed" in err
     assert len(add("A detection method", package)) == TOUCHED["A detection method"]
+    # The page shows what the package has; lines of other methods may stand between its own.
+    for name, text in before.items():
+        assert sorted((package / name).read_text().splitlines()) == sorted(text.splitlines())
     cfg = detection_config()
     settings = ["DATASETS.ROOT", cfg.DATASETS.ROOT, "DATASETS.TRAIN", cfg.DATASETS.TRAIN]
     settings += ["DATASETS.TEST", cfg.DATASETS.TEST, "DATASETS.SPLIT.PERCENT", 50]

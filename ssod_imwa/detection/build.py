@@ -20,6 +20,7 @@ from ssod_imwa.data.registration import import_modules
 from ssod_imwa.data.roots import data_root
 from ssod_imwa.data.streams import On, Stream, select_views
 from ssod_imwa.detection.data.catalog import load_datasets
+from ssod_imwa.detection.data.geometric_views import ColoredView, GeometricOptions, GeometricView
 from ssod_imwa.detection.data.images import DetectionImages, orientation_groups
 from ssod_imwa.detection.data.records import DetectionDataset
 from ssod_imwa.detection.data.splits import split_dataset
@@ -120,13 +121,25 @@ def build_method(cfg: CfgNode, detector: Detector) -> Method:
 
 def build_views(cfg: CfgNode) -> dict[str, Any]:
     """The views of INPUT, by the names by which methods read them."""
-    options = read_options(ViewOptions, cfg.INPUT)
+    options, settings = read_options(ViewOptions, cfg.INPUT), cfg.INPUT.STRONG
     flip = options.random_flip == "horizontal"
     with as_config_error("INPUT"):
-        weak = WeakView(options.min_size_train, options.max_size_train, flip=flip)
+        weak = WeakView(
+            options.min_size_train,
+            options.max_size_train,
+            flip=flip,
+            sampling=options.min_size_train_sampling,
+        )
+    strong: GeometricView | On
     with as_config_error("INPUT.STRONG"):
-        strong = StrongView(read_options(StrongOptions, cfg.INPUT.STRONG))
-    return {"weak": weak, "strong": On("weak", strong)}
+        geometric = read_options(GeometricOptions, None)
+        if settings.KIND == "geometric":
+            geometric = read_options(GeometricOptions, settings)
+            strong = GeometricView(weak, geometric)
+        else:
+            strong = On("weak", StrongView(read_options(StrongOptions, settings)))
+    # Pictures make all views, one after another from one generator: a new one stands at the end.
+    return {"weak": weak, "strong": strong, "colored": ColoredView(weak, geometric.lists)}
 
 
 def build_test_view(cfg: CfgNode) -> TestView:

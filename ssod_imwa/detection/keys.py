@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ssod_imwa.config.options import Options, Section, option
-from ssod_imwa.detection.data.views import StrongOptions, ViewOptions
+from ssod_imwa.detection.data.geometric_views import GeometricOptions
+from ssod_imwa.detection.data.views import StrongKindOptions, StrongOptions, ViewOptions
 from ssod_imwa.detection.detectors.options import (
     AnchorOptions,
     BackboneOptions,
@@ -22,12 +23,14 @@ from ssod_imwa.detection.detectors.options import (
     RPNOptions,
 )
 from ssod_imwa.detection.methods.base import DetectionMethod
+from ssod_imwa.detection.methods.mean_teacher import MeanTeacher, MeanTeacherOptions
 from ssod_imwa.detection.methods.supervised import Supervised, SupervisedOptions
 from ssod_imwa.detection.methods.unbiased_teacher import UnbiasedTeacher, UnbiasedTeacherOptions
 
 # Values of SSOD.ALGORITHM: what trains, and the options that it takes.
 METHODS: dict[str, tuple[type[DetectionMethod], type[Options]]] = {
     "supervised": (Supervised, SupervisedOptions),
+    "mean_teacher": (MeanTeacher, MeanTeacherOptions),
     "unbiased_teacher": (UnbiasedTeacher, UnbiasedTeacherOptions),
 }
 
@@ -156,7 +159,9 @@ SECTIONS = (
     Section("DATALOADER", GroupingOptions, DETECTION),
     Section("SOLVER", UnlabeledBatchOptions, UNLABELED),
     Section("INPUT", ViewOptions, DETECTION),
-    Section("INPUT.STRONG", StrongOptions, DETECTION),
+    Section("INPUT.STRONG", StrongKindOptions, DETECTION),
+    Section("INPUT.STRONG", StrongOptions, {**DETECTION, "INPUT.STRONG.KIND": ("photometric",)}),
+    Section("INPUT.STRONG", GeometricOptions, {**DETECTION, "INPUT.STRONG.KIND": ("geometric",)}),
     Section("TEST", DetectionOptions, DETECTION),
     Section("MODEL", ToolkitOptions, DETECTION),
     Section("MODEL.ROI_HEADS", ClassesOptions, DETECTION),

@@ -17,7 +17,8 @@ _WARNING = (
     "no box of the teacher passed the threshold in %d own iterations: nothing is learned from the "
     "unlabeled images. Likely causes: a threshold above the teacher's scores (lower "
     "SSOD.BBOX_THRESHOLD), a teacher that starts before it has learned enough (raise "
-    "SSOD.BURN_IN_ITERS), or too few labeled images (add some)"
+    "SSOD.BURN_IN_ITERS, or SSOD.RAMPUP_ITERS of a mean teacher), or too few labeled images (add "
+    "some)"
 )
 
 

@@ -67,7 +67,9 @@ def read_by_detection(read, config, *overrides):
 
 def test_every_key_of_detection_is_read(read, detection_config):
     read_by_detection(read, detection_config)
-    read_by_detection(read, detection_config, "SSOD.ALGORITHM", "supervised")
+    for method, kind in (("supervised", "photometric"), ("mean_teacher", "geometric")):
+        settings = ("SSOD.ALGORITHM", method, "INPUT.STRONG.KIND", kind)
+        read_by_detection(read, detection_config, *settings)
     # Other toolkits are tested in tests/integrations.
     elsewhere = {"MODEL.DETECTRON2.CONFIG"}
     sections = [*CHAPTERS["Both tasks"], *CHAPTERS["Detection"]]

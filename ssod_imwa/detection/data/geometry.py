@@ -29,6 +29,29 @@ def flip_matrix(width: float) -> torch.Tensor:
     return matrix
 
 
+def shift_matrix(x: float, y: float) -> torch.Tensor:
+    """float64 (3, 3) that adds pixels to coordinates."""
+    matrix = torch.eye(3, dtype=torch.float64)
+    matrix[0, 2], matrix[1, 2] = x, y
+    return matrix
+
+
+def rotation_matrix(degrees: float, center: tuple[float, float]) -> torch.Tensor:
+    """float64 (3, 3) that turns clockwise, as the eye sees it, about a center (x, y)."""
+    x, y = center
+    sine, cosine = math.sin(math.radians(degrees)), math.cos(math.radians(degrees))
+    turn = torch.eye(3, dtype=torch.float64)
+    turn[:2, :2] = torch.tensor([[cosine, -sine], [sine, cosine]], dtype=torch.float64)
+    return shift_matrix(x, y) @ turn @ shift_matrix(-x, -y)
+
+
+def shear_matrix(x: float, y: float) -> torch.Tensor:
+    """float64 (3, 3) that adds x times the row to the column, then y times that to the row."""
+    along_x, along_y = (torch.eye(3, dtype=torch.float64) for _ in range(2))
+    along_x[0, 1], along_y[1, 0] = x, y
+    return along_y @ along_x
+
+
 def is_identity(matrix: torch.Tensor) -> bool:
     """Whether a matrix leaves every pixel exactly where it is."""
     return torch.equal(matrix, torch.eye(3, dtype=matrix.dtype))

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 import torch
@@ -43,6 +43,9 @@ ERASING_ASPECT = ((0.3, 3.3), (0.1, 6.0), (0.05, 8.0))
 ERASING_ATTEMPTS = 10
 
 
+Sampling = Literal["choice", "range"]
+
+
 @dataclass(frozen=True)
 class ViewOptions(Options):
     """INPUT: the geometry of views."""
@@ -51,6 +54,9 @@ class ViewOptions(Options):
         [640, 672, 704, 736, 768, 800],
         "shortest edge in pixels, drawn from this list for each training image",
         low=1,
+    )
+    min_size_train_sampling: Sampling = option(
+        "choice", '"choice" draws one of MIN_SIZE_TRAIN, "range" a whole number between its two'
     )
     max_size_train: int = option(1333, "bound of the longest edge in pixels, in training", low=1)
     min_size_test: int = option(800, "shortest edge in pixels, in evaluation", low=1)
@@ -61,8 +67,19 @@ class ViewOptions(Options):
 
 
 @dataclass(frozen=True)
+class StrongKindOptions(Options):
+    """INPUT.STRONG: whose strong views."""
+
+    kind: Literal["photometric", "geometric"] = option(
+        "photometric",
+        '"photometric" changes the colors of the weak view (Unbiased, Dense Teacher), "geometric" '
+        "is resized and mirrored by itself and moved, too (Soft Teacher)",
+    )
+
+
+@dataclass(frozen=True)
 class StrongOptions(Options):
-    """INPUT.STRONG: probabilities of the strong view's operations, in this order."""
+    """INPUT.STRONG: probabilities of the photometric view's operations, in this order."""
 
     color_jitter: float = option(0.8, "probability of color jitter", low=0, high=1)
     grayscale: float = option(0.2, "probability of grayscale", low=0, high=1)
@@ -96,7 +113,7 @@ def read_record(record: ImageRecord) -> torch.Tensor:
     return image
 
 
-def _to_array(image: torch.Tensor) -> np.ndarray:
+def to_array(image: torch.Tensor) -> np.ndarray:
     """(H, W, 3) without a copy if the image is interleaved already."""
     return np.ascontiguousarray(image.permute(1, 2, 0).numpy())
 
@@ -128,17 +145,29 @@ class WeakView:
         min_sizes: lengths in pixels, one of which is drawn for the shortest edge.
         max_size: bound of the longest edge in pixels; the aspect ratio is kept.
         flip: mirror with probability 1/2.
+        sampling: "choice" draws one of the lengths, "range" a whole number from the first of two to
+            the second.
     """
 
     min_sizes: Sequence[int]
     max_size: int
     flip: bool = True
+    sampling: Sampling = "choice"
 
     def __post_init__(self) -> None:
         if not len(self.min_sizes):
             raise ValueError("min_sizes is empty (at least one length is needed)")
         for size in self.min_sizes:
             _check_sizes(size, self.max_size)
+        if self.sampling not in get_args(Sampling):
+            raise ValueError(f"sampling = {self.sampling!r} is not allowed (choice or range)")
+        if self.sampling == "range" and (
+            len(self.min_sizes) != 2 or self.min_sizes[0] > self.min_sizes[1]
+        ):
+            raise ValueError(
+                f"min_sizes = {list(self.min_sizes)} is not allowed with the sampling 'range' "
+                "(must be two lengths, the smaller one first)"
+            )
         if not isinstance(self.flip, bool):
             raise TypeError(f"flip = {self.flip!r} is not allowed (must be True or False)")
 
@@ -146,11 +175,16 @@ class WeakView:
         self, image: torch.Tensor, generator: np.random.Generator
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Transform a uint8 (3, H, W) image; the matrix maps its pixels to those returned."""
-        min_size = self.min_sizes[int(generator.integers(len(self.min_sizes)))]
+        min_size = self._draw_size(generator)
         image, matrix = _resize(image, min_size=min_size, max_size=self.max_size)
         if self.flip and generator.random() < 0.5:
             image, matrix = image.flip(-1), flip_matrix(image.shape[-1]) @ matrix
         return image, matrix
+
+    def _draw_size(self, generator: np.random.Generator) -> int:
+        if self.sampling == "range":
+            return int(generator.integers(self.min_sizes[0], self.min_sizes[1] + 1))
+        return self.min_sizes[int(generator.integers(len(self.min_sizes)))]
 
 
 @dataclass(frozen=True)
@@ -197,7 +231,7 @@ class StrongView:
         self, image: torch.Tensor, generator: np.random.Generator
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Transform a uint8 (3, H, W) image; the geometry, and so the matrix, is the identity."""
-        array = _to_array(image)
+        array = to_array(image)
         operations = self._draw_color_operations(generator)
         if operations:
             order = slice(None, None, -1 if self.options.bgr_as_rgb else 1)

@@ -171,6 +171,15 @@ def test_weak_view_draws_all_sizes_and_flips_half_the_time():
     assert 115 < sum(flips) < 185
 
 
+def test_a_range_of_sizes_has_every_whole_number_between_its_two():
+    view = WeakView([40, 44], 200, sampling="range")
+    image = tensor(photo(30, 40))
+    heights = [view(image, counted_generator(i))[0].shape[1] for i in range(300)]
+    counts = [heights.count(size) for size in range(40, 45)]
+    assert sum(counts) == 300
+    assert min(counts) > 35
+
+
 def test_weak_view_resizes_as_torchvision_does():
     image = tensor(photo())
     result, _ = WeakView([90], 1000, flip=False)(image, counted_generator(0))
@@ -207,6 +216,9 @@ def test_test_view_is_the_weak_view_without_chance():
     [
         (lambda: WeakView([], 100), "min_sizes is empty"),
         (lambda: WeakView([64, 128], 100), "min_size = 128 with max_size = 100"),
+        (lambda: WeakView([64], 100, sampling="range"), r"\[64\] is not allowed with .* 'range'"),
+        (lambda: WeakView([64, 32], 100, sampling="range"), "the smaller one first"),
+        (lambda: WeakView([64], 100, sampling="list"), "choice or range"),
         (lambda: TestView(0, 100), "min_size = 0"),
         (lambda: StrongOptions(gaussian_blur=1.5), "gaussian_blur = 1.5"),
         (lambda: StrongOptions(erasing=[0.5, -1, 0]), r"erasing = \[0.5, -1, 0\] is not allowed"),

@@ -22,6 +22,7 @@ from ssod_imwa.detection.data.records import (
 )
 from ssod_imwa.detection.data.views import WeakView
 from ssod_imwa.detection.detectors.base import Detector
+from ssod_imwa.detection.methods.mean_teacher import MeanTeacher, MeanTeacherOptions
 from ssod_imwa.detection.methods.supervised import Supervised, SupervisedOptions
 from ssod_imwa.detection.methods.unbiased_teacher import UnbiasedTeacher, UnbiasedTeacherOptions
 
@@ -101,6 +102,7 @@ def batches(tmp_path):
     ("kind", "options", "lessons"),
     [
         (Supervised, SupervisedOptions(), 8),
+        (MeanTeacher, MeanTeacherOptions(), 12),
         (UnbiasedTeacher, UnbiasedTeacherOptions(burn_in_iters=0), 12),
     ],
 )
