@@ -5,10 +5,18 @@ from contextlib import contextmanager
 
 
 class UserError(Exception):
-    """Bad input: one line that says what is wrong, where, and what is allowed.
+    r"""Bad input: one line that says what is wrong, where, and what is allowed.
 
-    Command lines print it without a traceback and exit with status 2.
+    Command lines print it without a traceback and exit with status 2. What it quotes from files may
+    hold anything, so line breaks and other control characters are escaped, see `one_line`.
+
+    Example:
+        >>> print(UserError("class 'a\nb' is not known"))
+        class 'a\nb' is not known
     """
+
+    def __str__(self) -> str:
+        return one_line(super().__str__())
 
 
 class ConfigError(UserError):
