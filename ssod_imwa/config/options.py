@@ -21,6 +21,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
+import math
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, replace
@@ -104,19 +106,27 @@ class Option:
 
     def violation(self, value: Any) -> str:
         """The rule that a value of the right type breaks, such as "must be above 0", or ""."""
-        for item in value if self.is_list else [value]:
+        if self.element is list and not all(map(_is_list_of_numbers, value)):
+            return "must be lists of numbers"
+        items = value if self.is_list else [value]
+        for item in itertools.chain(*items) if self.element is list else items:
             if self.choices and item not in self.choices:
                 return f"must be one of {', '.join(map(repr, self.choices))}"
             if isinstance(item, (int, float)) and not self._in_range(item):
-                return f"must be {self.range or 'a number'}"
+                return f"must be {self.range if math.isfinite(item) else 'a finite number'}"
         return ""
 
     def _in_range(self, number: float) -> bool:
         return (
-            self.low <= number <= self.high  # refuses NaN
+            math.isfinite(number)
+            and self.low <= number <= self.high
             and (self.above is None or number > self.above)
             and (self.below is None or number < self.below)
         )
+
+
+def _is_list_of_numbers(value: object) -> bool:
+    return isinstance(value, (list, tuple)) and all(type(item) in (int, float) for item in value)
 
 
 def option(

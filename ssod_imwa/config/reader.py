@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import difflib
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,7 @@ from ssod_imwa.config.yaml_text import parse_yaml
 from ssod_imwa.errors import ConfigError
 
 BASE_KEY = "_BASE_"
+_SHOWN = 200  # characters of a value
 COMMAND_LINE = "command line"
 
 
@@ -202,8 +204,8 @@ def _suggestion(key: str, known: list[str]) -> str:
 
 def _file_chain(path: Path, seen: tuple[Path, ...] = ()) -> list[tuple[str, dict[str, Any]]]:
     """The files a YAML file stands on, bases first, each with its own content."""
-    if path in seen:
-        raise ConfigError(f"{path}: {BASE_KEY} leads back to the file itself")
+    if os.path.realpath(path) in map(os.path.realpath, seen):
+        raise ConfigError(f"{seen[-1]}: {BASE_KEY} leads back to the file itself")
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
@@ -212,11 +214,18 @@ def _file_chain(path: Path, seen: tuple[Path, ...] = ()) -> list[tuple[str, dict
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: is not a text file") from error
     tree = _parse_tree(text, str(path))
-    bases = tree.pop(BASE_KEY, [])
     chain = []
-    for base in [bases] if isinstance(bases, str) else bases:
-        chain += _file_chain(path.parent / Path(base).expanduser(), (*seen, path))
+    for base in _bases(tree.pop(BASE_KEY, []), path):
+        chain += _file_chain(path.parent / os.path.expanduser(base), (*seen, path))
     return [*chain, (str(path), tree)]
+
+
+def _bases(value: Any, path: Path) -> list[str]:
+    names = [value] if isinstance(value, str) else value
+    if not isinstance(names, list) or not all(map(_is_text, names)):
+        rule = "must be the name of a YAML file, or a list of names"
+        raise ConfigError(f"{path}: {BASE_KEY} = {_shown(value)} is not allowed ({rule})")
+    return names
 
 
 def _parse_tree(text: str, source: str) -> dict[str, Any]:
@@ -249,7 +258,7 @@ def _parse(text: str) -> Any:
     """A command line's value: a Python literal if it is one, else the text itself."""
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # see its manual
         return {"true": True, "false": False}.get(text.lower(), text)
 
 
@@ -270,7 +279,7 @@ def _coerce(setting: Setting, option: Option) -> Any:
         value = _parse(value)
     if not isinstance(value, (list, tuple)):
         raise _wrong(setting, value, "must be a list, such as [a, b]")
-    if option.element is list:
+    if option.element is list:  # which `violation` looks into
         return [list(inner) if isinstance(inner, (list, tuple)) else inner for inner in value]
     return [_coerce_scalar(setting, item, option.element) for item in value]
 
@@ -281,6 +290,8 @@ def _coerce_scalar(setting: Setting, value: Any, wanted: type) -> Any:
             value = float(value)
         except ValueError:
             raise _wrong(setting, value, "must be a number") from None
+    if wanted in (int, float) and type(value) is int and not -(2**63) <= value < 2**63:
+        raise _wrong(setting, value, "must have at most 64 bits")
     if wanted is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if wanted is str and isinstance(value, (int, float)) and not isinstance(value, bool):
@@ -288,8 +299,32 @@ def _coerce_scalar(setting: Setting, value: Any, wanted: type) -> Any:
     if type(value) is not wanted:
         names = {bool: "True or False", int: "an integer", float: "a number", str: "a text"}
         raise _wrong(setting, value, f"must be {names[wanted]}")
+    if wanted is str and not _is_text(value):
+        raise _wrong(setting, value, "must be a text that a file can hold")
     return value
 
 
+def _is_text(value: object) -> bool:
+    """Whether a value is a text that a file can hold: no byte of 0, no half of a character."""
+    if not isinstance(value, str) or "\0" in value:
+        return False
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _wrong(setting: Setting, value: Any, rule: str, hint: str = "") -> ConfigError:
-    return ConfigError(f"{setting.source}: {setting.key} = {value!r} is not allowed ({rule}){hint}")
+    return ConfigError(
+        f"{setting.source}: {setting.key} = {_shown(value)} is not allowed ({rule}){hint}"
+    )
+
+
+def _shown(value: Any) -> str:
+    """A value for a message, without the middle if it is long."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no number of more than 4,300 digits
+        text = f"a number of {value.bit_length()} bits"
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN // 2]}...{text[-_SHOWN // 2 :]}"

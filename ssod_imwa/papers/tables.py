@@ -22,6 +22,7 @@ row, seed by seed.
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -197,7 +198,7 @@ def _read_run(name: str, tree: Any, common: tuple[str, ...], path: Path) -> Run:
     if not config:
         raise TableError(f"{path}: {where}.config = [] is not allowed (must be at least one file)")
     for file in config:
-        if not file.is_file():
+        if not os.path.isfile(file):
             raise TableError(f"{path}: {where}.config: {file} does not exist")
     overrides = _flat(_typed(tree, "overrides", dict, path, where) or {})
     return Run(name, config, common + overrides, _typed(tree, "after", str, path, where))

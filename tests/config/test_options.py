@@ -55,7 +55,7 @@ def test_ranges_are_said_in_words(name, words):
         ({"momentum": 1.0}, r"momentum = 1.0 is not allowed \(must be at least 0, below 1\)"),
         ({"rate": 0}, r"rate = 0 is not allowed \(must be above 0\)"),
         ({"rate": math.nan}, "rate = nan is not allowed"),
-        ({"free": math.nan}, r"free = nan is not allowed \(must be a number\)"),
+        ({"free": math.nan}, r"free = nan is not allowed \(must be a finite number\)"),
         ({"kind": "both"}, r"kind = 'both' is not allowed \(must be one of 'one', 'other'\)"),
         ({"sizes": [3, 0]}, r"sizes = \[3, 0\] is not allowed \(must be above 0\)"),
     ],

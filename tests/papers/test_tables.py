@@ -102,6 +102,7 @@ def test_a_run_comes_once_and_after_the_one_it_starts_from(write):
         ("  first: {config: recipe", "  first: {config: other", "other.yaml does not exist"),
         ("config: [recipe.yaml, recipe", "config: [recipe.yaml, x", "x.yaml does not exist"),
         ("config: [recipe.yaml, recipe.yaml]", "config: []", "must be at least one file"),
+        ("config: [recipe.yaml, recipe.yaml]", f"config: {'x' * 300}", "xxx does not exist"),
         ("  alone:", "  a/b:", "runs.a/b: 'a/b' is not allowed (a run's name is a folder's)"),
         ("  first: {config: recipe.yaml}", "  first: 3", "runs.first must hold keys and values"),
         ("run: second", "run: third", "rows[1].run: 'third' is not a run"),

@@ -70,7 +70,7 @@ def test_rules_that_tie_keys_name_all_files(tmp_path):
         ("SOLVER: {MAX_ITER: 5.0}", "must be an integer"),
         ("SOLVER: {MAX_ITER: True}", "must be an integer"),
         ("SOLVER: {BASE_LR: fast}", "must be a number"),
-        ("SOLVER: {BASE_LR: .nan}", "must be at least 0"),
+        ("SOLVER: {BASE_LR: .nan}", "must be a finite number"),
         ("SSOD: {ALGORITHM: unbiased_teacher, EMA_DECAY: 1.5}", "EMA_DECAY = 1.5 is not allowed"),
         ("SSOD: {EMA_DECAY: 0.5}", "SSOD.EMA_DECAY has no meaning with SSOD.ALGORITHM = 'super"),
         ("SSOD: {ALGORITHM: unbiased_techer, EMA_DECAY: 0.5}", "did you mean 'unbiased_teacher'?"),
@@ -95,10 +95,21 @@ def test_rules_that_tie_keys_name_all_files(tmp_path):
         ("- 1", "must hold keys and values"),
         ("_BASE_: missing.yaml", "missing.yaml (_BASE_ of"),
         ("_BASE_: leaf.yaml", "leads back to the file itself"),
+        ("_BASE_: ../{folder}/leaf.yaml", "leads back to the file itself"),
+        ("_BASE_:", "_BASE_ = None is not allowed (must be the name of a YAML file, or a list"),
+        ("_BASE_: [1]", "_BASE_ = [1] is not allowed"),
+        ("_BASE_: ~nobody_of_this_name/a.yaml", "cannot be read (No such file"),
+        ("SOLVER: {BASE_LR: .inf}", "must be a finite number"),
+        ("SOLVER: {STEPS: '{[]: 1}'}", "must be a list"),
+        ("MODEL: {ANCHOR_GENERATOR: {SIZES: [[a]]}}", "[['a']] is not allowed (must be lists of"),
+        ("MODEL: {ANCHOR_GENERATOR: {SIZES: [8]}}", "[8] is not allowed (must be lists of"),
+        ("MODEL: {ANCHOR_GENERATOR: {SIZES: [[0]]}}", "[[0]] is not allowed (must be above 0)"),
+        ('OUTPUT_DIR: "a\\0b"', "is not allowed (must be a text that a file can hold)"),
+        ('DATASETS: {TRAIN: ["\\ud800"]}', "must be a text that a file can hold"),
     ],
 )  # fmt: skip
 def test_mistakes_name_the_file_the_key_and_what_is_allowed(tmp_path, text, message):
-    path = write(tmp_path, "leaf.yaml", text)
+    path = write(tmp_path, "leaf.yaml", text.replace("{folder}", tmp_path.name))
     with pytest.raises(ConfigError) as caught:
         load_config(path)
     assert message in str(caught.value)
@@ -117,6 +128,10 @@ def test_missing_file_is_named(tmp_path):
         (["SEED"], "'SEED' stands alone"),
         (["SEEDS", "3"], "command line: SEEDS is not a configuration key; did you mean SEED?"),
         (["SEED", "-1"], "command line: SEED = -1 is not allowed"),
+        (["SOLVER.BASE_LR", "1" + "0" * 400], r"0 is not allowed \(must have at most 64 bits"),
+        (["SEED", "0x" + "f" * 5000], "SEED = a number of 20000 bits is not allowed"),
+        (["SEED", "9" * 5000], r"SEED = '9{99}\.\.\.9{99}' is not allowed \(must be an integer"),
+        (["SOLVER.STEPS", "[" * 500], r"SOLVER.STEPS = '\[+\.\.\.\[+' is not allowed"),
     ],
 )
 def test_command_line_mistakes(overrides, message):

@@ -66,10 +66,12 @@ class AnchorOptions(Options):
     """MODEL.ANCHOR_GENERATOR."""
 
     sizes: list[list[float]] = option(
-        [[32], [64], [128], [256], [512]], "edge lengths in pixels, a list for each level p2..p6"
+        [[32], [64], [128], [256], [512]],
+        "edge lengths in pixels, a list for each level p2..p6",
+        above=0,
     )
     aspect_ratios: list[list[float]] = option(
-        [[0.5, 1.0, 2.0]], "height over width, a list for each level or one for all"
+        [[0.5, 1.0, 2.0]], "height over width, a list for each level or one for all", above=0
     )
 
 
