@@ -66,7 +66,7 @@ def summary_line(name: str, *, images: int, problems: Sequence[Problem]) -> str:
     parts = [f"{images} images", _counted(counts["error"], "error")]
     if counts["warning"]:
         parts.append(_counted(counts["warning"], "warning"))
-    return f"{name}: {', '.join(parts)}"
+    return one_line(f"{name}: {', '.join(parts)}")
 
 
 def _counted(count: int, noun: str) -> str:

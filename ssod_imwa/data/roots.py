@@ -20,7 +20,7 @@ def check_root(root: str | Path | None) -> None:
     """Raise DataError if a folder was named, by argument or variable, and is not there."""
     folder = data_root(root)
     variable = os.environ.get(ROOT_VARIABLE)
-    if (root or variable) and not folder.is_dir():
+    if (root or variable) and not os.path.isdir(folder):
         named = "DATASETS.ROOT or a --root option" if root else f"${ROOT_VARIABLE}"
         raise DataError(
             f"the folder of all data sets, {folder.absolute()}, does not exist (named by {named}; "

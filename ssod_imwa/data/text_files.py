@@ -34,15 +34,25 @@ def read_text(path: str | Path) -> str:
     return text
 
 
-def names_a_file(value: object) -> bool:
-    """Whether a value of a JSON file is a text that a file system takes as a path."""
+def is_text(value: object) -> TypeGuard[str]:
+    r"""Whether a value is a text that is not blank and that files and file systems can hold.
+
+    Example:
+        >>> [is_text(value) for value in ("owl", " ", "a\0", "\ud800", 7)]
+        [True, False, False, False, False]
+    """
     if not isinstance(value, str) or not value.strip() or "\0" in value:
         return False
     try:
         value.encode()
-    except UnicodeEncodeError:  # half a character
+    except UnicodeEncodeError:  # half a character, or a name on disk that is not UTF-8
         return False
     return True
+
+
+def name_bytes(name: str) -> bytes:
+    """A name of a file as UTF-8, or as it stands on the disk where it is no UTF-8; for digests."""
+    return name.encode("utf-8", "surrogateescape")
 
 
 def _bytes(path: str | Path) -> bytes:
@@ -59,10 +69,11 @@ def _decoded(path: Path, content: bytes) -> str:
     try:
         return content.decode(encoding)
     except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
+        # Counted without the mark, as the error's own bytes are.
+        line = error.object.count(b"\n", 0, error.start) + 1
         raise DataError(
-            f"{path}:{line}: is not UTF-8 text (byte 0x{content[error.start]:02x}; save the file "
-            "as UTF-8)"
+            f"{path}:{line}: is not UTF-8 text (byte 0x{error.object[error.start]:02x}; save the "
+            "file as UTF-8)"
         ) from error
 
 
@@ -130,7 +141,8 @@ def read_flag(value: object) -> bool:
         >>> [read_flag(value) for value in (1, 0.0, True, "1", "1.0", " False ")]
         [True, False, True, True, True, False]
     """
-    flag = {"true": True, "false": False}.get(value.strip().lower()) if _is_text(value) else None
+    text = value.strip().lower() if isinstance(value, str) else ""
+    flag = {"true": True, "false": False}.get(text)
     if flag is not None:
         return flag
     try:
@@ -140,7 +152,3 @@ def read_flag(value: object) -> bool:
     if number not in (0, 1):
         raise ValueError(f"{value!r} is not allowed (must be 0, 1, true or false)")
     return number == 1
-
-
-def _is_text(value: object) -> TypeGuard[str]:
-    return isinstance(value, str)

@@ -16,6 +16,12 @@ def test_text_in_another_encoding_is_refused_with_its_line(tmp_path):
         read_text(tmp_path / "x.txt")
 
 
+def test_a_wrong_byte_after_a_byte_order_mark_is_named(tmp_path):
+    (tmp_path / "x.txt").write_bytes(b"\xef\xbb\xbfa\n\xf6 ab")
+    with pytest.raises(DataError, match=r"x.txt:2: is not UTF-8 text \(byte 0xf6"):
+        read_text(tmp_path / "x.txt")
+
+
 def test_json_may_begin_with_a_byte_order_mark_and_drop_a_key(tmp_path):
     (tmp_path / "x.json").write_bytes(b'\xef\xbb\xbf{"a": 1, "b": {"a": 2, "c": 3}}')
     assert read_json(tmp_path / "x.json", drop="a") == {"b": {"c": 3}}

@@ -20,6 +20,7 @@ from ssod_imwa.classification.data.datasets import (
 from ssod_imwa.classification.data.lists import load_list_file
 from ssod_imwa.classification.data.tiny_imagenet import load_tiny_imagenet
 from ssod_imwa.data.roots import data_root
+from ssod_imwa.data.text_files import name_bytes
 from ssod_imwa.errors import DataError
 
 Loader = Callable[[Path], ClassificationDataset]
@@ -147,5 +148,5 @@ def image_fingerprint(dataset: ClassificationDataset) -> str:
     if dataset.images is not None:
         digest.update(dataset.images.numpy().tobytes())
     for file in dataset.files:  # without the root, which may move
-        digest.update("/".join(Path(file).parts[-2:]).encode())
+        digest.update(name_bytes("/".join(Path(file).parts[-2:])))
     return f"{len(dataset)}:{digest.hexdigest()}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +24,7 @@ from ssod_imwa.classification.data.imbalance import (
 from ssod_imwa.data.handwriting import CLASSES as DIGIT_CLASSES
 from ssod_imwa.data.handwriting import is_for_testing
 from ssod_imwa.data.image_files import image_paths, is_hidden, read_image
+from ssod_imwa.data.text_files import is_text
 from ssod_imwa.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -149,7 +151,7 @@ def load_image_folder(
         DataError: the folder is missing, its subfolders are not the classes, or one is empty.
     """
     folder = Path(folder)
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise DataError(f"{name}: image folder {folder} does not exist")
     folders = [p.name for p in folder.iterdir() if p.is_dir() and not is_hidden(p.name)]
     if not folders:
@@ -320,7 +322,7 @@ def check_class_names(name: str, classes: Sequence[str]) -> None:
         DataError: with the place of the first wrong name.
     """
     for label, class_name in enumerate(classes):
-        if not isinstance(class_name, str) or not class_name.strip():
+        if not is_text(class_name):
             raise DataError(f"{name}: the name of class {label} is {class_name!r} (must be a text)")
         if class_name in classes[:label]:
             first = classes.index(class_name)

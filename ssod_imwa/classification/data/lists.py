@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ssod_imwa.classification.data.datasets import ClassificationDataset, dataset_of_files
-from ssod_imwa.data.text_files import names_a_file, read_json, read_text
+from ssod_imwa.data.text_files import is_text, read_json, read_text
 from ssod_imwa.errors import DataError
 
 # Images and classes of the published lists, by file name (Kang et al., arXiv 1910.09217). Places-LT
@@ -56,7 +57,7 @@ def load_list_file(
         DataError: file or folder is missing, an entry has another form, or a class has no images.
     """
     list_file, image_folder = Path(list_file), Path(image_folder)
-    if not image_folder.is_dir():
+    if not os.path.isdir(image_folder):
         raise DataError(f"{name}: image folder {image_folder} does not exist")
     read = _read_json if list_file.suffix == ".json" else _read_text
     try:
@@ -94,7 +95,11 @@ def _read_text(file: Path) -> list[tuple[str, int]]:
 def _read_json(file: Path) -> list[tuple[str, int]]:
     content = read_json(file)
     try:
-        paths = {image["id"]: image["file_name"] for image in content.get("images", [])}
+        paths: dict[Any, str] = {}
+        for image in content.get("images", []):
+            if image["id"] in paths:
+                raise ValueError(f"two images have the id {image['id']!r}")
+            paths[image["id"]] = image["file_name"]
         return [_entry(item, paths) for item in content["annotations"]]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         reason = f"no {error}" if isinstance(error, KeyError) else error
@@ -109,7 +114,7 @@ def _entry(item: dict[str, Any], paths: dict[Any, str]) -> tuple[str, int]:
     if type(label) is not int or not 0 <= label < 10**18:
         raise ValueError(f"category_id = {label!r} is not allowed (must be 0..C-1)")
     path = item["fpath"] if "fpath" in item else paths[item["image_id"]]
-    if not names_a_file(path):
+    if not is_text(path):
         raise ValueError(f"path {path!r} is not allowed (must name a file)")
     return path, label
 

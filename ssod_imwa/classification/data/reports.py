@@ -8,6 +8,7 @@ from ssod_imwa.classification.data.catalog import load_images
 from ssod_imwa.classification.data.datasets import ClassificationDataset
 from ssod_imwa.classification.data.validation import find_image_problems
 from ssod_imwa.data.reports import Report, imbalance_lines, is_sound, problem_lines, summary_line
+from ssod_imwa.errors import one_line
 
 
 def check_images(
@@ -40,8 +41,9 @@ def check_images(
 
 def class_lines(dataset: ClassificationDataset) -> list[str]:
     """Images of each class, and how imbalanced they are."""
-    width = max(map(len, dataset.classes))
+    names = [one_line(name) for name in dataset.classes]
+    width = max(map(len, names))
     lines = [f"  {'class':{width}} {'images':>7}"]
-    for name, count in zip(dataset.classes, dataset.counts, strict=True):
+    for name, count in zip(names, dataset.counts, strict=True):
         lines.append(f"  {name:{width}} {count:>7}")
     return lines + imbalance_lines(dataset.counts, "images")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections import defaultdict
 from collections.abc import Iterator
-from pathlib import Path
 
 from ssod_imwa.classification.data.datasets import ClassificationDataset
 from ssod_imwa.data import image_files
@@ -63,7 +63,7 @@ def _listed_twice(dataset: ClassificationDataset) -> Iterator[Problem]:
 
 def _damage(file: str, *, read_pixels: bool) -> tuple[str, str] | None:
     """What is wrong with a file, and the value."""
-    if not Path(file).is_file():
+    if not os.path.isfile(file):
         return "missing image", "there is no such file"
     if read_pixels:
         try:

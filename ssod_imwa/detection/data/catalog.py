@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -14,6 +15,7 @@ import numpy as np
 
 from ssod_imwa.data.problems import Problem
 from ssod_imwa.data.roots import ROOT_VARIABLE, check_root, data_root
+from ssod_imwa.data.text_files import name_bytes
 from ssod_imwa.detection.data.coco import load_coco
 from ssod_imwa.detection.data.digits import ensure_digits
 from ssod_imwa.detection.data.folder import load_folder
@@ -227,7 +229,7 @@ def fingerprint(dataset: DetectionDataset) -> str:
         '0:e3b0c442'
     """
     ids = "\n".join(str(record.image_id) for record in dataset.records)
-    return f"{len(dataset)}:{hashlib.sha256(ids.encode()).hexdigest()}"
+    return f"{len(dataset)}:{hashlib.sha256(name_bytes(ids)).hexdigest()}"
 
 
 def content_fingerprint(dataset: DetectionDataset) -> str:
@@ -270,7 +272,7 @@ def _check_files(name: str, source: Source, root: str | Path | None, *, labeled:
         needed += [f"{source.path}/Annotations"] if labeled else []
     else:
         needed = [source.path]
-    missing = [place for place in needed if not (folder / place).exists()]
+    missing = [place for place in needed if not os.path.exists(folder / place)]
     if missing:
         check_root(root)
         raise DataError(

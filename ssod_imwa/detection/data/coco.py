@@ -9,7 +9,7 @@ import numpy as np
 
 from ssod_imwa.data.image_files import MAX_EDGE
 from ssod_imwa.data.problems import Problem, report
-from ssod_imwa.data.text_files import names_a_file, read_flag, read_json
+from ssod_imwa.data.text_files import is_text, read_flag, read_json
 from ssod_imwa.detection.data.records import Annotations, DetectionDataset, ImageRecord, Origin
 from ssod_imwa.errors import DataError
 
@@ -224,7 +224,7 @@ def _image_fault(image: Any) -> Fault | None:
         return "image", image, "an object with id, file_name, width and height"
     if not _is_id(image.get("id")):
         return "image id", image.get("id"), "an integer or a text"
-    if not names_a_file(image.get("file_name")):
+    if not is_text(image.get("file_name")):
         return "file_name", image.get("file_name"), "the path of the image below its folder"
     for key in ("width", "height"):
         value = image.get(key)
@@ -241,7 +241,7 @@ def _category_fault(category: Any, names: dict[Any, str]) -> Fault | None:
         return "category id", category_id, "an integer or a text"
     if category_id in names:
         return "category id", category_id, "must be unique"
-    if not isinstance(name, str) or not name.strip():
+    if not is_text(name):
         return "class name", name, "must be a text that is not empty"
     if name in names.values():
         return "class name", name, "must be unique"
@@ -276,7 +276,7 @@ def entry_id(entry: Any, key: str) -> int | str | None:
 
 
 def _is_id(value: object) -> bool:
-    return isinstance(value, (int, str)) and not isinstance(value, bool)
+    return is_text(value) or (isinstance(value, int) and not isinstance(value, bool))
 
 
 def _is_number(value: object) -> TypeGuard[float]:

@@ -23,6 +23,7 @@ from PIL import Image
 
 from ssod_imwa.data.handwriting import CLASSES, is_for_testing
 from ssod_imwa.data.profiles import exponential_profile
+from ssod_imwa.data.text_files import read_json
 from ssod_imwa.engine.seeding import counted_generator
 from ssod_imwa.errors import DataError
 
@@ -145,9 +146,8 @@ def ensure_digits(root: str | Path) -> Path:
         logger.info("making the digit scenes in %s (a few seconds, once)", folder)
         make_digits(folder)
     try:
-        with open(folder / "annotations" / "test.json", encoding="utf-8") as file:
-            version = json.load(file)["info"]["version"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        version = read_json(folder / "annotations" / "test.json")["info"]["version"]
+    except (DataError, OSError, LookupError, TypeError) as error:
         raise DataError(
             f"{folder} holds no digit scenes ({error!r}); delete it and they are made again"
         ) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from ssod_imwa.data.image_files import image_paths, image_size
@@ -28,7 +29,7 @@ def load_folder(
         DataError: the folder is missing, or see `problems`.
     """
     folder = Path(folder)
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise DataError(f"image folder {folder} does not exist")
     named = [(path.relative_to(folder).as_posix(), str(path)) for path in image_paths(folder)]
     return DetectionDataset(name, unlabeled_records(named, problems), ())

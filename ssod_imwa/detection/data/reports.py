@@ -10,6 +10,7 @@ from ssod_imwa.data.reports import Report, imbalance_lines, is_sound, problem_li
 from ssod_imwa.detection.data.catalog import read_dataset
 from ssod_imwa.detection.data.records import Annotations, DetectionDataset
 from ssod_imwa.detection.data.validation import find_problems
+from ssod_imwa.errors import one_line
 
 
 def check_dataset(
@@ -54,10 +55,11 @@ def class_lines(dataset: DetectionDataset) -> list[str]:
     annotations = _annotations(dataset)
     if not annotations or not dataset.classes:
         return ["  no labels"]
-    width = max(map(len, dataset.classes))
+    names = [one_line(str(name)) for name in dataset.classes]
+    width = max(map(len, names))
     lines = [f"  {'class':{width}} {'images':>7} {'boxes':>7} {'difficult':>9} {'crowds':>7}"]
     boxes = class_counts(dataset)
-    for label, name in enumerate(dataset.classes):
+    for label, name in enumerate(names):
         of_class = [a.labels == label for a in annotations]
         pairs = list(zip(of_class, annotations, strict=True))
         images = sum(bool((chosen & ~a.crowd).any()) for chosen, a in pairs)

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ssod_imwa.data.text_files import read_json
 from ssod_imwa.detection.data.catalog import find_source, fingerprint
 from ssod_imwa.detection.data.coco import entry_id, read_coco_file, to_coco
 from ssod_imwa.detection.data.records import DetectionDataset
@@ -29,11 +30,9 @@ def read_index_file(path: str | Path) -> dict[str, Any]:
         DataError: the file is missing or holds something else.
     """
     try:
-        content = json.loads(Path(path).read_bytes())
+        content = read_json(path)
     except FileNotFoundError:
         raise DataError(f"split file {path} does not exist") from None
-    except (OSError, ValueError) as error:
-        raise DataError(f"split file {path} is no JSON file: {error}") from error
     splits = (
         {key: folds for key, folds in content.items() if key != META}
         if isinstance(content, dict) and isinstance(content.get(META, {}), dict)

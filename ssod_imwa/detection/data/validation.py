@@ -18,6 +18,7 @@ from ssod_imwa.data.image_files import (
     upright_size,
 )
 from ssod_imwa.data.problems import Problem
+from ssod_imwa.data.text_files import is_text
 from ssod_imwa.detection.data.records import Annotations, DetectionDataset, ImageRecord
 from ssod_imwa.errors import DataError
 
@@ -36,6 +37,7 @@ SHARE_OF_CORNERS = 0.2
 _SHOWN = 5
 _RESTORE = "restore the file, or take the image out of the data set"
 _NAME_RULE = "must be a text that is not empty"
+_NEEDS_A_CLASS = "a labeled data set needs at least 1"
 
 
 def find_problems(dataset: DetectionDataset, *, read_pixels: bool) -> list[Problem]:
@@ -102,6 +104,10 @@ def apply_policy(
     if not dataset.records:
         reason = f"; {len(errors)} problems, {_listed(errors)}" if errors else ""
         raise DataError(f"data set {dataset.name} has no images (at least 1 is needed){reason}")
+    if _lacks_classes(dataset):
+        raise DataError(
+            f"data set {dataset.name} has no class ({_NEEDS_A_CLASS}); {_listed(errors)}"
+        )
     return dataset
 
 
@@ -171,10 +177,13 @@ def _id_problems(dataset: DetectionDataset) -> Iterator[Problem]:
 
 def _name_problems(dataset: DetectionDataset) -> Iterator[Problem]:
     """Names of classes that are no texts, stand twice, or differ by case alone."""
+    if _lacks_classes(dataset):
+        where = dataset.list_file or dataset.name
+        yield Problem(where, "", "no class", "0 classes", _NEEDS_A_CLASS)
     folded: dict[str, str] = {}
     for label, name in enumerate(dataset.classes):
         place = f"class {label}"
-        if not isinstance(name, str) or not name.strip():
+        if not is_text(name):
             yield Problem(dataset.name, place, "class name", repr(name), _NAME_RULE)
             continue
         other = folded.setdefault(name.casefold(), name)
@@ -183,6 +192,11 @@ def _name_problems(dataset: DetectionDataset) -> Iterator[Problem]:
         elif other != name:
             rule = f"differs from {other!r} by case alone; are they one class?"
             yield Problem(dataset.name, place, "class name", repr(name), rule, level="warning")
+
+
+def _lacks_classes(dataset: DetectionDataset) -> bool:
+    labeled = any(record.annotations is not None for record in dataset.records)
+    return labeled and not dataset.classes
 
 
 def _unit_problems(dataset: DetectionDataset) -> Iterator[Problem]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-import re
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from xml.etree import ElementTree
@@ -26,7 +25,10 @@ VOC_CLASSES = (
 
 
 # Second column of VOC's lists of one class.
-_ONE_CLASS_FLAG = re.compile(r"\s+(-1|0|1)$")
+_ONE_CLASS_FLAGS = ("-1", "0", "1")
+
+# Beyond the largest whole number that NumPy has; no pixel is that far out.
+_MAX_COORDINATE = 2.0**63
 
 
 def load_voc(
@@ -122,16 +124,18 @@ def _read_list(path: Path, images: Mapping[str, object]) -> list[str]:
     except FileNotFoundError:
         known = sorted(p.stem for p in path.parent.glob("*.txt"))
         raise DataError(f"list of images {path} does not exist (there are: {known})") from None
-    unflagged = [_ONE_CLASS_FLAG.sub("", line) for line in lines]
-    return [
-        name if line not in images and name in images else line
-        for line, name in zip(lines, unflagged, strict=True)
-    ]
+    return [_unflagged(line, images) for line in lines]
+
+
+def _unflagged(line: str, images: Mapping[str, object]) -> str:
+    name, *flag = line.rsplit(maxsplit=1)
+    has_flag = flag and flag[0] in _ONE_CLASS_FLAGS
+    return name if has_flag and name in images and line not in images else line
 
 
 def _image_files(folder: Path) -> dict[str, list[Path]]:
     """The image files of a folder by their names without suffix."""
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise DataError(f"image folder {folder} does not exist")
     files: dict[str, list[Path]] = {}
     for path in image_paths(folder):
@@ -228,7 +232,8 @@ def _box(node: ElementTree.Element) -> tuple[float, float, float, float] | None:
         )
     except ValueError:
         return None
-    return (x1, y1, x2, y2) if all(map(math.isfinite, (x1, y1, x2, y2))) else None
+    corners = (x1, y1, x2, y2)
+    return corners if all(abs(edge) < _MAX_COORDINATE for edge in corners) else None
 
 
 def _edges(corners: np.ndarray) -> np.ndarray:

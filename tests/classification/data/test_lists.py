@@ -94,6 +94,11 @@ def test_json_lists_of_both_forms_are_read(tmp_path):
         ('{"annotations": [{"category_id": 0, "image_id": 5}]}', "no 5"),
         ('{"annotations": [{"fpath": "a", "category_id": "cat"}]}', "category_id = 'cat'"),
         ('{"annotations": []}', "is empty"),
+        (
+            '{"images": [{"id": 1, "file_name": "a"}, {"id": 1, "file_name": "b"}], '
+            '"annotations": [{"category_id": 0, "image_id": 1}]}',
+            "two images have the id 1",
+        ),
     ],
 )
 def test_bad_json_lists_are_refused(tmp_path, text, message):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from pycocotools.coco import COCO
 
+from ssod_imwa.detection.data.catalog import load_dataset
 from ssod_imwa.detection.data.coco import load_coco, read_coco_file, to_coco
 from ssod_imwa.errors import DataError
 
@@ -135,6 +136,28 @@ def test_a_file_that_is_not_coco_is_refused(tmp_path, text, message):
     file.write_text(text)
     with pytest.raises(DataError, match=message):
         load_coco(file, tmp_path, name="broken")
+
+
+@pytest.mark.parametrize("policy", ["error", "skip"])
+def test_a_labeled_file_without_categories_is_refused(tiny_coco, policy):
+    file, folder, content = tiny_coco
+    rewrite(file, content, categories=[], annotations=[])
+    name = f"coco:{file}:{folder}"
+    with pytest.raises(DataError, match=r"tiny.json: no class: 0 classes \(a labeled data set"):
+        load_dataset(name, on_bad_record=policy)
+    assert len(load_dataset(name, labeled=False)) == 3
+
+
+def test_half_a_character_is_neither_a_name_nor_an_id(tiny_coco):
+    file, folder, content = tiny_coco
+    first, *others = content["categories"]
+    rewrite(file, content, categories=[{**first, "name": "\ud800"}, *others])
+    with pytest.raises(DataError, match=r"categories\[0\]: class name: '\\ud800'"):
+        load_coco(file, folder, name="tiny")
+    image, *others = content["images"]
+    rewrite(file, content, images=[{**image, "id": "\ud800"}, *others])
+    with pytest.raises(DataError, match=r"images\[0\]: image id: '\\ud800'"):
+        load_coco(file, folder, name="tiny")
 
 
 def test_a_missing_file_and_mixed_ids_are_refused(tiny_coco, tmp_path):

@@ -178,7 +178,10 @@ def test_damaged_entries_are_refused(dataset, index_file, positions, message):
         verify_index_file(dataset, index_file)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"1.0": [1]}', '{"1.0": {"1": 3}}'])
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", "{}", '{"1.0": [1]}', '{"1.0": {"1": 3}}', "[" * 9999, '{"1.0": {}, "1.0": {}}'],
+)
 def test_files_of_another_form_are_refused(tmp_path, text):
     path = tmp_path / "splits.json"
     path.write_text(text)

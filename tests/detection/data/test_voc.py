@@ -1,3 +1,5 @@
+import time
+
 import numpy as np
 import pytest
 
@@ -163,7 +165,8 @@ def test_an_object_without_a_name_is_a_problem_with_its_place(tiny_voc):
         load_voc(root, "train", name="tiny")
 
 
-@pytest.mark.parametrize("box", [("nan", 1, 5, 5), (1, "inf", 5, 5)])
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("box", [("nan", 1, 5, 5), (1, "inf", 5, 5), (1, 1, "1e300", 5)])
 def test_a_box_that_is_not_finite_is_refused(tiny_voc, box):
     root = tiny_voc({"a": [("cat", 0, box)]}, train=["a"])
     with pytest.raises(DataError, match="object without a box of four numbers"):
@@ -177,3 +180,11 @@ def test_a_size_that_is_no_number_of_pixels_is_refused(tiny_voc, width):
     path.write_text(path.read_text().replace("<width>40<", f"<width>{width}<"))
     with pytest.raises(DataError, match=f"size {width} x 30 is not allowed"):
         load_voc(root, "train", name="tiny")
+
+
+def test_a_line_of_many_blanks_is_read_at_once(tiny_voc):
+    root = tiny_voc({"a": []}, train=["a" + " " * 200_000 + "b"])
+    before = time.perf_counter()
+    with pytest.raises(DataError, match="no annotation"):
+        load_voc(root, "train", name="tiny", classes=["cat"])
+    assert time.perf_counter() - before < 5  # it was a minute
