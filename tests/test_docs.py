@@ -42,7 +42,11 @@ def test_links_lead_somewhere(page):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_named_files_exist(page):
-    named = set(re.findall(r"(?<![\w/])(?:tools|configs|examples|benchmarks|tests)/[\w/]+\.\w+", page.read_text()))
+    named = set(
+        re.findall(
+            r"(?<![\w/])(?:tools|configs|examples|benchmarks|tests)/[\w/]+\.\w+", page.read_text()
+        )
+    )
     assert not [name for name in sorted(named) if not (ROOT / name).exists()]
 
 
