@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -12,9 +11,7 @@ from fvcore.common.config import CfgNode
 from torch import nn
 
 from ssod_imwa.classification.data.augmentation import Statistics
-from ssod_imwa.classification.data.catalog import load_images
-from ssod_imwa.classification.data.datasets import ClassificationDataset, impose_imbalance
-from ssod_imwa.classification.data.imbalance import ImbalanceOptions
+from ssod_imwa.classification.data.datasets import ClassificationDataset
 from ssod_imwa.classification.data.large_views import large_view
 from ssod_imwa.classification.data.samplers import (
     SAMPLERS,
@@ -41,51 +38,10 @@ from ssod_imwa.classification.models.vit import ViTOptions
 from ssod_imwa.classification.models.weights import foreign_state, load_encoder
 from ssod_imwa.config.options import read_options
 from ssod_imwa.data.order import MakeOrder
-from ssod_imwa.data.registration import import_modules
 from ssod_imwa.engine.checkpoint.models import read_models
 from ssod_imwa.errors import ConfigError, WeightsError, as_config_error
 
 PREFIX = "deployed."
-
-
-@dataclass(frozen=True)
-class ClassificationData:
-    """The images of a run, after imbalance was imposed."""
-
-    train: ClassificationDataset
-    tests: tuple[ClassificationDataset, ...]
-
-
-def build_data(cfg: CfgNode) -> ClassificationData:
-    """Read the data sets and thin the training set.
-
-    Raises:
-        ConfigError: not exactly one training set, or no test set, is named.
-        DataError: a data set is missing or broken.
-    """
-    sets, imbalance = cfg.DATASETS, read_options(ImbalanceOptions, cfg.CLS.IMBALANCE)
-    import_modules(sets.IMPORT)
-    if len(sets.TRAIN) != 1:
-        raise ConfigError(f"DATASETS.TRAIN = {sets.TRAIN} is not allowed (must name one data set)")
-    if not sets.TEST:
-        raise ConfigError("DATASETS.TEST = [] is not allowed (name at least one labeled set)")
-    in_memory = cfg.CLS.INPUT.IN_MEMORY
-    train = load_images(
-        sets.TRAIN[0], root=sets.ROOT, in_memory=in_memory, on_bad_record=sets.ON_BAD_RECORD
-    )
-    if imbalance.ratio > 0:
-        train = impose_imbalance(train, imbalance)
-    tests = tuple(
-        load_images(name, root=sets.ROOT, classes=train.classes, in_memory=in_memory)
-        for name in sets.TEST
-    )
-    for test in tests:
-        if test.classes != train.classes:
-            raise ConfigError(
-                f"DATASETS.TEST: {test.name} has other classes than {train.name} "
-                f"({len(test.classes)} and {len(train.classes)}; they must be the same)"
-            )
-    return ClassificationData(train, tests)
 
 
 def with_iterations(cfg: CfgNode, train: ClassificationDataset) -> CfgNode:
@@ -132,7 +88,13 @@ def build_views(cfg: CfgNode, dataset: ClassificationDataset, names: Sequence[st
         ConfigError: a name is not one of theirs.
     """
     options = cfg.CLS.INPUT
-    common = {"statistics": statistics(cfg), "size": options.SIZE, "flip": options.FLIP}
+    common = {
+        "statistics": statistics(cfg),
+        "size": options.SIZE,
+        "flip": options.FLIP,
+        "padding": options.PADDING,
+        "cutout": options.CUTOUT,
+    }
     with as_config_error("CLS.INPUT"):
         if dataset.images is not None:
             return [small_view(name, **common) for name in names]

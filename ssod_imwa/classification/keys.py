@@ -6,9 +6,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Literal
 
-from ssod_imwa.classification.data.imbalance import ImbalanceOptions
+from ssod_imwa.classification.data.imbalance import ImbalanceOptions, SelectionOptions
 from ssod_imwa.classification.data.large_views import Resize
 from ssod_imwa.classification.data.samplers import SAMPLERS, SUBSET, SamplerChoice
+from ssod_imwa.classification.data.unlabeled import UnlabeledOptions
 from ssod_imwa.classification.evaluation import GroupOptions
 from ssod_imwa.classification.losses.build import LOSSES, LossChoice
 from ssod_imwa.classification.methods.base import EMAOptions
@@ -27,7 +28,7 @@ from ssod_imwa.classification.models.freezing import StageOptions
 from ssod_imwa.classification.models.heads import ScaleOptions
 from ssod_imwa.classification.models.vit import LayerDecayOptions, ViTOptions
 from ssod_imwa.classification.tracking import SnapshotOptions, TrackingOptions
-from ssod_imwa.config.options import ABOVE_0, Options, Section, Values, option
+from ssod_imwa.config.options import ABOVE_0, Options, Section, Switch, Values, option
 
 Conditions = Mapping[str, Values]
 
@@ -51,17 +52,58 @@ class InputOptions(Options):
     """CLS.INPUT: how images are read and augmented."""
 
     size: int = option(32, "edge of the images that the network sees, in pixels", low=1)
-    views: list[str] = option(
-        ["plain"],
-        'augmentation of each view that the method reads: "none", "plain", "strong", "sim" for '
-        'images in memory; "standard", "randcls", "randclsstack", "sim" (PaCo, NCL, GPaCo), '
-        '"bcl_sim", "bcl_randclsstack" (BCL), "mae", "livt" for files',
-    )
     flip: bool = option(True, "mirror images at random")
+    padding: int = option(
+        4, 'pixels around images for the crops of "plain", "strong", "weak", "randaugment"', low=0
+    )
+    cutout: int = option(16, 'edge of the gray square of "randaugment", in pixels', low=0)
     jitter: bool = option(True, 'color jitter of the "standard" view')
     test_resize: Resize = option("bilinear", "how test images in files are resized; LiVT: bicubic")
     in_memory: bool = option(
         False, 'read the files of "folder:" and "list:" sets into memory; they must be of SIZE'
+    )
+
+
+@dataclass(frozen=True)
+class ViewsOptions(Options):
+    """CLS.INPUT: of labeled images alone."""
+
+    views: list[str] = option(
+        ["plain"],
+        'augmentation of each view that the method reads: "none", "plain", "strong", "sim" for '
+        'images in memory; "standard", "randcls", "randclsstack", "sim" (PaCo, NCL, GPaCo), '
+        '"bcl_sim", "bcl_randclsstack" (BCL), "mae", "livt" for files; "weak", "randaugment" '
+        "(FixMatch) for both",
+    )
+
+
+@dataclass(frozen=True)
+class SemiSupervisedViewsOptions(Options):
+    """CLS.INPUT: of methods that read unlabeled images, too."""
+
+    views: list[str] = option(["weak"], "as for other methods, of labeled images")
+    unlabeled_views: list[str] = option(
+        ["weak", "randaugment"], "the same of each view that the method reads of unlabeled images"
+    )
+
+
+@dataclass(frozen=True)
+class UnlabeledSetOptions(Options):
+    """DATASETS: images without labels."""
+
+    train_unlabeled: list[str] = option(
+        [],
+        "data sets whose images are trained on without labels; [] takes those that CLS.IMBALANCE "
+        "and CLS.UNLABELED leave of TRAIN",
+    )
+
+
+@dataclass(frozen=True)
+class UnlabeledBatchOptions(Options):
+    """SOLVER: images without labels."""
+
+    ims_per_batch_unlabeled: int = option(
+        16, "unlabeled images of an iteration (μB), over all GPUs", low=1
     )
 
 
@@ -93,12 +135,25 @@ class MergeOptions(Options):
     )
 
 
+# What makes a choice among the labeled images, one or the other.
+THINNED: Mapping[str, Values] = {
+    "CLS.IMBALANCE.RATIO": ABOVE_0,
+    "CLS.IMBALANCE.PERCENT": Switch(
+        "below 100", lambda value: isinstance(value, (int, float)) and value < 100
+    ),
+}
 CLASSIFICATION: Conditions = {"TASK": ("classification",)}
 
 
 def _with(shared: Shared) -> Conditions:
     """The conditions of keys that some methods share."""
     names = (name for name, entry in METHODS.items() if shared in entry.shares)
+    return {**CLASSIFICATION, "CLS.ALGORITHM": tuple(names)}
+
+
+def _without(shared: Shared) -> Conditions:
+    """The conditions of keys that all other methods have."""
+    names = (name for name, entry in METHODS.items() if shared not in entry.shares)
     return {**CLASSIFICATION, "CLS.ALGORITHM": tuple(names)}
 
 
@@ -114,7 +169,7 @@ def _by_name(
             yield Section(prefix, kind, {**when, key: tuple(those)})
 
 
-SECTIONS = (
+_SECTIONS = (
     Section("CLS", MethodChoice, CLASSIFICATION),
     *(
         Section(entry.prefix, entry.options, {**CLASSIFICATION, "CLS.ALGORITHM": (name,)})
@@ -172,7 +227,18 @@ SECTIONS = (
     Section("CLS", TrackingOptions, _with("classifier")),
     Section("CLS", SnapshotOptions, CLASSIFICATION),
     Section("MODEL", ModelOptions, CLASSIFICATION),
+    Section("DATASETS", UnlabeledSetOptions, _with("unlabeled")),
+    Section("SOLVER", UnlabeledBatchOptions, _with("unlabeled")),
     Section("CLS.INPUT", InputOptions, CLASSIFICATION),
+    Section("CLS.INPUT", ViewsOptions, _without("unlabeled")),
+    Section("CLS.INPUT", SemiSupervisedViewsOptions, _with("unlabeled")),
     Section("CLS.IMBALANCE", ImbalanceOptions, CLASSIFICATION),
+    *(
+        Section("CLS.IMBALANCE", SelectionOptions, {**CLASSIFICATION, key: values})
+        for key, values in THINNED.items()
+    ),
+    Section("CLS.UNLABELED", UnlabeledOptions, _with("unlabeled")),
     Section("CLS.SCHEDULE", ScheduleOptions, CLASSIFICATION),
 )
+# What no method shares is read by none.
+SECTIONS = tuple(section for section in _SECTIONS if () not in section.when.values())

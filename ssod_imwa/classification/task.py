@@ -18,6 +18,7 @@ from ssod_imwa.averaging.episodes import EpisodeSchedule
 from ssod_imwa.averaging.members import Rule
 from ssod_imwa.averaging.ranks import Ranks
 from ssod_imwa.classification import build
+from ssod_imwa.classification.data.build import build_data
 from ssod_imwa.classification.data.catalog import image_fingerprint
 from ssod_imwa.classification.data.datasets import ClassificationDataset
 from ssod_imwa.classification.data.images import ImagesInFiles, ImagesInMemory, open_images
@@ -48,6 +49,7 @@ from ssod_imwa.config.options import read_options
 from ssod_imwa.config.shared import check_shared
 from ssod_imwa.data.batches import Batch
 from ssod_imwa.data.loader import TestBatches, build_test_batches, build_train_batches
+from ssod_imwa.data.order import BatchStream
 from ssod_imwa.data.streams import Stream
 from ssod_imwa.engine.device import pick_device
 from ssod_imwa.engine.method import Method
@@ -71,7 +73,7 @@ class ClassificationTask(Task):
 
     def __init__(self, cfg: CfgNode, ranks: Ranks = Ranks.alone()) -> None:
         super().__init__(cfg, ranks)
-        self.data = build.build_data(cfg)
+        self.data = build_data(cfg)
         for test in self.data.tests:
             check_readable(test)  # else found when the first episode is over
         train = self.data.train
@@ -150,8 +152,10 @@ class ClassificationTask(Task):
         )
 
     def _build_stream(self, name: str, views: tuple[str, ...]) -> Stream:
+        if name == "unlabeled":
+            return self._unlabeled_stream(views)
         if name != "labeled":
-            raise ValueError(f"stream {name!r} is not allowed (must be 'labeled')")
+            raise ValueError(f"stream {name!r} is not allowed (must be 'labeled' or 'unlabeled')")
         cfg, train = self.cfg, self.data.train
         transforms = build.build_views(cfg, train, cfg.CLS.INPUT.VIEWS[: len(views)])
         return Stream(
@@ -159,6 +163,19 @@ class ClassificationTask(Task):
             self._train_images,
             build.build_order(cfg, train),
             batch_size=cfg.SOLVER.IMS_PER_BATCH,
+            views=dict(zip(views, transforms, strict=True)),
+        )
+
+    def _unlabeled_stream(self, views: tuple[str, ...]) -> Stream:
+        cfg, images = self.cfg, self.data.unlabeled
+        if images is None:
+            raise ValueError(f"CLS.ALGORITHM = {cfg.CLS.ALGORITHM!r} does not share 'unlabeled'")
+        transforms = build.build_views(cfg, images, cfg.CLS.INPUT.UNLABELED_VIEWS)
+        return Stream(
+            "unlabeled",
+            open_images(images, self.device),
+            partial(BatchStream, [np.arange(len(images))]),
+            batch_size=cfg.SOLVER.IMS_PER_BATCH_UNLABELED,
             views=dict(zip(views, transforms, strict=True)),
         )
 
@@ -237,7 +254,10 @@ class ClassificationTask(Task):
         return build_recomputation(batches, count=count, set_train_mode=set_mode, forward=classify)
 
     def fingerprints(self) -> dict[str, Any]:
-        return {"training images": image_fingerprint(self.data.train)}
+        prints = {"training images": image_fingerprint(self.data.train)}
+        if self.data.unlabeled is not None:
+            prints["unlabeled images"] = image_fingerprint(self.data.unlabeled)
+        return prints
 
     def lr_factor(self, name: str) -> float:
         return build.lr_factor(self.cfg, name)

@@ -13,7 +13,7 @@ import torch
 from fvcore.nn import FlopCountAnalysis
 from support import assert_equal, final_weights, mean_of
 
-from ssod_imwa.classification import build
+from ssod_imwa.classification import build, task
 from ssod_imwa.classification.export import trained_classifier
 from ssod_imwa.engine.checkpoint.models import read_models
 from ssod_imwa.engine.hooks import LRHook
@@ -107,14 +107,14 @@ def test_one_balanced_subset_is_fine_tuning_on_its_images(config, monkeypatch):
         *settings, "CLS.SAMPLER.NAME", "balanced_subset", "CLS.SAMPLER.PER_CLASS", 5, output="btm"
     )
     run.train(merged)
-    build_data = build.build_data
+    build_data = task.build_data
 
     def subset_alone(cfg):
         data = build_data(cfg)
         positions = build.member_subset(merged, data.train, 0)
         return replace(data, train=data.train.subset(positions))
 
-    monkeypatch.setattr(build, "build_data", subset_alone)
+    monkeypatch.setattr(task, "build_data", subset_alone)
     tuned = config(*settings, output="tuned")
     run.train(tuned)
     assert_equal(final_weights(merged), final_weights(tuned))

@@ -5,9 +5,12 @@ from __future__ import annotations
 import difflib
 import hashlib
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
+
+import torch
 
 from ssod_imwa.classification.data.datasets import (
     ClassificationDataset,
@@ -15,6 +18,7 @@ from ssod_imwa.classification.data.datasets import (
     load_cifar10_lt100,
     load_digit_images,
     load_image_folder,
+    load_plain_folder,
     read_into_memory,
 )
 from ssod_imwa.classification.data.lists import load_list_file
@@ -135,6 +139,41 @@ def load_images(
             f"{', '.join(available_images())}, folder:FOLDER or list:FILE.txt:IMAGES){hint}"
         )
     return read_into_memory(dataset, on_bad_record=on_bad_record) if in_memory else dataset
+
+
+def load_unlabeled(
+    name: str,
+    *,
+    root: str | Path | None = None,
+    classes: Sequence[str],
+    in_memory: bool = False,
+    on_bad_record: str = "error",
+) -> ClassificationDataset:
+    """A data set of which only the images are trained on.
+
+    What is known of their labels is kept for records: all of them where the set has the classes
+    asked for, and of a "folder:FOLDER", whose images may lie in any subfolders or in none, those
+    whose first subfolder is named like a class.
+
+    Args:
+        name: see `load_images`.
+        root: folder of all data sets.
+        classes: of the labeled images, in label order.
+        in_memory: see `load_images`.
+        on_bad_record: see `load_images`.
+
+    Raises:
+        DataError: the name is unknown, or files are missing or broken.
+    """
+    kind, _, place = name.partition(":")
+    if kind == "folder" and place:
+        dataset = load_plain_folder(data_root(root) / place, name=name, classes=classes)
+        return read_into_memory(dataset, on_bad_record=on_bad_record) if in_memory else dataset
+    dataset = load_images(name, root=root, in_memory=in_memory, on_bad_record=on_bad_record)
+    if dataset.classes == tuple(classes):
+        return replace(dataset, is_labeled=False)
+    unknown = torch.full_like(dataset.labels, -1)
+    return replace(dataset, labels=unknown, classes=tuple(classes), is_labeled=False)
 
 
 def image_fingerprint(dataset: ClassificationDataset) -> str:

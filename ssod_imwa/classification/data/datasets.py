@@ -15,12 +15,6 @@ import torch
 import torch.nn.functional as F
 from torchvision.datasets import CIFAR10, CIFAR100
 
-from ssod_imwa.classification.data.imbalance import (
-    ImbalanceOptions,
-    choose_images,
-    imbalanced_counts,
-    largest_maximum,
-)
 from ssod_imwa.data.handwriting import CLASSES as DIGIT_CLASSES
 from ssod_imwa.data.handwriting import is_for_testing
 from ssod_imwa.data.image_files import image_paths, is_hidden, read_image
@@ -43,11 +37,13 @@ class ClassificationDataset:
 
     Attributes:
         name: of the data set, for messages.
-        labels: int64 (N,), 0..C-1.
+        labels: int64 (N,), 0..C-1; of unlabeled images the truth, which only records may look at,
+            -1 where it is not known.
         classes: names of the C classes in label order.
         images: uint8 (N, 3, H, W), RGB, or None for a data set of files.
         files: N paths, or empty for a data set in memory.
         list_file: in which the images are listed, empty if there is none; for messages.
+        is_labeled: whether the labels may be learned.
     """
 
     name: str
@@ -56,6 +52,7 @@ class ClassificationDataset:
     images: torch.Tensor | None = None
     files: tuple[str, ...] = ()
     list_file: str = ""
+    is_labeled: bool = True
 
     def __post_init__(self) -> None:
         size = len(self.files) if self.images is None else len(self.images)
@@ -65,10 +62,11 @@ class ClassificationDataset:
                 "be as many, the images either in memory or in files)"
             )
         check_class_names(self.name, self.classes)
-        if len(self) and not 0 <= self.labels.min() <= self.labels.max() < len(self.classes):
+        lowest = 0 if self.is_labeled else -1
+        if len(self) and not lowest <= self.labels.min() <= self.labels.max() < len(self.classes):
             raise DataError(
                 f"{self.name}: labels are {self.labels.min()}..{self.labels.max()}, with "
-                f"{len(self.classes)} classes they must be 0..{len(self.classes) - 1}"
+                f"{len(self.classes)} classes they must be {lowest}..{len(self.classes) - 1}"
             )
 
     def __len__(self) -> int:
@@ -76,8 +74,9 @@ class ClassificationDataset:
 
     @property
     def counts(self) -> list[int]:
-        """Images of each class."""
-        return torch.bincount(self.labels, minlength=len(self.classes)).tolist()
+        """Images of each class, as far as it is known."""
+        known = self.labels[self.labels >= 0]
+        return torch.bincount(known, minlength=len(self.classes)).tolist()
 
     def subset(self, indices: Sequence[int] | np.ndarray) -> ClassificationDataset:
         """The images at these positions, in this order, copied; all classes stay."""
@@ -96,36 +95,6 @@ class ClassificationDataset:
             DataError: the file cannot be read.
         """
         return read_image(self.files[index]) if self.images is None else self.images[index]
-
-
-def impose_imbalance(
-    dataset: ClassificationDataset, options: ImbalanceOptions
-) -> ClassificationDataset:
-    """A long-tailed or step part of a data set, class 0 at the head.
-
-    The set may be balanced or have a tail already; see `largest_maximum` for thinning.
-
-    Args:
-        dataset: has images of every class.
-        options: the ratio γ, at least 1, and what else decides over the counts, see
-            `imbalanced_counts` and `choose_images`.
-
-    Raises:
-        DataError: the images do not suffice, or a class would be empty.
-
-    Example:
-        >>> digits = load_digit_images("train")
-        >>> impose_imbalance(digits, ImbalanceOptions(ratio=20)).counts
-        [142, 101, 72, 52, 37, 26, 19, 13, 9, 7]
-    """
-    ratio, profile = options.ratio, options.profile
-    maximum = options.maximum or largest_maximum(dataset.counts, ratio=ratio, profile=profile)
-    counts = imbalanced_counts(len(dataset.classes), maximum=maximum, ratio=ratio, profile=profile)
-    try:
-        chosen = choose_images(dataset.labels, counts, split=options.split, seed=options.seed)
-    except DataError as error:
-        raise DataError(f"{dataset.name}: {error}") from error
-    return dataset.subset(chosen)
 
 
 def load_image_folder(
@@ -167,6 +136,34 @@ def load_image_folder(
         files += map(str, sorted(paths))
         labels += [label] * len(paths)
     return dataset_of_files(name, files, labels, classes, complete=complete)
+
+
+def load_plain_folder(
+    folder: str | Path, *, name: str, classes: Sequence[str]
+) -> ClassificationDataset:
+    """All images anywhere below a folder, as files in the order of their paths, unlabeled.
+
+    An image whose first subfolder is named like a class has this label for records, others -1.
+
+    Args:
+        folder: FOLDER/.../IMAGE.
+        name: of the data set.
+        classes: of the labeled images, in label order.
+
+    Raises:
+        DataError: the folder is missing or has no images.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise DataError(f"{name}: image folder {folder} does not exist")
+    paths = image_paths(folder)
+    if not paths:
+        raise DataError(f"{name}: {folder} has no images (at least one is needed)")
+    numbers = {class_name: label for label, class_name in enumerate(classes)}
+    first = [path.relative_to(folder).parts[0] for path in paths]
+    labels = torch.tensor([numbers.get(entry, -1) for entry in first], dtype=torch.int64)
+    files = tuple(map(str, paths))
+    return ClassificationDataset(name, labels, tuple(classes), files=files, is_labeled=False)
 
 
 def read_into_memory(

@@ -1,4 +1,4 @@
-"""How many images each class keeps, and which.
+"""How many labeled images each class keeps, and which.
 
 Classes are numbered 0..C-1, head first. Counts are those of the published long-tailed and step
 variants of CIFAR and Tiny-ImageNet (Cao et al., arXiv 1906.07413).
@@ -20,13 +20,13 @@ from ssod_imwa.data.profiles import exponential_profile, step_profile
 from ssod_imwa.errors import DataError
 
 Profile = Literal["exponential", "step"]
-Split = Literal["cao", "first"]
+Split = Literal["cao", "first", "pools"]
 Labels = Sequence[int] | np.ndarray | torch.Tensor
 
 
 @dataclass(frozen=True)
 class ImbalanceOptions(Options):
-    """What a training set is thinned to."""
+    """How many labeled images of each class there are."""
 
     ratio: float = option(
         0.0, "images of class 0 over those of the last class; 0 takes the set as it is", low=0
@@ -37,15 +37,36 @@ class ImbalanceOptions(Options):
     maximum: int = option(
         0, "images of class 0; 0 takes as many as there may be", low=0, when={"ratio": ABOVE_0}
     )
+    percent: float = option(
+        100.0,
+        "share of each class that is kept, rounded half to even (ImageNet-127: 10)",
+        above=0,
+        high=100,
+        when={"ratio": (0,)},
+    )
+
+
+@dataclass(frozen=True)
+class SelectionOptions(Options):
+    """Which images those are."""
+
     split: Split = option(
-        "cao", "which images are kept: shuffled by SEED, or the first", when={"ratio": ABOVE_0}
+        "cao",
+        "which images are kept: shuffled by SEED, the first of the data set (ACR), or shuffled "
+        "twice in a pool of as many of each class as class 0 keeps (DASO)",
     )
     seed: int = option(
         0,
-        "of the choice, apart from the run's",
-        low=0,
+        "of the choice, apart from the run's; -1 takes the run's",
+        low=-1,
         high=2**32 - 1,
-        when={"ratio": ABOVE_0, "split": ("cao",)},
+        when={"split": ("cao", "pools")},
+    )
+    hold_out: int = option(
+        0,
+        "images of each class that are set aside before any are chosen, for validation (DASO: 500 "
+        "of CIFAR-10's, 50 of CIFAR-100's and STL-10's)",
+        low=0,
     )
 
 
@@ -130,20 +151,41 @@ def largest_maximum(
     return largest
 
 
+def rounded_shares(available: Sequence[int], percent: float) -> list[int]:
+    """Images of each class when it keeps a share of those available, rounded half to even.
+
+    Args:
+        available: images of each class.
+        percent: above 0, at most 100.
+
+    Example:
+        >>> rounded_shares([1300, 25, 15], 10)
+        [130, 2, 2]
+    """
+    return np.around(np.asarray(available) * (percent / 100)).astype(int).tolist()
+
+
 def choose_images(
-    labels: Labels, counts: Sequence[int], *, split: Split = "cao", seed: int = 0
+    labels: Labels,
+    counts: Sequence[int],
+    *,
+    split: Split = "cao",
+    seed: int = 0,
+    hold_out: int = 0,
 ) -> np.ndarray:
     """Positions of the images that an imbalanced set keeps, class after class.
 
-    For one seed a smaller count keeps a part of what a larger one keeps.
+    For one seed a smaller count keeps a part of what a larger one keeps (but of "pools").
 
     Args:
         labels: int (N,), 0..C-1, of the images to choose from.
         counts: images to keep of each class, 0 or more.
         split: "cao": per class, in the order of the labels, shuffle with NumPy's legacy generator
             and keep the first; seed 0 gives the split of Cao et al. (arXiv 1906.07413). "first":
-            keep the first in the order of the data set.
+            keep the first in the order of the data set. "pools": of what "cao" would keep if each
+            class had the largest count, shuffle anew and keep the first (DASO's code).
         seed: of the split, 0..2^32 - 1, apart from the run's seed; "first" does not use it.
+        hold_out: images of each class that are not chosen from: drawn by the seed, or the last.
 
     Returns:
         int64 (sum of counts,).
@@ -156,20 +198,56 @@ def choose_images(
         >>> choose_images([0, 1, 0, 1, 0], [2, 1], split="first").tolist()
         [0, 2, 1]
     """
-    check_choice("split", split, get_args(Split))
-    # One legacy stream for all classes, consumed in label order, makes the split Cao's.
-    generator = np.random.RandomState(seed)
-    chosen = []
-    for c, positions in enumerate(positions_by_class(labels, len(counts))):
+    ordered = class_orders(labels, len(counts), split=split, seed=seed, hold_out=hold_out)
+    for c, positions in enumerate(ordered):
         if len(positions) < counts[c]:
             raise DataError(
                 f"class {c} has {len(positions)} images, {counts[c]} are asked (lower the maximum "
                 "or raise the ratio)"
             )
-        if split == "cao":
-            generator.shuffle(positions)
-        chosen.append(positions[: counts[c]])
-    return np.concatenate(chosen)
+    if split == "pools":
+        ordered = shuffled([positions[: max(counts)] for positions in ordered], seed)
+    return np.concatenate([x[:count] for x, count in zip(ordered, counts, strict=True)])
+
+
+def class_orders(
+    labels: Labels, classes: int, *, split: Split, seed: int, hold_out: int = 0
+) -> list[np.ndarray]:
+    """Positions of each class's images in the order in which a split takes them, int64.
+
+    Args:
+        labels: int (N,), 0..C-1.
+        classes: C.
+        split: see `choose_images`; both that shuffle begin with the same order.
+        seed: of the split.
+        hold_out: images of each class that are left out.
+
+    Raises:
+        DataError: a label is outside 0..C-1, or a class has no more images than are held out.
+        ValueError: the split is not known.
+    """
+    check_choice("split", split, get_args(Split))
+    ordered = positions_by_class(labels, classes)
+    for c, positions in enumerate(ordered):
+        if hold_out and len(positions) <= hold_out:
+            raise DataError(
+                f"class {c} has {len(positions)} images, {hold_out} of each class are held out "
+                "(lower CLS.IMBALANCE.HOLD_OUT)"
+            )
+    if split == "first":
+        return [positions[: len(positions) - hold_out] for positions in ordered]
+    if hold_out:
+        ordered = [positions[hold_out:] for positions in shuffled(ordered, seed)]
+    return shuffled(ordered, seed)
+
+
+def shuffled(ordered: Sequence[np.ndarray], seed: int) -> list[np.ndarray]:
+    """Copies of arrays, shuffled one after the other by one legacy generator of NumPy.
+
+    One stream for all classes, consumed in label order, makes the split Cao's.
+    """
+    generator = np.random.RandomState(seed)
+    return [generator.permutation(positions) for positions in ordered]
 
 
 def positions_by_class(labels: Labels, classes: int) -> list[np.ndarray]:

@@ -16,9 +16,11 @@ from typing import Literal, get_args
 import torch
 from torch import nn
 from torchvision.transforms import v2
+from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
 
 from ssod_imwa.classification.checks import check_at_least_1
 from ssod_imwa.classification.data.augmentation import IMAGENET_STATISTICS, Statistics
+from ssod_imwa.classification.data.randaugment import NUMBERS, randaugment
 
 LargeView = Callable[[torch.Tensor], torch.Tensor]
 LargeViewName = Literal[
@@ -31,6 +33,8 @@ LargeViewName = Literal[
     "bcl_randclsstack",
     "sim",
     "bcl_sim",
+    "weak",
+    "randaugment",
 ]
 Resize = Literal["bilinear", "bicubic"]
 
@@ -54,11 +58,15 @@ def large_view(
     jitter: bool,
     flip: bool = True,
     test_resize: Resize = "bilinear",
+    padding: int = 4,
+    cutout: int = 16,
 ) -> LargeView:
     """The view of a published recipe: uint8 (3, H, W) -> normalized float32 (3, size, size).
 
-    All but "test" are a random crop of 8 to 100 % of the image (20 to 100 % for "mae"), resized and
-    mirrored, and then
+    "weak" and "randaugment" are FixMatch's: the shorter edge resized to the size, a random crop
+    with a reflected border, mirrored, and for "randaugment" its operations and a gray square. All
+    others but "test" are a random crop of 8 to 100 % of the image (20 to 100 % for "mae"), resized
+    and mirrored, and then
 
     - "test": resized to 256/224 of the size and cropped from the center instead;
     - "standard": color jitter (0.4, 0.4, 0.4, 0);
@@ -78,6 +86,8 @@ def large_view(
         jitter: False leaves out the color jitter of "standard".
         flip: mirror half of the images.
         test_resize: how "test" is resized; bicubically in LiVT.
+        padding: reflected border of the crops of "weak" and "randaugment", in pixels.
+        cutout: edge of the square of "randaugment", in pixels.
 
     Raises:
         ValueError: the name is not known, or size is out of range.
@@ -94,6 +104,11 @@ def large_view(
     if name == "livt":
         return _livt(size, statistics, flip)
     finish = [v2.ToDtype(torch.float32, scale=True), v2.Normalize(*statistics)]
+    if name in ("weak", "randaugment"):
+        crop = v2.RandomCrop(size, padding=padding, padding_mode="reflect")
+        mirror = [v2.RandomHorizontalFlip()] if flip else []
+        operations = [_RandAugment(cutout)] if name == "randaugment" else []
+        return v2.Compose([v2.Resize(size), crop, *mirror, *operations, *finish])
     if name == "test":
         resize = v2.Resize(size * 256 // 224, interpolation=v2.InterpolationMode(test_resize))
         return v2.Compose([resize, v2.CenterCrop(size), *finish])
@@ -132,6 +147,18 @@ def _random_operations(size: int, statistics: Statistics) -> Sequence[nn.Module]
     options = {"translate_const": int(size * TRANSLATION), "img_mean": fill}
     operations = rand_augment_transform(RANDOM_OPERATIONS, options)
     return [v2.ToPILImage(), operations, v2.PILToTensor()]
+
+
+class _RandAugment(nn.Module):
+    """FixMatch's RandAugment, of numbers of torch's global generator."""
+
+    def __init__(self, cutout: int) -> None:
+        super().__init__()
+        self.cutout = cutout
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        numbers = torch.rand(NUMBERS, dtype=torch.float64).tolist()
+        return pil_to_tensor(randaugment(to_pil_image(image), numbers, cutout=self.cutout))
 
 
 def _livt(size: int, statistics: Statistics, flip: bool) -> LargeView:

@@ -14,10 +14,12 @@ from dataclasses import dataclass
 from typing import Literal, Protocol, get_args
 
 import torch
+from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
 
 from ssod_imwa.classification.checks import check_at_least_1
 from ssod_imwa.classification.data.augmentation import (
     BOX_ATTEMPTS,
+    Fill,
     Statistics,
     boxes_of,
     crop_and_flip,
@@ -30,8 +32,9 @@ from ssod_imwa.classification.data.augmentation import (
 from ssod_imwa.classification.data.auto_augment import CifarAutoAugment
 from ssod_imwa.classification.data.color_augmentation import ORDERS, jitter, make_gray
 from ssod_imwa.classification.data.filters import blur
+from ssod_imwa.classification.data.randaugment import NUMBERS, randaugment
 
-SmallViewName = Literal["none", "plain", "strong", "sim"]
+SmallViewName = Literal["none", "plain", "strong", "sim", "weak", "randaugment"]
 
 # Cutout's hole for 32 pixels was 16.
 HOLE = 1 / 2
@@ -68,7 +71,13 @@ class BatchView(Protocol):
 
 
 def small_view(
-    name: str, statistics: Statistics, *, size: int, padding: int = 4, flip: bool = True
+    name: str,
+    statistics: Statistics,
+    *,
+    size: int,
+    padding: int = 4,
+    flip: bool = True,
+    cutout: int = 16,
 ) -> BatchView:
     """The view of a published recipe.
 
@@ -76,11 +85,14 @@ def small_view(
         name: "none": normalized alone, for testing. "plain": padded, cropped and mirrored (LDAM).
             "strong": that, AutoAugment's policy for CIFAR-10 and Cutout (Balanced Meta-Softmax,
             PaCo, NCL). "sim": a part of the image enlarged, mirrored, its colors jittered, made
-            gray and blurred, each by chance (second view of PaCo and NCL).
+            gray and blurred, each by chance (second view of PaCo and NCL). "weak": mirrored and
+            cropped with a reflected border (FixMatch). "randaugment": that, RandAugment and a gray
+            square (FixMatch's strong view, as DASO and ACR have it).
         statistics: to normalize with.
         size: H = W of the images, in pixels.
-        padding: of the crops of "plain" and "strong", in pixels.
+        padding: of the crops of all but "none" and "sim", in pixels.
         flip: mirror half of the images; False for digits and the like.
+        cutout: edge of the square of "randaugment", in pixels.
 
     Raises:
         ValueError: the name is not known or a number is out of range.
@@ -102,8 +114,12 @@ def small_view(
     chance = 0.5 if flip else 0.0
     if name == "sim":
         return SimView(statistics, size, flip=chance)
-    make = PlainView if name == "plain" else StrongView
-    return make(statistics, size, padding=padding, flip=chance)
+    if name == "randaugment":
+        return RandAugmentView(statistics, size, padding=padding, flip=chance, cutout=cutout)
+    if name == "strong":
+        return StrongView(statistics, size, padding=padding, flip=chance)
+    fill: Fill = "reflect" if name == "weak" else "zero"
+    return PlainView(statistics, size, padding=padding, flip=chance, fill=fill)
 
 
 @dataclass(frozen=True)
@@ -123,12 +139,13 @@ class NormalizedView:
 
 @dataclass(frozen=True)
 class PlainView:
-    """Pad with black, crop at random and mirror with probability `flip`."""
+    """Pad with black or a reflection, crop at random and mirror with probability `flip`."""
 
     statistics: Statistics
     size: int
     padding: int
     flip: float
+    fill: Fill
 
     numbers = 3
 
@@ -136,7 +153,8 @@ class PlainView:
         """Crop, mirror and normalize."""
         _check(self, images, numbers, self.size)
         crops = crops_of(numbers, padding=self.padding, flip=self.flip)
-        return normalize(crop_and_flip(images, crops, padding=self.padding), self.statistics)
+        images = crop_and_flip(images, crops, padding=self.padding, fill=self.fill)
+        return normalize(images, self.statistics)
 
 
 class StrongView:
@@ -159,6 +177,31 @@ class StrongView:
         images = self.augment(images, for_policy)
         images = cut_out(images, for_hole, length=int(HOLE * self.size))
         return normalize(images, self.statistics)
+
+
+class RandAugmentView:
+    """Crop and mirror as "weak" does, and RandAugment."""
+
+    def __init__(
+        self, statistics: Statistics, size: int, *, padding: int, flip: float, cutout: int
+    ) -> None:
+        self.statistics = statistics
+        self.size = size
+        self.padding = padding
+        self.flip = flip
+        self.cutout = cutout
+        self.numbers = 3 + NUMBERS
+
+    def __call__(self, images: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
+        """Crop, mirror, augment, cut out and normalize."""
+        _check(self, images, numbers, self.size)
+        crops = crops_of(numbers[:, :3], padding=self.padding, flip=self.flip)
+        images = crop_and_flip(images, crops, padding=self.padding, fill="reflect")
+        augmented = [
+            pil_to_tensor(randaugment(to_pil_image(image), row, cutout=self.cutout))
+            for image, row in zip(images.cpu(), numbers[:, 3:].tolist(), strict=True)
+        ]
+        return normalize(torch.stack(augmented).to(images.device), self.statistics)
 
 
 @dataclass(frozen=True)

@@ -36,8 +36,9 @@ from ssod_imwa.errors import ConfigError, as_config_error
 Counts = Sequence[int]
 # Groups of keys that several methods read: a loss (CLS.LOSS), a mixer (CLS.MIX), several networks
 # (CLS.MODEL.EXPERTS), a classifier that is trained and tested, in stages or with an EMA (CLS.STAGE,
-# CLS.EMA_DECAY, ...), and what only a second stage needs.
-Shared = Literal["loss", "mixer", "experts", "classifier", "second_stage"]
+# CLS.EMA_DECAY, ...), what only a second stage needs, and unlabeled images (CLS.UNLABELED,
+# DATASETS.TRAIN_UNLABELED, ...).
+Shared = Literal["loss", "mixer", "experts", "classifier", "second_stage", "unlabeled"]
 
 
 @dataclass(frozen=True)
@@ -83,12 +84,14 @@ def build_method(cfg: CfgNode, model: nn.Module, counts: Counts) -> Method:
 
 
 def _check_views(cfg: CfgNode, method: Method) -> None:
-    transforms, names = cfg.CLS.INPUT.VIEWS, method.reads["labeled"]
-    if len(transforms) != len(names):
-        raise ConfigError(
-            f"CLS.INPUT.VIEWS = {transforms} is not allowed with CLS.ALGORITHM = "
-            f"{cfg.CLS.ALGORITHM!r} (must be {len(names)}: {', '.join(names)})"
-        )
+    keys = {"labeled": "VIEWS", "unlabeled": "UNLABELED_VIEWS"}
+    for stream, names in method.reads.items():
+        transforms = cfg.CLS.INPUT[keys[stream]]
+        if len(transforms) != len(names):
+            raise ConfigError(
+                f"CLS.INPUT.{keys[stream]} = {transforms} is not allowed with CLS.ALGORITHM = "
+                f"{cfg.CLS.ALGORITHM!r} (must be {len(names)}: {', '.join(names)})"
+            )
 
 
 @dataclass(frozen=True)

@@ -10,19 +10,19 @@ from torchvision.datasets import CIFAR10, CIFAR100
 from ssod_imwa.classification.data.datasets import (
     CIFAR10_CLASSES,
     ClassificationDataset,
-    impose_imbalance,
     load_cifar,
     load_cifar10_lt100,
     load_digit_images,
     load_image_folder,
     read_into_memory,
 )
-from ssod_imwa.classification.data.imbalance import ImbalanceOptions
+from ssod_imwa.classification.data.imbalance import ImbalanceOptions, SelectionOptions
+from ssod_imwa.classification.data.splits import impose_imbalance
 from ssod_imwa.errors import DataError
 
 
-def thinned_to(dataset, **settings):
-    return impose_imbalance(dataset, ImbalanceOptions(**settings))
+def thinned_to(dataset, *, split="cao", **settings):
+    return impose_imbalance(dataset, ImbalanceOptions(**settings), SelectionOptions(split=split))
 
 
 @pytest.fixture

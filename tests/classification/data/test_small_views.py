@@ -15,7 +15,7 @@ from ssod_imwa.classification.data.augmentation import (
 from ssod_imwa.classification.data.auto_augment import CifarAutoAugment
 from ssod_imwa.classification.data.small_views import small_view
 
-NAMES = ["none", "plain", "strong", "sim"]
+NAMES = ["none", "plain", "strong", "sim", "weak", "randaugment"]
 
 
 def noise(count, size=32, seed=0):
@@ -171,6 +171,8 @@ def test_nothing_is_mirrored_if_flips_are_off(name):
     if name == "strong":
         # Neither operation of the policy, and a hole in the lower right corner.
         numbers[:, 3:] = torch.tensor([0.02, 0.99, 0.99, 0, 0, 0.99, 0.99])
+    if name == "randaugment":
+        numbers[:, 3:] = torch.tensor([0, 0.99, 0, 0] * 2 + [0.5, 0.5])  # a square in the middle
     result = view(images, numbers)
     brighter = result[..., :8].mean((1, 2, 3)) > result[..., -8:].mean((1, 2, 3))
     assert brighter.all()
@@ -200,8 +202,8 @@ def test_every_device_makes_the_same_views_without_waiting(name):
 
 
 def test_views_that_do_not_exist_are_refused():
-    with pytest.raises(ValueError, match=r"view 'weak' is not allowed .*'none', 'plain', 'strong'"):
-        small_view("weak", CIFAR_STATISTICS, size=32)
+    with pytest.raises(ValueError, match=r"view 'mae' is not allowed .*'none', 'plain', 'strong'"):
+        small_view("mae", CIFAR_STATISTICS, size=32)
     with pytest.raises(ValueError, match="size = 0 is not allowed"):
         small_view("plain", CIFAR_STATISTICS, size=0)
     with pytest.raises(ValueError, match="padding = -1 is not allowed"):

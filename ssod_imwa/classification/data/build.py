@@ -1,0 +1,133 @@
+"""From a configuration to the images of a classification run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import reduce
+
+from fvcore.common.config import CfgNode
+
+from ssod_imwa.classification.data.catalog import load_images, load_unlabeled
+from ssod_imwa.classification.data.datasets import ClassificationDataset
+from ssod_imwa.classification.data.imbalance import ImbalanceOptions, SelectionOptions
+from ssod_imwa.classification.data.splits import (
+    impose_imbalance,
+    join_unlabeled,
+    split_off_unlabeled,
+    with_labeled,
+)
+from ssod_imwa.classification.data.unlabeled import UnlabeledOptions
+from ssod_imwa.config.options import read_options
+from ssod_imwa.data.registration import import_modules
+from ssod_imwa.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class ClassificationData:
+    """The images of a run, after imbalance was imposed.
+
+    Attributes:
+        train: labeled images.
+        unlabeled: None for a method that does not read any.
+        tests: labeled images of the same classes.
+    """
+
+    train: ClassificationDataset
+    unlabeled: ClassificationDataset | None
+    tests: tuple[ClassificationDataset, ...]
+
+
+def build_data(cfg: CfgNode) -> ClassificationData:
+    """Read the data sets, thin the labeled training set and choose the unlabeled images.
+
+    Raises:
+        ConfigError: not exactly one training set, or no test set, is named, or nothing is left
+            unlabeled for a method that needs it.
+        DataError: a data set is missing or broken.
+    """
+    sets = cfg.DATASETS
+    import_modules(sets.IMPORT)
+    if len(sets.TRAIN) != 1:
+        raise ConfigError(f"DATASETS.TRAIN = {sets.TRAIN} is not allowed (must name one data set)")
+    if not sets.TEST:
+        raise ConfigError("DATASETS.TEST = [] is not allowed (name at least one labeled set)")
+    whole = _load_labeled(cfg, sets.TRAIN[0], on_bad_record=sets.ON_BAD_RECORD)
+    imbalance, selection = _thinning(cfg)
+    is_thinned = imbalance.ratio > 0 or imbalance.percent < 100
+    train = impose_imbalance(whole, imbalance, selection) if is_thinned else whole
+    tests = tuple(_load_labeled(cfg, name, classes=train.classes) for name in sets.TEST)
+    for test in tests:
+        if test.classes != train.classes:
+            raise ConfigError(
+                f"DATASETS.TEST: {test.name} has other classes than {train.name} "
+                f"({len(test.classes)} and {len(train.classes)}; they must be the same)"
+            )
+    unlabeled = None
+    if "UNLABELED" in cfg.CLS:
+        unlabeled = (
+            _load_unlabeled(cfg, train) if sets.TRAIN_UNLABELED else _left_unlabeled(cfg, whole)
+        )
+    return ClassificationData(train, unlabeled, tests)
+
+
+def _load_labeled(
+    cfg: CfgNode,
+    name: str,
+    *,
+    classes: tuple[str, ...] | None = None,
+    on_bad_record: str = "error",
+) -> ClassificationDataset:
+    dataset = load_images(
+        name,
+        root=cfg.DATASETS.ROOT,
+        classes=classes,
+        in_memory=cfg.CLS.INPUT.IN_MEMORY,
+        on_bad_record=on_bad_record,
+    )
+    if not dataset.is_labeled:
+        raise ConfigError(
+            f"data set {name!r} has no labels (must be in DATASETS.TRAIN_UNLABELED, not in TRAIN "
+            "or TEST)"
+        )
+    return dataset
+
+
+def _thinning(cfg: CfgNode) -> tuple[ImbalanceOptions, SelectionOptions]:
+    imbalance = read_options(ImbalanceOptions, cfg.CLS.IMBALANCE)
+    selection = read_options(SelectionOptions, cfg.CLS.IMBALANCE)
+    if selection.seed == -1:  # NumPy's legacy generator takes 32 bits
+        selection = replace(selection, seed=cfg.SEED % 2**32)
+    return imbalance, selection
+
+
+def _left_unlabeled(cfg: CfgNode, whole: ClassificationDataset) -> ClassificationDataset:
+    """The images of TRAIN that lose their labels."""
+    options = read_options(UnlabeledOptions, cfg.CLS.UNLABELED)
+    unlabeled = split_off_unlabeled(whole, *_thinning(cfg), options)
+    if not len(unlabeled):
+        raise ConfigError(
+            f"no image of {whole.name} is unlabeled (lower CLS.IMBALANCE.MAXIMUM or PERCENT, or "
+            "name a data set in DATASETS.TRAIN_UNLABELED)"
+        )
+    return unlabeled
+
+
+def _load_unlabeled(cfg: CfgNode, train: ClassificationDataset) -> ClassificationDataset:
+    """The images of TRAIN_UNLABELED."""
+    sets, options = cfg.DATASETS, read_options(UnlabeledOptions, cfg.CLS.UNLABELED)
+    if options.maximum:
+        raise ConfigError(
+            f"CLS.UNLABELED.MAXIMUM = {options.maximum} is not allowed with "
+            "DATASETS.TRAIN_UNLABELED (must be 0: its sets are taken as they are)"
+        )
+    others = [
+        load_unlabeled(
+            name,
+            root=sets.ROOT,
+            classes=train.classes,
+            in_memory=cfg.CLS.INPUT.IN_MEMORY,
+            on_bad_record=sets.ON_BAD_RECORD,
+        )
+        for name in sets.TRAIN_UNLABELED
+    ]
+    return with_labeled(reduce(join_unlabeled, others), train, options.membership)
