@@ -104,7 +104,7 @@ class BoxHeads(RoIHeads):
     ) -> dict[str, torch.Tensor]:
         """Losses of R sampled proposals: logits (R, C+1), deltas (R, 4(C+1)), labels (R,)."""
         positive = torch.where(labels > 0)[0]
-        of_class = deltas.view(len(deltas), -1, 4)[positive, labels[positive]]
+        of_class = deltas.unflatten(1, (-1, 4))[positive, labels[positive]]
         location_loss = box_loss(
             of_class, box_targets[positive], divisor=len(labels), beta=self.smooth_l1_beta
         )

@@ -93,6 +93,15 @@ def test_roi_losses_equal_torchvisions_where_the_definitions_coincide():
     torch.testing.assert_close(ours["loss_box_reg"], location)
 
 
+def test_roi_losses_of_no_proposal_are_zero():
+    """As of an image without boxes whose proposals are all too small."""
+    heads = small_detector().roi_heads
+    logits, deltas = torch.zeros(0, 4, requires_grad=True), torch.zeros(0, 16, requires_grad=True)
+    losses = heads.compute_loss(logits, deltas, torch.zeros(0, dtype=torch.long), deltas[:, :4])
+    sum(losses.values()).backward()
+    assert [loss.item() for loss in losses.values()] == [0, 0]
+
+
 def rpn_inputs(anchors=200):
     generator = torch.Generator().manual_seed(4)
     labels = [
