@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import os
+import threading
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -134,6 +135,7 @@ class TensorBoardWriter(Writer):
     def __init__(self, directory: str | Path) -> None:
         self.directory = Path(directory)
         self._writer: Any = None
+        self._report_thread = threading.excepthook
         self._start_iter = 0
         self._lengths: dict[str, int] = {}
 
@@ -154,14 +156,24 @@ class TensorBoardWriter(Writer):
             from torch.utils.tensorboard import SummaryWriter  # seconds to import
 
             self._writer = SummaryWriter(str(self.directory), purge_step=self._start_iter)
+            self._report_thread, threading.excepthook = threading.excepthook, self._report_once
         for name, value in row.items():
             if name != "iteration" and value is not None:
                 self._writer.add_scalar(name, value, row["iteration"])
 
+    def _report_once(self, failure: threading.ExceptHookArgs) -> None:
+        """Leave out what ends TensorBoard's thread: its next call here raises the same."""
+        if not type(failure.thread).__module__.startswith("tensorboard."):
+            self._report_thread(failure)
+
     def close(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
+        if self._writer is None:
+            return
+        writer, self._writer = self._writer, None
+        try:
+            writer.close()
+        finally:
+            threading.excepthook = self._report_thread
 
     def state_dict(self) -> dict[str, Any]:
         if self._writer is not None:
@@ -327,11 +339,15 @@ class MetricsHook(HookBase):
     def state_dict(self) -> dict[str, Any]:
         storage: EventStorage = self.trainer.storage
         hints = storage.smoothing_hints()
-        recent = [(name, hints[name], values) for name, values in self._recent().items()]
+        recent = [
+            [name, hints[name], [list(value) for value in values]]
+            for name, values in self._recent().items()
+        ]
         return {
             "last_row": self._last_row,
-            # What the next row will summarize, so that it is the same after a resume.
-            "recent": [[name, hint, [list(v) for v in values]] for name, hint, values in recent],
+            # What the next row will summarize, so that it is the same after a resume: each rank's
+            # own numbers, as the file is written by one of them.
+            "recent": self.trainer.ranks.run.all_gather(recent),
             "writers": {writer.name: writer.state_dict() for writer in self.writers},
         }
 
@@ -339,7 +355,10 @@ class MetricsHook(HookBase):
         if not state:
             return
         self._last_row = state["last_row"]
-        for name, hint, values in state["recent"]:
+        # An inexact resume may have more ranks than the run had: theirs begin with nothing.
+        by_rank = state["recent"]
+        rank = self.trainer.ranks.run.rank
+        for name, hint, values in by_rank[rank] if rank < len(by_rank) else []:
             for value, step in values:
                 self.trainer.storage.put_scalar(name, value, hint, cur_iter=step)
         for writer in self.writers:

@@ -1,14 +1,19 @@
 import io
 import json
 import logging
+import shutil
+import threading
 
 import numpy as np
 import pytest
 from rich.console import Console
+from support import needs_fork, on_two_ranks
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.summary.writer import event_file_writer
 
 from ssod_imwa.averaging.episodes import EpisodeSchedule
+from ssod_imwa.averaging.ranks import Ranks
+from ssod_imwa.engine import launch
 from ssod_imwa.engine.evaluation import EvaluationHook, Evaluations
 from ssod_imwa.engine.hooks import LRHook
 from ssod_imwa.engine.trainer import HookBase
@@ -107,6 +112,42 @@ def test_resumed_metrics_equal_those_of_a_run_without_interruption(tiny, tmp_pat
     assert read_rows(path) == expected
 
 
+@needs_fork
+def test_a_resume_inside_a_period_keeps_the_numbers_of_every_rank(tiny, tmp_path):
+    """Checkpoints are written by one rank, and the row is the mean over ranks."""
+
+    def losses_of_rows(rank, start=None):
+        save, writer = tiny.SaveAt(5), ListWriter()
+        method = tiny.method(norm=False)  # running statistics are each rank's own
+        launch.distribute(method, Ranks.of_run())
+        batches = tiny.batches(EpisodeSchedule(10), rank=rank, world_size=2)
+        options = {"method": method, "batches": batches, "period": 4}
+        trainer = build(tiny, [writer], hooks=[save], **options)
+        if start is not None:
+            trainer.load_state_dict(start)
+        trainer.train()
+        return [row["total_loss"] for row in writer.rows], save
+
+    def train(rank):
+        whole, save = losses_of_rows(rank)
+        # As resuming does: every rank reads the file that the first one wrote.
+        state = Ranks.of_run().run.all_gather(save.read())[0]
+        rest, _ = losses_of_rows(rank, state)
+        return [whole, rest]
+
+    (whole, rest), _ = on_two_ranks(train, tmp_path)
+    assert len(whole) == 3
+    assert rest == whole[1:]
+
+
+def test_more_ranks_than_wrote_a_checkpoint_begin_with_nothing(tiny):
+    trainer = build(tiny, [], iterations=2)
+    state = {"last_row": -1, "recent": [[], [["loss", True, [[5.0, 0]]]]], "writers": {}}
+    trainer.hooks[1].load_state_dict(state)
+    assert not trainer.storage.histories()
+    trainer.hooks[1].load_state_dict({**state, "recent": []})
+
+
 def test_a_new_run_starts_an_empty_file(tiny, tmp_path):
     path = tmp_path / "metrics.json"
     path.write_text('{"iteration": 99}\n')
@@ -196,6 +237,23 @@ def test_no_point_comes_twice_when_an_evaluation_is_made_up_for(tmp_path):
             writer.write({"iteration": end - 1, "AP": 1.0})
         writer.close()
         assert points(tmp_path) == {"AP": evaluated, "loss": list(range(end))}
+
+
+def test_a_folder_that_is_gone_is_reported_once(tmp_path, capfd):
+    """TensorBoard writes in a thread, whose traceback would stand beside the line of the error."""
+    folder, before = tmp_path / "run", threading.excepthook
+    writer = TensorBoardWriter(folder)
+    writer.open(0)
+    writer.write({"iteration": 0, "loss": 1.0})
+    writer.state_dict()
+    shutil.rmtree(folder)
+    writer.write({"iteration": 1, "loss": 1.0})
+    with pytest.raises(FileNotFoundError):
+        writer.state_dict()
+    with pytest.raises(FileNotFoundError):
+        writer.close()
+    assert threading.excepthook is before
+    assert capfd.readouterr() == ("", "")
 
 
 def test_a_resumed_run_that_has_nothing_to_say_leaves_no_file(tmp_path):
