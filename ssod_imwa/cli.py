@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import logging
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -126,6 +127,8 @@ def run_main(main: Callable[[], int | None]) -> NoReturn:
         ...     print(stop.code)
         1
     """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # see `interruptible`
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         status = main()
     except UserError as error:

@@ -1,5 +1,11 @@
 import io
 import logging
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -7,6 +13,8 @@ from rich.table import Table
 
 from ssod_imwa.cli import log_to_stderr, print_table, run_main, split_config_file
 from ssod_imwa.errors import DataError, UserError
+
+ROOT = Path(__file__).parents[1]
 
 
 def raising(error):
@@ -64,6 +72,37 @@ def test_an_interruption_is_status_130(capsys):
     with pytest.raises(SystemExit) as stop:
         run_main(raising(KeyboardInterrupt()))
     assert stop.value.code == 130
+
+
+SLOW_IMPORTS = """
+import ssod_imwa.interruptible
+import os, signal
+if {during_imports}:
+    os.kill(os.getpid(), signal.SIGINT)
+from ssod_imwa.cli import run_main
+run_main(lambda: os.kill(os.getpid(), signal.SIGINT))
+"""
+
+
+@pytest.mark.parametrize(("during_imports", "code"), [(True, -signal.SIGINT), (False, 130)])
+def test_an_interruption_leaves_no_traceback_wherever_it_comes(during_imports, code):
+    script = SLOW_IMPORTS.format(during_imports=during_imports)
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout) == (code, "")
+    assert done.stderr == ("" if during_imports else "interrupted\n")
+
+
+@pytest.mark.parametrize("tool", sorted(ROOT.glob("tools/*.py")), ids=lambda path: path.stem)
+def test_tools_are_interruptible_before_they_import_anything_slow(tool):
+    modules = re.findall(r"^(?:import|from) ([\w.]+)", tool.read_text(), flags=re.MULTILINE)
+    quick = {"__future__", "argparse", "collections", "hashlib", "logging", "pathlib", "typing"}
+    slow = [name for name in modules if name.split(".")[0] not in quick]
+    assert slow[0] == "ssod_imwa.interruptible"
 
 
 def test_other_exceptions_keep_their_traceback():

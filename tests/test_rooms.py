@@ -23,6 +23,7 @@ papers         : engine config runs visualization errors
 analysis       : averaging engine config data detection classification runs visualization errors
 integrations   : averaging engine config data detection runs errors
 cli            : errors
+interruptible  :
 """
 ALLOWED = {
     room.strip(): set(below.split())

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 
+import ssod_imwa.interruptible  # noqa: F401 - first, for its effect
 from ssod_imwa.analysis.subjects import SUBJECTS
 from ssod_imwa.cli import print_table, run_main
 

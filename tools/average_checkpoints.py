@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+import ssod_imwa.interruptible  # noqa: F401 - first, for its effect
 from ssod_imwa.cli import add_import_option, require_absent, run_main
 from ssod_imwa.data.registration import import_modules
 from ssod_imwa.runs.soups import (

@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import logging
 
+import ssod_imwa.interruptible  # noqa: F401 - first, for its effect
 from ssod_imwa.classification.data.catalog import available_images
 from ssod_imwa.classification.data.reports import check_images
 from ssod_imwa.cli import add_import_option, run_main

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 
+import ssod_imwa.interruptible  # noqa: F401 - first, for its effect
 from ssod_imwa.cli import print_table, run_main
 from ssod_imwa.runs.comparison import read_groups
 from ssod_imwa.runs.results import MODELS

@@ -18,6 +18,7 @@ import argparse
 import hashlib
 from pathlib import Path
 
+import ssod_imwa.interruptible  # noqa: F401 - first, for its effect
 from ssod_imwa.cli import require_absent, run_main
 from ssod_imwa.engine.checkpoint.output import FINAL
 from ssod_imwa.runs.export import export_model

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+import ssod_imwa.interruptible  # noqa: F401 - first, for its effect
 from ssod_imwa.cli import run_main
 from ssod_imwa.config.page import keys_page
 from ssod_imwa.runs.config import CHAPTERS

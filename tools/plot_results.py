@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import logging
 
+import ssod_imwa.interruptible  # noqa: F401 - first, for its effect
 from ssod_imwa.analysis.datasets import boxes_figure
 from ssod_imwa.cli import add_import_option, run_main
 from ssod_imwa.data.registration import import_modules

@@ -18,6 +18,7 @@ import argparse
 import logging
 from pathlib import Path
 
+import ssod_imwa.interruptible  # noqa: F401 - first, for its effect
 from ssod_imwa.analysis.predicting import (
     DetectionPredictor,
     find_images,

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 
+import ssod_imwa.interruptible  # noqa: F401 - first, for its effect
 from ssod_imwa.cli import run_main
 from ssod_imwa.data.roots import data_root
 from ssod_imwa.detection.data.digits import IMBALANCE, TEST_SCENES, TRAIN_SCENES, make_digits

@@ -22,6 +22,7 @@ import argparse
 import logging
 from pathlib import Path
 
+import ssod_imwa.interruptible  # noqa: F401 - first, for its effect
 from ssod_imwa.cli import add_import_option, run_main
 from ssod_imwa.data.registration import import_modules
 from ssod_imwa.detection.data.catalog import load_dataset

@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+import ssod_imwa.interruptible  # noqa: F401 - first, for its effect
 from ssod_imwa.cli import log_to_stderr, print_table, run_main
 from ssod_imwa.engine.checkpoint.atomic import write_text
 from ssod_imwa.papers.report import report

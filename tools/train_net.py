@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import logging
 
+import ssod_imwa.interruptible  # noqa: F401 - first, for its effect
 from ssod_imwa.averaging.ranks import Ranks
 from ssod_imwa.cli import log_to_stderr, print_table, run_main, split_config_file
 from ssod_imwa.engine.launch import launch

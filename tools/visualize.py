@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+import ssod_imwa.interruptible  # noqa: F401 - first, for its effect
 from ssod_imwa.analysis.detection import prediction_sheets, view_sheets
 from ssod_imwa.cli import add_import_option, run_main, split_config_file
 from ssod_imwa.data.registration import import_modules

@@ -145,9 +145,14 @@ def _as_it_is(packed: Any) -> Any:
 _SENDER_IS_KNOWN = hasattr(signal, "sigtimedwait")
 
 
+# What a closed terminal sends to the whole job; not on Windows.
+_HANG_UP = {signal.SIGHUP} if hasattr(signal, "SIGHUP") else set()
+
+
 def _outlive_signals(worker: int) -> None:
     """Signals to the whole job are the trainer's to serve: its last step still needs a batch."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, *_HANG_UP):
+        signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_trainer, daemon=True).start()
 
 
@@ -182,10 +187,12 @@ def _context(modules: Sequence[str]) -> multiprocessing.context.BaseContext:
 
 
 def _start_fork_server() -> None:
-    """Start it, if it does not run, with SIGTERM blocked, which it and its forks inherit."""
-    resource_tracker.ensure_running()  # would unblock SIGTERM when it is started by the next call
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    """Start it, if it does not run, with signals blocked, which it and its forks inherit."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _HANG_UP)
     try:
+        # It would unblock SIGTERM when it is started by the next call but one.
+        resource_tracker.ensure_running()
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         forkserver.ensure_running()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -7,7 +7,7 @@ from typing import Any
 
 from ssod_imwa.averaging.imwa import IMWA
 from ssod_imwa.averaging.parallel import ParallelIMWA
-from ssod_imwa.engine.trainer import HookBase
+from ssod_imwa.engine.trainer import HookBase, NonFiniteError
 
 
 class LRHook(HookBase):
@@ -51,7 +51,10 @@ class IMWAHook(HookBase):
         self.imwa.before_step(self.trainer.iter)
 
     def after_step(self) -> None:
-        self.imwa.after_step(self.trainer.iter)
+        try:
+            self.imwa.after_step(self.trainer.iter)
+        except FloatingPointError as error:
+            raise NonFiniteError(f"{error} (keys: SOLVER.BASE_LR, IMWA.NONFINITE)") from error
 
     def state_dict(self) -> dict[str, Any]:
         if self.trainer.ranks.members > 1:

@@ -15,6 +15,7 @@ from ssod_imwa.averaging.ranks import Ranks
 from ssod_imwa.engine.events import EventStorage
 from ssod_imwa.engine.method import Method
 from ssod_imwa.engine.seeding import seed_everything
+from ssod_imwa.errors import UserError
 
 
 class HookBase:
@@ -56,8 +57,8 @@ class HookBase:
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
-class NonFiniteError(FloatingPointError):
-    """A loss or a gradient became NaN or infinite; the weights are those of the step before."""
+class NonFiniteError(UserError, FloatingPointError):
+    """Training diverged: a loss, a gradient or a member's weights became NaN or infinite."""
 
 
 class Trainer:

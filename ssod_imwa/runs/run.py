@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from ssod_imwa.config.reader import keys, value_of
 from ssod_imwa.config.shared import SGDOptions, batch_sizes
 from ssod_imwa.config.yaml_text import parse_yaml
 from ssod_imwa.engine.checkpoint.models import check_classes, newest_model
+from ssod_imwa.engine.checkpoint.output import removed
 from ssod_imwa.engine.checkpoint.writing import CheckpointHook, prepare_output, resume
 from ssod_imwa.engine.device import pick_device
 from ssod_imwa.engine.evaluation import EvaluationHook, Evaluations
@@ -25,7 +28,7 @@ from ssod_imwa.engine.hooks import IMWAHook, LRHook
 from ssod_imwa.engine.launch import distribute
 from ssod_imwa.engine.memory import keep_freed_memory
 from ssod_imwa.engine.seeding import seed_everything
-from ssod_imwa.engine.signals import SignalHook
+from ssod_imwa.engine.signals import SignalHook, StopSignals
 from ssod_imwa.engine.solver import build_optimizer, gradient_clipper, lr_multiplier
 from ssod_imwa.engine.trainer import HookBase, Trainer
 from ssod_imwa.engine.writers import (
@@ -35,7 +38,7 @@ from ssod_imwa.engine.writers import (
     TerminalWriter,
     Writer,
 )
-from ssod_imwa.errors import UserError
+from ssod_imwa.errors import CheckpointError, UserError
 from ssod_imwa.runs.config import FREE_KEYS, defaults_of
 from ssod_imwa.runs.hooks import ConfigHook, ResultsHook
 from ssod_imwa.runs.open import open_task
@@ -45,6 +48,7 @@ from ssod_imwa.task import Batches, Task
 logger = logging.getLogger(__name__)
 
 CONFIG_FILE = "config.yaml"
+_DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def train(
@@ -66,33 +70,56 @@ def train(
         allow_inexact: resume although settings changed.
 
     Returns:
-        0, or 128 + the signal that ended the run early.
+        0, or 128 + the signal that ended training early.
 
     Raises:
-        UserError: something in the configuration, the data or OUTPUT_DIR is wrong.
+        UserError: something in the configuration, the data or OUTPUT_DIR is wrong, or training
+            diverged.
+        SystemExit: a signal came before training.
     """
     device = pick_device(cfg.MODEL.DEVICE)
     if device.type == "cpu":
         keep_freed_memory()
-    task = open_task(cfg, ranks)
-    cfg = task.cfg
-    logger.info("output folder: %s", cfg.OUTPUT_DIR)
-    lock = prepare_output(
-        cfg.OUTPUT_DIR, resume=bool(resume_from), overwrite=overwrite, run=ranks.run
-    )
-    try:
-        trainer, signals = _assemble(task, device, overwrite=overwrite)
-        if resume_from:
-            source = cfg.OUTPUT_DIR if resume_from is True else resume_from
-            resume(trainer, source, _identity(task), allow_inexact=allow_inexact)
+    with StopSignals() as signals:
+        task = open_task(cfg, ranks)
+        cfg = task.cfg
+        logger.info("output folder: %s", cfg.OUTPUT_DIR)
+        lock = prepare_output(
+            cfg.OUTPUT_DIR, resume=bool(resume_from), overwrite=overwrite, run=ranks.run
+        )
         try:
-            trainer.train()
-        except torch.OutOfMemoryError as error:
-            raise UserError(_out_of_memory(cfg, error)) from error
-    finally:
-        if lock is not None:
-            lock.release()
-    return signals.exit_code
+            if lock is not None:
+                signals.abandon = lock.abandon
+            trainer, hook = _assemble(task, device, signals, overwrite=overwrite)
+            if resume_from:
+                source = cfg.OUTPUT_DIR if resume_from is True else resume_from
+                resume(trainer, source, _identity(task), allow_inexact=allow_inexact)
+            _train(trainer, cfg)
+        finally:
+            if lock is not None:
+                lock.release()
+    return hook.exit_code
+
+
+def _train(trainer: Trainer, cfg: CfgNode) -> None:
+    """Train; what a user can mend is a UserError."""
+    try:
+        trainer.train()
+    except torch.OutOfMemoryError as error:
+        raise UserError(_out_of_memory(cfg, error)) from error
+    except OSError as error:
+        output = Path(cfg.OUTPUT_DIR)
+        if not output.is_dir():
+            raise CheckpointError(removed(output)) from error
+        if error.errno not in _DISK_IS_FULL and not _is_in(error.filename, output):
+            raise
+        where = os.fsdecode(error.filename or output)
+        raise CheckpointError(f"{where} cannot be written: {error.strerror}") from error
+
+
+def _is_in(name: str | bytes | None, folder: Path) -> bool:
+    """Whether a file name of an OSError, which may have none, is of a file in a folder."""
+    return name is not None and folder.resolve() in Path(os.fsdecode(name)).resolve().parents
 
 
 def evaluate(
@@ -147,7 +174,9 @@ def _is_said_elsewhere(key: str) -> bool:
     return free or key in ("SEED", "DATASETS.SPLIT.FOLD") or key.startswith("IMWA.")
 
 
-def _assemble(task: Task, device: torch.device, *, overwrite: bool) -> tuple[Trainer, SignalHook]:
+def _assemble(
+    task: Task, device: torch.device, signals: StopSignals, *, overwrite: bool
+) -> tuple[Trainer, SignalHook]:
     cfg = task.cfg
     schedule = EpisodeSchedule(
         cfg.SOLVER.MAX_ITER, episodes=cfg.IMWA.EPISODES, members=cfg.IMWA.MEMBERS
@@ -184,9 +213,9 @@ def _assemble(task: Task, device: torch.device, *, overwrite: bool) -> tuple[Tra
         ranks=task.ranks,
     )
     imwa = _build_imwa(task, trainer, batches)
-    hooks, signals = _build_hooks(task, schedule, imwa, overwrite=overwrite)
-    trainer.register_hooks([*hooks, signals])
-    return trainer, signals
+    hooks, signal_hook = _build_hooks(task, schedule, imwa, signals, overwrite=overwrite)
+    trainer.register_hooks([*hooks, signal_hook])
+    return trainer, signal_hook
 
 
 def _build_imwa(task: Task, trainer: Trainer, batches: Batches) -> IMWA:
@@ -213,7 +242,12 @@ def _build_imwa(task: Task, trainer: Trainer, batches: Batches) -> IMWA:
 
 
 def _build_hooks(
-    task: Task, schedule: EpisodeSchedule, imwa: IMWA, *, overwrite: bool
+    task: Task,
+    schedule: EpisodeSchedule,
+    imwa: IMWA,
+    signals: StopSignals,
+    *,
+    overwrite: bool,
 ) -> tuple[list[HookBase], SignalHook]:
     """In the order of docs/architecture.md, and the one of signals, which comes after all."""
     cfg = task.cfg
@@ -232,7 +266,7 @@ def _build_hooks(
         overwrite=overwrite,
         drops_members=cfg.IMWA.NONFINITE == "drop",
     )
-    signals = SignalHook(checkpoint.save_now)
+    signal_hook = SignalHook(signals, checkpoint.save_now)
     multiplier = lr_multiplier(
         solver.LR_SCHEDULER_NAME,
         max_iter=solver.MAX_ITER,
@@ -242,7 +276,7 @@ def _build_hooks(
         warmup_factor=solver.WARMUP_FACTOR,
     )
     evaluations = Evaluations()
-    running, members, averages = _build_evaluations(task, evaluations, signals, writers)
+    running, members, averages = _build_evaluations(task, evaluations, signal_hook, writers)
     hooks = [
         LRHook(multiplier),
         *([running] if cfg.TEST.EVAL_PERIOD else []),
@@ -255,7 +289,7 @@ def _build_hooks(
         ConfigHook(output / CONFIG_FILE, cfg),
         ResultsHook(output / FILE_NAME, task, evaluations, checkpoint),
     ]
-    return hooks, signals
+    return hooks, signal_hook
 
 
 def _build_evaluations(

@@ -1,13 +1,7 @@
-import os
-import signal
-import threading
-
 import pytest
 import torch
 
 from ssod_imwa.engine.evaluation import EvaluationHook, EvaluationInterruptedError, Evaluations
-from ssod_imwa.engine.signals import SignalHook
-from ssod_imwa.engine.trainer import HookBase
 
 
 def weight_sum(model):
@@ -85,96 +79,6 @@ def test_interrupted_evaluation_leaves_no_record_and_training_goes_on(tiny):
 def test_bad_evaluation_arguments_are_errors(tiny, options):
     with pytest.raises(ValueError, match="is not allowed"):
         add_evaluation(tiny.trainer(), **options)
-
-
-class KillAt(HookBase):
-    def __init__(self, step, number):
-        self.step, self.number = step, number
-
-    def after_backward(self):
-        if self.trainer.iter == self.step:
-            os.kill(os.getpid(), self.number)
-
-
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_signal_finishes_the_step_writes_a_checkpoint_and_tells_the_exit_code(
-    tiny, caplog, number, code
-):
-    saved = []
-    trainer = tiny.trainer(6)
-    hook = SignalHook(lambda: saved.append(trainer.iter))
-    trainer.register_hooks([KillAt(2, number), hook])
-    before = signal.getsignal(number)
-    trainer.train()
-    assert (saved, trainer.iter, hook.exit_code) == ([2], 3, code)
-    assert signal.getsignal(number) is before
-    assert "stopping after global step 3" in caplog.text  # people count from 1
-
-
-def test_without_a_signal_nothing_is_written_and_the_code_is_zero(tiny):
-    saved = []
-    trainer = tiny.trainer(3)
-    hook = SignalHook(lambda: saved.append(1))
-    trainer.register_hooks([hook])
-    trainer.train()
-    assert (saved, trainer.iter, hook.exit_code, hook.received) == ([], 3, 0, None)
-
-
-def test_handlers_of_the_caller_are_put_back_and_called(tiny):
-    called = []
-    outer = signal.signal(signal.SIGTERM, lambda number, frame: called.append(number))
-    try:
-        mine = signal.getsignal(signal.SIGTERM)
-        trainer = tiny.trainer(4)
-        trainer.register_hooks([KillAt(1, signal.SIGTERM), SignalHook(lambda: None)])
-        trainer.train()
-        assert called == [signal.SIGTERM]
-        assert signal.getsignal(signal.SIGTERM) is mine
-    finally:
-        signal.signal(signal.SIGTERM, outer)
-
-
-def test_signal_leaves_a_polling_evaluation(tiny):
-    trainer = tiny.trainer(4, episodes=2)
-    hook = SignalHook(lambda: None)
-    batches = []
-
-    def evaluate(model):
-        for number in range(100):
-            batches.append(number)
-            if number == 3:
-                os.kill(os.getpid(), signal.SIGTERM)
-            hook.poll()
-
-    evaluations = add_evaluation(trainer, evaluate=evaluate)
-    trainer.register_hooks([hook])
-    trainer.train()
-    assert batches == [0, 1, 2, 3]
-    assert (trainer.iter, evaluations.records, hook.exit_code) == (2, [], 143)
-
-
-def test_training_in_a_thread_works_without_handlers(tiny, caplog):
-    trainer = tiny.trainer(2)
-    trainer.register_hooks([SignalHook(lambda: None)])
-    thread = threading.Thread(target=trainer.train)
-    thread.start()
-    thread.join()
-    assert trainer.iter == 2
-    assert "main thread" in caplog.text
-
-
-def test_second_signal_ends_the_process_at_once():
-    """In a process of its own; the trainer is a stand-in, so that torch's loop is not needed."""
-    pid = os.fork()
-    if pid == 0:
-        hook = SignalHook(lambda: None)
-        hook.before_train()
-        try:
-            os.kill(os.getpid(), signal.SIGTERM)
-            os.kill(os.getpid(), signal.SIGTERM)
-        finally:
-            os._exit(1)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 143
 
 
 def add_running(trainer, polling, evaluations):

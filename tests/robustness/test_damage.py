@@ -82,7 +82,9 @@ def test_full_disk_ends_the_run_and_leaves_the_checkpoints(server, half, assert_
 
 def test_vanished_directory_ends_the_run_with_an_error(server, half):
     assert server.run(half, remove_directory_after=13) == 2
-    assert "No such file or directory" in server.log
+    (error,) = [line for line in server.log.splitlines() if "error: " in line]
+    assert f"output folder {half} was removed" in error
+    assert "Traceback" not in server.log
 
 
 def test_second_process_is_refused_while_the_first_is_alive(server, half, assert_same_run):

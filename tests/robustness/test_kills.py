@@ -122,7 +122,7 @@ def test_fifty_kills_at_random_times(server, assert_same_run, tmp_path):
     assert_same_run(tmp_path / str(finished))
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 @pytest.mark.parametrize("g", [0, 4, 7, 23])
 def test_signal_ends_the_run_with_a_checkpoint_of_the_step(
     server, assert_same_run, tmp_path, number, g

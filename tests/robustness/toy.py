@@ -32,7 +32,7 @@ from ssod_imwa.engine.checkpoint.writing import CheckpointHook, faults, prepare_
 from ssod_imwa.engine.hooks import IMWAHook, LRHook
 from ssod_imwa.engine.method import Method
 from ssod_imwa.engine.seeding import counted_generator
-from ssod_imwa.engine.signals import SignalHook
+from ssod_imwa.engine.signals import SignalHook, StopSignals
 from ssod_imwa.engine.teacher import Teacher
 from ssod_imwa.engine.trainer import HookBase, Trainer
 from ssod_imwa.engine.writers import JSONWriter, MetricsHook
@@ -158,7 +158,8 @@ def run(
     )
     identity = {"M": MEMBERS, "E": EPISODES, "T": ITERATIONS, "seed": SEED}
     checkpoint = CheckpointHook(directory, run=identity, period=period, keep=keep)
-    signals = SignalHook(checkpoint.save_now)
+    signals = StopSignals()
+    signal_hook = SignalHook(signals, checkpoint.save_now)
     averaging = IMWAHook(imwa)
     if signal_inside is not None:
         step, operation, number = signal_inside
@@ -169,12 +170,17 @@ def run(
         hooks.append(CallAt(step, lambda: os.kill(os.getpid(), number)))
     if remove_directory_after is not None:
         hooks.append(CallAt(remove_directory_after, lambda: shutil.rmtree(directory)))
-    hooks += [MetricsHook([JSONWriter(Path(directory) / "metrics.json")], 2), checkpoint, signals]
+    hooks += [
+        MetricsHook([JSONWriter(Path(directory) / "metrics.json")], 2),
+        checkpoint,
+        signal_hook,
+    ]
     trainer.register_hooks(hooks)
-    with prepare_output(directory, resume=True):
+    with signals, prepare_output(directory, resume=True) as lock:
+        signals.abandon = lock.abandon
         resume(trainer, directory, identity)
         trainer.train()
-    return signals.exit_code
+    return signal_hook.exit_code
 
 
 def _child(options: dict[str, Any]) -> int:

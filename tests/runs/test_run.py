@@ -1,8 +1,10 @@
+import errno
 import json
 import os
 import re
 import shutil
 import signal
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from support import assert_equal, final_weights, mean_of
 
 from ssod_imwa.averaging.episodes import EpisodeSchedule
 from ssod_imwa.detection.detectors.build import build_detector
+from ssod_imwa.detection.objectives import SupervisedLoss
 from ssod_imwa.detection.task import DetectionTask
 from ssod_imwa.engine.hooks import LRHook
 from ssod_imwa.engine.trainer import Trainer
@@ -278,3 +281,66 @@ def test_a_resumed_run_has_the_same_evaluations(config, monkeypatch):
     first, second = (read_results(cfg.OUTPUT_DIR) for cfg in (whole, parts))
     assert str(first.evaluations) == str(second.evaluations)
     assert str(first.summary()) == str(second.summary())
+
+
+def test_divergence_is_a_users_error_of_one_line(config):
+    with pytest.raises(UserError, match="loss or gradient is not finite at global step") as caught:
+        run.train(config("SOLVER.BASE_LR", 1e30, "SOLVER.WARMUP_ITERS", 0))
+    assert "\n" not in str(caught.value)
+    assert "SOLVER.BASE_LR" in str(caught.value)
+
+
+@pytest.mark.parametrize("after_writing", ["results.json", "model_0000001.pth"])
+def test_an_output_folder_that_is_removed_is_a_users_error(config, monkeypatch, after_writing):
+    """Whoever writes next: the checkpoint, or results.json where an evaluation comes first."""
+    cfg = config("IMWA.EPISODES", 4, "TEST.EVAL_PERIOD", 1, "SOLVER.CHECKPOINT_EPISODES", 2)
+    replace = os.replace
+
+    def and_remove(source, target):
+        replace(source, target)
+        if Path(target).name == after_writing:
+            shutil.rmtree(cfg.OUTPUT_DIR)
+            monkeypatch.setattr(os, "replace", replace)
+
+    monkeypatch.setattr(os, "replace", and_remove)
+    with pytest.raises(CheckpointError, match="was removed while the run wrote to it") as caught:
+        run.train(cfg)
+    assert str(cfg.OUTPUT_DIR) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("code", "expected"), [(errno.ENOSPC, CheckpointError), (5, OSError)])
+def test_a_full_disk_is_a_users_error_whichever_file_meets_it(config, monkeypatch, code, expected):
+    def full(*arguments):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr("ssod_imwa.engine.writers.JSONWriter.write", full)
+    with pytest.raises(expected, match=os.strerror(code)):
+        run.train(config())
+
+
+@pytest.mark.parametrize("where", ["build_data", "build_detector"])
+def test_a_signal_at_start_up_leaves_no_lock(config, monkeypatch, caplog, where):
+    module = "build" if where == "build_data" else "task"
+    name = f"ssod_imwa.detection.{module}.{where}"
+    monkeypatch.setattr(name, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    cfg = config()
+    with pytest.raises(SystemExit) as stop:
+        run.train(cfg)
+    assert stop.value.code == 143
+    assert not Path(cfg.OUTPUT_DIR, "run.lock").exists()
+    assert "SIGTERM received outside training" in caplog.text
+
+
+@pytest.mark.parametrize("signals", [(signal.SIGTERM, signal.SIGINT), (signal.SIGHUP,) * 2])
+def test_the_lock_goes_with_a_second_signal(config, monkeypatch, signals):
+    cfg = config()
+    pid = os.fork()
+    if pid == 0:
+        send = partial(os.kill, os.getpid())
+        monkeypatch.setattr(SupervisedLoss, "__call__", lambda *_: list(map(send, signals)))
+        run.train(cfg)
+        os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 128 + signals[1]
+    assert not Path(cfg.OUTPUT_DIR, "run.lock").exists()
+    assert not list(Path(cfg.OUTPUT_DIR).glob("*.pth"))

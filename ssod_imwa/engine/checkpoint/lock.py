@@ -93,8 +93,12 @@ class RunLock:
             return
         self._released.set()
         self._thread.join()
+        self.abandon()
+
+    def abandon(self) -> None:
+        """Remove the file without waiting for anything, in a process that ends at once."""
         # Nothing to free if the directory was removed or the lock was taken over meanwhile.
-        if self._read() == self._owner():
+        if self._pid == os.getpid() and self._read() == self._owner():
             self.path.unlink(missing_ok=True)
 
     def _acquire(self) -> None:

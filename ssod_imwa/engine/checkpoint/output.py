@@ -24,6 +24,11 @@ _RESUME_FILE = re.compile(r"model_(\d{7,})\.pth")
 _T = TypeVar("_T")
 
 
+def removed(directory: Path) -> str:
+    """What to say when an output directory is gone."""
+    return f"output folder {directory} was removed while the run wrote to it: it cannot go on"
+
+
 def resume_files(directory: str | os.PathLike[str]) -> dict[int, Path]:
     """Files to resume from by their last completed global step, newest first; not verified."""
     found = {

@@ -43,6 +43,7 @@ from ssod_imwa.engine.checkpoint.output import (
     POINTER,
     on_main,
     prepare_output,
+    removed,
     resume_files,
     write_pointer,
 )
@@ -195,6 +196,8 @@ class CheckpointHook(HookBase):
         except WriteError as error:
             self._failures += 1
             if self.on_write_error == "raise" or self._failures == MAX_FAILURES:
+                if not self.directory.is_dir():
+                    raise WriteError(removed(self.directory)) from error
                 raise
             logger.warning("%s; trying again (failure %d)", error, self._failures)
         else:

@@ -35,6 +35,16 @@ def test_second_run_is_refused_until_the_first_releases(tmp_path):
     RunLock(tmp_path).release()
 
 
+def test_a_process_that_ends_at_once_abandons_its_lock_but_not_another_ones(tmp_path):
+    lock = RunLock(tmp_path)
+    lock.abandon()
+    assert not (tmp_path / "run.lock").exists()
+    write_lock(tmp_path, host="elsewhere")
+    lock.abandon()
+    lock.release()
+    assert (tmp_path / "run.lock").exists()
+
+
 def test_lock_of_a_dead_process_is_taken_over_with_a_warning(tmp_path, dead_pid, caplog):
     write_lock(tmp_path, pid=dead_pid)
     with RunLock(tmp_path) as lock:
