@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
+import psutil
 import torch
 import torch.distributed as dist
 from torch import multiprocessing as mp
@@ -21,6 +25,7 @@ from ssod_imwa.averaging.checks import checksum
 from ssod_imwa.averaging.ranks import Ranks
 from ssod_imwa.averaging.weights import named_state
 from ssod_imwa.engine.method import Method
+from ssod_imwa.engine.signals import name_of, stop_signals
 from ssod_imwa.errors import UserError
 
 if TYPE_CHECKING:
@@ -28,6 +33,10 @@ if TYPE_CHECKING:
 
 # How long a rank waits for the others; the evaluation of a large set on one rank takes minutes.
 TIMEOUT = timedelta(minutes=30)
+_WATCH_SECONDS = 1.0
+_PATIENCE_SECONDS = 5.0
+# What Gloo and NCCL say of a process that is gone.
+_LOST = re.compile(r"Connection (closed|reset) by peer|Broken pipe|[Rr]emote process")
 
 
 def launch(
@@ -38,7 +47,8 @@ def launch(
     Under torchrun (RANK, WORLD_SIZE and LOCAL_RANK are set) this process is one rank and `num_gpus`
     is not looked at. Otherwise more than one GPU spawns that many processes, and one calls `main`
     here. GPUs talk over NCCL; `device` "cpu" makes `num_gpus` processes that talk over Gloo. `main`
-    gets the `Ranks` of its process, the only thing below that knows of other processes.
+    gets the `Ranks` of its process, the only thing below that knows of other processes. A process
+    whose launcher, or torchrun agent, is gone gets a signal that ends the run.
 
     Args:
         main: a function of a module, since processes import it.
@@ -51,7 +61,8 @@ def launch(
         and None is returned here.
 
     Raises:
-        UserError: there are fewer GPUs than processes, or a spawned process raised one.
+        UserError: there are fewer GPUs than processes, a spawned process raised one or was killed,
+            or this one has lost the others.
         SystemExit: with the exit code of the first spawned process that ended with one.
     """
     use_cuda = device != "cpu" and torch.cuda.is_available()
@@ -61,7 +72,9 @@ def launch(
         )
         if use_cuda or device == "cuda":
             _check_gpus(local_rank + 1)
-        with _process_group(rank, world_size, local_rank, "env://", use_cuda=use_cuda):
+        _follow_parent(os.getppid())
+        group = _process_group(rank, world_size, local_rank, "env://", use_cuda=use_cuda)
+        with group, _lost_ranks_told(rank, world_size):
             return main(*args, Ranks.of_run())
     if num_gpus < 1:
         raise UserError(f"{num_gpus} processes are not allowed (must be at least 1)")
@@ -78,22 +91,51 @@ def _spawn(
 ) -> None:
     init_method = f"tcp://127.0.0.1:{_free_port()}"
     mistakes = mp.get_context("spawn").SimpleQueue()
-    context = mp.spawn(
-        _run_rank,
-        (main, args, world_size, init_method, use_cuda, mistakes),
-        nprocs=world_size,
-        join=False,
-    )
-    try:
-        with _forwarded_signals(context.pids()):
+    pids: list[int] = []
+    with _forwarded_signals(pids) as forwarded:
+        context = mp.spawn(
+            _run_rank,
+            (main, args, world_size, init_method, use_cuda, mistakes, os.getpid()),
+            nprocs=world_size,
+            join=False,
+        )
+        pids += context.pids()
+        for number in forwarded:  # came while the processes were started
+            _send(number, pids)
+        try:
             while not context.join():
                 pass
-    except mp.ProcessExitedException as error:
-        if not mistakes.empty():
-            raise UserError(mistakes.get()) from None
-        # A process that a signal killed has a negative code; shells add 128 to the signal.
-        code = error.exit_code
-        raise SystemExit(code if code >= 0 else 128 - code) from error
+        except mp.ProcessExitedException as error:
+            _report(error, world_size, mistakes, forwarded)
+        except mp.ProcessRaisedException as error:
+            if forwarded:
+                raise SystemExit(128 + forwarded[0]) from error
+            raise
+
+
+def _report(
+    error: mp.ProcessExitedException,
+    world_size: int,
+    mistakes: SimpleQueue[str],
+    forwarded: list[int],
+) -> NoReturn:
+    """Say why the processes have ended, all of them.
+
+    Raises:
+        UserError: one of them raised it, or was killed.
+        SystemExit: the program was told to end, or one of them ended with a code.
+    """
+    if not mistakes.empty():
+        raise UserError(mistakes.get()) from None
+    if forwarded:
+        raise SystemExit(128 + forwarded[0]) from error
+    if error.exit_code < 0:
+        raise UserError(
+            f"process {error.error_index + 1} of {world_size} was killed by "
+            f"{name_of(-error.exit_code)} (by hand, or by the system when memory ran out); the "
+            "others were ended, and the command with --resume goes on from the last checkpoint"
+        ) from error
+    raise SystemExit(error.exit_code) from error
 
 
 def distribute(method: Method, ranks: Ranks) -> None:
@@ -130,13 +172,23 @@ def _run_rank(
     init_method: str,
     use_cuda: bool,
     mistakes: SimpleQueue[str],
+    launcher: int,
 ) -> None:
     # A signal to the process group would come twice: by itself and from the launcher.
     if hasattr(os, "setpgrp"):  # not on Windows
         os.setpgrp()
+    # Python's own handler raises KeyboardInterrupt, which torch's spawn takes for a success.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    _follow_launcher(launcher)
     with _process_group(rank, world_size, rank, init_method, use_cuda=use_cuda):
         try:
-            status = main(*args, Ranks.of_run())
+            with _lost_ranks_told(rank, world_size):
+                status = main(*args, Ranks.of_run())
+        except LostRankError as error:
+            # The launcher asks the first that ends why: let it be the one that failed.
+            time.sleep(_PATIENCE_SECONDS)
+            mistakes.put(str(error))
+            sys.exit(2)
         except UserError as error:
             mistakes.put(str(error))
             sys.exit(2)
@@ -166,24 +218,72 @@ def _process_group(
         dist.destroy_process_group()
 
 
+class LostRankError(UserError):
+    """Another process of the run is gone; its own output says why."""
+
+
 @contextmanager
-def _forwarded_signals(pids: list[int]) -> Iterator[None]:
-    """While processes run, pass SIGTERM and SIGINT on to them, and outlive them."""
-
-    def forward(number: int, frame: FrameType | None) -> None:
-        for pid in pids:
-            try:
-                os.kill(pid, number)
-            except ProcessLookupError:
-                continue  # this one has left already
-
-    signals = (signal.SIGTERM, signal.SIGINT)
-    previous = {number: signal.signal(number, forward) for number in signals}
+def _lost_ranks_told(rank: int, world_size: int) -> Iterator[None]:
+    """Turn what communication says when another process is gone into a LostRankError."""
     try:
         yield
+    except RuntimeError as error:
+        text = " ".join(str(error).split())
+        if not _LOST.search(text):
+            raise
+        raise LostRankError(
+            f"process {rank + 1} of {world_size} has lost another one, which was killed or has "
+            f"failed ({text})"
+        ) from error
+
+
+def _follow_launcher(launcher: int) -> None:
+    """End a spawned process without its launcher."""
+    if sys.platform != "linux":
+        _follow_parent(launcher)
+    elif os.getppid() != launcher:  # later, torch's spawn has the kernel send SIGINT
+        sys.exit(1)
+
+
+def _follow_parent(parent: int) -> None:
+    """Have this process get SIGTERM when its parent is gone, so that it trains for nobody.
+
+    Args:
+        parent: id of the process that started this one.
+    """
+    threading.Thread(target=_watch, args=(parent,), name="parent", daemon=True).start()
+
+
+def _watch(parent: int) -> None:
+    # An orphan gets another parent; Windows keeps the number of the old one.
+    while os.getppid() == parent and psutil.pid_exists(parent):
+        time.sleep(_WATCH_SECONDS)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+@contextmanager
+def _forwarded_signals(pids: list[int]) -> Iterator[list[int]]:
+    """Pass the signals that end a run on to processes, and outlive them; the signals so far."""
+    forwarded: list[int] = []
+
+    def forward(number: int, frame: FrameType | None) -> None:
+        forwarded.append(number)
+        _send(number, pids)
+
+    previous = {number: signal.signal(number, forward) for number in stop_signals()}
+    try:
+        yield forwarded
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def _send(number: int, pids: list[int]) -> None:
+    for pid in pids:
+        try:
+            os.kill(pid, number)
+        except ProcessLookupError:
+            continue  # this one has left already
 
 
 def _check_gpus(needed: int) -> None:

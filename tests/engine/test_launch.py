@@ -4,8 +4,10 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 import torch.distributed as dist
@@ -18,7 +20,7 @@ from ssod_imwa.averaging.ranks import Ranks
 from ssod_imwa.engine import launch
 from ssod_imwa.engine.evaluation import EvaluationHook, Evaluations
 from ssod_imwa.engine.hooks import IMWAHook
-from ssod_imwa.engine.signals import SignalHook
+from ssod_imwa.engine.signals import SignalHook, StopSignals
 from ssod_imwa.engine.trainer import HookBase, NonFiniteError
 from ssod_imwa.errors import UserError
 
@@ -133,9 +135,10 @@ def test_signal_to_one_rank_ends_all_ranks_at_the_same_step(tiny, tmp_path):
 
     def train(rank):
         trainer, saved = tiny.trainer(5, ranks=Ranks.of_run()), []
-        hook = SignalHook(lambda: saved.append(trainer.iter))
-        trainer.register_hooks([Signaled(), hook])
-        trainer.train()
+        with StopSignals() as signals:
+            hook = SignalHook(signals, lambda: saved.append(trainer.iter))
+            trainer.register_hooks([Signaled(), hook])
+            trainer.train()
         return [trainer.iter, saved, hook.exit_code]
 
     assert on_two_ranks(train, tmp_path) == [[2, [1], 143]] * 2
@@ -145,7 +148,8 @@ def test_signal_to_one_rank_ends_all_ranks_at_the_same_step(tiny, tmp_path):
 def test_polling_evaluations_of_two_ranks_leave_together(tiny, tmp_path):
     def train(rank):
         trainer = tiny.trainer(2, ranks=Ranks.of_run())
-        hook, polls = SignalHook(lambda: None), []
+        signals = StopSignals()
+        hook, polls = SignalHook(signals, lambda: None), []
 
         def evaluate(model):
             for number in range(50):
@@ -158,7 +162,8 @@ def test_polling_evaluations_of_two_ranks_leave_together(tiny, tmp_path):
         evaluations = Evaluations()
         evaluation = EvaluationHook("evaluate", evaluate, evaluations, stage="average")
         trainer.register_hooks([evaluation, hook])
-        trainer.train()
+        with signals:
+            trainer.train()
         return [len(polls), evaluations.records, hook.exit_code]
 
     assert on_two_ranks(train, tmp_path) == [[5, [], 130]] * 2
@@ -216,9 +221,20 @@ SCRIPT = """
             return 3
         if how == "mistake" and run.rank == 1:
             raise UserError("no such file")
+        if how == "failure" and run.rank == 1:
+            raise RuntimeError("a defect")
+        if how == "killed" and run.rank == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if how in ("failure", "killed"):
+            run.barrier()
+        if how == "alone":
+            os.write(1, f"{os.getpid()}\\n".encode())
+            signal.signal(signal.SIGINT, lambda *_: sys.exit(130))
+            signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+            time.sleep(100)
         if how == "wait":
             stop = []
-            for number in (signal.SIGTERM, signal.SIGINT):
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
                 signal.signal(number, lambda number, frame: stop.append(number))
             os.write(1, b"ready\\n")  # one write: two ranks share the pipe
             while not stop:
@@ -234,11 +250,11 @@ SCRIPT = """
 """
 
 
-def start_script(tmp_path, how):
+def start_script(tmp_path, how, options=()):
     script = tmp_path / "script.py"
     script.write_text(textwrap.dedent(SCRIPT))
     root = str(Path(ssod_imwa.__file__).parents[1])  # works without an installation, too
-    command = [sys.executable, str(script), str(tmp_path), how]
+    command = [sys.executable, *options, str(script), str(tmp_path), how]
     environment = {**os.environ, "PYTHONPATH": root}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     return subprocess.Popen(command, text=True, env=environment, start_new_session=True, **pipes)
@@ -257,7 +273,12 @@ def test_spawned_processes_talk_and_hand_on_how_they_ended(tmp_path, how, code):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("kill", "number"),
-    [(os.kill, signal.SIGTERM), (os.killpg, signal.SIGTERM), (os.killpg, signal.SIGINT)],
+    [
+        (os.kill, signal.SIGTERM),
+        (os.killpg, signal.SIGTERM),
+        (os.killpg, signal.SIGINT),
+        (os.killpg, signal.SIGHUP),
+    ],
 )
 def test_a_signal_to_the_launcher_or_its_group_reaches_each_rank_once(tmp_path, kill, number):
     process = start_script(tmp_path, "wait")
@@ -266,3 +287,72 @@ def test_a_signal_to_the_launcher_or_its_group_reaches_each_rank_once(tmp_path, 
     process.communicate(timeout=120)
     assert process.returncode == 128 + number
     assert (tmp_path / "received").read_text() == f"[{int(number)}]"
+
+
+def errors_of(text):
+    return [line for line in text.splitlines() if line.startswith("error: ")]
+
+
+@pytest.mark.slow
+def test_a_rank_that_is_killed_alone_ends_the_run_with_an_error_line(tmp_path):
+    process = start_script(tmp_path, "killed")
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 2
+    (line,) = errors_of(errors)
+    assert line.startswith("error: process 2 of 2 was killed by SIGKILL")
+    assert "Traceback" not in errors
+
+
+@pytest.mark.slow
+def test_a_rank_that_fails_is_reported_and_not_the_one_that_lost_it(tmp_path):
+    process = start_script(tmp_path, "failure")
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert "RuntimeError: a defect" in errors
+    assert not errors_of(errors)
+
+
+def wait_for_end(pids):
+    until = time.monotonic() + 30
+    while any(map(is_running, pids)) and time.monotonic() < until:
+        time.sleep(0.05)
+    return [pid for pid in pids if is_running(pid)]
+
+
+def is_running(pid):
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+TORCHRUN = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("agent", [False, True], ids=["launcher", "torchrun"])
+def test_ranks_leave_when_what_started_them_is_killed(tmp_path, agent):
+    options = [*TORCHRUN, str(launch._free_port())] if agent else []
+    process = start_script(tmp_path, "alone", options)
+    ranks = [int(process.stdout.readline()) for _ in range(2)]
+    assert all(map(is_running, ranks))
+    process.kill()
+    process.wait()
+    assert not wait_for_end(ranks)
+
+
+@pytest.mark.slow
+def test_a_rank_of_torchrun_that_lost_another_says_so_in_one_line(tmp_path):
+    process = start_script(tmp_path, "killed", [*TORCHRUN, str(launch._free_port())])
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode
+    assert [line.partition(" (")[0] for line in errors_of(errors)] == [
+        "error: process 1 of 2 has lost another one, which was killed or has failed"
+    ]
+
+
+def test_other_errors_of_communication_stay_what_they_are():
+    with pytest.raises(RuntimeError, match="mismatch"), launch._lost_ranks_told(0, 2):
+        raise RuntimeError("Tensor sizes mismatch")
+    with pytest.raises(UserError, match="process 1 of 2 has lost"), launch._lost_ranks_told(0, 2):
+        raise RuntimeError("[pair.cc:534]\nConnection closed by peer [127.0.0.1]:2")
