@@ -94,7 +94,7 @@ class TrainedRun:
 
     def extract_train(self) -> Extracted:
         """The same of the training images, not augmented."""
-        return extract(self.model, self.task.test_batches(self.task.data.train))
+        return extract(self.model, self.task.plain_train_batches())
 
 
 def open_run(

@@ -120,9 +120,7 @@ def classes(run: TrainedRun) -> Finding:
 def features(run: TrainedRun, *, group: str | None = None) -> Finding:
     """Training accuracy, feature gradients, classification ratio and feature deviation (MFW)."""
     try:
-        reaction = measure_reaction(
-            run.model, run.task.test_batches(run.task.data.train), group=group
-        )
+        reaction = measure_reaction(run.model, run.task.plain_train_batches(), group=group)
     except ValueError as error:
         raise UserError(f"--{error}") from error
     test = run.extract_test()

@@ -48,7 +48,12 @@ from ssod_imwa.classification.tracking import (
 from ssod_imwa.config.options import read_options
 from ssod_imwa.config.shared import check_shared
 from ssod_imwa.data.batches import Batch
-from ssod_imwa.data.loader import TestBatches, build_test_batches, build_train_batches
+from ssod_imwa.data.loader import (
+    OnBadRecord,
+    TestBatches,
+    build_test_batches,
+    build_train_batches,
+)
 from ssod_imwa.data.order import BatchStream
 from ssod_imwa.data.streams import Stream
 from ssod_imwa.engine.device import pick_device
@@ -213,7 +218,7 @@ class ClassificationTask(Task):
             hooks.append(
                 ClassTrackingHook(
                     folder / CLASSES_FILE,
-                    self.test_batches(train),
+                    self.plain_train_batches(),
                     self.test_batches(test),
                     classes=len(train.classes),
                     period=period,
@@ -228,13 +233,33 @@ class ClassificationTask(Task):
 
     def test_batches(self, dataset: ClassificationDataset) -> TestBatches:
         """Batches of a data set as it is tested: not augmented, in order."""
-        is_train = dataset is self.data.train
+        return self._plain_batches(dataset, open_images(dataset, self.device), "error")
+
+    def plain_train_batches(self, positions: np.ndarray | None = None) -> TestBatches:
+        """Batches of training images, not augmented, in order, by DATASETS.ON_BAD_RECORD.
+
+        Args:
+            positions: of the images; None takes all.
+        """
+        train, images = self.data.train, self._train_images
+        if positions is not None:
+            train = train.subset(positions)
+            images = open_images(train, self.device)
+        return self._plain_batches(train, images, self.cfg.DATASETS.ON_BAD_RECORD)
+
+    def _plain_batches(
+        self,
+        dataset: ClassificationDataset,
+        images: ImagesInFiles | ImagesInMemory,
+        on_bad_record: OnBadRecord,
+    ) -> TestBatches:
         return build_test_batches(
-            self._train_images if is_train else open_images(dataset, self.device),
+            images,
             build.build_test_view(self.cfg, dataset),
             self.ranks.run,
             batch_size=self.cfg.TEST.IMS_PER_BATCH,
             num_workers=self.cfg.DATALOADER.NUM_WORKERS,
+            on_bad_record=on_bad_record,
             pin_memory=self.device.type == "cuda",
         )
 
@@ -304,11 +329,11 @@ class ClassificationTask(Task):
             build.member_subset(cfg, train, member)
             for member in range(first, first + cfg.IMWA.MEMBERS)
         ]
-        images = train.subset(np.unique(np.concatenate(subsets)))
+        positions = np.unique(np.concatenate(subsets))
         with undisturbed(model), torch.no_grad():
             metrics = evaluate_classifier(
                 model,
-                self.test_batches(images),
+                self.plain_train_batches(positions),
                 self.ranks.run,
                 classes=train.classes,
                 train_counts=train.counts,

@@ -69,8 +69,7 @@ def build_train_batches(
     Raises:
         ValueError: an argument is out of range, or a batch cannot be shared out evenly.
     """
-    if on_bad_record not in get_args(OnBadRecord):
-        raise ValueError(f"on_bad_record = {on_bad_record!r} is not allowed (error or skip)")
+    _check_on_bad_record(on_bad_record)
     for stream in streams:
         if stream.batch_size % processes.size:
             raise ValueError(
@@ -103,6 +102,7 @@ def build_test_batches(
     *,
     batch_size: int,
     num_workers: int = 0,
+    on_bad_record: OnBadRecord = "error",
     pin_memory: bool = False,
 ) -> TestBatches:
     """The images of a data set in its order, in one view with the name "image".
@@ -113,11 +113,15 @@ def build_test_batches(
         processes: those that share the data set; number r of n gets images r, r + n, ...
         batch_size: images of a batch; the last one may be smaller.
         num_workers: processes that read files; 0 does it in this one.
+        on_bad_record: what an unreadable file does: "error" raises, as a figure over a part of the
+            test images would be taken for one over all; "skip", for training images, leaves it out
+            and logs a warning, once for each file.
         pin_memory: deliver images of files in page-locked memory, for faster copies to a GPU.
 
     Raises:
         ValueError: an argument is out of range.
     """
+    _check_on_bad_record(on_bad_record)
     if batch_size < 1:
         raise ValueError(f"batch_size = {batch_size} is not allowed (must be at least 1)")
     positions = range(processes.rank, len(dataset), processes.size)
@@ -125,7 +129,13 @@ def build_test_batches(
     for first in range(0, len(positions), batch_size):
         part = list(positions[first : first + batch_size])
         steps.append(Step("test", None, 0, 0, len(part), part, range(len(part))))
-    return TestBatches(dataset, {"image": transform}, steps, num_workers, pin_memory)
+    skip = on_bad_record == "skip"
+    return TestBatches(dataset, {"image": transform}, steps, num_workers, pin_memory, skip=skip)
+
+
+def _check_on_bad_record(value: str) -> None:
+    if value not in get_args(OnBadRecord):
+        raise ValueError(f"on_bad_record = {value!r} is not allowed (error or skip)")
 
 
 class _Orders:
@@ -228,8 +238,8 @@ class _TrainBatches:
 class TestBatches:
     """The parts of a data set, read anew by each `iter()`.
 
-    Iterating raises DataError at an unreadable image: a figure over a part of the images would be
-    taken for one over all.
+    Iterating raises DataError at an unreadable image, or leaves it out and raises one if none can
+    be read; see `build_test_batches`.
     """
 
     __test__ = False  # not a test class, whatever pytest makes of the name
@@ -241,10 +251,14 @@ class TestBatches:
         steps: list[Step],
         num_workers: int,
         pin_memory: bool,
+        *,
+        skip: bool,
     ) -> None:
         self._dataset = dataset
         self._views = views
         self._steps = steps
+        self._skip = skip
+        self._left_out: set[str] = set()
         self._num_workers = num_workers = fitting_workers(num_workers)
         self._pin_memory = pin_memory
         if steps and num_workers and isinstance(dataset, FileImages):
@@ -258,10 +272,23 @@ class TestBatches:
             for step in self._steps:
                 yield self._dataset.make(step, self._views)
             return
-        reader = _Reader({"test": _FileStream(self._dataset, self._views, None)})
+        files = _FileStream(self._dataset, self._views, None, leave_out=self._skip)
         steps = [[step] for step in self._steps]
-        for batch, _ in _deliveries(reader, steps, self._num_workers, self._pin_memory):
-            yield batch["test"]
+        images = 0
+        for batch, unreadable in _deliveries(
+            _Reader({"test": files}), steps, self._num_workers, self._pin_memory
+        ):
+            for reason in unreadable:
+                if reason not in self._left_out:
+                    logger.warning("%s; it is left out", reason)
+                    self._left_out.add(reason)
+            if len(batch["test"]):
+                images += len(batch["test"])
+                yield batch["test"]
+        if self._left_out and not images:
+            raise DataError(
+                f"no image of {self._dataset.name} can be read; is the disk still there?"
+            )
 
 
 # -------------------------------------------------------------------- what runs in the processes
@@ -275,32 +302,37 @@ class _FileStream:
         dataset: the files.
         views: what is made of them.
         orders: say what replaces an unreadable image; None raises.
+        leave_out: an unreadable image, instead.
     """
 
     dataset: FileImages
     views: Views
     orders: _Orders | None
+    leave_out: bool = False
 
     def part(self, step: Step, unreadable: list[str]) -> Part:
-        """The images of a step; adds what is wrong with those that were replaced."""
+        """The images of a step; adds what is wrong with those that were replaced or left out."""
         with self.dataset.reading():
-            made = [
+            read = [
                 self._read(position, slot, step, unreadable)
                 for position, slot in zip(step.positions, step.slots, strict=True)
             ]
-        indices = torch.tensor([index for index, _ in made])
-        return self.dataset.join([sample for _, sample in made], indices)
+        made = [image for image in read if image is not None]
+        indices = torch.tensor([index for index, _ in made], dtype=torch.int64)
+        return self.dataset.join([x for _, x in made], indices) if made else Part({}, None, indices)
 
     def _read(
         self, index: int, slot: int, step: Step, unreadable: list[str]
-    ) -> tuple[int, dict[str, Any]]:
+    ) -> tuple[int, dict[str, Any]] | None:
         for attempt in range(1, MAX_REPLACEMENTS + 1):
             try:
                 return index, self.dataset.make(index, slot, step, self.views)
             except DataError as error:
-                if self.orders is None:
+                if self.orders is None and not self.leave_out:
                     raise
                 unreadable.append(str(error))
+            if self.orders is None:
+                return None
             index = self.orders[step.member].successor(step.t, slot, attempt)
         raise DataError(
             f"{MAX_REPLACEMENTS} {step.stream} images in a row cannot be read, the last: "

@@ -1,5 +1,6 @@
 """Whole classification runs, on long-tailed digits with tiny networks."""
 
+import json
 import math
 import os
 import re
@@ -13,6 +14,7 @@ import torch
 from fvcore.nn import FlopCountAnalysis
 from support import assert_equal, final_weights, mean_of
 
+from ssod_imwa.analysis.build import open_run
 from ssod_imwa.classification import build, task
 from ssod_imwa.classification.export import trained_classifier
 from ssod_imwa.engine.checkpoint.models import read_models
@@ -350,6 +352,25 @@ def test_unreadable_training_images_stop_the_run_or_are_replaced(
     caplog.clear()
     assert run.train(cfg, overwrite=True) == 0
     assert len([line for line in caplog.messages if "cat/2.png" in line]) == 1
+
+
+def test_what_looks_at_training_images_leaves_unreadable_ones_out(files, tmp_path, caplog):
+    """Class tracking, BTM's merging by the members' images, and the analysis of the run."""
+    cut_off(tmp_path / "train" / "cat" / "2.png")
+    settings = ["CLS.TRACK_PERIOD", 4, *MERGED, "CLS.SAMPLER.PER_CLASS", 4, "IMWA.MEMBERS", 2]
+    with pytest.raises(DataError, match=r"cat/2\.png cannot be read"):
+        run.train(files(*settings))
+    cfg = files(*settings, "DATASETS.ON_BAD_RECORD", "skip")
+    assert run.train(cfg, overwrite=True) == 0
+    lines = Path(cfg.OUTPUT_DIR, "classes.json").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    assert [row["member"] for row in rows] == [0, 1]
+    # 7 images: 3 cats that can be read and 4 dogs, each predicted as one of them.
+    cats, dogs = rows[-1]["ratio"]
+    assert cats * 3 + dogs * 4 == pytest.approx(7, abs=1e-4)
+    assert any("cat/2.png" in line and "is left out" in line for line in caplog.messages)
+    extracted = open_run(cfg.OUTPUT_DIR).extract_train()
+    assert extracted.labels.tolist() == [0] * 3 + [1] * 4
 
 
 def test_a_class_that_is_not_tested_has_no_figures_and_leaves_the_means_alone(files, tmp_path):

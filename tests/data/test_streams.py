@@ -310,6 +310,29 @@ def test_an_unreadable_test_image_is_an_error():
         list(build_test_batches(Files(broken=[2]), 1, batch_size=2))
 
 
+@pytest.mark.parametrize("num_workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_unreadable_images_are_left_out_of_plain_batches_where_they_may_be(caplog, num_workers):
+    files = Files(7, broken=[2, 3, 4])
+    settings = {"batch_size": 2, "on_bad_record": "skip", "num_workers": num_workers}
+    batches = build_test_batches(files, 3, **settings)
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):  # [2, 3] has no image left
+            parts = list(batches)
+            assert [part.indices.tolist() for part in parts] == [[0, 1], [5], [6]]
+    assert parts[1].views["image"][:, :2].tolist() == [[15, -1]]
+    assert sorted(caplog.messages) == [
+        f"image {i} of files cannot be read; it is left out" for i in (2, 3, 4)
+    ]
+
+
+def test_plain_batches_without_any_readable_image_are_an_error():
+    batches = build_test_batches(Files(3, broken=range(3)), 1, batch_size=2, on_bad_record="skip")
+    with pytest.raises(DataError, match="no image of files can be read"):
+        list(batches)
+
+
 def test_test_settings_that_have_no_meaning_are_refused():
+    with pytest.raises(ValueError, match="on_bad_record = 'warn' is not allowed"):
+        build_test_batches(Files(), 1, batch_size=1, on_bad_record="warn")
     with pytest.raises(ValueError, match="batch_size = 0 is not allowed"):
         build_test_batches(Files(), 1, batch_size=0)
