@@ -9,6 +9,8 @@ from ssod_imwa.papers.tables import Row, Table, TableError
 from ssod_imwa.runs.results import MODELS, Evaluation, Results, Spread
 from ssod_imwa.visualization.table import spread_text
 
+NOT_RUN = "not run"
+
 ByRun = Mapping[tuple[str, int], Results]
 """Finished runs by name and seed."""
 
@@ -44,7 +46,8 @@ def report(table: Table, rows: Sequence[Row], runs: ByRun) -> tuple[list[str], l
     Args:
         table: of the rows.
         rows: in order.
-        runs: finished runs by name and seed; a row without any has dashes.
+        runs: finished runs by name and seed; a row whose run is not among them has dashes, one of a
+            method that is published alone has nothing and says so.
 
     Raises:
         UserError: see `shown_evaluation`.
@@ -65,10 +68,12 @@ def report(table: Table, rows: Sequence[Row], runs: ByRun) -> tuple[list[str], l
         for metric in table.metrics:
             if metric in printed:
                 line.append(_as_printed(row.paper.get(metric)))
-            line.append(spread_text(Spread.of(x.get(metric, math.nan) for x in ours.values())))
+            mean = spread_text(Spread.of(x.get(metric, math.nan) for x in ours.values()))
+            line.append(mean if row.run else "")
             if gains and metric == table.metrics[0]:
                 line.append(_gain(metric, ours, by_label.get(row.against or ""), runs))
-        cells.append([*line, str(len(ours)), *([row.source] if printed else [])])
+        seeds = str(len(ours)) if row.run else NOT_RUN
+        cells.append([*line, seeds, *([row.source] if printed else [])])
     return header, cells
 
 

@@ -12,11 +12,12 @@ A table is a YAML file below `configs/tables`::
     rows:
       - {label: CE, run: stage1, paper: {top1: 71.1}, source: "MFW, Table 2"}
       - {label: cRT, run: crt, against: CE}
+      - {label: CDT, paper: {top1: 79.4}, source: "MFW, Table 2"}
 
 `config` is a recipe, or several files that are merged left to right. `after` starts a run from the
 model of another. Several rows may show one run: its headline model,
 its `model` "student" or "teacher", or its `member` (from 1). `against` adds the gain over another
-row, seed by seed.
+row, seed by seed. A row without a run is a method that is not here, with its published numbers.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ class Row:
 
     Attributes:
         label: its name.
-        run: what it shows.
+        run: what it shows; None for a method that is published alone.
         paper: published numbers by metric.
         source: where they are published.
         model: "student" or "teacher"; None is the headline model.
@@ -74,7 +75,7 @@ class Row:
     """
 
     label: str
-    run: str
+    run: str | None = None
     paper: Mapping[str, float] = field(default_factory=dict)
     source: str = ""
     model: Model | None = None
@@ -146,7 +147,7 @@ def choose_rows(table: Table, labels: Sequence[str] | None) -> list[Row]:
 
 def needed_runs(table: Table, rows: Iterable[Row]) -> list[Run]:
     """The runs that rows show and those they start from, each once, in an order to train in."""
-    return _in_order(table, [row.run for row in rows])
+    return _in_order(table, [row.run for row in rows if row.run is not None])
 
 
 def shown_runs(table: Table, rows: Iterable[Row]) -> list[Run]:
@@ -155,7 +156,7 @@ def shown_runs(table: Table, rows: Iterable[Row]) -> list[Run]:
     names = []
     for row in rows:
         names += [row.run, *([by_label[row.against].run] if row.against else [])]
-    return [table.runs[name] for name in dict.fromkeys(names)]
+    return [table.runs[name] for name in dict.fromkeys(names) if name is not None]
 
 
 def _in_order(table: Table, names: Iterable[str]) -> list[Run]:
@@ -208,18 +209,23 @@ def _read_row(
     tree: Any, i: int, runs: Mapping[str, Run], metrics: Sequence[str], path: Path
 ) -> Row:
     where = f"rows[{i}]"
-    other = ("paper", "source", "model", "member", "against")
-    _check_keys(tree, path, where, required=("label", "run"), other=other)
+    other = ("run", "paper", "source", "model", "member", "against")
+    _check_keys(tree, path, where, required=("label",), other=other)
     row = Row(
         label=str(tree["label"]),
-        run=str(tree["run"]),
+        run=_typed(tree, "run", str, path, where),
         paper=_typed(tree, "paper", dict, path, where) or {},
         source=_typed(tree, "source", str, path, where) or "",
         model=_typed(tree, "model", str, path, where),
         member=_typed(tree, "member", int, path, where),
         against=_typed(tree, "against", str, path, where),
     )
-    _check_name(row.run, runs, f"{path}: {where}.run", "a run")
+    if row.run is not None:
+        _check_name(row.run, runs, f"{path}: {where}.run", "a run")
+    elif not row.paper or row.model or row.member is not None or row.against:
+        raise TableError(
+            f"{path}: {where} has no run (it may have label, paper and source, and needs all three)"
+        )
     if row.model is not None:
         _check_name(row.model, MODELS, f"{path}: {where}.model", "a model")
     if row.member is not None and row.member < 1:
@@ -243,7 +249,9 @@ def _check_rows(table: Table) -> None:
         if row.label in labels[:i]:
             raise TableError(f"{table.path}: rows[{i}].label: {row.label!r} stands twice")
         if row.against is not None:
-            _check_name(row.against, labels, f"{table.path}: rows[{i}].against", "a row")
+            with_run = [other.label for other in table.rows if other.run is not None]
+            place = f"{table.path}: rows[{i}].against"
+            _check_name(row.against, with_run, place, "a row with a run")
 
 
 def _check_keys(

@@ -10,6 +10,7 @@ def test_paper_and_ours_stand_side_by_side(table_of, results_of):
         Row("CE", "ce", {"top1": 71.1}, "MFW, Table 2"),
         Row("MFW", "mfw", {"top1": 78.54}, "MFW, Table 2", against="CE"),
         Row("ours", "none"),
+        Row("CDT", None, {"top1": 79.4}, "MFW, Table 2"),
     )
     runs = {
         ("ce", 1): results_of(1, 70.0),
@@ -25,6 +26,7 @@ def test_paper_and_ours_stand_side_by_side(table_of, results_of):
     assert cells[1][:4] == ["MFW", "78.54", "54.67 ± 38.73", "+6.00 ± 1.41"]
     assert cells[1][-2:] == ["3", "MFW, Table 2"]
     assert cells[2] == ["ours", "", "–", "", "–", "0", ""]
+    assert cells[3] == ["CDT", "79.4", "", "", "", "not run", "MFW, Table 2"]
 
 
 def test_without_paper_or_gains_there_are_no_columns_for_them(table_of):

@@ -10,6 +10,7 @@ from ssod_imwa.papers.tables import (
     choose_rows,
     needed_runs,
     read_table,
+    shown_runs,
 )
 
 TABLES = Path(__file__).parents[2] / "configs/tables"
@@ -28,6 +29,7 @@ rows:
   - {label: one, run: first, paper: {top1: 71.1}, source: "MFW, Table 2"}
   - {label: two, run: second, against: one}
   - {label: member, run: first, member: 2, model: student}
+  - {label: other, paper: {top1: 79.4}, source: "MFW, Table 2"}
 """
 
 
@@ -61,6 +63,7 @@ def test_a_table_is_read_as_it_is_written(write, tmp_path):
         Row("one", "first", {"top1": 71.1}, "MFW, Table 2"),
         Row("two", "second", against="one"),
         Row("member", "first", model="student", member=2),
+        Row("other", None, {"top1": 79.4}, "MFW, Table 2"),
     )
 
 
@@ -72,7 +75,7 @@ def test_without_metrics_there_are_the_usual_seven(write):
 
 def test_rows_are_chosen_in_the_tables_order(write):
     table = read_table(write(GOOD))
-    assert [row.label for row in choose_rows(table, None)] == ["one", "two", "member"]
+    assert [row.label for row in choose_rows(table, None)] == ["one", "two", "member", "other"]
     assert [row.label for row in choose_rows(table, ["member", "one"])] == ["one", "member"]
     with pytest.raises(TableError, match=r"--rows: 'tow' is not a row; did you mean 'two'\?$"):
         choose_rows(table, ["tow"])
@@ -87,6 +90,8 @@ def test_a_run_comes_once_and_after_the_one_it_starts_from(write):
     assert names("two") == ["first", "second"]
     assert names("one", "two", "member") == ["first", "second"]
     assert names("one") == ["first"]
+    assert names("other") == []
+    assert [run.name for run in shown_runs(table, table.rows)] == ["first", "second"]
 
 
 @pytest.mark.parametrize(
@@ -114,8 +119,12 @@ def test_a_run_comes_once_and_after_the_one_it_starts_from(write):
         (
             "against: one",
             "against: onne",
-            "rows[1].against: 'onne' is not a row; did you mean 'one'",
+            "rows[1].against: 'onne' is not a row with a run; did you mean 'one'",
         ),
+        ("against: one", "against: other", "rows[1].against: 'other' is not a row with a run"),
+        ("label: other, paper: {top1: 79.4}", "label: other", "rows[3] has no run (it may have"),
+        ("label: other,", "label: other, member: 1,", "rows[3] has no run (it may have label,"),
+        ("label: other,", "label: other, against: one,", "rows[3] has no run (it may have label,"),
         ("member: 2", "member: 0", "rows[2].member = 0 is not allowed (counted from 1)"),
         ("model: student", "model: pupil", "rows[2].model: 'pupil' is not a model"),
         ("  alone:", "  first:", "is not valid YAML (first stands twice"),
@@ -162,7 +171,7 @@ def test_the_example_in_the_documentation_is_a_table(tmp_path):
     (tmp_path / "averaging" / "imwa.yaml").write_text("")
     path = Path(tmp_path / "tables" / "t.yaml")
     path.write_text(example)
-    assert [row.label for row in read_table(path).rows] == ["CE", "cRT"]
+    assert [row.label for row in read_table(path).rows] == ["CE", "cRT", "CDT"]
 
 
 @pytest.mark.parametrize("path", MFW_TABLES, ids=lambda path: path.stem)
