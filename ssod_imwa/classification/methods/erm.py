@@ -32,7 +32,7 @@ class EmpiricalRisk(ClassificationMethod):
         cross-entropy, focal, balanced softmax, ...   the criterion
         LDAM-DRW                    criterion "ldam", weights from 0.8, cosines as logits
         mixup, Remix, MFW           the mixer
-        MFW + DRW                   mixer "mfw", weights from 0.8
+        MFW + DRW, Remix-DRW        mixer "mfw" or "remix", weights from 0.8
         cRT, LWS, MiSLAS's stage 2  `part` "classifier", after a first stage
         BTM's fine-tuning           members with balanced subsets of their own
 
@@ -67,7 +67,7 @@ class EmpiricalRisk(ClassificationMethod):
         if mixer.mixes_labels and not criterion.takes_shares:
             raise ValueError(
                 f"{mixer.name} with {criterion.name} is not allowed (it mixes labels, which "
-                "cross_entropy, balanced_softmax and balanced_bce without class weights can take)"
+                "cross_entropy, balanced_softmax and balanced_bce can take)"
             )
         self.criterion = criterion.to(next(student.parameters()).device)
         self.mixer = mixer

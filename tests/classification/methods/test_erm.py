@@ -290,9 +290,19 @@ def test_mixed_labels_are_refused_by_losses_that_cannot_take_them(tiny, loss):
         make_method(tiny, loss, mix="mixup")
 
 
-def test_mixed_labels_are_refused_with_class_weights(tiny):
-    with pytest.raises(ValueError, match="remix with cross_entropy is not allowed"):
-        make_method(tiny, mix="remix", of={"weights": "effective_number"})
+@pytest.mark.parametrize(("t", "weighted"), [(7, False), (8, True)])
+def test_remix_drw_weights_mixed_labels_in_the_last_fifth(tiny, t, weighted):
+    of = {"weights": "effective_number", "weights_from": 0.8}
+    method, batch = make_method(tiny, mix="remix", of=of), tiny.batch(0)
+    mixing = drawn(method, batch)
+    logits = method.student(mixing.images(batch["labeled"].views["image"])).log_softmax(1).tolist()
+    weights = effective_weights(tiny.COUNTS) if weighted else [1.0, 1.0, 1.0]
+    top = bottom = 0.0
+    for row, shares in zip(logits, mixing.targets.tolist(), strict=True):
+        for log_p, share, weight in zip(row, shares, weights, strict=True):
+            top -= weight * share * log_p
+            bottom += weight * share
+    assert losses(method, batch, t)["loss"].item() == pytest.approx(top / bottom, rel=1e-4)
 
 
 @pytest.mark.parametrize(
