@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from fvcore.common.config import CfgNode
 from torch import nn
@@ -13,13 +14,9 @@ from torch import nn
 from ssod_imwa.classification.data.augmentation import Statistics
 from ssod_imwa.classification.data.datasets import ClassificationDataset
 from ssod_imwa.classification.data.large_views import large_view
-from ssod_imwa.classification.data.samplers import (
-    SAMPLERS,
-    SUBSET,
-    balanced_subset,
-    class_sampler,
-)
+from ssod_imwa.classification.data.samplers import SAMPLERS, SUBSET, class_sampler
 from ssod_imwa.classification.data.small_views import small_view
+from ssod_imwa.classification.data.subsets import SubsetOptions, member_positions
 from ssod_imwa.classification.methods.build import METHODS
 from ssod_imwa.classification.methods.mae import encoder_state, is_autoencoder
 from ssod_imwa.classification.models.base import ImageClassifier
@@ -54,8 +51,8 @@ def with_iterations(cfg: CfgNode, train: ClassificationDataset) -> CfgNode:
     if not schedule.EPOCHS:
         return cfg
     images = len(train)
-    if cfg.CLS.SAMPLER.NAME == SUBSET:
-        images = sum(min(count, cfg.CLS.SAMPLER.PER_CLASS) for count in train.counts)
+    if cfg.CLS.SAMPLER.NAME == SUBSET:  # unions differ by a few images from member to member
+        images = len(member_subset(cfg, train, cfg.IMWA.FIRST_MEMBER))
     per_epoch = images / cfg.SOLVER.IMS_PER_BATCH
     iterations = round(schedule.EPOCHS * per_epoch)
     if iterations < cfg.IMWA.EPISODES:
@@ -121,15 +118,10 @@ def build_order(cfg: CfgNode, train: ClassificationDataset) -> MakeOrder:
     )
 
 
-def member_subset(cfg: CfgNode, train: ClassificationDataset, member: int) -> Any:
-    """Positions of the balanced images that are member's own (BTM's D_m), int64 (n,)."""
-    return balanced_subset(
-        train.labels,
-        len(train.classes),
-        cfg.CLS.SAMPLER.PER_CLASS,
-        seed=cfg.SEED,
-        number=member,
-    ).positions
+def member_subset(cfg: CfgNode, train: ClassificationDataset, member: int) -> np.ndarray:
+    """Positions of the images that are the member's own (BTM's D_m), int64 (n,)."""
+    options = read_options(SubsetOptions, cfg.CLS.SAMPLER)
+    return member_positions(train.labels, len(train.classes), options, seed=cfg.SEED, member=member)
 
 
 def build_model(cfg: CfgNode, classes: int, *, weights: str) -> ImageClassifier | Experts:

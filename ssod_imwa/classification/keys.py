@@ -27,6 +27,7 @@ from ssod_imwa.classification.models.experts import ExpertsOptions
 from ssod_imwa.classification.models.freezing import StageOptions
 from ssod_imwa.classification.models.heads import ScaleOptions
 from ssod_imwa.classification.models.vit import LayerDecayOptions, ViTOptions
+from ssod_imwa.classification.prediction import FlipOptions
 from ssod_imwa.classification.tracking import SnapshotOptions, TrackingOptions
 from ssod_imwa.config.options import ABOVE_0, Options, Section, Switch, Values, option
 
@@ -224,6 +225,7 @@ _SECTIONS = (
     ),
     Section("CLS", EMAOptions, _with("classifier")),
     Section("CLS", GroupOptions, _with("classifier")),
+    Section("TEST", FlipOptions, _with("classifier")),
     Section("CLS", TrackingOptions, _with("classifier")),
     Section("CLS", SnapshotOptions, CLASSIFICATION),
     Section("MODEL", ModelOptions, CLASSIFICATION),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -13,11 +14,25 @@ from ssod_imwa.averaging.ranks import Group
 from ssod_imwa.classification.evaluation import class_recalls, classification_metrics
 from ssod_imwa.classification.methods.base import deployed
 from ssod_imwa.classification.models.experts import Experts
+from ssod_imwa.config.options import Options, option
 from ssod_imwa.data.batches import Part
 
 # Recalls of more classes than this would make results.json megabytes long.
 MOST_RECALLS = 200
 COUNTS = ("zero_recall_classes",)  # all other metrics are percent
+FLIPPED = "flipped/"
+
+
+@dataclass(frozen=True)
+class FlipOptions(Options):
+    """How test images are judged a second time."""
+
+    flip: bool = option(
+        False,
+        "judge the mean of each test image's logits and those of its mirror image, too "
+        "(flipped/top1, ...; ECL); takes twice the time",
+        free=True,
+    )
 
 
 @torch.no_grad()
@@ -31,13 +46,13 @@ def predict(
     """Logits of every image of a data set, and its labels, in the data set's order.
 
     Args:
-        model: in eval mode; images (B, 3, H, W) to logits (B, C), or to (K, B, C).
+        model: in eval mode; images (B, 3, H, W) to logits (B, C), or to (..., B, C).
         batches: of this process, see `build_test_batches`.
         processes: those that have the other images.
         poll: called once a batch; may raise to leave the loop.
 
     Returns:
-        float32 (N, C) or (K, N, C), and int64 (N,), the same in every process.
+        float32 (N, C) or (..., N, C), and int64 (N,), the same in every process.
     """
     parts = []
     device = next(model.parameters()).device
@@ -93,23 +108,38 @@ def evaluate_classifier(
     classes: Sequence[str],
     train_counts: Sequence[int],
     group_rule: str = "standard",
+    flip: bool = False,
     poll: Callable[[], object] | None = None,
 ) -> dict[str, float]:
     """The metrics of a classifier in percent, see `evaluate_logits`.
 
     Several experts are judged by their mean logits; each one's accuracy is "expert1/top1", ..., and
-    their mean "experts/top1".
+    their mean "experts/top1". With `flip` all of that but the recalls of classes is there a second
+    time as "flipped/top1", ..., of the mean of an image's logits and its mirror image's.
     """
-    judge = partial(
+    of_logits = partial(
         evaluate_logits, classes=classes, train_counts=train_counts, group_rule=group_rule
     )
     network = deployed(model)
-    if not isinstance(network, Experts):
-        logits, labels = predict(model, batches, processes, poll=poll)
-        return judge(logits, labels)
-    of_experts, labels = predict(_EachExpert(network), batches, processes, poll=poll)
-    metrics = judge(of_experts.mean(0), labels)
-    single = [100 * float((logits.argmax(1) == labels).mean()) for logits in of_experts]
+    seen = _EachExpert(network) if isinstance(network, Experts) else model
+    if not flip:
+        return _judge(*predict(seen, batches, processes, poll=poll), of_logits)
+    logits, labels = predict(_WithMirrorImage(seen), batches, processes, poll=poll)
+    flipped = _judge(logits.mean(0), labels, of_logits)
+    mirrored = {f"{FLIPPED}{k}": x for k, x in flipped.items() if not k.startswith("recall-")}
+    return {**_judge(logits[0], labels, of_logits), **mirrored}
+
+
+def _judge(
+    logits: np.ndarray,
+    labels: np.ndarray,
+    of_logits: Callable[[np.ndarray, np.ndarray], dict[str, float]],
+) -> dict[str, float]:
+    """The metrics of logits (N, C), or of experts' (K, N, C)."""
+    if logits.ndim == 2:
+        return of_logits(logits, labels)
+    metrics = of_logits(logits.mean(0), labels)
+    single = [100 * float((of_expert.argmax(1) == labels).mean()) for of_expert in logits]
     metrics |= {f"expert{k}/top1": value for k, value in enumerate(single, start=1)}
     return {**metrics, "experts/top1": float(np.mean(single))}
 
@@ -121,3 +151,14 @@ class _EachExpert(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return self.network.expert_logits(images)
+
+
+class _WithMirrorImage(nn.Module):
+    """Logits of the images and of their mirror images, (2, ...)."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return torch.stack([self.network(images), self.network(images.flip(-1))])

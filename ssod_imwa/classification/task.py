@@ -205,6 +205,7 @@ class ClassificationTask(Task):
             classes=test.classes,
             train_counts=self.data.train.counts,
             group_rule=self.cfg.CLS.GROUP_RULE,
+            flip=self.cfg.TEST.FLIP,
             poll=poll,
         )
 

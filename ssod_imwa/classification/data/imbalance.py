@@ -271,6 +271,16 @@ def positions_by_class(labels: Labels, classes: int) -> list[np.ndarray]:
     return np.split(order, ends[:-1])
 
 
+def check_no_class_is_empty(counts: Sequence[int] | np.ndarray) -> None:
+    """Raise DataError if a class has no images, as samplers that draw classes need some of each."""
+    empty = np.flatnonzero(np.asarray(counts) == 0)
+    if len(empty):
+        raise DataError(
+            f"class {empty[0]} has no images ({len(empty)} of {len(counts)} classes; a sampler "
+            "that draws classes needs at least 1 of each)"
+        )
+
+
 def _truncated(shares: Sequence[float], maximum: int) -> list[int]:
     return [_floor(maximum * share) for share in shares]
 

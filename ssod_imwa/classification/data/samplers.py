@@ -2,7 +2,7 @@
 
 Every batch is a pure function of (seed, member, t): nothing is consumed, so a run resumes at any
 iteration and members do not depend on each other. Strategies after Kang et al. (arXiv 1910.09217,
-section 3), balanced subsets after Balanced Training and Merging (BTM).
+section 3).
 """
 
 from __future__ import annotations
@@ -14,11 +14,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ssod_imwa.classification.checks import check_at_least_1, check_choice
-from ssod_imwa.classification.data.imbalance import Labels, positions_by_class
+from ssod_imwa.classification.data.imbalance import (
+    Labels,
+    check_no_class_is_empty,
+    positions_by_class,
+)
+from ssod_imwa.classification.data.subsets import SubsetOptions, member_positions
 from ssod_imwa.config.options import Options, option
 from ssod_imwa.data.order import BatchStream, IndexStream, Order
 from ssod_imwa.engine.seeding import counted_generator
-from ssod_imwa.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -26,13 +30,6 @@ class ClassSamplerOptions(Options):
     """Of the sampler that draws classes equally."""
 
     per_draw: int = option(1, "images in a row of one class; cRT, MiSLAS and BTM have 4", low=1)
-
-
-@dataclass(frozen=True)
-class SubsetOptions(Options):
-    """Of balanced subsets (BTM)."""
-
-    per_class: int = option(10, "N_C, images of each class in a member's subset", low=1)
 
 
 @dataclass(frozen=True)
@@ -83,8 +80,8 @@ def class_sampler(
     Args:
         name: "instance": shuffled passes over all images, each once per pass. "class": every class
             equally often, see `ClassAwareStream`. "square_root", "progressive", "reversed":
-            independent draws, see `ClassDraws`. "balanced_subset": shuffled passes over a subset
-            that is the member's own, see `balanced_subset`.
+            independent draws, see `ClassDraws`. "balanced_subset": shuffled passes over images
+            that are the member's own, see `member_positions`.
         labels: int (N,), 0..C-1.
         classes: C; each needs an image.
         batch_size: B, images of the global batch.
@@ -127,7 +124,7 @@ def power_probabilities(counts: Sequence[int], power: float) -> np.ndarray:
         >>> power_probabilities([9, 1], 0.5).tolist()
         [0.75, 0.25]
     """
-    _check_no_class_is_empty(counts)
+    check_no_class_is_empty(counts)
     weights = np.asarray(counts, dtype=np.float64) ** power
     return weights / weights.sum()
 
@@ -192,7 +189,7 @@ class ClassDraws:
         self.iterations = iterations
         groups = positions_by_class(labels, len(first))
         self._counts = np.array([len(group) for group in groups])
-        _check_no_class_is_empty(self._counts)
+        check_no_class_is_empty(self._counts)
         self._positions = np.concatenate(groups)
         self._begins = np.cumsum(self._counts) - self._counts
         self._source: tuple[int | str, ...] = (seed, "class draws", *stream_counts(kind), member)
@@ -256,7 +253,7 @@ class ClassAwareStream:
         self.batch_size = batch_size
         self.per_draw = per_draw
         self._groups = positions_by_class(labels, classes)
-        _check_no_class_is_empty([len(group) for group in self._groups])
+        check_no_class_is_empty([len(group) for group in self._groups])
         prefix = "".join(f"{name}/" for name in stream_counts(kind))
         self._classes = IndexStream(classes, seed=seed, member=member, kind=f"{prefix}classes")
         self._images = [
@@ -275,55 +272,6 @@ class ClassAwareStream:
         c = self._classes[draw]
         number = draw // len(self._groups) * self.per_draw + within
         return int(self._groups[c][self._images[c][number + steps]])
-
-
-@dataclass(frozen=True, eq=False)
-class BalancedSubset:
-    """A few-shot part of a data set.
-
-    Attributes:
-        positions: int64 (n,), class after class, no image twice.
-        short: class -> its number of images, for classes with fewer than N_C images.
-    """
-
-    positions: np.ndarray
-    short: dict[int, int]
-
-
-def balanced_subset(
-    labels: Labels, classes: int, per_class: int, *, seed: int, number: int
-) -> BalancedSubset:
-    """N_C random images of each class (BTM's subset D_number).
-
-    A class with fewer images gives all it has, without repetition, as in BTM's experiments.
-
-    Args:
-        labels: int (N,), 0..C-1.
-        classes: C; each needs an image.
-        per_class: N_C, at least 1; BTM uses 10.
-        seed: of the subsets.
-        number: 0..N_D - 1; subsets of different numbers are drawn independently and may overlap.
-
-    Raises:
-        DataError: a class has no images.
-        ValueError: `per_class` is out of range.
-
-    Example:
-        >>> subset = balanced_subset([0, 0, 0, 0, 1], 2, 3, seed=1, number=0)
-        >>> len(subset.positions), subset.short
-        (4, {1: 1})
-    """
-    check_at_least_1(per_class=per_class)
-    groups = positions_by_class(labels, classes)
-    _check_no_class_is_empty([len(group) for group in groups])
-    chosen = [
-        np.sort(
-            counted_generator(seed, "balanced subset", number, c).permutation(group)[:per_class]
-        )
-        for c, group in enumerate(groups)
-    ]
-    short = {c: len(group) for c, group in enumerate(groups) if len(group) < per_class}
-    return BalancedSubset(np.concatenate(chosen), short)
 
 
 def _instance(source: Source, options: Options) -> Order:
@@ -354,9 +302,8 @@ def _by_powers(first: float, last: float) -> Callable[[Source, Options], Order]:
 
 def _subset(source: Source, options: SubsetOptions) -> Order:
     seed, member = source.counts["seed"], source.counts["member"]
-    images = (source.labels, source.classes, options.per_class)
-    subset = balanced_subset(*images, seed=seed, number=member)
-    return BatchStream([subset.positions], source.batch_size, **source.counts)
+    positions = member_positions(source.labels, source.classes, options, seed=seed, member=member)
+    return BatchStream([positions], source.batch_size, **source.counts)
 
 
 SUBSET = "balanced_subset"
@@ -380,15 +327,6 @@ class SamplerChoice(Options):
         "class that are the member's own",
         choices=tuple(SAMPLERS),
     )
-
-
-def _check_no_class_is_empty(counts: Sequence[int] | np.ndarray) -> None:
-    empty = np.flatnonzero(np.asarray(counts) == 0)
-    if len(empty):
-        raise DataError(
-            f"class {empty[0]} has no images ({len(empty)} of {len(counts)} classes; a sampler "
-            "that draws classes needs at least 1 of each)"
-        )
 
 
 def _check_iteration(t: int) -> None:

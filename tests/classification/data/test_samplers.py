@@ -5,11 +5,9 @@ import pytest
 import torch
 
 from ssod_imwa.classification.data.samplers import (
-    BalancedSubset,
     ClassAwareStream,
     ClassDraws,
     ClassSamplerOptions,
-    balanced_subset,
     class_sampler,
     mixed_probabilities,
     power_probabilities,
@@ -224,45 +222,3 @@ def test_probability_zero_is_never_drawn():
     never = np.array([0.0, 1.0, 0.0])
     source = ClassDraws(LABELS, 500, first=never, last=never, iterations=1, seed=1, member=0)
     assert set(LABELS[source.batch(0)]) == {1}
-
-
-# ----------------------------------------------------------------------------- balanced subsets
-
-
-def test_short_classes_give_all_their_images_once_and_are_reported():
-    subset = balanced_subset(LABELS, 3, 10, seed=1, number=0)
-    assert isinstance(subset, BalancedSubset)
-    assert np.bincount(LABELS[subset.positions]).tolist() == [10, 10, 4]
-    assert len(set(subset.positions)) == 24
-    assert subset.short == {2: 4}
-
-
-def test_large_enough_classes_make_the_subset_balanced():
-    subset = balanced_subset(LABELS, 3, 4, seed=1, number=0)
-    assert np.bincount(LABELS[subset.positions]).tolist() == [4, 4, 4]
-    assert subset.short == {}
-
-
-def test_subsets_are_functions_of_seed_and_number():
-    subsets = [
-        balanced_subset(LABELS, 3, 5, seed=seed, number=number).positions.tolist()
-        for seed, number in [(1, 0), (1, 0), (1, 1), (2, 0)]
-    ]
-    assert subsets[0] == subsets[1]
-    assert len({tuple(subset) for subset in subsets}) == 3
-
-
-def test_images_are_equally_likely_over_many_subsets():
-    times = np.zeros(84)
-    for number in range(300):
-        times[balanced_subset(LABELS, 3, 4, seed=1, number=number).positions] += 1
-    for c, count in enumerate(COUNTS):
-        share = 4 / count
-        assert (np.abs(times[c == LABELS] / 300 - share) <= tolerance(share, 300)).all()
-
-
-def test_subset_arguments_are_checked():
-    with pytest.raises(ValueError, match="per_class = 0 is not allowed"):
-        balanced_subset(LABELS, 3, 0, seed=1, number=0)
-    with pytest.raises(DataError, match="class 3 has no images"):
-        balanced_subset(LABELS, 4, 2, seed=1, number=0)
