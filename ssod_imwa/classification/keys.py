@@ -55,7 +55,7 @@ class InputOptions(Options):
     size: int = option(32, "edge of the images that the network sees, in pixels", low=1)
     flip: bool = option(True, "mirror images at random")
     padding: int = option(
-        4, 'pixels around images for the crops of "plain", "strong", "weak", "randaugment"', low=0
+        4, 'pixels around images for the crops of all but "none" and "sim"', low=0
     )
     cutout: int = option(16, 'edge of the gray square of "randaugment", in pixels', low=0)
     jitter: bool = option(True, 'color jitter of the "standard" view')
@@ -71,10 +71,10 @@ class ViewsOptions(Options):
 
     views: list[str] = option(
         ["plain"],
-        'augmentation of each view that the method reads: "none", "plain", "strong", "sim" for '
-        'images in memory; "standard", "randcls", "randclsstack", "sim" (PaCo, NCL, GPaCo), '
-        '"bcl_sim", "bcl_randclsstack" (BCL), "mae", "livt" for files; "weak", "randaugment" '
-        "(FixMatch) for both",
+        'augmentation of each view that the method reads: "none", "plain", "jittered", "strong", '
+        '"sim" for images in memory; "standard", "randcls", "randclsstack", "sim" (PaCo, NCL, '
+        'GPaCo), "bcl_sim", "bcl_randclsstack" (BCL), "mae", "livt" for files; "weak", '
+        '"randaugment" (FixMatch) for both',
     )
 
 

@@ -54,7 +54,8 @@ WEIGHTS = (
     "'none')"
 )
 SPLIT = (
-    "has no meaning with CLS.IMBALANCE.SPLIT = 'first' (it belongs to CLS.IMBALANCE.SPLIT = 'cao' or 'pools')"
+    "has no meaning with CLS.IMBALANCE.SPLIT = 'first' (it belongs to CLS.IMBALANCE.SPLIT = 'cao' "
+    "or 'pools')"
 )
 ECL, NCL = ("CLS.ALGORITHM", "ecl"), ("CLS.ALGORITHM", "ncl")
 THINNED = ("CLS.IMBALANCE.RATIO", 9)

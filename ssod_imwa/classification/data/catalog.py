@@ -22,6 +22,7 @@ from ssod_imwa.classification.data.datasets import (
     read_into_memory,
 )
 from ssod_imwa.classification.data.lists import load_list_file
+from ssod_imwa.classification.data.tiered_imagenet import load_tiered_imagenet
 from ssod_imwa.classification.data.tiny_imagenet import load_tiny_imagenet
 from ssod_imwa.data.roots import data_root
 from ssod_imwa.data.text_files import name_bytes
@@ -58,6 +59,7 @@ def _loaders() -> dict[str, Loader]:
         loaders[f"cifar10_{split}"] = partial(load_cifar, split=split, classes=10)
         loaders[f"cifar100_{split}"] = partial(load_cifar, split=split, classes=100)
         loaders[f"cifar10_lt100_{split}"] = partial(load_cifar10_lt100, split=split)
+        loaders[f"tiered_imagenet_{split}"] = partial(load_tiered_imagenet, split=split)
     for name, (folder, file) in _LISTS.items():
         loaders[name] = partial(_load_list, name=name, folder=folder, file=file)
     return loaders

@@ -34,10 +34,12 @@ from ssod_imwa.classification.data.color_augmentation import ORDERS, jitter, mak
 from ssod_imwa.classification.data.filters import blur
 from ssod_imwa.classification.data.randaugment import NUMBERS, randaugment
 
-SmallViewName = Literal["none", "plain", "strong", "sim", "weak", "randaugment"]
+SmallViewName = Literal["none", "plain", "jittered", "strong", "sim", "weak", "randaugment"]
 
 # Cutout's hole for 32 pixels was 16.
 HOLE = 1 / 2
+
+JITTERED_JITTER = (0.4, 0.4, 0.4, 0.0)
 
 # The view of contrastive learning (SimCLR, MoCo v2), with the crops of long-tailed work.
 SIM_SCALE = (0.2, 1.0)
@@ -83,7 +85,8 @@ def small_view(
 
     Args:
         name: "none": normalized alone, for testing. "plain": padded, cropped and mirrored (LDAM).
-            "strong": that, AutoAugment's policy for CIFAR-10 and Cutout (Balanced Meta-Softmax,
+            "jittered": that, and brightness, contrast and saturation changed (MetaOptNet).
+            "strong": "plain", AutoAugment's policy for CIFAR-10 and Cutout (Balanced Meta-Softmax,
             PaCo, NCL). "sim": a part of the image enlarged, mirrored, its colors jittered, made
             gray and blurred, each by chance (second view of PaCo and NCL). "weak": mirrored and
             cropped with a reflected border (FixMatch). "randaugment": that, RandAugment and a gray
@@ -116,6 +119,8 @@ def small_view(
         return SimView(statistics, size, flip=chance)
     if name == "randaugment":
         return RandAugmentView(statistics, size, padding=padding, flip=chance, cutout=cutout)
+    if name == "jittered":
+        return JitteredView(statistics, size, padding=padding, flip=chance)
     if name == "strong":
         return StrongView(statistics, size, padding=padding, flip=chance)
     fill: Fill = "reflect" if name == "weak" else "zero"
@@ -155,6 +160,27 @@ class PlainView:
         crops = crops_of(numbers, padding=self.padding, flip=self.flip)
         images = crop_and_flip(images, crops, padding=self.padding, fill=self.fill)
         return normalize(images, self.statistics)
+
+
+@dataclass(frozen=True)
+class JitteredView:
+    """Pad with black, crop at random, mirror with probability `flip` and jitter the colors."""
+
+    statistics: Statistics
+    size: int
+    padding: int
+    flip: float
+
+    numbers = 3 + 6
+
+    def __call__(self, images: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
+        """Crop, mirror, jitter as floating-point numbers, and normalize."""
+        _check(self, images, numbers, self.size)
+        for_crop, for_jitter = numbers.split([3, 6], dim=1)
+        crops = crops_of(for_crop, padding=self.padding, flip=self.flip)
+        images = crop_and_flip(images, crops, padding=self.padding).float() / 255
+        images = _jitter(images, for_jitter, JITTERED_JITTER, chance=1.0)
+        return standardize(images, self.statistics)
 
 
 class StrongView:
@@ -222,15 +248,17 @@ class SimView:
         )
         boxes = boxes_of(for_box, size=self.size, scale=SIM_SCALE)
         images = resize_and_flip(images.float() / 255, boxes, for_flip[:, 0] < self.flip)
-        images = _jitter(images, for_jitter)
+        images = _jitter(images, for_jitter, SIM_JITTER, chance=SIM_JITTER_CHANCE)
         images = make_gray(images, for_gray[:, 0] < SIM_GRAY_CHANCE)
         images = _blur(images, for_blur)
         return standardize(images, self.statistics)
 
 
-def _jitter(images: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
-    chosen = numbers[:, 0] < SIM_JITTER_CHANCE
-    widths = torch.tensor(SIM_JITTER, dtype=torch.float64)
+def _jitter(
+    images: torch.Tensor, numbers: torch.Tensor, jitters: tuple[float, ...], *, chance: float
+) -> torch.Tensor:
+    chosen = numbers[:, 0] < chance
+    widths = torch.tensor(jitters, dtype=torch.float64)
     middles = torch.tensor([1.0, 1.0, 1.0, 0.0], dtype=torch.float64)
     amounts = middles + (2 * numbers[:, 1:5] - 1) * widths
     orders = (numbers[:, 5] * len(ORDERS)).long()

@@ -1,6 +1,9 @@
+from itertools import permutations
+
 import numpy as np
 import pytest
 import torch
+import torchvision.transforms.v2.functional as F
 
 from ssod_imwa.classification.data.augmentation import (
     CIFAR_STATISTICS,
@@ -15,7 +18,7 @@ from ssod_imwa.classification.data.augmentation import (
 from ssod_imwa.classification.data.auto_augment import CifarAutoAugment
 from ssod_imwa.classification.data.small_views import small_view
 
-NAMES = ["none", "plain", "strong", "sim", "weak", "randaugment"]
+NAMES = ["none", "plain", "jittered", "strong", "sim", "weak", "randaugment"]
 
 
 def noise(count, size=32, seed=0):
@@ -82,6 +85,27 @@ def test_strong_images_are_cropped_augmented_and_cut_out(size, hole):
     # The hole is black, not of the mean color.
     black = normalize(torch.zeros(1, 3, 1, 1, dtype=torch.uint8), CIFAR_STATISTICS)
     assert (result == black).all(1).flatten(1).sum(1).min() >= (hole // 2) ** 2
+
+
+# -------------------------------------------------------------------------------------- jittered
+
+
+def test_jittered_is_torchvisions_jitter_of_a_padded_crop():
+    """Each image by itself, its operations in the order that its number says."""
+    images = noise(20, 84)
+    view = small_view("jittered", CIFAR_STATISTICS, size=84, padding=8)
+    numbers = draw(view, 20)
+    crops = crops_of(numbers[:, :3], padding=8)
+    result = denormalized(view(images, numbers), CIFAR_STATISTICS)
+    cropped = crop_and_flip(images, crops, padding=8).float() / 255
+    adjust = (F.adjust_brightness, F.adjust_contrast, F.adjust_saturation, None)
+    for b, image in enumerate(cropped):
+        factors = (0.6 + 0.8 * numbers[b, 4:8]).tolist()
+        for operation in list(permutations(range(4)))[int(24 * numbers[b, 8])]:
+            if adjust[operation] is not None:  # the hue stays
+                image = adjust[operation](image, factors[operation])
+        assert torch.allclose(result[b], image, atol=1e-4)
+    assert max(crops.top) > 8  # beyond CIFAR's padding
 
 
 # ------------------------------------------------------------------------------------------- sim
@@ -202,7 +226,7 @@ def test_every_device_makes_the_same_views_without_waiting(name):
 
 
 def test_views_that_do_not_exist_are_refused():
-    with pytest.raises(ValueError, match=r"view 'mae' is not allowed .*'none', 'plain', 'strong'"):
+    with pytest.raises(ValueError, match=r"view 'mae' is not allowed .*'none', 'plain', 'jit"):
         small_view("mae", CIFAR_STATISTICS, size=32)
     with pytest.raises(ValueError, match="size = 0 is not allowed"):
         small_view("plain", CIFAR_STATISTICS, size=0)
