@@ -94,7 +94,8 @@ def build_views(cfg: CfgNode, dataset: ClassificationDataset, names: Sequence[st
     }
     with as_config_error("CLS.INPUT"):
         if dataset.images is not None:
-            return [small_view(name, **common) for name in names]
+            stored = dataset.images.shape[-1]
+            return [small_view(name, stored=stored, **common) for name in names]
         common |= {"jitter": options.JITTER, "test_resize": options.TEST_RESIZE}
         return [large_view(name, **common) for name in names]
 

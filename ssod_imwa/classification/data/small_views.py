@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol, get_args
 
 import torch
-from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
+from torchvision.transforms.v2 import functional as F
 
 from ssod_imwa.classification.checks import check_at_least_1
 from ssod_imwa.classification.data.augmentation import (
@@ -30,11 +30,14 @@ from ssod_imwa.classification.data.augmentation import (
     standardize,
 )
 from ssod_imwa.classification.data.auto_augment import CifarAutoAugment
+from ssod_imwa.classification.data.batched_randaugment import BatchedRandAugment
 from ssod_imwa.classification.data.color_augmentation import ORDERS, jitter, make_gray
 from ssod_imwa.classification.data.filters import blur
-from ssod_imwa.classification.data.randaugment import NUMBERS, randaugment
 
 SmallViewName = Literal["none", "plain", "jittered", "strong", "sim", "weak", "randaugment"]
+
+# Views that may end with another size than they begin with.
+RESIZING = ("none", "weak", "randaugment")
 
 # Cutout's hole for 32 pixels was 16.
 HOLE = 1 / 2
@@ -80,6 +83,7 @@ def small_view(
     padding: int = 4,
     flip: bool = True,
     cutout: int = 16,
+    stored: int | None = None,
 ) -> BatchView:
     """The view of a published recipe.
 
@@ -92,10 +96,12 @@ def small_view(
             cropped with a reflected border (FixMatch). "randaugment": that, RandAugment and a gray
             square (FixMatch's strong view, as DASO and ACR have it).
         statistics: to normalize with.
-        size: H = W of the images, in pixels.
+        size: H = W of what the network sees, in pixels.
         padding: of the crops of all but "none" and "sim", in pixels.
         flip: mirror half of the images; False for digits and the like.
         cutout: edge of the square of "randaugment", in pixels.
+        stored: H = W of the images, which "none", "weak" and "randaugment" resize at their end
+            (DASO's STL-10); None for `size`.
 
     Raises:
         ValueError: the name is not known or a number is out of range.
@@ -112,19 +118,26 @@ def small_view(
     check_at_least_1(size=size)
     if padding < 0:
         raise ValueError(f"padding = {padding} is not allowed (must be at least 0)")
+    stored = size if stored is None else stored
+    if stored != size and name not in RESIZING:
+        raise ValueError(
+            f"view {name!r} is not allowed for images of {stored} x {stored} pixels (must be in "
+            f"{list(RESIZING)}, or the images {size} x {size})"
+        )
     if name == "none":
-        return NormalizedView(statistics, size)
+        return NormalizedView(statistics, size, stored)
     chance = 0.5 if flip else 0.0
     if name == "sim":
         return SimView(statistics, size, flip=chance)
     if name == "randaugment":
-        return RandAugmentView(statistics, size, padding=padding, flip=chance, cutout=cutout)
+        weak = PlainView(statistics, size, stored, padding=padding, flip=chance, fill="reflect")
+        return RandAugmentView(weak, cutout=cutout)
     if name == "jittered":
         return JitteredView(statistics, size, padding=padding, flip=chance)
     if name == "strong":
         return StrongView(statistics, size, padding=padding, flip=chance)
     fill: Fill = "reflect" if name == "weak" else "zero"
-    return PlainView(statistics, size, padding=padding, flip=chance, fill=fill)
+    return PlainView(statistics, size, stored, padding=padding, flip=chance, fill=fill)
 
 
 @dataclass(frozen=True)
@@ -133,13 +146,14 @@ class NormalizedView:
 
     statistics: Statistics
     size: int
+    stored: int
 
     numbers = 0
 
     def __call__(self, images: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
         """Normalize."""
-        _check(self, images, numbers, self.size)
-        return normalize(images, self.statistics)
+        _check(self, images, numbers, self.stored)
+        return normalize(_resized(images, self.size), self.statistics)
 
 
 @dataclass(frozen=True)
@@ -148,6 +162,7 @@ class PlainView:
 
     statistics: Statistics
     size: int
+    stored: int
     padding: int
     flip: float
     fill: Fill
@@ -156,10 +171,17 @@ class PlainView:
 
     def __call__(self, images: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
         """Crop, mirror and normalize."""
-        _check(self, images, numbers, self.size)
+        _check(self, images, numbers, self.stored)
+        return self.finished(self.cropped(images, numbers))
+
+    def cropped(self, images: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
+        """Images padded, cropped and mirrored, uint8."""
         crops = crops_of(numbers, padding=self.padding, flip=self.flip)
-        images = crop_and_flip(images, crops, padding=self.padding, fill=self.fill)
-        return normalize(images, self.statistics)
+        return crop_and_flip(images, crops, padding=self.padding, fill=self.fill)
+
+    def finished(self, images: torch.Tensor) -> torch.Tensor:
+        """Images in the network's size, normalized."""
+        return normalize(_resized(images, self.size), self.statistics)
 
 
 @dataclass(frozen=True)
@@ -208,26 +230,16 @@ class StrongView:
 class RandAugmentView:
     """Crop and mirror as "weak" does, and RandAugment."""
 
-    def __init__(
-        self, statistics: Statistics, size: int, *, padding: int, flip: float, cutout: int
-    ) -> None:
-        self.statistics = statistics
-        self.size = size
-        self.padding = padding
-        self.flip = flip
-        self.cutout = cutout
-        self.numbers = 3 + NUMBERS
+    def __init__(self, weak: PlainView, *, cutout: int) -> None:
+        self.weak = weak
+        self.augment = BatchedRandAugment(weak.stored, cutout=cutout)
+        self.numbers = weak.numbers + self.augment.numbers
 
     def __call__(self, images: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
         """Crop, mirror, augment, cut out and normalize."""
-        _check(self, images, numbers, self.size)
-        crops = crops_of(numbers[:, :3], padding=self.padding, flip=self.flip)
-        images = crop_and_flip(images, crops, padding=self.padding, fill="reflect")
-        augmented = [
-            pil_to_tensor(randaugment(to_pil_image(image), row, cutout=self.cutout))
-            for image, row in zip(images.cpu(), numbers[:, 3:].tolist(), strict=True)
-        ]
-        return normalize(torch.stack(augmented).to(images.device), self.statistics)
+        _check(self, images, numbers, self.weak.stored)
+        images = self.weak.cropped(images, numbers[:, : self.weak.numbers])
+        return self.weak.finished(self.augment(images, numbers[:, self.weak.numbers :]))
 
 
 @dataclass(frozen=True)
@@ -272,6 +284,15 @@ def _blur(images: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
     rows = rows.to(images.device, non_blocking=True)
     radius = min(SIM_BLUR_RADIUS, images.shape[-1] - 1)
     return images.index_copy(0, rows, blur(images[rows], sigmas, radius=radius))
+
+
+def _resized(images: torch.Tensor, size: int) -> torch.Tensor:
+    """uint8 images of another size, as Pillow's bilinear resizing within one level of 255."""
+    if images.shape[-1] == size:
+        return images
+    shape = [size, size]
+    # Not as integers, which a GPU would round otherwise.
+    return F.resize(images.float(), shape, antialias=True).round_().clamp_(0, 255).to(torch.uint8)
 
 
 def _check(view: BatchView, images: torch.Tensor, numbers: torch.Tensor, size: int) -> None:

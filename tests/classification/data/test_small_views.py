@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision.transforms.v2.functional as F
+from PIL import Image
 
 from ssod_imwa.classification.data.augmentation import (
     CIFAR_STATISTICS,
@@ -16,7 +17,8 @@ from ssod_imwa.classification.data.augmentation import (
     resize_and_flip,
 )
 from ssod_imwa.classification.data.auto_augment import CifarAutoAugment
-from ssod_imwa.classification.data.small_views import small_view
+from ssod_imwa.classification.data.batched_randaugment import BatchedRandAugment
+from ssod_imwa.classification.data.small_views import RESIZING, small_view
 
 NAMES = ["none", "plain", "jittered", "strong", "sim", "weak", "randaugment"]
 
@@ -241,3 +243,33 @@ def test_images_and_numbers_that_do_not_fit_are_refused(name):
         view(torch.zeros(1, 3, 8, 9, dtype=torch.uint8), draw(view, 1))
     with pytest.raises(ValueError, match=r"numbers of shape .* are not allowed \(must be 3 images"):
         view(noise(3, 8), draw(view, 2))
+
+
+def test_weak_views_reflect_and_strong_ones_augment_what_weak_ones_see():
+    weak = small_view("weak", CIFAR_STATISTICS, size=8, padding=2)
+    strong = small_view("randaugment", CIFAR_STATISTICS, size=8, padding=2, cutout=0)
+    images, numbers = noise(50, 8), draw(strong, 50)
+    crops = crops_of(numbers[:, :3], padding=2)
+    cropped = crop_and_flip(images, crops, padding=2, fill="reflect")
+    assert weak(images, numbers[:, :3]).equal(normalize(cropped))
+    expected = BatchedRandAugment(8, cutout=0)(cropped, numbers[:, 3:])
+    assert strong(images, numbers).equal(normalize(expected))
+
+
+@pytest.mark.parametrize("name", RESIZING)
+def test_larger_images_are_resized_at_the_end_as_pillow_does(name):
+    large = small_view(name, CIFAR_STATISTICS, size=48, padding=2)
+    small = small_view(name, CIFAR_STATISTICS, size=16, stored=48, padding=2)
+    images = noise(20, 48)
+    numbers = draw(large, 20)
+    before = (denormalized(large(images, numbers), CIFAR_STATISTICS) * 255).round().byte()
+    after = (denormalized(small(images, numbers), CIFAR_STATISTICS) * 255).round().int()
+    for image, resized in zip(before, after, strict=True):
+        picture = Image.fromarray(image.permute(1, 2, 0).numpy())
+        expected = np.asarray(picture.resize((16, 16), Image.Resampling.BILINEAR), dtype=int)
+        assert abs(resized.permute(1, 2, 0).numpy() - expected).max() <= 1
+
+
+def test_other_views_do_not_resize():
+    with pytest.raises(ValueError, match=r"view 'plain' is not allowed for images of 48 x 48"):
+        small_view("plain", CIFAR_STATISTICS, size=16, stored=48)
