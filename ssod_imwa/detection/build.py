@@ -22,7 +22,7 @@ from ssod_imwa.data.streams import On, Stream, select_views
 from ssod_imwa.detection.data.catalog import load_datasets
 from ssod_imwa.detection.data.geometric_views import ColoredView, GeometricOptions, GeometricView
 from ssod_imwa.detection.data.images import DetectionImages, orientation_groups
-from ssod_imwa.detection.data.records import DetectionDataset
+from ssod_imwa.detection.data.records import Annotations, DetectionDataset
 from ssod_imwa.detection.data.splits import split_dataset
 from ssod_imwa.detection.data.views import (
     StrongOptions,
@@ -34,18 +34,27 @@ from ssod_imwa.detection.data.views import (
 from ssod_imwa.detection.detectors.base import Detector
 from ssod_imwa.detection.evaluation import evaluate_detections, predict
 from ssod_imwa.detection.keys import METHODS
-from ssod_imwa.engine.method import Method
+from ssod_imwa.detection.methods.base import DetectionMethod
 from ssod_imwa.errors import ConfigError, as_config_error
 from ssod_imwa.task import check_batch_sizes, evaluate_sets
 
 
 @dataclass(frozen=True)
 class DetectionData:
-    """The images of a run; `unlabeled` is None for a method that does not read any."""
+    """The images of a run.
+
+    Attributes:
+        labeled: to learn from.
+        unlabeled: likewise; None for a method that does not read any.
+        tests: to evaluate on.
+        hidden_truth: annotations of the unlabeled images, None where there are none: labels of the
+            training set that the split took away, to judge a teacher by.
+    """
 
     labeled: DetectionDataset
     unlabeled: DetectionDataset | None
     tests: tuple[DetectionDataset, ...]
+    hidden_truth: tuple[Annotations | None, ...] = ()
 
 
 def build_data(cfg: CfgNode) -> DetectionData:
@@ -69,12 +78,14 @@ def build_data(cfg: CfgNode) -> DetectionData:
         file=data_root(sets.ROOT) / split.FILE if split.FILE else "",
         filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
     )
-    unlabeled = None
+    unlabeled: DetectionDataset | None = None
+    hidden_truth: tuple[Annotations | None, ...] = ()
     if "unlabeled" in METHODS[cfg.SSOD.ALGORITHM][0].reads:
         more = _load(cfg, sets.TRAIN_UNLABELED, labeled=False) if sets.TRAIN_UNLABELED else None
         unlabeled = _join(rest, more)
         _check_unlabeled(cfg, unlabeled)
-    return DetectionData(labeled, unlabeled, build_tests(cfg, labeled.classes))
+        hidden_truth = _hidden_truth(whole, rest, unlabeled)
+    return DetectionData(labeled, unlabeled, build_tests(cfg, labeled.classes), hidden_truth)
 
 
 def build_tests(cfg: CfgNode, classes: tuple[str, ...]) -> tuple[DetectionDataset, ...]:
@@ -110,12 +121,12 @@ def with_classes(cfg: CfgNode, classes: tuple[str, ...]) -> CfgNode:
     return cfg
 
 
-def build_method(cfg: CfgNode, detector: Detector) -> Method:
+def build_method(cfg: CfgNode, detector: Detector) -> DetectionMethod:
     """The method of SSOD around a detector, which becomes its student."""
     if not cfg.MODEL.WEIGHTS:
         detector.warn_if_frozen()
     kind, options = METHODS[cfg.SSOD.ALGORITHM]
-    method: Callable[[Detector, Any], Method] = kind
+    method: Callable[[Detector, Any], DetectionMethod] = kind
     return method(detector, read_options(options, cfg.SSOD))
 
 
@@ -235,6 +246,15 @@ def _join(*parts: DetectionDataset | None) -> DetectionDataset:
     present = [part for part in parts if part is not None]
     records = tuple(record for part in present for record in part.records)
     return DetectionDataset("+".join(part.name for part in present), records, ())
+
+
+def _hidden_truth(
+    whole: DetectionDataset, rest: DetectionDataset, unlabeled: DetectionDataset
+) -> tuple[Annotations | None, ...]:
+    """What the split took from the rest, which stand first among the unlabeled images."""
+    annotations = {record.image_id: record.annotations for record in whole.records}
+    truths = [annotations[record.image_id] for record in rest.records]
+    return (*truths, *[None] * (len(unlabeled) - len(rest)))
 
 
 def _check_unlabeled(cfg: CfgNode, unlabeled: DetectionDataset) -> None:

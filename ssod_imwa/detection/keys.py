@@ -22,6 +22,7 @@ from ssod_imwa.detection.detectors.options import (
     ROILossOptions,
     RPNOptions,
 )
+from ssod_imwa.detection.label_pictures import PictureOptions
 from ssod_imwa.detection.methods.base import DetectionMethod
 from ssod_imwa.detection.methods.mean_teacher import MeanTeacher, MeanTeacherOptions
 from ssod_imwa.detection.methods.supervised import Supervised, SupervisedOptions
@@ -155,6 +156,7 @@ SECTIONS = (
         for name, (_, options) in METHODS.items()
     ),
     Section("DATASETS", LabeledOptions, DETECTION),
+    Section("SSOD", PictureOptions, UNLABELED),
     Section("DATASETS", UnlabeledOptions, UNLABELED),
     Section("DATALOADER", GroupingOptions, DETECTION),
     Section("SOLVER", UnlabeledBatchOptions, UNLABELED),

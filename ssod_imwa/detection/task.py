@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,15 +15,30 @@ from ssod_imwa.averaging.ranks import Ranks
 from ssod_imwa.data.batches import Batch
 from ssod_imwa.detection import build
 from ssod_imwa.detection.data.catalog import content_fingerprint
+from ssod_imwa.detection.data.reports import class_counts
 from ssod_imwa.detection.data.validation import check_readable
 from ssod_imwa.detection.detectors.base import Detector
 from ssod_imwa.detection.detectors.build import build_detector
+from ssod_imwa.detection.label_pictures import FOLDER, LabelPictureHook
 from ssod_imwa.detection.methods.supervised import Supervised, SupervisedOptions
-from ssod_imwa.detection.pseudo_label_hook import PseudoLabelHook
+from ssod_imwa.engine.label_hook import LabelAdvice, LabelHook
+from ssod_imwa.engine.label_statistics import LabelStatistics
 from ssod_imwa.engine.method import Method
 from ssod_imwa.engine.precise_bn import build_recomputation
 from ssod_imwa.engine.trainer import HookBase
 from ssod_imwa.task import Batches, Evaluator, Recompute, Task
+
+ADVICE = LabelAdvice(
+    label="box",
+    none="a threshold above the teacher's scores (lower SSOD.BBOX_THRESHOLD), a teacher that "
+    "starts before it has learned enough (raise SSOD.BURN_IN_ITERS, or SSOD.RAMPUP_ITERS of a mean "
+    "teacher), or too few labeled images (add some)",
+    many="a threshold that lets background pass (raise SSOD.BBOX_THRESHOLD), unlabeled images of "
+    "another kind (look at SSOD.PICTURE_PERIOD's pictures), or training that feeds on its own "
+    "mistakes (lower SSOD.UNSUP_LOSS_WEIGHT)",
+    missing="too few labeled objects of the class (add some), scores that stay below the threshold "
+    "(lower SSOD.BBOX_THRESHOLD), or unlabeled images without it",
+)
 
 
 class DetectionTask(Task):
@@ -55,7 +71,11 @@ class DetectionTask(Task):
 
     def build_method(self, device: torch.device) -> Method:
         detector = build_detector(self.cfg, len(self.data.labeled.classes))
-        return build.build_method(self.cfg, detector.to(device))
+        method = build.build_method(self.cfg, detector.to(device))
+        if self.data.unlabeled is not None:
+            method.label_statistics = LabelStatistics(len(self.classes))
+            method.hidden_truth = self.data.hidden_truth
+        return method
 
     def load_model(self, weights: str) -> nn.Module:
         cfg = self.cfg.clone()
@@ -82,7 +102,22 @@ class DetectionTask(Task):
         )
 
     def hooks(self) -> list[HookBase]:
-        return [PseudoLabelHook()]
+        if self.data.unlabeled is None:
+            return []
+        cfg, labeled = self.cfg, self.data.labeled
+        hooks: list[HookBase] = [
+            LabelHook(
+                self.classes,
+                class_counts(labeled),
+                labeled_images=len(labeled),
+                period=cfg.LOG_PERIOD,
+                advice=ADVICE,
+            )
+        ]
+        if cfg.SSOD.PICTURE_PERIOD:
+            folder = Path(cfg.OUTPUT_DIR) / FOLDER
+            hooks.append(LabelPictureHook(folder, self.classes, period=cfg.SSOD.PICTURE_PERIOD))
+        return hooks
 
     def fingerprints(self) -> dict[str, Any]:
         labeled, unlabeled = self.data.labeled, self.data.unlabeled

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from ssod_imwa.averaging.ranks import Ranks
+from ssod_imwa.engine.label_statistics import LabelStatistics
 from ssod_imwa.engine.teacher import Teacher
 
 
@@ -39,6 +40,8 @@ class Method(ABC):
         at_average: entries of `state_dict` -> what becomes of them when members are averaged:
             "kept" by each member, "averaged" like weights, or "shared" by members in turn, who hand
             on one and the same. Entries that it does not name are kept.
+        label_statistics: what counts the labels that the teacher gives, for methods that have a
+            teacher label; None if nobody looks.
         ranks: who else trains; those of `ranks.batch` have the other parts of every batch.
     """
 
@@ -49,6 +52,7 @@ class Method(ABC):
         self.student = student
         self.teacher = teacher
         self.parallel_student: nn.Module = student
+        self.label_statistics: LabelStatistics | None = None
         self.ranks = Ranks.alone()
 
     def set_train_mode(self) -> None:

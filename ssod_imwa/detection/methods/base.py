@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
+import torch
+
+from ssod_imwa.data.batches import Part
+from ssod_imwa.detection.data.geometry import map_boxes
+from ssod_imwa.detection.data.records import Annotations, Detections, View
 from ssod_imwa.detection.detectors.base import Detector
 from ssod_imwa.detection.detectors.parts import missing_ability
+from ssod_imwa.detection.label_truth import judge_labels
 from ssod_imwa.engine.method import Method
 from ssod_imwa.engine.teacher import Teacher
 
@@ -15,6 +23,9 @@ class DetectionMethod(Method):
 
     Attributes:
         needs: abilities that its detector has to have.
+        hidden_truth: annotations of the unlabeled images by their positions, None where there are
+            none; to judge a teacher's labels by, never to learn from.
+        last_labels: weak views of the last unlabeled batch and the teacher's labels on them.
 
     Raises:
         ConfigError: the detector lacks one.
@@ -27,9 +38,56 @@ class DetectionMethod(Method):
         for ability in sorted(self.needs - student.abilities):
             raise missing_ability(type(self).__name__, ability, student.name)
         super().__init__(student, teacher)
+        self.hidden_truth: Sequence[Annotations | None] = ()
+        self.last_labels: tuple[Sequence[View], Sequence[Detections]] = ((), ())
+
+    @torch.no_grad()
+    def record_labels(
+        self, part: Part, views: Sequence[View], detections: Sequence[Detections], threshold: float
+    ) -> None:
+        """Count what the teacher found on unlabeled images, if anybody looks at it.
+
+        Args:
+            part: the unlabeled images.
+            views: what the teacher saw of each.
+            detections: all it found on each view, by falling score.
+            threshold: what has a score above it is learned from.
+        """
+        if self.label_statistics is None:
+            return
+        passed = [item.scores > threshold for item in detections]
+        self.last_labels = (
+            views,
+            [
+                Detections(item.boxes[keep], item.labels[keep], item.scores[keep])
+                for item, keep in zip(detections, passed, strict=True)
+            ],
+        )
+        truths = [self.hidden_truth[i] if self.hidden_truth else None for i in part.indices]
+        judged: dict[str, torch.Tensor] = {}
+        if any(truth is not None for truth in truths):
+            stored = [_on_stored_image(*pair) for pair in zip(detections, views, strict=True)]
+            judged = vars(judge_labels(stored, truths, passed))
+        labels = torch.cat([item.labels for item in detections])
+        self.label_statistics.add(
+            labels,
+            torch.cat([item.scores for item in detections]),
+            used=torch.cat(passed),
+            images=len(views),
+            empty=torch.stack([~keep.any() for keep in passed]).sum(),
+            **{name: tensor.to(labels.device) for name, tensor in judged.items()},
+        )
 
     def state_dict(self) -> dict[str, Any]:
         return self.student.outside_state()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.student.load_outside_state(state)
+
+
+def _on_stored_image(detections: Detections, view: View) -> Detections:
+    """Detections on a view in pixels of the stored image, on the CPU."""
+    boxes = map_boxes(
+        detections.boxes.cpu(), torch.linalg.inv(view.matrix), height=math.inf, width=math.inf
+    )
+    return Detections(boxes, detections.labels.cpu(), detections.scores.cpu())

@@ -103,6 +103,7 @@ class UnbiasedTeacher(DetectionMethod):
         weak, strong = part.views["weak"], part.views["strong"]
         detections = self.teacher.model.detect([view.image for view in weak])
         threshold = self.options.bbox_threshold
+        self.record_labels(part, weak, detections, threshold)
         pseudo_labels = [
             move_detections(filter_detections(item, threshold), *views)
             for item, *views in zip(detections, weak, strong, strict=True)
