@@ -49,6 +49,11 @@ class Task(ABC):
     def classes(self) -> tuple[str, ...]:
         """Names of the classes in label order."""
 
+    @property
+    @abstractmethod
+    def class_counts(self) -> Sequence[int]:
+        """Labeled objects, or images, of each class to learn from."""
+
     @abstractmethod
     def build_method(self, device: torch.device) -> Method:
         """The method around its model, on the device, with the initial weights."""

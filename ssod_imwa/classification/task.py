@@ -99,6 +99,10 @@ class ClassificationTask(Task):
     def classes(self) -> tuple[str, ...]:
         return self.data.train.classes
 
+    @property
+    def class_counts(self) -> list[int]:
+        return self.data.train.counts
+
     def build_method(self, device: torch.device) -> Method:
         train, weights = self.data.train, self.cfg.MODEL.WEIGHTS
         self._check_weights(weights)

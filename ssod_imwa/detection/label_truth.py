@@ -45,7 +45,8 @@ def judge_labels(
     images = zip(detections, truths, passed, strict=True)
     parts = [_judge(item, truth, keep.cpu()) for item, truth, keep in images]
     return JudgedLabels(
-        *(torch.cat([getattr(part, name) for part in parts]) for name in ("right", "judged")),
+        torch.cat([part.right for part in parts]),
+        torch.cat([part.judged for part in parts]),
         torch.cat([part.objects for part in parts]),
     )
 

@@ -69,6 +69,10 @@ class DetectionTask(Task):
     def classes(self) -> tuple[str, ...]:
         return self.data.labeled.classes
 
+    @property
+    def class_counts(self) -> list[int]:
+        return class_counts(self.data.labeled)
+
     def build_method(self, device: torch.device) -> Method:
         detector = build_detector(self.cfg, len(self.data.labeled.classes))
         method = build.build_method(self.cfg, detector.to(device))
@@ -108,7 +112,7 @@ class DetectionTask(Task):
         hooks: list[HookBase] = [
             LabelHook(
                 self.classes,
-                class_counts(labeled),
+                self.class_counts,
                 labeled_images=len(labeled),
                 period=cfg.LOG_PERIOD,
                 advice=ADVICE,

@@ -71,6 +71,7 @@ class ResultsHook(HookBase):
             imwa={key.lower(): value for key, value in cfg.IMWA.items()},
             seed=cfg.SEED,
             fold=task.fold,
+            class_counts=dict(zip(task.classes, task.class_counts, strict=True)),
             iterations=cfg.SOLVER.MAX_ITER,
             wall_time=self._checkpoint.seconds,
             peak_memory=peak_memory(),

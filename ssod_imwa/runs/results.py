@@ -24,7 +24,7 @@ LOWER_IS_BETTER = ("ece", "reconstruction_error", "zero_recall_classes")
 STAGES = ("running", "member", "average", "final")
 _PACKAGES = ("ssod_imwa", "torch", "torchvision", "numpy", "faster-coco-eval")
 
-_OPTIONAL = {"fold", "global_step", "t"}
+_OPTIONAL = {"fold", "global_step", "t", "class_counts"}
 _KINDS = {
     "dataset": str,
     "method": str,
@@ -93,6 +93,7 @@ class Results:
         peak_memory: bytes, see `engine.writers.peak_memory`.
         evaluations: in the order in which they were made.
         fold: of the labeled images.
+        class_counts: labeled objects (of a classifier, images) of each class that it learned from.
         versions: of Python and the packages that decide the figures.
     """
 
@@ -106,6 +107,7 @@ class Results:
     peak_memory: int
     evaluations: tuple[Evaluation, ...]
     fold: int | None = None
+    class_counts: dict[str, int] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=versions)
 
     def headline(self, model: Model | None = None) -> Evaluation:

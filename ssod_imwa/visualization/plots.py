@@ -26,6 +26,7 @@ from ssod_imwa.runs.results import (
     main_metrics,
     read_results,
 )
+from ssod_imwa.visualization.label_plots import has_labels, labels_figure
 from ssod_imwa.visualization.style import DPI, color, dash, marker
 
 _TITLES = {
@@ -41,7 +42,8 @@ class MetricsError(UserError):
 def run_figures(run_dir: str | Path, *, metrics: Sequence[str] | None = None) -> dict[str, Figure]:
     """The figures of a run that has begun, by file name.
 
-    "episodes.png" is there once it was evaluated, "course.png" if it was inside episodes.
+    "episodes.png" is there once it was evaluated, "course.png" if it was inside episodes,
+    "labels.png" once a teacher labels.
 
     Args:
         run_dir: its OUTPUT_DIR.
@@ -50,8 +52,13 @@ def run_figures(run_dir: str | Path, *, metrics: Sequence[str] | None = None) ->
     Raises:
         UserError: the run has trained nothing yet, or has not measured one of the metrics.
     """
-    figures = {"training.png": training_figure(read_metrics(Path(run_dir) / "metrics.json"))}
-    if (Path(run_dir) / FILE_NAME).exists():
+    rows = read_metrics(Path(run_dir) / "metrics.json")
+    figures = {"training.png": training_figure(rows)}
+    has_results = (Path(run_dir) / FILE_NAME).exists()
+    if has_labels(rows):
+        class_counts = read_results(run_dir).class_counts if has_results else {}
+        figures["labels.png"] = labels_figure(rows, class_counts)
+    if has_results:
         results = read_results(run_dir)
         figures["episodes.png"] = episodes_figure(results, metrics=metrics)
         if any(x.stage == "running" for x in results.evaluations):

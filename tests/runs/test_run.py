@@ -20,6 +20,7 @@ from ssod_imwa.engine.trainer import Trainer
 from ssod_imwa.errors import CheckpointError, ConfigError, DataError, UserError
 from ssod_imwa.runs import run
 from ssod_imwa.runs.results import read_results
+from ssod_imwa.visualization.plots import run_figures
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -344,3 +345,21 @@ def test_the_lock_goes_with_a_second_signal(config, monkeypatch, signals):
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 128 + signals[1]
     assert not Path(cfg.OUTPUT_DIR, "run.lock").exists()
     assert not list(Path(cfg.OUTPUT_DIR).glob("*.pth"))
+
+
+def test_a_run_says_what_its_teacher_taught_and_judges_it_by_the_hidden_truth(config):
+    """Half of the images lost their labels to the split, so the truth of all labels is known."""
+    cfg = config("SOLVER.MAX_ITER", 4, "SSOD.PICTURE_PERIOD", 2)
+    run.train(cfg)
+    output = Path(cfg.OUTPUT_DIR)
+    taught = [row for row in rows(cfg) if "labels/per_image" in row]
+    assert [row["t"] for row in taught] == [1, 2, 3]  # burn-in is one iteration
+    for row in taught:
+        assert row["labels/per_image"] == pytest.approx(row["pseudo_boxes"])
+        assert 0 <= row["labels/recall"] <= 100
+        assert sum(row[f"labels/scores-0.{tenth}"] for tenth in range(10)) == pytest.approx(100)
+    counts = read_results(output).class_counts
+    assert sum(counts.values()) == len(DetectionTask(cfg).data.labeled)  # a box each
+    pictures = sorted(path.name for path in (output / "pseudo_labels").iterdir())
+    assert pictures == ["member0_t0000001.png", "member0_t0000003.png"]
+    assert {"labels.png"} <= run_figures(output).keys()
