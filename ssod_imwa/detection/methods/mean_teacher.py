@@ -70,6 +70,7 @@ class MeanTeacher(DetectionMethod):
         supervised = self.parallel_student(images, SupervisedLoss(targets))
         weak, strong = batch["unlabeled"].views["weak"], batch["unlabeled"].views["strong"]
         detections = self.teacher.model.detect([view.image for view in weak])
+        self.record_labels(batch["unlabeled"], weak, detections, self.options.bbox_threshold)
         labels = [  # boxes travel by the views' matrices, whatever each view did
             move_detections(filter_detections(item, self.options.bbox_threshold), *views)
             for item, *views in zip(detections, weak, strong, strict=True)
