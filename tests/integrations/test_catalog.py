@@ -109,6 +109,19 @@ def test_entries_that_cannot_be_used_are_named(registered, tmp_path):
     registered("unlabeled", [{"file_name": str(tmp_path / "a.png")}])
     with pytest.raises(DataError, match="has no annotations"):
         load_dataset("unlabeled")
+    box = {"bbox": [1, 2, 3, 4], "bbox_mode": 0, "category_id": 1}
+    changes = (
+        {"bbox": None},
+        {"bbox": [1]},
+        {"bbox_mode": "x"},
+        {"iscrowd": "perhaps"},
+        {"category_id": "1"},
+    )
+    for number, change in enumerate(changes):
+        entry = {"file_name": str(tmp_path / "a.png"), "annotations": [{**box, **change}]}
+        registered(f"d2_wrong_{number}", entries=[entry])
+        with pytest.raises(DataError, match=r"entry 0 of detectron2's data set .* has (an|cat)"):
+            load_dataset(f"d2_wrong_{number}")
     bad = {"bbox": [1, 2, 3, 4], "bbox_mode": 0, "category_id": 2}
     registered("strange", [{"file_name": str(tmp_path / "a.png"), "annotations": [bad]}])
     with pytest.raises(DataError, match=r"has category_id 2 \(must be 0..1"):

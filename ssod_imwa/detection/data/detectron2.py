@@ -9,8 +9,15 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
 from ssod_imwa.data.image_files import image_size
+from ssod_imwa.data.text_files import read_flag
 from ssod_imwa.detection.data.records import Annotations, DetectionDataset, ImageRecord
 from ssod_imwa.errors import DataError
+
+# What detectron2's BoxMode and NumPy raise on boxes, modes and flags of other types and lengths.
+_CONVERSION_ERRORS = (
+    *(KeyError, TypeError, ValueError, AttributeError, AssertionError),
+    NotImplementedError,
+)
 
 
 def from_detectron2(name: str, *, labeled: bool = True) -> DetectionDataset:
@@ -63,16 +70,25 @@ def _annotations(where: str, objects: list[dict[str, Any]] | None, classes: int)
             f"{where} has no annotations (an image without objects has an empty list; images "
             "without labels belong to DATASETS.TRAIN_UNLABELED)"
         )
-    boxes = [BoxMode.convert(o["bbox"], o["bbox_mode"], BoxMode.XYXY_ABS) for o in objects]
-    labels = [o["category_id"] for o in objects]
-    if not all(0 <= label < classes for label in labels):
+    try:
+        boxes = [BoxMode.convert(o["bbox"], o["bbox_mode"], BoxMode.XYXY_ABS) for o in objects]
+        labels = [o["category_id"] for o in objects]
+        crowd = [read_flag(o.get("iscrowd", 0)) for o in objects]
+        corners = np.array(boxes, dtype=np.float32).reshape(-1, 4)
+    except _CONVERSION_ERRORS as error:
+        reason = f"no {error}" if isinstance(error, KeyError) else error
         raise DataError(
-            f"{where} has category_id {max(labels, key=abs)} (must be 0..{classes - 1}, as in "
-            "thing_classes)"
-        )
+            f"{where} has an annotation that cannot be read: {reason} (must have bbox, bbox_mode, "
+            "category_id and, if it has one, iscrowd of 0 or 1)"
+        ) from error
+    for label in labels:
+        if not isinstance(label, (int, np.integer)) or not 0 <= label < classes:
+            raise DataError(
+                f"{where} has category_id {label!r} (must be 0..{classes - 1}, as in thing_classes)"
+            )
     return Annotations(
-        boxes=np.array(boxes, dtype=np.float32).reshape(-1, 4),
+        boxes=corners,
         labels=np.array(labels, dtype=np.int64),
-        crowd=np.array([bool(o.get("iscrowd", 0)) for o in objects], dtype=bool),
+        crowd=np.array(crowd, dtype=bool),
         difficult=np.zeros(len(objects), dtype=bool),
     )
