@@ -114,15 +114,18 @@ def image_size(path: str | Path, *, whole: bool = False) -> tuple[int, int]:
 
     Args:
         path: of the file.
-        whole: make sure that a JPEG or PNG was not cut off. Only a file that does not end as its
-            format demands (bytes may follow the image) is decoded, so it takes 0.1 ms an image.
+        whole: make sure that a JPEG or PNG was not cut off, and that `read_image` takes its pixels.
+            Only a file that does not end as its format demands (bytes may follow the image) is
+            decoded, so it takes 0.1 ms an image.
 
     Raises:
-        DataError: the file is missing, no image or, for `whole`, cut off.
+        DataError: the file is missing, no image or, for `whole`, cut off or has 32-bit pixels.
     """
     try:
         with Image.open(path) as image:
             size = upright_size(image)
+            if whole:
+                check_pixels(image)
             ending = _ENDINGS.get(image.format or "") if whole else None
             if ending is not None and not _ends_with(path, ending):
                 image.load()

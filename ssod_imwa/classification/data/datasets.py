@@ -363,9 +363,9 @@ def dataset_of_files(
             f"{name}: labels are {min(labels)}..{max(labels)}, with {len(classes)} classes they "
             f"must be 0..{len(classes) - 1}"
         )
-    warn_of_alike_names(name, classes)
     numbers = torch.tensor(labels, dtype=torch.int64)
     dataset = ClassificationDataset(name, numbers, tuple(classes), files=tuple(files))
+    warn_of_alike_names(name, classes)
     empty = [c for c, count in enumerate(dataset.counts) if count == 0]
     if empty:
         listed = ", ".join(f"{c} ({classes[c]})" for c in empty[:3])

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
+import stat
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -158,7 +159,8 @@ def _cleaned(record: ImageRecord, old: Annotations, bad_boxes: set[int]) -> Imag
 
 def _id_problems(dataset: DetectionDataset) -> Iterator[Problem]:
     if not dataset.records:
-        yield Problem(dataset.name, "", "empty split", "0 images", "at least 1 is needed")
+        where = dataset.list_file or dataset.name
+        yield Problem(where, "", "empty split", "0 images", "at least 1 is needed")
     first: dict[int | str, str] = {}
     files: dict[str, int | str] = {}
     for position, record in enumerate(dataset.records):
@@ -332,10 +334,12 @@ def _wrong_boxes(
 def _file_problems(dataset: DetectionDataset, position: int, *, read_pixels: bool) -> list[Problem]:
     record = dataset.records[position]
     try:
-        size = Path(record.file_name).stat().st_size
-    except OSError:
+        status = os.stat(record.file_name)
+    except (OSError, ValueError):
+        status = None
+    if status is None or stat.S_ISDIR(status.st_mode):
         return [_problem(record, position, "missing image", "there is no such file", _RESTORE)]
-    if size == 0:
+    if status.st_size == 0:
         return [_problem(record, position, "empty image file", "0 bytes", _RESTORE)]
     return list(_pixel_problems(dataset, position)) if read_pixels else []
 
