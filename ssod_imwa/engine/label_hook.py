@@ -124,6 +124,9 @@ class LabelHook(HookBase):
             counts = counts + other
         return counts
 
+    def _keep(self, counts: LabelCounts) -> None:
+        self._partial = counts if self.trainer.ranks.batch.is_main else None
+
     def _take(self) -> LabelCounts:
         statistics = self.trainer.method.label_statistics
         assert statistics is not None  # see after_step
@@ -179,12 +182,14 @@ class LabelHook(HookBase):
     def state_dict(self) -> dict[str, Any]:
         if not self._has_begun:
             return {}
-        self._partial = self._take()
+        # One process writes the file: it keeps from now on what all have counted so far.
+        counts = self._counts_of_all_ranks()
+        self._keep(counts)
         return {
             "said": list(self._said),
             "iterations": self._iterations,
             "silent": dict(self._silent),
-            "partial": self._partial.rows(),
+            "partial": counts.rows(),
             "total": None if self._total is None else self._total.rows(),
         }
 
@@ -194,7 +199,7 @@ class LabelHook(HookBase):
         self._has_begun = True
         self._said, self._iterations = list(state["said"]), state["iterations"]
         self._silent = dict(state["silent"])
-        self._partial = LabelCounts.from_rows(state["partial"])
+        self._keep(LabelCounts.from_rows(state["partial"]))
         self._total = None if state["total"] is None else LabelCounts.from_rows(state["total"])
 
 

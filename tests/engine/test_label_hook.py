@@ -1,5 +1,5 @@
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import repeat
 
 import pytest
@@ -200,3 +200,32 @@ def test_numbers_know_the_truth_where_there_is_some():
     assert "precision-b" not in numbers  # no label of b was used
     assert numbers["empty_images"] == 50
     assert numbers["scores-0.3"] == pytest.approx(100 / 3)
+
+
+class Twins:
+    """Two processes that count the same."""
+
+    def __init__(self, rank):
+        self.rank, self.is_main = rank, rank == 0
+
+    def all_gather(self, value):
+        return [value, value]
+
+
+def test_ranks_count_together_and_one_of_them_keeps_what_a_checkpoint_knows():
+    """6 iterations with one label of 2 images each, on two ranks, saved inside a period of 5."""
+    hooks = []
+    for rank in range(2):
+        made = trainer(6, burn_in=0, labels=lambda t: [1])
+        made.ranks = replace(made.ranks, batch=Twins(rank))
+        made.train()
+        assert records(made)["labels/per_image"] == [(0.5, 4), (0.5, 5)]
+        statistics = made.method.label_statistics
+        statistics.add(torch.tensor([1]), torch.ones(1), used=torch.ones(1) > 0, images=2, empty=0)
+        hooks.append(made.hooks[0])
+    states = [hook.state_dict() for hook in hooks]
+    assert states[0] == states[1]
+    assert states[0]["partial"][0] == [4, 0]  # images of both
+    again = [hook.state_dict()["partial"][0] for hook in hooks]
+    # The twin stands for the other rank, which has handed its count over.
+    assert again == [[8, 0], [0, 0]]
