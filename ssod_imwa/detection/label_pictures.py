@@ -17,6 +17,7 @@ from ssod_imwa.engine.trainer import HookBase
 
 FOLDER = "pseudo_labels"
 MOST_IMAGES = 8
+SHORTEST_SIDE = 320  # pixels
 
 
 @dataclass(frozen=True)
@@ -68,16 +69,23 @@ class LabelPictureHook(HookBase):
 def draw_labels(
     views: Sequence[View], labels: Sequence[Detections], classes: Sequence[str]
 ) -> torch.Tensor:
-    """Views side by side, each with its labels, their names and scores: uint8 (3, H, W)."""
-    height = max(view.image.shape[1] for view in views)
-    width = max(view.image.shape[2] for view in views)
+    """Views side by side, each with its labels, their names and scores: uint8 (3, H, W).
+
+    Small views are enlarged by a whole factor, for texts to be smaller than boxes.
+    """
+    shortest = min(min(view.image.shape[1:]) for view in views)
+    scale = max(1, SHORTEST_SIDE // shortest)
+    height = scale * max(view.image.shape[1] for view in views)
+    width = scale * max(view.image.shape[2] for view in views)
     drawn = []
     for view, item in zip(views, labels, strict=True):
-        image = view.image.cpu()
+        image = view.image.cpu().repeat_interleave(scale, 1).repeat_interleave(scale, 2)
         if len(item):
             pairs = zip(item.labels.tolist(), item.scores.tolist(), strict=True)
             texts = [f"{classes[label]} {score:.2f}" for label, score in pairs]
-            image = draw_bounding_boxes(image, item.boxes.cpu(), texts, colors="yellow", width=2)
+            image = draw_bounding_boxes(
+                image, scale * item.boxes.cpu(), texts, colors="yellow", width=2
+            )
         page = torch.full((3, height, width), 255, dtype=torch.uint8)
         page[:, : image.shape[1], : image.shape[2]] = image
         drawn.append(page)

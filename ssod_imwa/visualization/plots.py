@@ -54,12 +54,10 @@ def run_figures(run_dir: str | Path, *, metrics: Sequence[str] | None = None) ->
     """
     rows = read_metrics(Path(run_dir) / "metrics.json")
     figures = {"training.png": training_figure(rows)}
-    has_results = (Path(run_dir) / FILE_NAME).exists()
+    results = read_results(run_dir) if (Path(run_dir) / FILE_NAME).exists() else None
     if has_labels(rows):
-        class_counts = read_results(run_dir).class_counts if has_results else {}
-        figures["labels.png"] = labels_figure(rows, class_counts)
-    if has_results:
-        results = read_results(run_dir)
+        figures["labels.png"] = labels_figure(rows, results.class_counts if results else {})
+    if results is not None and (results.evaluations or metrics is not None):
         figures["episodes.png"] = episodes_figure(results, metrics=metrics)
         if any(x.stage == "running" for x in results.evaluations):
             figures["course.png"] = course_figure(results, metrics=metrics)
