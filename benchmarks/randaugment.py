@@ -55,7 +55,7 @@ def draws_at(numbers: torch.Tensor) -> Iterator[list[Draw | None]]:
 
 
 def by_torchvision(images: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
-    """torchvision's functions, group by group of equal draws."""
+    """The functions of torchvision, group by group of equal draws."""
     images = images.clone()
     for draws in draws_at(numbers):
         groups = defaultdict(list)

@@ -16,6 +16,7 @@ from typing import Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
+from torchvision.transforms.v2.functional import resize
 
 from ssod_imwa.classification.checks import check_choice
 
@@ -222,6 +223,25 @@ def _sampled(first: torch.Tensor, length: torch.Tensor, size: int) -> torch.Tens
     centers = (torch.arange(size) + 0.5) * length / size - 0.5
     centers = first + torch.minimum(centers.clamp(min=0), length - 1)
     return (2 * centers + 1) / size - 1
+
+
+def resized(images: torch.Tensor, size: int) -> torch.Tensor:
+    """Images at another size, as Pillow's bilinear resizing within one level of 255.
+
+    Args:
+        images: uint8 (B, 3, H, W); those of the size are returned as they are.
+        size: H = W of the result, in pixels.
+
+    Example:
+        >>> images = torch.arange(16, dtype=torch.uint8).reshape(1, 1, 4, 4)
+        >>> resized(images, 2).tolist()
+        [[[[4, 6], [9, 11]]]]
+    """
+    if images.shape[2:] == (size, size):
+        return images
+    # Not as integers, which a GPU would round otherwise.
+    result = resize(images.float(), [size, size], antialias=True)
+    return result.round_().clamp_(0, 255).to(torch.uint8)
 
 
 def normalize(images: torch.Tensor, statistics: Statistics = CIFAR_STATISTICS) -> torch.Tensor:

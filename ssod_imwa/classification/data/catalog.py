@@ -21,7 +21,10 @@ from ssod_imwa.classification.data.datasets import (
     load_plain_folder,
     read_into_memory,
 )
+from ssod_imwa.classification.data.imagenet127 import load_imagenet127
 from ssod_imwa.classification.data.lists import load_list_file
+from ssod_imwa.classification.data.stl10 import IMAGES as STL10_IMAGES
+from ssod_imwa.classification.data.stl10 import load_stl10
 from ssod_imwa.classification.data.tiered_imagenet import load_tiered_imagenet
 from ssod_imwa.classification.data.tiny_imagenet import load_tiny_imagenet
 from ssod_imwa.data.roots import data_root
@@ -60,6 +63,12 @@ def _loaders() -> dict[str, Loader]:
         loaders[f"cifar100_{split}"] = partial(load_cifar, split=split, classes=100)
         loaders[f"cifar10_lt100_{split}"] = partial(load_cifar10_lt100, split=split)
         loaders[f"tiered_imagenet_{split}"] = partial(load_tiered_imagenet, split=split)
+    for size in (32, 64):
+        for part in _PARTS:
+            loaders[f"imagenet127_{size}_{part}"] = partial(load_imagenet127, part=part, size=size)
+    for entry in STL10_IMAGES:
+        loaders[f"stl10_{entry}"] = partial(load_stl10, part=entry)
+        loaders[f"stl10_32_{entry}"] = partial(load_stl10, part=entry, size=32)
     for name, (folder, file) in _LISTS.items():
         loaders[name] = partial(_load_list, name=name, folder=folder, file=file)
     return loaders

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Literal, Protocol, get_args
 
 import torch
-from torchvision.transforms.v2 import functional as F
 
 from ssod_imwa.classification.checks import check_at_least_1
 from ssod_imwa.classification.data.augmentation import (
@@ -27,6 +26,7 @@ from ssod_imwa.classification.data.augmentation import (
     cut_out,
     normalize,
     resize_and_flip,
+    resized,
     standardize,
 )
 from ssod_imwa.classification.data.auto_augment import CifarAutoAugment
@@ -153,7 +153,7 @@ class NormalizedView:
     def __call__(self, images: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
         """Normalize."""
         _check(self, images, numbers, self.stored)
-        return normalize(_resized(images, self.size), self.statistics)
+        return normalize(resized(images, self.size), self.statistics)
 
 
 @dataclass(frozen=True)
@@ -181,7 +181,7 @@ class PlainView:
 
     def finished(self, images: torch.Tensor) -> torch.Tensor:
         """Images in the network's size, normalized."""
-        return normalize(_resized(images, self.size), self.statistics)
+        return normalize(resized(images, self.size), self.statistics)
 
 
 @dataclass(frozen=True)
@@ -284,15 +284,6 @@ def _blur(images: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
     rows = rows.to(images.device, non_blocking=True)
     radius = min(SIM_BLUR_RADIUS, images.shape[-1] - 1)
     return images.index_copy(0, rows, blur(images[rows], sigmas, radius=radius))
-
-
-def _resized(images: torch.Tensor, size: int) -> torch.Tensor:
-    """uint8 images of another size, as Pillow's bilinear resizing within one level of 255."""
-    if images.shape[-1] == size:
-        return images
-    shape = [size, size]
-    # Not as integers, which a GPU would round otherwise.
-    return F.resize(images.float(), shape, antialias=True).round_().clamp_(0, 255).to(torch.uint8)
 
 
 def _check(view: BatchView, images: torch.Tensor, numbers: torch.Tensor, size: int) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
-import pickle
 import re
 from pathlib import Path
 from typing import Any
@@ -11,25 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from ssod_imwa.data.array_pickles import read_array_pickle
 from ssod_imwa.errors import WeightsError
 
 # detectron2's FrozenBN adds 1e-5 to the variance; these files have no statistics, so that with this
 # variance the affine map is exactly theirs.
 UNIT_VARIANCE = 1.0 - 1e-5
-# What a pickled NumPy array or scalar calls. The first two by example, because the functions moved
-# between NumPy 1 and 2 and files name either place.
-_RECONSTRUCT = np.empty(0).__reduce__()[0]
-_SCALAR = np.float32(0).__reduce__()[0]
-_ALLOWED = {
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): np.dtype,
-    ("_codecs", "encode"): codecs.encode,
-    **{
-        (f"numpy.{core}.multiarray", name): function
-        for core in ("core", "_core")
-        for name, function in (("_reconstruct", _RECONSTRUCT), ("scalar", _SCALAR))
-    },
-}
 _UNIT = re.compile(r"res([2-5])_(\d+)_branch(1|2[abc])_(.+)")
 _CONVOLUTION = {"1": "downsample.0", "2a": "conv1", "2b": "conv2", "2c": "conv3"}
 _NORM = {"1": "downsample.1", "2a": "bn1", "2b": "bn2", "2c": "bn3"}
@@ -41,18 +26,6 @@ _NORM_PARTS = {
 }
 # The ImageNet classifier and the optimizer's state, which a detector has no use for.
 _UNUSED = re.compile(r"(fc1000|pred)_[wb]|lr|weight_order|.*_momentum")
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-    """Loads arrays and plain containers; any other class or function is refused, not run."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        try:
-            return _ALLOWED[module, name]
-        except KeyError:
-            raise pickle.UnpicklingError(
-                f"it asks for {module}.{name}, but only NumPy arrays and plain types are allowed"
-            ) from None
 
 
 def read_caffe_resnet(path: Path) -> dict[str, torch.Tensor]:
@@ -69,11 +42,10 @@ def read_caffe_resnet(path: Path) -> dict[str, torch.Tensor]:
         WeightsError: the file is no such pickle, or holds a name that is not understood.
     """
     try:
-        with path.open("rb") as file:
-            content = _ArrayUnpickler(file, encoding="latin1").load()
+        content = read_array_pickle(path)
     except OSError as error:
         raise WeightsError(f"{path}: cannot be read ({error.strerror})") from error
-    except Exception as error:  # a damaged pickle raises almost anything
+    except ValueError as error:
         raise WeightsError(f"{path}: is not a pickle of weights ({error})") from error
     for key in ("blobs", "model"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
