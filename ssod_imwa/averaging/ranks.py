@@ -89,6 +89,15 @@ class Group:
             return rows
         return torch.cat(self.gather_tensors(rows.detach().contiguous()))
 
+    def mean(self, number: Tensor) -> Tensor:
+        """The mean of the processes' scalars of floating point, in every process."""
+        if self.size == 1:
+            return number
+        # clone: the reduction is in place and the number is the caller's.
+        total = number.detach().clone()
+        dist.all_reduce(total, group=self.process_group)
+        return total / self.size
+
     def assert_equal(self, value: Any, what: str) -> None:
         """Raise in every process when a picklable value differs between processes.
 

@@ -12,11 +12,13 @@ from ssod_imwa.detection.detectors.options import (
     AnchorOptions,
     BackboneOptions,
     DetectionOptions,
+    FCOSHeadOptions,
     FocalOptions,
     FPNOptions,
     ImageOptions,
     PixelOptions,
     ResNetOptions,
+    RetinaNetHeadOptions,
     ROIBoxHeadOptions,
     ROIHeadsOptions,
     ROILossOptions,
@@ -24,6 +26,7 @@ from ssod_imwa.detection.detectors.options import (
 )
 from ssod_imwa.detection.label_pictures import PictureOptions
 from ssod_imwa.detection.methods.base import DetectionMethod
+from ssod_imwa.detection.methods.dense_teacher import DenseTeacher, DenseTeacherOptions
 from ssod_imwa.detection.methods.mean_teacher import MeanTeacher, MeanTeacherOptions
 from ssod_imwa.detection.methods.supervised import Supervised, SupervisedOptions
 from ssod_imwa.detection.methods.unbiased_teacher import UnbiasedTeacher, UnbiasedTeacherOptions
@@ -33,6 +36,7 @@ METHODS: dict[str, tuple[type[DetectionMethod], type[Options]]] = {
     "supervised": (Supervised, SupervisedOptions),
     "mean_teacher": (MeanTeacher, MeanTeacherOptions),
     "unbiased_teacher": (UnbiasedTeacher, UnbiasedTeacherOptions),
+    "dense_teacher": (DenseTeacher, DenseTeacherOptions),
 }
 
 
@@ -49,6 +53,16 @@ class ToolkitOptions(Options):
 
     toolkit: Literal["torchvision", "detectron2"] = option(
         "torchvision", "whose detectors; with detectron2's come its own keys (docs/detectron2.md)"
+    )
+
+
+@dataclass(frozen=True)
+class ArchitectureOptions(Options):
+    """MODEL: which of torchvision's detectors; detectron2 has this key, too."""
+
+    meta_architecture: Literal["GeneralizedRCNN", "FCOS", "RetinaNet"] = option(
+        "GeneralizedRCNN",
+        'the detector: "GeneralizedRCNN" is Faster R-CNN, the others predict at every location',
     )
 
 
@@ -77,7 +91,7 @@ class Detectron2Options(Options):
 
 @dataclass(frozen=True)
 class ClassesOptions(Options):
-    """MODEL.ROI_HEADS, of both toolkits."""
+    """MODEL.ROI_HEADS, of both toolkits and of every detector."""
 
     num_classes: int = option(
         0, "object classes without background; 0 takes the number from the labeled data set", low=0
@@ -141,6 +155,10 @@ class GroupingOptions(Options):
 
 DETECTION = {"TASK": ("detection",)}
 TORCHVISION = {**DETECTION, "MODEL.TOOLKIT": ("torchvision",)}
+TWO_STAGE = {**TORCHVISION, "MODEL.META_ARCHITECTURE": ("GeneralizedRCNN",)}
+FCOS = {**TORCHVISION, "MODEL.META_ARCHITECTURE": ("FCOS",)}
+RETINANET = {**TORCHVISION, "MODEL.META_ARCHITECTURE": ("RetinaNet",)}
+WITH_ANCHORS = {**TORCHVISION, "MODEL.META_ARCHITECTURE": ("GeneralizedRCNN", "RetinaNet")}
 DETECTRON2 = {**DETECTION, "MODEL.TOOLKIT": ("detectron2",)}
 UNLABELED = {
     **DETECTION,
@@ -166,8 +184,10 @@ SECTIONS = (
     Section("INPUT.STRONG", GeometricOptions, {**DETECTION, "INPUT.STRONG.KIND": ("geometric",)}),
     Section("TEST", DetectionOptions, DETECTION),
     Section("MODEL", ToolkitOptions, DETECTION),
+    Section("MODEL", ArchitectureOptions, TORCHVISION),
     Section("MODEL.ROI_HEADS", ClassesOptions, DETECTION),
-    Section("MODEL.ROI_HEADS", ROILossOptions, DETECTION),
+    Section("MODEL.ROI_HEADS", ROILossOptions, TWO_STAGE),
+    Section("MODEL.ROI_HEADS", ROILossOptions, DETECTRON2),
     Section("MODEL.ROI_HEADS", FocalOptions, {**DETECTION, "MODEL.ROI_HEADS.LOSS": ("FocalLoss",)}),
     Section("MODEL.DETECTRON2", Detectron2Options, DETECTRON2),
     Section("MODEL", WeightsOptions, TORCHVISION),
@@ -176,8 +196,10 @@ SECTIONS = (
     Section("MODEL.BACKBONE", BackboneOptions, TORCHVISION),
     Section("MODEL.RESNETS", ResNetOptions, TORCHVISION),
     Section("MODEL.FPN", FPNOptions, TORCHVISION),
-    Section("MODEL.ANCHOR_GENERATOR", AnchorOptions, TORCHVISION),
-    Section("MODEL.RPN", RPNOptions, TORCHVISION),
-    Section("MODEL.ROI_HEADS", ROIHeadsOptions, TORCHVISION),
-    Section("MODEL.ROI_BOX_HEAD", ROIBoxHeadOptions, TORCHVISION),
+    Section("MODEL.ANCHOR_GENERATOR", AnchorOptions, WITH_ANCHORS),
+    Section("MODEL.RPN", RPNOptions, TWO_STAGE),
+    Section("MODEL.ROI_HEADS", ROIHeadsOptions, TWO_STAGE),
+    Section("MODEL.ROI_BOX_HEAD", ROIBoxHeadOptions, TWO_STAGE),
+    Section("MODEL.FCOS", FCOSHeadOptions, FCOS),
+    Section("MODEL.RETINANET", RetinaNetHeadOptions, RETINANET),
 )

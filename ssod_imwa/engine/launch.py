@@ -147,7 +147,7 @@ def distribute(method: Method, ranks: Ranks) -> None:
     Raises:
         RuntimeError: ranks hold different models, for instance different teachers.
     """
-    method.ranks = ranks
+    method.join(ranks)
     if ranks.batch.size > 1:
         _wrap_student(method)
     if ranks.run.size > 1:

@@ -55,6 +55,10 @@ class Method(ABC):
         self.label_statistics: LabelStatistics | None = None
         self.ranks = Ranks.alone()
 
+    def join(self, ranks: Ranks) -> None:
+        """Take part in a run of several processes."""
+        self.ranks = ranks
+
     def set_train_mode(self) -> None:
         """Put the student into the mode in which it trains; frozen parts may stay in eval mode."""
         self.student.train()

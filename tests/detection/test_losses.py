@@ -3,8 +3,14 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from torchvision.ops import box_iou
 
-from ssod_imwa.detection.losses import box_loss, multiclass_focal_loss
+from ssod_imwa.detection.losses import (
+    aligned_iou,
+    box_loss,
+    multiclass_focal_loss,
+    quality_focal_loss,
+)
 
 
 def focal_by_hand(logits, labels, gamma):
@@ -81,3 +87,50 @@ def test_box_loss_equals_the_formula_entry_by_entry(beta):
         expected += 0.5 * x * x / beta if x < beta else x - 0.5 * beta
     result = box_loss(deltas, targets, divisor=16, beta=beta)
     assert result.item() == pytest.approx(expected / 16)
+
+
+def quality_focal_by_hand(logit, target, beta):
+    p = 1 / (1 + math.exp(-logit))
+    cross_entropy = -target * math.log(p) - (1 - target) * math.log(1 - p)
+    return abs(target - p) ** beta * cross_entropy
+
+
+@pytest.mark.parametrize("beta", [1.0, 2.0])
+def test_quality_focal_loss_equals_the_formula_element_by_element(beta):
+    generator = torch.Generator().manual_seed(2)
+    logits = 4 * torch.randn(40, generator=generator, dtype=torch.float64)
+    targets = torch.rand(40, generator=generator, dtype=torch.float64)
+    targets[:10] = 0
+    losses = quality_focal_loss(logits, targets, beta=beta)
+    expected = [
+        quality_focal_by_hand(*pair, beta)
+        for pair in zip(logits.tolist(), targets.tolist(), strict=True)
+    ]
+    assert losses.tolist() == pytest.approx(expected, rel=1e-9)
+
+
+def test_quality_focal_loss_has_the_gradient_of_both_factors():
+    logits = torch.randn(20, dtype=torch.float64, requires_grad=True)
+    targets = torch.rand(20, dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda x: quality_focal_loss(x, targets), (logits,))
+
+
+@pytest.mark.parametrize("logit", [0.0, 60.0, -60.0, 1e4, -1e4])
+def test_quality_focal_loss_of_equal_predictions_is_zero_and_of_others_finite(logit):
+    logits = torch.tensor([logit, -logit, logit], requires_grad=True)
+    targets = torch.tensor([logit, -logit, 0.0]).sigmoid()
+    losses = quality_focal_loss(logits, targets)
+    assert losses[:2].tolist() == [0, 0]
+    losses.sum().backward()
+    assert losses.isfinite().all()
+    assert logits.grad.isfinite().all()
+
+
+def test_aligned_iou_is_the_diagonal_of_all_ious():
+    generator = torch.Generator().manual_seed(3)
+    corners = 40 * torch.rand(2, 50, 2, 2, generator=generator, dtype=torch.float64)
+    boxes, others = corners.sort(dim=2).values.flatten(2)
+    torch.testing.assert_close(aligned_iou(boxes, others), box_iou(boxes, others).diag())
+    assert aligned_iou(boxes, boxes).tolist() == pytest.approx([1] * 50)
+    nothing = torch.zeros(1, 4)
+    assert aligned_iou(nothing, nothing).tolist() == [0]

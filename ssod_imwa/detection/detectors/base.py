@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from ssod_imwa.averaging.ranks import Group
 from ssod_imwa.detection.data.records import Detections
 from ssod_imwa.detection.detectors.parts import DenseMaps, Parts, ScoredRegions
 from ssod_imwa.detection.detectors.weights import load_strictly, read_state
@@ -31,6 +32,7 @@ class Detector(nn.Module, ABC):
         num_classes: C, without background.
         abilities: which of `parts.ABILITIES` it has.
         size_divisor: images are padded to multiples of it.
+        group: the processes that share a batch, over which losses count what they divide by.
         thawing: what a user sets so that nothing is frozen, for a message.
     """
 
@@ -41,6 +43,7 @@ class Detector(nn.Module, ABC):
     def __init__(self, num_classes: int) -> None:
         super().__init__()
         self.num_classes = num_classes
+        self.group = Group()
 
     @property
     def name(self) -> str:

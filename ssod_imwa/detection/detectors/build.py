@@ -2,26 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from fvcore.common.config import CfgNode
 
 from ssod_imwa.config.options import read_options
 from ssod_imwa.detection.detectors.base import Detector
 from ssod_imwa.detection.detectors.faster_rcnn import build_faster_rcnn
+from ssod_imwa.detection.detectors.fcos import build_fcos
 from ssod_imwa.detection.detectors.options import (
     AnchorOptions,
     BackboneOptions,
     DetectionOptions,
     FasterRCNNOptions,
+    FCOSHeadOptions,
+    FCOSOptions,
     FocalOptions,
     FPNOptions,
     ImageOptions,
     PixelOptions,
     ResNetOptions,
+    RetinaNetHeadOptions,
+    RetinaNetOptions,
     ROIBoxHeadOptions,
     ROIHeadsOptions,
     ROILossOptions,
     RPNOptions,
 )
+from ssod_imwa.detection.detectors.retinanet import build_retinanet
 from ssod_imwa.errors import as_config_error
 
 
@@ -41,7 +50,7 @@ def build_detector(cfg: CfgNode, num_classes: int) -> Detector:
         )
     else:
         with as_config_error("MODEL"):
-            detector = build_faster_rcnn(faster_rcnn_options(cfg), num_classes=num_classes)
+            detector = _BUILDERS[cfg.MODEL.META_ARCHITECTURE](cfg, num_classes)
     detector.load_weights(cfg.MODEL.WEIGHTS)
     return detector
 
@@ -50,19 +59,52 @@ def faster_rcnn_options(cfg: CfgNode) -> FasterRCNNOptions:
     """The settings of torchvision's Faster R-CNN in a configuration."""
     model = cfg.MODEL
     return FasterRCNNOptions(
-        pixels=read_options(PixelOptions, model),
-        image=read_options(ImageOptions, cfg.INPUT),
-        backbone=read_options(BackboneOptions, model.BACKBONE),
-        resnets=read_options(ResNetOptions, model.RESNETS),
-        fpn=read_options(FPNOptions, model.FPN),
+        **_common_options(cfg),
         anchor_generator=read_options(AnchorOptions, model.ANCHOR_GENERATOR),
         rpn=read_options(RPNOptions, model.RPN),
         roi_heads=read_options(ROIHeadsOptions, model.ROI_HEADS),
         roi_loss=read_options(ROILossOptions, model.ROI_HEADS),
         focal=_focal_options(cfg),
         roi_box_head=read_options(ROIBoxHeadOptions, model.ROI_BOX_HEAD),
-        detections=read_options(DetectionOptions, cfg.TEST),
     )
+
+
+def fcos_options(cfg: CfgNode) -> FCOSOptions:
+    """The settings of torchvision's FCOS in a configuration."""
+    fcos = read_options(FCOSHeadOptions, cfg.MODEL.FCOS)
+    return FCOSOptions(**_common_options(cfg), fcos=fcos)
+
+
+def retinanet_options(cfg: CfgNode) -> RetinaNetOptions:
+    """The settings of torchvision's RetinaNet in a configuration."""
+    return RetinaNetOptions(
+        **_common_options(cfg),
+        anchor_generator=read_options(AnchorOptions, cfg.MODEL.ANCHOR_GENERATOR),
+        retinanet=read_options(RetinaNetHeadOptions, cfg.MODEL.RETINANET),
+    )
+
+
+# Values of MODEL.META_ARCHITECTURE of torchvision's detectors.
+_BUILDERS: dict[str, Callable[[CfgNode, int], Detector]] = {
+    "GeneralizedRCNN": lambda cfg, count: build_faster_rcnn(
+        faster_rcnn_options(cfg), num_classes=count
+    ),
+    "FCOS": lambda cfg, count: build_fcos(fcos_options(cfg), num_classes=count),
+    "RetinaNet": lambda cfg, count: build_retinanet(retinanet_options(cfg), num_classes=count),
+}
+
+
+def _common_options(cfg: CfgNode) -> dict[str, Any]:
+    """The groups of `DetectorOptions`."""
+    model = cfg.MODEL
+    return {
+        "pixels": read_options(PixelOptions, model),
+        "image": read_options(ImageOptions, cfg.INPUT),
+        "backbone": read_options(BackboneOptions, model.BACKBONE),
+        "resnets": read_options(ResNetOptions, model.RESNETS),
+        "fpn": read_options(FPNOptions, model.FPN),
+        "detections": read_options(DetectionOptions, cfg.TEST),
+    }
 
 
 def _focal_options(cfg: CfgNode) -> FocalOptions:

@@ -25,7 +25,13 @@ from ssod_imwa.detection.detectors.detectron2_export import (
     export_model,
     stock_config,
 )
-from ssod_imwa.detection.detectors.detectron2_parts import ModelParts, RegionParts, has_regions
+from ssod_imwa.detection.detectors.detectron2_parts import (
+    DenseModelParts,
+    ModelParts,
+    RegionParts,
+    has_dense_maps,
+    has_regions,
+)
 from ssod_imwa.detection.detectors.parts import Parts
 from ssod_imwa.detection.detectors.plain_attributes import PlainAttributes
 from ssod_imwa.detection.detectors.weights import load_strictly, state_in
@@ -73,7 +79,8 @@ class ExactROIAlign(ROIAlign):
 class Detectron2Detector(Detector):
     """A detectron2 model; `build_detectron2_detector` makes one.
 
-    It has the ability "regions" if it is a Faster R-CNN with one stage of heads.
+    It has the ability "regions" if it is a Faster R-CNN with one stage of heads, and the ability
+    "dense" if it is an FCOS or a RetinaNet.
 
     Args:
         model: a meta-architecture with detectron2's calling convention (GeneralizedRCNN, RetinaNet,
@@ -96,7 +103,8 @@ class Detectron2Detector(Detector):
         self.model = model
         self.image_format = image_format
         self.source = source
-        self.abilities = frozenset({"regions"} if has_regions(model) else ())
+        checks = {"regions": has_regions, "dense": has_dense_maps}
+        self.abilities = frozenset(name for name, check in checks.items() if check(model))
         self.size_divisor = max(1, getattr(model.backbone, "size_divisibility", 1))
         if isinstance(source, str):  # no key reaches into a LazyConfig
             self.thawing = LAZY_THAWING
@@ -109,7 +117,8 @@ class Detectron2Detector(Detector):
     def parts(self, images: Sequence[torch.Tensor]) -> Parts:
         if self.image_format != "RGB":
             images = [image.flip(0) for image in images]
-        kind = RegionParts if "regions" in self.abilities else ModelParts
+        kinds: dict[str, type[ModelParts]] = {"regions": RegionParts, "dense": DenseModelParts}
+        kind = next((kinds[ability] for ability in self.abilities), ModelParts)
         return kind(self.name, self.model, images)
 
     def forward(

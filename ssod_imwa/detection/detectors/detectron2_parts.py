@@ -1,4 +1,4 @@
-"""detectron2's models at work on some images: any model's, and two-stage models' second stage."""
+"""detectron2's models at work on some images: any, those with regions, those with dense maps."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 from detectron2.modeling import GeneralizedRCNN
+from detectron2.modeling.meta_arch.fcos import FCOS
+from detectron2.modeling.meta_arch.retinanet import RetinaNet
 from detectron2.modeling.proposal_generator import RPN
 from detectron2.modeling.roi_heads import FastRCNNOutputLayers, StandardROIHeads
 from detectron2.structures import Boxes, ImageList, Instances
@@ -15,7 +17,13 @@ from torch import nn
 from torchvision.ops import clip_boxes_to_image
 
 from ssod_imwa.detection.data.records import Detections, Targets
-from ssod_imwa.detection.detectors.parts import Parts, RegionOutputs, Regions, SampledBoxes
+from ssod_imwa.detection.detectors.parts import (
+    DenseMaps,
+    Parts,
+    RegionOutputs,
+    Regions,
+    SampledBoxes,
+)
 
 # FCOS's names -> those of every other dense detector.
 RENAMED = {
@@ -37,6 +45,14 @@ def has_regions(model: nn.Module) -> bool:
         and type(model).inference is GeneralizedRCNN.inference
         and isinstance(heads.box_predictor, FastRCNNOutputLayers)
         and not heads.box_predictor.use_sigmoid_ce
+    )
+
+
+def has_dense_maps(model: nn.Module) -> bool:
+    """Whether a model is an FCOS or a RetinaNet that predicts as detectron2's own do."""
+    return any(
+        isinstance(model, kind) and type(model).forward_inference is kind.forward_inference
+        for kind in (FCOS, RetinaNet)
     )
 
 
@@ -75,6 +91,35 @@ class ModelParts(Parts):
             )
             for image, target in zip(self.images, targets, strict=True)
         ]
+
+
+class DenseModelParts(ModelParts):
+    """An FCOS or RetinaNet, of which `has_dense_maps` holds."""
+
+    def dense_maps(self) -> DenseMaps:
+        return self._maps
+
+    @cached_property
+    def _maps(self) -> DenseMaps:
+        model = self._model
+        features = model.backbone(model.preprocess_image(self._inputs()).tensor)
+        features = [features[name] for name in model.head_in_features]
+        # RetinaNet has no third output; FCOS's is the centerness.
+        outputs = model._transpose_dense_predictions(
+            model.head(features), [model.num_classes, 4, 1][: 3 if isinstance(model, FCOS) else 2]
+        )
+        logits, deltas, *quality = [torch.cat(levels, dim=1).float() for levels in outputs]
+        anchors = Boxes.cat(model.anchor_generator(features)).tensor
+        # In pixels also where the deltas are negative: FCOS's transform clips them at 0.
+        boxes = model.box2box_transform.apply_deltas(
+            deltas.flatten(0, 1), anchors.repeat(len(deltas), 1)
+        )
+        return DenseMaps(
+            logits,
+            boxes.view_as(deltas),
+            quality[0].squeeze(2) if quality else None,
+            tuple(level.shape[1] for level in outputs[0]),
+        )
 
 
 class RegionParts(ModelParts, Regions):

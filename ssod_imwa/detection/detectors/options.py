@@ -67,7 +67,7 @@ class AnchorOptions(Options):
 
     sizes: list[list[float]] = option(
         [[32], [64], [128], [256], [512]],
-        "edge lengths in pixels, a list for each level p2..p6",
+        "edge lengths in pixels, a list for each of five levels: p2..p6, RetinaNet's p3..p7",
         above=0,
     )
     aspect_ratios: list[list[float]] = option(
@@ -136,6 +136,72 @@ class ROIBoxHeadOptions(Options):
 
 
 @dataclass(frozen=True)
+class FCOSHeadOptions(Options):
+    """MODEL.FCOS."""
+
+    num_convs: int = option(4, "convolutions before the outputs, in each of two towers", low=1)
+    prior_prob: float = option(
+        0.01, "class probability that training starts from", above=0, below=1
+    )
+    quality: Literal["iou", "centerness"] = option(
+        "iou",
+        "what the quality branch learns: the IoU of the predicted box (Dense Teacher), or how "
+        "central a location is (FCOS)",
+    )
+    center_sampling_radius: float = option(
+        1.5, "a box is learned this many strides around its center; 0 learns it everywhere", low=0
+    )
+    sizes_of_interest: list[float] = option(
+        [64.0, 128.0, 256.0, 512.0],
+        "a level learns the boxes whose farthest edge is between two of these distances in pixels",
+        above=0,
+    )
+    focal_loss_alpha: float = option(
+        0.25, "weight of objects in the focal loss, 1 minus it of background", low=0, high=1
+    )
+    focal_loss_gamma: float = option(2.0, "exponent of the focal loss: 0 or at least 1", low=0)
+    score_thresh_test: float = option(
+        0.05, "class probability above which a location becomes a detection", low=0, high=1
+    )
+    topk_candidates_test: int = option(1000, "best candidates of a level before NMS", low=1)
+    nms_thresh_test: float = option(
+        0.6, "a detection is dropped above this IoU with a better one", low=0, high=1
+    )
+
+
+@dataclass(frozen=True)
+class RetinaNetHeadOptions(Options):
+    """MODEL.RETINANET."""
+
+    norm: Literal["", "GN"] = option(
+        "GN", "normalization of the towers: none, or GroupNorm of 32 groups"
+    )
+    prior_prob: float = option(
+        0.01, "class probability that training starts from", above=0, below=1
+    )
+    iou_thresholds: list[float] = option(
+        [0.4, 0.5],
+        "an anchor is background below the first, an object from the second IoU on",
+        low=0,
+        high=1,
+    )
+    focal_loss_alpha: float = option(
+        0.25, "weight of objects in the focal loss, 1 minus it of background", low=0, high=1
+    )
+    focal_loss_gamma: float = option(2.0, "exponent of the focal loss: 0 or at least 1", low=0)
+    smooth_l1_loss_beta: float = option(
+        0.1, "width of the box loss's quadratic part, in target units; 0 is plain L1", low=0
+    )
+    score_thresh_test: float = option(
+        0.05, "class probability above which an anchor becomes a detection", low=0, high=1
+    )
+    topk_candidates_test: int = option(1000, "best candidates of a level before NMS", low=1)
+    nms_thresh_test: float = option(
+        0.5, "a detection is dropped above this IoU with a better one", low=0, high=1
+    )
+
+
+@dataclass(frozen=True)
 class DetectionOptions(Options):
     """TEST, of both toolkits: what a detector returns."""
 
@@ -170,3 +236,24 @@ class FasterRCNNOptions(DetectorOptions):
     roi_loss: ROILossOptions = field(default_factory=ROILossOptions)
     focal: FocalOptions = field(default_factory=FocalOptions)
     roi_box_head: ROIBoxHeadOptions = field(default_factory=ROIBoxHeadOptions)
+
+
+@dataclass(frozen=True)
+class FCOSOptions(DetectorOptions):
+    """All settings of `build_fcos`, by group."""
+
+    fcos: FCOSHeadOptions = field(default_factory=FCOSHeadOptions)
+
+
+def _nine_anchors() -> AnchorOptions:
+    """Three sizes, a third of an octave apart, for each of RetinaNet's levels."""
+    sizes = [[edge * 2 ** (third / 3) for third in range(3)] for edge in (32, 64, 128, 256, 512)]
+    return AnchorOptions(sizes=sizes)
+
+
+@dataclass(frozen=True)
+class RetinaNetOptions(DetectorOptions):
+    """All settings of `build_retinanet`, by group."""
+
+    anchor_generator: AnchorOptions = field(default_factory=_nine_anchors)
+    retinanet: RetinaNetHeadOptions = field(default_factory=RetinaNetHeadOptions)

@@ -170,8 +170,8 @@ class Parts(ABC):
 
         Returns:
             Scalars: `loss_cls` and `loss_box_reg`; two-stage detectors have `loss_rpn_cls` and
-            `loss_rpn_loc`, too, and FCOS has `loss_centerness`. Every trainable parameter receives
-            a gradient from their sum.
+            `loss_rpn_loc`, too, and FCOS has `loss_quality` or `loss_centerness`. Every trainable
+            parameter receives a gradient from their sum.
 
         Raises:
             ValueError: the numbers of images and targets differ.

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from ssod_imwa.averaging.ranks import Ranks
 from ssod_imwa.data.batches import Part
 from ssod_imwa.detection.data.geometry import map_boxes
 from ssod_imwa.detection.data.records import Annotations, Detections, View
@@ -77,6 +78,10 @@ class DetectionMethod(Method):
             empty=torch.stack([~keep.any() for keep in passed]).sum(),
             **{name: tensor.to(labels.device) for name, tensor in judged.items()},
         )
+
+    def join(self, ranks: Ranks) -> None:
+        super().join(ranks)
+        self.student.group = ranks.batch
 
     def state_dict(self) -> dict[str, Any]:
         return self.student.outside_state()

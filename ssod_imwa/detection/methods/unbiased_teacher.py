@@ -27,7 +27,7 @@ from ssod_imwa.engine.teacher import Teacher
 
 # Weighted by `unsup_box_loss_weight`: the score of a pseudo-label says how sure its class is, not
 # how well its box fits.
-BOX_LOSSES = ("loss_rpn_loc", "loss_box_reg", "loss_centerness")
+BOX_LOSSES = ("loss_rpn_loc", "loss_box_reg", "loss_centerness", "loss_quality")
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,159 @@
+"""What FCOS and RetinaNet of torchvision's parts share: maps of all locations, and detections."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from functools import cached_property
+
+import torch
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.image_list import ImageList
+from torchvision.ops import batched_nms, clip_boxes_to_image
+from torchvision.ops.feature_pyramid_network import LastLevelP6P7
+
+from ssod_imwa.detection.data.records import Detections
+from ssod_imwa.detection.detectors.backbones import Backbone, build_backbone
+from ssod_imwa.detection.detectors.options import DetectorOptions
+from ssod_imwa.detection.detectors.parts import DenseMaps, Parts
+from ssod_imwa.detection.detectors.torchvision_detector import TorchvisionDetector
+
+# Of p3..p7; p6 and p7 are computed from p5.
+STRIDES = (8, 16, 32, 64, 128)
+
+
+def make_dense_backbone(options: DetectorOptions) -> Backbone:
+    """A backbone with the pyramid p3..p7, with random weights."""
+    channels = options.fpn.out_channels
+    return build_backbone(
+        options.backbone,
+        options.resnets,
+        options.fpn,
+        levels=(3, 4, 5),
+        extra_blocks=LastLevelP6P7(channels, channels),
+    )
+
+
+class StridedAnchors(AnchorGenerator):
+    """Anchors that stand `STRIDES` pixels apart, in float32 whatever type the features have.
+
+    torchvision's stand image size // map size pixels apart, which is less on p6 and p7 unless
+    images are padded to multiples of 128.
+    """
+
+    def forward(
+        self, image_list: ImageList, feature_maps: list[torch.Tensor]
+    ) -> list[torch.Tensor]:
+        # One channel of each level is enough: only type and size are read.
+        return super().forward(image_list, [level[:1, :1].float() for level in feature_maps])
+
+    def grid_anchors(
+        self, grid_sizes: list[list[int]], strides: list[list[torch.Tensor]]
+    ) -> list[torch.Tensor]:
+        fixed = [[torch.tensor(stride)] * 2 for stride in STRIDES]
+        return super().grid_anchors(grid_sizes, fixed)
+
+
+class DenseParts(Parts):
+    """A detector that predicts at every location, at work on some images."""
+
+    def __init__(self, detector: TorchvisionDetector, images: Sequence[torch.Tensor]) -> None:
+        super().__init__(detector.name, images)
+        self._backbone, self._group = detector.backbone, detector.group
+        self._batch = detector.batch(images)
+
+    def dense_maps(self) -> DenseMaps:
+        return self._maps
+
+    @cached_property
+    def _features(self) -> list[torch.Tensor]:
+        return list(self._backbone(self._batch.tensors).values())
+
+    @cached_property
+    @abstractmethod
+    def _maps(self) -> DenseMaps:
+        """The maps, computed once."""
+
+    def _divisor(self, positive: torch.Tensor) -> torch.Tensor:
+        """What sums over a batch are divided by: its positive locations, the mean over ranks.
+
+        With the mean of gradients over ranks, that is the sum over the whole batch divided by its
+        positive locations.
+        """
+        return self._group.mean(positive.sum().float()).clamp(min=1)
+
+
+def one_hot_targets(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """1 at the class of each location, like logits (B, N, C); labels outside 0..C-1 have none."""
+    return (labels[..., None] == torch.arange(logits.shape[2], device=labels.device)).to(logits)
+
+
+def check_groups(channels: int) -> None:
+    """Raise ValueError where features cannot be normalized in torchvision's 32 groups.
+
+    A group of one channel has a single value on a map of 1 x 1, which torch refuses to normalize.
+    """
+    if channels < 64 or channels % 32:
+        raise ValueError(
+            f"out_channels = {channels} is not allowed (must be a multiple of 32, at least 64: the "
+            "head normalizes in 32 groups)"
+        )
+
+
+def best_detections(
+    maps: DenseMaps,
+    image_sizes: Sequence[tuple[int, int]],
+    *,
+    score_thresh: float,
+    topk: int,
+    at_most_locations: bool,
+    nms_thresh: float,
+    limit: int,
+) -> list[Detections]:
+    """Detections of each image, by falling score.
+
+    On each level the `topk` best pairs of location and class are candidates if their class
+    probability p is above the threshold. Their score is p, or sqrt(p * quality).
+
+    Args:
+        maps: of the images.
+        image_sizes: height and width of each image without padding.
+        score_thresh: of class probabilities.
+        topk: candidates of a level.
+        at_most_locations: take no more candidates from a level than it has locations.
+        nms_thresh: a detection is dropped above this IoU with a better one of its class.
+        limit: detections of an image.
+    """
+    probabilities = maps.logits.sigmoid()
+    scores = probabilities
+    if maps.quality is not None:
+        scores = (probabilities * maps.quality.sigmoid()[..., None]).sqrt()
+    detections = []
+    for number, size in enumerate(image_sizes):
+        best = _candidates(
+            probabilities[number], maps.levels, score_thresh, topk, at_most_locations
+        )
+        location, label = best // maps.logits.shape[2], best % maps.logits.shape[2]
+        boxes = clip_boxes_to_image(maps.boxes[number, location], size)
+        score = scores[number, location, label]
+        chosen = batched_nms(boxes, score, label, nms_thresh)[:limit]
+        detections.append(Detections(boxes[chosen], label[chosen], score[chosen]))
+    return detections
+
+
+def _candidates(
+    probabilities: torch.Tensor,
+    levels: Sequence[int],
+    score_thresh: float,
+    topk: int,
+    at_most_locations: bool,
+) -> torch.Tensor:
+    """Numbers of the candidates of one image among its (N, C) probabilities, flattened."""
+    classes = probabilities.shape[1]
+    candidates, first = [], 0
+    for level in probabilities.split(list(levels)):
+        count = min(topk, len(level) if at_most_locations else level.numel())
+        values, indices = level.flatten().topk(count)
+        candidates.append(indices[values > score_thresh] + first * classes)
+        first += len(level)
+    return torch.cat(candidates)

@@ -1,0 +1,147 @@
+"""A trained FCOS or RetinaNet as plain torchvision weights, and the lines that load them.
+
+torchvision's models put the points and anchors of p6 and p7 too close together unless images are
+padded to multiples of 128, have no scale for each level, and choose FCOS's candidates by the
+product of class probability and quality. The printed lines set the first two right from outside and
+hide what is not above the threshold of class probability, so that detections are those of our
+model.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ssod_imwa.detection.detectors.export import STAGE_CHANNELS, exported_state
+from ssod_imwa.detection.detectors.faster_rcnn_modules import anchor_shapes
+from ssod_imwa.detection.detectors.options import DetectorOptions
+from ssod_imwa.engine.checkpoint.atomic import write_checkpoint
+from ssod_imwa.errors import UserError
+
+if TYPE_CHECKING:  # the two modules import this one
+    from ssod_imwa.detection.detectors.fcos import TorchvisionFCOS
+    from ssod_imwa.detection.detectors.retinanet import TorchvisionRetinaNet
+
+SCALES = "head.regression_head.scales"
+
+
+def export_fcos(detector: TorchvisionFCOS, path: Path, *, min_size: int, max_size: int) -> str:
+    """Write an FCOS's state; the lines that make a torchvision FCOS of it.
+
+    Raises:
+        UserError: a scale is not positive, which torchvision cannot express.
+    """
+    options, fcos = detector.options, detector.options.fcos
+    scales = detector.head.regression_head.scales.tolist()
+    if min(scales) <= 0:
+        raise UserError(
+            f"{detector.name} cannot be exported (the scale of a level is not positive)"
+        )
+    state = exported_state(detector.state_dict(), swap_input=options.image.format == "BGR")
+    del state[SCALES]
+    write_checkpoint(path, state)
+    channels = options.fpn.out_channels
+    arguments = [
+        *_common_arguments(options, detector.num_classes, min_size, max_size),
+        "anchor_generator=Anchors(((8,), (16,), (32,), (64,), (128,)), ((1.0,),) * 5)",
+        f"head=FCOSHead({channels}, 1, {detector.num_classes}, {fcos.num_convs})",
+        "score_thresh=0.0",
+        f"nms_thresh={fcos.nms_thresh_test!r}",
+        f"topk_candidates={fcos.topk_candidates_test}",
+    ]
+    sizes = [scale * stride for scale, stride in zip(scales, (8, 16, 32, 64, 128), strict=True)]
+    lines = [
+        *_backbone_lines(options),
+        "from torchvision.models.detection.fcos import FCOS, FCOSHead",
+        f"model = FCOS({', '.join(arguments)})",
+        "# The learned scale of each level is the size of its anchors.",
+        "model.anchor_generator.cell_anchors = [",
+        f"    torch.tensor([[-size, -size, size, size]]) / 2 for size in {sizes!r}]",
+        "def hide(module, inputs, outputs):",
+        "    logits = outputs['cls_logits']",
+        f"    low = logits.sigmoid() <= {fcos.score_thresh_test!r}",
+        "    return {**outputs, 'cls_logits': logits.masked_fill(low, float('-inf'))}",
+        "model.head.register_forward_hook(hide)",
+    ]
+    return _code(lines, options, path)
+
+
+def export_retinanet(
+    detector: TorchvisionRetinaNet, path: Path, *, min_size: int, max_size: int
+) -> str:
+    """Write a RetinaNet's state; the lines that make a torchvision RetinaNet of it."""
+    options, retinanet = detector.options, detector.options.retinanet
+    swap = options.image.format == "BGR"
+    write_checkpoint(path, exported_state(detector.state_dict(), swap_input=swap))
+    sizes, ratios = anchor_shapes(options.anchor_generator)
+    norm = "partial(torch.nn.GroupNorm, 32)" if retinanet.norm == "GN" else "None"
+    places = len(sizes[0]) * len(ratios[0])
+    head = f"{options.fpn.out_channels}, {places}, {detector.num_classes}, norm_layer={norm}"
+    arguments = [
+        *_common_arguments(options, detector.num_classes, min_size, max_size),
+        f"anchor_generator=Anchors({sizes!r}, {ratios!r})",
+        f"head=RetinaNetHead({head})",
+        f"score_thresh={retinanet.score_thresh_test!r}",
+        f"nms_thresh={retinanet.nms_thresh_test!r}",
+        f"topk_candidates={retinanet.topk_candidates_test}",
+    ]
+    lines = [
+        *_backbone_lines(options),
+        "from functools import partial",
+        "from torchvision.models.detection.retinanet import RetinaNet, RetinaNetHead",
+        f"model = RetinaNet({', '.join(arguments)})",
+    ]
+    return _code(lines, options, path)
+
+
+def _common_arguments(
+    options: DetectorOptions, num_classes: int, min_size: int, max_size: int
+) -> list[str]:
+    pixels = options.pixels
+    mean, std = (
+        [float(f"{x / 255:.7g}") for x in values]
+        for values in (pixels.pixel_mean, pixels.pixel_std)
+    )
+    if options.image.format == "BGR":
+        mean, std = mean[::-1], std[::-1]
+    return [
+        "backbone",
+        str(num_classes),
+        f"min_size={min_size}",
+        f"max_size={max_size}",
+        f"image_mean={mean!r}",
+        f"image_std={std!r}",
+        f"detections_per_img={options.detections.detections_per_image}",
+    ]
+
+
+def _backbone_lines(options: DetectorOptions) -> list[str]:
+    depth, channels = options.resnets.depth, options.fpn.out_channels
+    return [
+        f"from torchvision.models import resnet{depth}",
+        "from torchvision.models.detection.anchor_utils import AnchorGenerator",
+        "from torchvision.models.detection.backbone_utils import BackboneWithFPN",
+        "from torchvision.ops.feature_pyramid_network import LastLevelP6P7",
+        "class Anchors(AnchorGenerator):",
+        "    def grid_anchors(self, grid_sizes, strides):",
+        "        strides = [[torch.tensor(stride)] * 2 for stride in (8, 16, 32, 64, 128)]",
+        "        return super().grid_anchors(grid_sizes, strides)",
+        "levels = {'layer2': '0', 'layer3': '1', 'layer4': '2'}",
+        f"backbone = BackboneWithFPN(resnet{depth}(weights=None), levels, "
+        f"{STAGE_CHANNELS[depth][1:]}, {channels}, LastLevelP6P7({channels}, {channels}))",
+    ]
+
+
+def _code(lines: list[str], options: DetectorOptions, path: Path) -> str:
+    code = ["# Labels count from 0.", "import torch", *lines]
+    if options.resnets.stride_in_1x1:
+        code += [
+            "for part in model.backbone.body.modules():",
+            "    if hasattr(part, 'conv3'):",
+            "        part.conv1.stride, part.conv2.stride = part.conv2.stride, part.conv1.stride",
+        ]
+    code += [
+        f"model.load_state_dict(torch.load({str(path)!r}, weights_only=True))",
+        "model.eval()",
+    ]
+    return "\n".join(code) + "\n"

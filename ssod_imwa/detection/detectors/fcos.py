@@ -1,0 +1,236 @@
+"""FCOS on a feature pyramid p3..p7, made of torchvision's parts.
+
+The parameter names are those of `torchvision.models.detection.FCOS`, beside a scale for each level,
+so that weights move to it (`dense_export.py`). What differs from torchvision's own model is what
+Dense Teacher trains: the scales, a quality branch that learns the IoU, losses divided by the
+positive locations of all ranks, candidates by class probability.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torchvision.models.detection.fcos import FCOSClassificationHead, FCOSRegressionHead
+from torchvision.ops import generalized_box_iou_loss, sigmoid_focal_loss
+
+from ssod_imwa.detection.data.records import Detections, Targets
+from ssod_imwa.detection.detectors.backbones import Backbone
+from ssod_imwa.detection.detectors.dense import (
+    STRIDES,
+    DenseParts,
+    best_detections,
+    check_groups,
+    make_dense_backbone,
+    one_hot_targets,
+)
+from ssod_imwa.detection.detectors.dense_export import export_fcos
+from ssod_imwa.detection.detectors.locations import (
+    Locations,
+    assign_locations,
+    centerness,
+    grid_locations,
+)
+from ssod_imwa.detection.detectors.options import FCOSOptions
+from ssod_imwa.detection.detectors.parts import DenseMaps
+from ssod_imwa.detection.detectors.torchvision_detector import (
+    TorchvisionDetector,
+    check_lengths,
+    check_options,
+)
+from ssod_imwa.detection.losses import aligned_iou, check_gamma
+
+
+class ScaledRegressionHead(FCOSRegressionHead):
+    """torchvision's with a learned factor for each level; its outputs are float32.
+
+    Source: FCOS (arXiv 1904.01355, section 3.2), with ReLU in place of the exponential.
+    """
+
+    def __init__(self, channels: int, num_convs: int) -> None:
+        super().__init__(channels, 1, num_convs)
+        self.scales = nn.Parameter(torch.ones(len(STRIDES)))
+
+    def forward(self, x: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        distances, quality = [], []
+        for features, scale in zip(x, self.scales, strict=True):
+            tower = self.conv(features)
+            raw = self.bbox_reg(tower).float()
+            distances.append(F.relu(scale * raw).flatten(2).mT)
+            quality.append(self.bbox_ctrness(tower).float().flatten(1))
+        return torch.cat(distances, dim=1), torch.cat(quality, dim=1)
+
+
+class FCOSHead(nn.Module):
+    """Two towers shared by all levels, one for classes, one for boxes and their quality.
+
+    Args:
+        channels: of the features, a multiple of 32.
+        num_classes: C.
+        num_convs: convolutions of a tower.
+        prior_prob: class probability that training starts from.
+    """
+
+    def __init__(
+        self, channels: int, num_classes: int, *, num_convs: int, prior_prob: float
+    ) -> None:
+        super().__init__()
+        self.classification_head = FCOSClassificationHead(
+            channels, 1, num_classes, num_convs, prior_prob
+        )
+        self.regression_head = ScaledRegressionHead(channels, num_convs)
+
+    def forward(
+        self, features: list[torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Logits (B, N, C), distances to the edges in strides (B, N, 4), quality logits (B, N)."""
+        logits = self.classification_head(features).float()
+        return logits, *self.regression_head(features)
+
+
+class TorchvisionFCOS(TorchvisionDetector):
+    """FCOS; `build_fcos` makes one.
+
+    Args:
+        backbone: with the pyramid p3..p7.
+        head: predicts at all locations.
+        options: what these were made with.
+        num_classes: C.
+    """
+
+    abilities = frozenset({"dense"})
+    classifier = "head.classification_head.cls_logits.weight"
+    options: FCOSOptions
+
+    def __init__(
+        self, backbone: Backbone, head: FCOSHead, options: FCOSOptions, *, num_classes: int
+    ) -> None:
+        super().__init__(backbone, options, num_classes=num_classes)
+        self.head = head
+
+    @property
+    def name(self) -> str:
+        return "torchvision's FCOS"
+
+    def parts(self, images: Sequence[torch.Tensor]) -> FCOSParts:
+        return FCOSParts(self, images)
+
+    def export(self, path: Path, *, min_size: int, max_size: int) -> str:
+        """Write a state dict that plain torchvision loads; the scales are in the printed lines."""
+        return export_fcos(self, path, min_size=min_size, max_size=max_size)
+
+
+class FCOSParts(DenseParts):
+    """The detector at work on some images."""
+
+    def __init__(self, detector: TorchvisionFCOS, images: Sequence[torch.Tensor]) -> None:
+        super().__init__(detector, images)
+        self._head, self._options = detector.head, detector.options.fcos
+        self._num_classes, self._limit = detector.num_classes, detector.options.detections
+
+    @cached_property
+    def _locations(self) -> Locations:
+        sizes = [tuple(level.shape[-2:]) for level in self._features]
+        return grid_locations(sizes, STRIDES, self._batch.tensors.device)
+
+    @cached_property
+    def _maps(self) -> DenseMaps:
+        logits, distances, quality = self._head(self._features)
+        start, end = (distances * self._locations.strides[:, None]).split(2, dim=2)
+        points = self._locations.points
+        boxes = torch.cat([points - start, points + end], dim=2)
+        return DenseMaps(logits, boxes, quality, self._locations.levels)
+
+    def losses(self, targets: Sequence[Targets]) -> dict[str, torch.Tensor]:
+        self.check_count("targets", targets)
+        assigned = [
+            assign_locations(
+                self._locations,
+                target,
+                bounds=self._options.sizes_of_interest,
+                radius=self._options.center_sampling_radius,
+                num_classes=self._num_classes,
+            )
+            for target in targets
+        ]
+        labels = torch.stack([item.labels for item in assigned])
+        boxes = torch.stack([item.boxes for item in assigned])
+        maps, positive = self._maps, labels < self._num_classes
+        divisor = self._divisor(positive)
+        focal = sigmoid_focal_loss(
+            maps.logits,
+            one_hot_targets(maps.logits, labels),
+            alpha=self._options.focal_loss_alpha,
+            gamma=self._options.focal_loss_gamma,
+            reduction="sum",
+        )
+        predicted, wanted = maps.boxes[positive], boxes[positive]
+        overlap = generalized_box_iou_loss(predicted, wanted, reduction="sum")
+        name, qualities = self._qualities(positive, predicted.detach(), wanted)
+        assert maps.quality is not None
+        quality = F.binary_cross_entropy_with_logits(
+            maps.quality[positive], qualities, reduction="sum"
+        )
+        return {
+            "loss_cls": focal / divisor,
+            "loss_box_reg": overlap / divisor,
+            name: quality / divisor,
+        }
+
+    def _qualities(
+        self, positive: torch.Tensor, predicted: torch.Tensor, wanted: torch.Tensor
+    ) -> tuple[str, torch.Tensor]:
+        """The name of the quality loss and what the quality of positive locations is to be."""
+        if self._options.quality == "iou":
+            return "loss_quality", aligned_iou(predicted, wanted)
+        points = self._locations.points.expand(len(positive), -1, -1)[positive]
+        return "loss_centerness", centerness(points, wanted)
+
+    def detections(self) -> list[Detections]:
+        return best_detections(
+            self._maps,
+            self._batch.image_sizes,
+            score_thresh=self._options.score_thresh_test,
+            topk=self._options.topk_candidates_test,
+            at_most_locations=True,
+            nms_thresh=self._options.nms_thresh_test,
+            limit=self._limit.detections_per_image,
+        )
+
+
+def build_fcos(options: FCOSOptions | None = None, *, num_classes: int) -> TorchvisionFCOS:
+    """An FCOS with random weights; `load_weights` fills them.
+
+    Args:
+        options: None takes all defaults: a ResNet-50 whose batch norms are frozen, for images of
+            COCO's size.
+        num_classes: C.
+
+    Raises:
+        ValueError: values are out of range or do not fit together.
+
+    Example:
+        >>> from ssod_imwa.detection.detectors.options import BackboneOptions, ResNetOptions
+        >>> options = FCOSOptions(
+        ...     backbone=BackboneOptions(freeze_at=0), resnets=ResNetOptions(depth=18, norm="BN")
+        ... )
+        >>> detector = build_fcos(options, num_classes=10)
+        >>> detector.dense_maps([torch.zeros(3, 64, 96, dtype=torch.uint8)]).levels
+        (96, 24, 6, 2, 1)
+    """
+    options = options or FCOSOptions()
+    check_options(options, num_classes)
+    fcos, channels = options.fcos, options.fpn.out_channels
+    check_gamma(fcos.focal_loss_gamma)
+    check_lengths({"sizes_of_interest": (fcos.sizes_of_interest, len(STRIDES) - 1)})
+    if fcos.sizes_of_interest != sorted(fcos.sizes_of_interest):
+        raise ValueError(
+            f"sizes_of_interest = {fcos.sizes_of_interest} is not allowed (must be ascending)"
+        )
+    check_groups(channels)
+    head = FCOSHead(channels, num_classes, num_convs=fcos.num_convs, prior_prob=fcos.prior_prob)
+    return TorchvisionFCOS(make_dense_backbone(options), head, options, num_classes=num_classes)
