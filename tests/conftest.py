@@ -24,6 +24,25 @@ METHODS = {
         "SSOD.BBOX_THRESHOLD": 0.2,
         "SOLVER.IMS_PER_BATCH_UNLABELED": 2,
     },
+    "dense_teacher": {
+        "MODEL.META_ARCHITECTURE": "FCOS",
+        "SSOD.EMA_START_ITERS": 0,
+        "SSOD.BURN_IN_ITERS": 1,
+        "SSOD.EMA_DECAY": 0.9,
+        "SOLVER.IMS_PER_BATCH_UNLABELED": 2,
+    },
+}
+# What makes each detector small.
+DETECTORS = {
+    "GeneralizedRCNN": {
+        "MODEL.FPN.OUT_CHANNELS": 16,
+        "MODEL.ROI_BOX_HEAD.FC_DIM": 16,
+        "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": 8,
+        "MODEL.RPN.PRE_NMS_TOPK_TRAIN": 50,
+        "MODEL.RPN.PRE_NMS_TOPK_TEST": 50,
+    },
+    "FCOS": {"MODEL.FPN.OUT_CHANNELS": 64, "MODEL.FCOS.NUM_CONVS": 1},
+    "RetinaNet": {"MODEL.FPN.OUT_CHANNELS": 16, "MODEL.RETINANET.NORM": ""},
 }
 
 
@@ -53,7 +72,8 @@ def root(tmp_path_factory):
 def detection_config(root, tmp_path):
     """A function that loads a run of seconds, changed by KEY VALUE pairs.
 
-    It is Unbiased Teacher's unless they name another method.
+    It is Unbiased Teacher's unless they name another method, and its usual detector's unless they
+    name another one.
     """
 
     def load(*overrides, output="run"):
@@ -67,11 +87,6 @@ def detection_config(root, tmp_path):
             "MODEL.RESNETS.DEPTH": 18,
             "MODEL.RESNETS.NORM": "BN",
             "MODEL.BACKBONE.FREEZE_AT": 0,
-            "MODEL.FPN.OUT_CHANNELS": 16,
-            "MODEL.ROI_BOX_HEAD.FC_DIM": 16,
-            "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": 8,
-            "MODEL.RPN.PRE_NMS_TOPK_TRAIN": 50,
-            "MODEL.RPN.PRE_NMS_TOPK_TEST": 50,
             "INPUT.MIN_SIZE_TRAIN": [48],
             "INPUT.MIN_SIZE_TEST": 48,
             "SOLVER.MAX_ITER": 4,
@@ -81,6 +96,8 @@ def detection_config(root, tmp_path):
         }
         method = next((name for name in METHODS if name in overrides), "unbiased_teacher")
         settings |= {"SSOD.ALGORITHM": method, **METHODS[method]}
+        usual = settings.get("MODEL.META_ARCHITECTURE", "GeneralizedRCNN")
+        settings |= DETECTORS[next((name for name in DETECTORS if name in overrides), usual)]
         pairs = [str(x) for pair in settings.items() for x in pair]
         return load_config(overrides=[*pairs, *map(str, overrides)])
 

@@ -58,7 +58,7 @@ def read(monkeypatch):
 def read_by_detection(read, config, *overrides):
     plain = config(
         *("IMWA.MEMBERS", 2, "IMWA.EPISODES", 2, "IMWA.BN", "recompute"),
-        *("SOLVER.CLIP_GRADIENTS.ENABLED", True, "MODEL.ROI_HEADS.LOSS", "FocalLoss"),
+        *("SOLVER.CLIP_GRADIENTS.ENABLED", True),
         *("SOLVER.AMP.ENABLED", True, "SOLVER.AMP.DTYPE", "bfloat16"),
         *overrides,
     )
@@ -66,7 +66,10 @@ def read_by_detection(read, config, *overrides):
 
 
 def test_every_key_of_detection_is_read(read, detection_config):
-    read_by_detection(read, detection_config)
+    read_by_detection(read, detection_config, "MODEL.ROI_HEADS.LOSS", "FocalLoss")
+    read_by_detection(read, detection_config, "SSOD.ALGORITHM", "dense_teacher")
+    retinanet = ("SSOD.ALGORITHM", "supervised", "MODEL.META_ARCHITECTURE", "RetinaNet")
+    read_by_detection(read, detection_config, *retinanet)
     for method, kind in (("supervised", "photometric"), ("mean_teacher", "geometric")):
         settings = ("SSOD.ALGORITHM", method, "INPUT.STRONG.KIND", kind)
         read_by_detection(read, detection_config, *settings)

@@ -14,12 +14,10 @@ from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from ssod_imwa.detection.data.records import Detections
 from ssod_imwa.detection.detectors.backbones import Backbone, build_backbone
+from ssod_imwa.detection.detectors.dense_export import STRIDES
 from ssod_imwa.detection.detectors.options import DetectorOptions
 from ssod_imwa.detection.detectors.parts import DenseMaps, Parts
 from ssod_imwa.detection.detectors.torchvision_detector import TorchvisionDetector
-
-# Of p3..p7; p6 and p7 are computed from p5.
-STRIDES = (8, 16, 32, 64, 128)
 
 
 def make_dense_backbone(options: DetectorOptions) -> Backbone:
@@ -30,8 +28,23 @@ def make_dense_backbone(options: DetectorOptions) -> Backbone:
         options.resnets,
         options.fpn,
         levels=(3, 4, 5),
-        extra_blocks=LastLevelP6P7(channels, channels),
+        extra_blocks=CoarseLevels(channels, channels),
     )
+
+
+class CoarseLevels(LastLevelP6P7):
+    """p6 and p7, in float32 under autocast, too.
+
+    On a CPU, torch 2.14 leaves memory as it was in bfloat16's gradient of a convolution with stride
+    2 on maps one pixel high, which p6 of small images is.
+    """
+
+    def forward(
+        self, p: list[torch.Tensor], c: list[torch.Tensor], names: list[str]
+    ) -> tuple[list[torch.Tensor], list[str]]:
+        with torch.autocast(p[-1].device.type, enabled=False):
+            coarse, names = super().forward([p[-1].float()], c, names)
+        return [*p, *coarse[1:]], names
 
 
 class StridedAnchors(AnchorGenerator):

@@ -1,4 +1,4 @@
-"""A trained FCOS or RetinaNet as plain torchvision weights, and the lines that load them.
+"""The lines that make plain torchvision models of an exported FCOS or RetinaNet.
 
 torchvision's models put the points and anchors of p6 and p7 too close together unless images are
 padded to multiples of 128, have no scale for each level, and choose FCOS's candidates by the
@@ -9,47 +9,47 @@ model.
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
-from ssod_imwa.detection.detectors.export import STAGE_CHANNELS, exported_state
+from ssod_imwa.detection.detectors.export import STAGE_CHANNELS
 from ssod_imwa.detection.detectors.faster_rcnn_modules import anchor_shapes
-from ssod_imwa.detection.detectors.options import DetectorOptions
-from ssod_imwa.engine.checkpoint.atomic import write_checkpoint
-from ssod_imwa.errors import UserError
+from ssod_imwa.detection.detectors.options import DetectorOptions, FCOSOptions, RetinaNetOptions
 
-if TYPE_CHECKING:  # the two modules import this one
-    from ssod_imwa.detection.detectors.fcos import TorchvisionFCOS
-    from ssod_imwa.detection.detectors.retinanet import TorchvisionRetinaNet
-
-SCALES = "head.regression_head.scales"
+STRIDES = (8, 16, 32, 64, 128)
 
 
-def export_fcos(detector: TorchvisionFCOS, path: Path, *, min_size: int, max_size: int) -> str:
-    """Write an FCOS's state; the lines that make a torchvision FCOS of it.
+def fcos_loading_code(
+    options: FCOSOptions,
+    num_classes: int,
+    path: str,
+    *,
+    scales: Sequence[float],
+    min_size: int,
+    max_size: int,
+) -> str:
+    """Python lines that make `model`, a torchvision FCOS with the weights at `path`.
 
-    Raises:
-        UserError: a scale is not positive, which torchvision cannot express.
+    Nothing of this package is imported. The model takes RGB images with values in 0..1, resizes
+    them itself, and counts classes from 0.
+
+    Args:
+        options: of the exported detector.
+        num_classes: C.
+        path: where the weights were written, without the scales.
+        scales: of the levels, all above 0.
+        min_size: edge length in pixels to which torchvision resizes the shorter edge.
+        max_size: bound on the longer edge.
     """
-    options, fcos = detector.options, detector.options.fcos
-    scales = detector.head.regression_head.scales.tolist()
-    if min(scales) <= 0:
-        raise UserError(
-            f"{detector.name} cannot be exported (the scale of a level is not positive)"
-        )
-    state = exported_state(detector.state_dict(), swap_input=options.image.format == "BGR")
-    del state[SCALES]
-    write_checkpoint(path, state)
-    channels = options.fpn.out_channels
+    fcos = options.fcos
     arguments = [
-        *_common_arguments(options, detector.num_classes, min_size, max_size),
-        "anchor_generator=Anchors(((8,), (16,), (32,), (64,), (128,)), ((1.0,),) * 5)",
-        f"head=FCOSHead({channels}, 1, {detector.num_classes}, {fcos.num_convs})",
+        *_common_arguments(options, num_classes, min_size, max_size),
+        f"anchor_generator=Anchors({tuple((stride,) for stride in STRIDES)}, ((1.0,),) * 5)",
+        f"head=FCOSHead({options.fpn.out_channels}, 1, {num_classes}, {fcos.num_convs})",
         "score_thresh=0.0",
         f"nms_thresh={fcos.nms_thresh_test!r}",
         f"topk_candidates={fcos.topk_candidates_test}",
     ]
-    sizes = [scale * stride for scale, stride in zip(scales, (8, 16, 32, 64, 128), strict=True)]
+    sizes = [scale * stride for scale, stride in zip(scales, STRIDES, strict=True)]
     lines = [
         *_backbone_lines(options),
         "from torchvision.models.detection.fcos import FCOS, FCOSHead",
@@ -66,19 +66,20 @@ def export_fcos(detector: TorchvisionFCOS, path: Path, *, min_size: int, max_siz
     return _code(lines, options, path)
 
 
-def export_retinanet(
-    detector: TorchvisionRetinaNet, path: Path, *, min_size: int, max_size: int
+def retinanet_loading_code(
+    options: RetinaNetOptions, num_classes: int, path: str, *, min_size: int, max_size: int
 ) -> str:
-    """Write a RetinaNet's state; the lines that make a torchvision RetinaNet of it."""
-    options, retinanet = detector.options, detector.options.retinanet
-    swap = options.image.format == "BGR"
-    write_checkpoint(path, exported_state(detector.state_dict(), swap_input=swap))
+    """Python lines that make `model`, a torchvision RetinaNet with the weights at `path`.
+
+    Args: as of `fcos_loading_code`.
+    """
+    retinanet = options.retinanet
     sizes, ratios = anchor_shapes(options.anchor_generator)
     norm = "partial(torch.nn.GroupNorm, 32)" if retinanet.norm == "GN" else "None"
     places = len(sizes[0]) * len(ratios[0])
-    head = f"{options.fpn.out_channels}, {places}, {detector.num_classes}, norm_layer={norm}"
+    head = f"{options.fpn.out_channels}, {places}, {num_classes}, norm_layer={norm}"
     arguments = [
-        *_common_arguments(options, detector.num_classes, min_size, max_size),
+        *_common_arguments(options, num_classes, min_size, max_size),
         f"anchor_generator=Anchors({sizes!r}, {ratios!r})",
         f"head=RetinaNetHead({head})",
         f"score_thresh={retinanet.score_thresh_test!r}",
@@ -124,7 +125,7 @@ def _backbone_lines(options: DetectorOptions) -> list[str]:
         "from torchvision.ops.feature_pyramid_network import LastLevelP6P7",
         "class Anchors(AnchorGenerator):",
         "    def grid_anchors(self, grid_sizes, strides):",
-        "        strides = [[torch.tensor(stride)] * 2 for stride in (8, 16, 32, 64, 128)]",
+        f"        strides = [[torch.tensor(stride)] * 2 for stride in {STRIDES}]",
         "        return super().grid_anchors(grid_sizes, strides)",
         "levels = {'layer2': '0', 'layer3': '1', 'layer4': '2'}",
         f"backbone = BackboneWithFPN(resnet{depth}(weights=None), levels, "
@@ -132,7 +133,7 @@ def _backbone_lines(options: DetectorOptions) -> list[str]:
     ]
 
 
-def _code(lines: list[str], options: DetectorOptions, path: Path) -> str:
+def _code(lines: list[str], options: DetectorOptions, path: str) -> str:
     code = ["# Labels count from 0.", "import torch", *lines]
     if options.resnets.stride_in_1x1:
         code += [
@@ -141,7 +142,7 @@ def _code(lines: list[str], options: DetectorOptions, path: Path) -> str:
             "        part.conv1.stride, part.conv2.stride = part.conv2.stride, part.conv1.stride",
         ]
     code += [
-        f"model.load_state_dict(torch.load({str(path)!r}, weights_only=True))",
+        f"model.load_state_dict(torch.load({path!r}, weights_only=True))",
         "model.eval()",
     ]
     return "\n".join(code) + "\n"

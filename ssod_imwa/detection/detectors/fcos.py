@@ -28,7 +28,8 @@ from ssod_imwa.detection.detectors.dense import (
     make_dense_backbone,
     one_hot_targets,
 )
-from ssod_imwa.detection.detectors.dense_export import export_fcos
+from ssod_imwa.detection.detectors.dense_export import fcos_loading_code
+from ssod_imwa.detection.detectors.export import exported_state
 from ssod_imwa.detection.detectors.locations import (
     Locations,
     assign_locations,
@@ -43,6 +44,8 @@ from ssod_imwa.detection.detectors.torchvision_detector import (
     check_options,
 )
 from ssod_imwa.detection.losses import aligned_iou, check_gamma
+from ssod_imwa.engine.checkpoint.atomic import write_checkpoint
+from ssod_imwa.errors import UserError
 
 
 class ScaledRegressionHead(FCOSRegressionHead):
@@ -120,8 +123,29 @@ class TorchvisionFCOS(TorchvisionDetector):
         return FCOSParts(self, images)
 
     def export(self, path: Path, *, min_size: int, max_size: int) -> str:
-        """Write a state dict that plain torchvision loads; the scales are in the printed lines."""
-        return export_fcos(self, path, min_size=min_size, max_size=max_size)
+        """Write a state dict that plain torchvision loads; the scales are in the printed lines.
+
+        Raises:
+            UserError: a scale is not above 0.
+        """
+        scales = self.head.regression_head.scales.tolist()
+        if min(scales) <= 0:
+            raise UserError(
+                f"{self.name} cannot be exported (the scale of a level is not positive, which "
+                "plain torchvision cannot express)"
+            )
+        swap = self.options.image.format == "BGR"
+        state = exported_state(self.state_dict(), swap_input=swap)
+        del state["head.regression_head.scales"]
+        write_checkpoint(path, state)
+        return fcos_loading_code(
+            self.options,
+            self.num_classes,
+            str(path),
+            scales=scales,
+            min_size=min_size,
+            max_size=max_size,
+        )
 
 
 class FCOSParts(DenseParts):
@@ -134,7 +158,7 @@ class FCOSParts(DenseParts):
 
     @cached_property
     def _locations(self) -> Locations:
-        sizes = [tuple(level.shape[-2:]) for level in self._features]
+        sizes = [(level.shape[-2], level.shape[-1]) for level in self._features]
         return grid_locations(sizes, STRIDES, self._batch.tensors.device)
 
     @cached_property

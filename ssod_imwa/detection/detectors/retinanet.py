@@ -31,7 +31,8 @@ from ssod_imwa.detection.detectors.dense import (
     make_dense_backbone,
     one_hot_targets,
 )
-from ssod_imwa.detection.detectors.dense_export import export_retinanet
+from ssod_imwa.detection.detectors.dense_export import retinanet_loading_code
+from ssod_imwa.detection.detectors.export import exported_state
 from ssod_imwa.detection.detectors.faster_rcnn_modules import anchor_shapes
 from ssod_imwa.detection.detectors.locations import Assignment
 from ssod_imwa.detection.detectors.options import RetinaNetOptions
@@ -42,6 +43,7 @@ from ssod_imwa.detection.detectors.torchvision_detector import (
     check_options,
 )
 from ssod_imwa.detection.losses import check_gamma
+from ssod_imwa.engine.checkpoint.atomic import write_checkpoint
 
 
 class RetinaNetHead(nn.Module):
@@ -109,7 +111,11 @@ class TorchvisionRetinaNet(TorchvisionDetector):
 
     def export(self, path: Path, *, min_size: int, max_size: int) -> str:
         """Write one state dict, which plain torchvision loads."""
-        return export_retinanet(self, path, min_size=min_size, max_size=max_size)
+        swap = self.options.image.format == "BGR"
+        write_checkpoint(path, exported_state(self.state_dict(), swap_input=swap))
+        return retinanet_loading_code(
+            self.options, self.num_classes, str(path), min_size=min_size, max_size=max_size
+        )
 
     @torch.no_grad()
     def assign(self, anchors: torch.Tensor, targets: Targets) -> Assignment:

@@ -436,6 +436,21 @@ def test_autocast_decodes_boxes_in_float32(build):
 
 
 @pytest.mark.parametrize("build", BUILDERS)
+def test_gradients_in_bfloat16_are_near_those_in_float32_on_maps_of_one_pixel(build):
+    """torch's own, of a convolution with stride 2, hold what was in memory before."""
+    found = []
+    for enabled in (False, True):
+        detector = build()
+        rubbish = [torch.full((64, 64, 3, 3), 1e30, dtype=torch.bfloat16) for _ in range(20)]
+        del rubbish
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            losses = detector(IMAGES[1:], SupervisedLoss(TARGETS[:1]))
+        sum(losses.values()).backward()
+        found.append(detector.backbone.fpn.extra_blocks.p7.weight.grad)
+    torch.testing.assert_close(found[1], found[0], rtol=0.1, atol=0.1 * float(found[0].abs().max()))
+
+
+@pytest.mark.parametrize("build", BUILDERS)
 def test_no_ability_but_dense(build):
     assert build().abilities == {"dense"}
     assert build().name in ("torchvision's FCOS", "torchvision's RetinaNet")
