@@ -33,6 +33,7 @@ from ssod_imwa.classification.models.heads import ScaledClassifier, ScaleOptions
 from ssod_imwa.classification.models.mae import MaskedAutoencoder
 from ssod_imwa.classification.models.vit import ViTOptions
 from ssod_imwa.classification.models.weights import foreign_state, load_encoder
+from ssod_imwa.classification.models.wide_resnet import WideResNetOptions
 from ssod_imwa.config.options import read_options
 from ssod_imwa.data.order import MakeOrder
 from ssod_imwa.engine.checkpoint.models import read_models
@@ -167,6 +168,7 @@ def _build_network(cfg: CfgNode, classes: int, *, imagenet: bool) -> ImageClassi
             image_size=cfg.CLS.INPUT.SIZE,
             pretrained=imagenet,
             drop_path=read_options(ViTOptions, node).drop_path,
+            wide_resnet=read_options(WideResNetOptions, node),
         )
 
     # The heads of ECL and NCL stand on experts, even on one alone.

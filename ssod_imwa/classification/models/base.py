@@ -18,6 +18,7 @@ class ImageClassifier(nn.Module):
             which methods mix features (MFW, manifold mixup).
         library_names: prefix of a weight's name -> its prefix in the library that the network
             comes from, see `models.weights`.
+        unused: layers that take no part in a forward pass, whose parameters are never trained.
         num_features: d, the width of the features.
         classifier: features (B, d) -> logits (B, C).
 
@@ -35,6 +36,7 @@ class ImageClassifier(nn.Module):
 
     group_names: tuple[str, ...] = ()
     library_names: Mapping[str, str] = {}
+    unused: tuple[nn.Module, ...] = ()
     num_features: int
     classifier: nn.Module
 

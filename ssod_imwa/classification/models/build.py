@@ -16,7 +16,7 @@ from ssod_imwa.classification.models.experts import Experts
 from ssod_imwa.classification.models.resnet12 import ResNet12
 from ssod_imwa.classification.models.torchvision_models import NAMES, TorchvisionResNet
 from ssod_imwa.classification.models.vit import ViT
-from ssod_imwa.classification.models.wide_resnet import WideResNet
+from ssod_imwa.classification.models.wide_resnet import WideResNet, WideResNetOptions
 from ssod_imwa.config.options import Options, option
 
 
@@ -30,6 +30,7 @@ class Settings:
     image_size: int
     pretrained: bool
     drop_path: float
+    wide_resnet: WideResNetOptions
 
 
 Builder = Callable[[Settings], ImageClassifier]
@@ -40,7 +41,9 @@ def _cifar_resnet(depth: int) -> Builder:
 
 
 def _wide_resnet(width: int) -> Builder:
-    return lambda s: WideResNet(s.classes, width=width, classifier=s.classifier, scale=s.scale)
+    return lambda s: WideResNet(
+        s.classes, width=width, options=s.wide_resnet, classifier=s.classifier, scale=s.scale
+    )
 
 
 def _torchvision(name: str, *, small_stem: bool = False) -> Builder:
@@ -76,11 +79,12 @@ VITS: dict[str, Builder] = {
     "vit_base_patch16": _vit(patch_size=16, dim=768, depth=12, heads=12),
     "vit_tiny_patch4_32": _vit(patch_size=4, dim=96, depth=6, heads=3),
 }
+WIDE_RESNETS: dict[str, Builder] = {f"wrn_28_{width}": _wide_resnet(width) for width in (2, 8)}
 MODELS: dict[str, Builder] = {
     **{f"cifar_resnet{depth}": _cifar_resnet(depth) for depth in (20, 32, 44, 56)},
-    **{f"wrn_28_{width}": _wide_resnet(width) for width in (2, 8)},
+    **WIDE_RESNETS,
     **{name: _torchvision(name) for name in NAMES},
-    "resnet18_small": _torchvision("resnet18", small_stem=True),
+    **{f"{name}_small": _torchvision(name, small_stem=True) for name in ("resnet18", "resnet50")},
     "resnet12": _resnet12,
     **VITS,
 }
@@ -102,6 +106,7 @@ def build_classifier(
     scale: float = 30.0,
     pretrained: bool = False,
     drop_path: float = 0.0,
+    wide_resnet: WideResNetOptions = WideResNetOptions(),
 ) -> ImageClassifier:
     """A network with random weights, or ImageNet's.
 
@@ -114,6 +119,7 @@ def build_classifier(
         scale: of the cosine classifier.
         pretrained: begin with torchvision's ImageNet weights, but for the classifier.
         drop_path: of vision transformers, see `ViT`.
+        wide_resnet: of wide ResNets.
 
     Raises:
         ValueError: the name is not known, or an argument is out of range or does not go with it.
@@ -139,7 +145,12 @@ def build_classifier(
             f"drop_path = {drop_path} is not allowed with model = {name!r} (must be 0: only "
             "vision transformers have it)"
         )
-    settings = Settings(classes, classifier, scale, image_size, pretrained, drop_path)
+    if wide_resnet != WideResNetOptions() and name not in WIDE_RESNETS:
+        raise ValueError(
+            f"{wide_resnet} is not allowed with model = {name!r} (must be one of "
+            f"{list(WIDE_RESNETS)})"
+        )
+    settings = Settings(classes, classifier, scale, image_size, pretrained, drop_path, wide_resnet)
     return MODELS[name](settings)
 
 

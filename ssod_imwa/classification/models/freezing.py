@@ -83,6 +83,9 @@ def train_only(
     if part == "last_block_and_norms":
         for layer in _batch_norms(frozen):
             layer.requires_grad_(True)
+    for classifier in _classifiers(model):
+        for unused in classifier.unused:
+            unused.requires_grad_(False)
     set_train_mode(model, part, move_statistics=move_statistics)
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -9,9 +12,29 @@ from torch import nn
 from ssod_imwa.classification.checks import check_at_least_1
 from ssod_imwa.classification.models.base import ImageClassifier
 from ssod_imwa.classification.models.classifiers import ClassifierKind, make_classifier
+from ssod_imwa.config.options import Options, option
 
 STEM_WIDTH = 16
 SLOPE = 0.1  # of the leaky ReLU for negative values
+PreActivation = Literal["first", "raw"]
+
+
+@dataclass(frozen=True)
+class WideResNetOptions(Options):
+    """In what the public codes' networks of one name differ."""
+
+    bn_momentum: float = option(
+        0.001,
+        "momentum of batch norm as PyTorch counts it; 0.001 in FixMatch's PyTorch code and ACR, "
+        "0.1 in DASO",
+        above=0,
+        high=1,
+    )
+    pre_activation: PreActivation = option(
+        "first",
+        "what the first convolution of the second and third stage sees: the normalized and "
+        "activated input (DASO, FixMatch in TensorFlow), or the raw one (FixMatch in PyTorch, ACR)",
+    )
 
 
 class PreActivationUnit(nn.Module):
@@ -26,6 +49,7 @@ class PreActivationUnit(nn.Module):
         momentum: of batch norm.
         activate_shortcut: whether the first normalization and activation come before the shortcut
             branches off.
+        raw: leave the first normalization and activation out, though not its parameters.
     """
 
     def __init__(
@@ -36,9 +60,11 @@ class PreActivationUnit(nn.Module):
         stride: int,
         momentum: float,
         activate_shortcut: bool,
+        raw: bool = False,
     ) -> None:
         super().__init__()
         self.activate_shortcut = activate_shortcut
+        self.raw = raw
         self.bn1 = nn.BatchNorm2d(in_channels, momentum=momentum)
         self.conv1 = nn.Conv2d(in_channels, channels, 3, stride=stride, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(channels, momentum=momentum)
@@ -51,7 +77,7 @@ class PreActivationUnit(nn.Module):
         )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        active = F.leaky_relu(self.bn1(x), SLOPE, inplace=True)
+        active = x if self.raw else F.leaky_relu(self.bn1(x), SLOPE, inplace=True)
         inner = self.conv2(F.leaky_relu(self.bn2(self.conv1(active)), SLOPE, inplace=True))
         return inner + self.shortcut(active if self.activate_shortcut else x)
 
@@ -66,8 +92,10 @@ class WideResNet(ImageClassifier):
         classes: C, outputs of the classifier.
         depth: 28 in semi-supervised work.
         width: k; 2 in most papers, 8 in some of CIFAR-100's numbers.
-        momentum: of batch norm, as PyTorch counts it: 0.001 in FixMatch's PyTorch code and ACR,
-            0.1 in DASO.
+        options: momentum of batch norm, and what the first convolution of the second and third
+            stage sees. With "raw" their first batch norms are there, so that names and the number
+            of parameters are the public codes', but nothing uses or trains them: those codes
+            throw what they compute away.
         classifier: "linear" or "cosine".
         scale: of the cosine classifier.
 
@@ -89,7 +117,7 @@ class WideResNet(ImageClassifier):
         *,
         depth: int = 28,
         width: int = 2,
-        momentum: float = 0.001,
+        options: WideResNetOptions = WideResNetOptions(),
         classifier: ClassifierKind = "linear",
         scale: float = 30.0,
     ) -> None:
@@ -100,10 +128,17 @@ class WideResNet(ImageClassifier):
         units = (depth - 4) // 6
         widths = [STEM_WIDTH * width * factor for factor in (1, 2, 4)]
         self.num_features = widths[-1]
+        momentum, raw = options.bn_momentum, options.pre_activation == "raw"
         self.stem = nn.Conv2d(3, STEM_WIDTH, 3, padding=1, bias=False)
         self.layer1 = _stage(STEM_WIDTH, widths[0], units, 1, momentum, activate_shortcut=True)
-        self.layer2 = _stage(widths[0], widths[1], units, 2, momentum)
-        self.layer3 = _stage(widths[1], widths[2], units, 2, momentum)
+        self.layer2 = _stage(widths[0], widths[1], units, 2, momentum, raw=raw)
+        self.layer3 = _stage(widths[1], widths[2], units, 2, momentum, raw=raw)
+        if raw:
+            self.unused = tuple(
+                self.get_submodule(f"{stage}.0.bn1") for stage in ("layer2", "layer3")
+            )
+        for layer in self.unused:
+            layer.requires_grad_(False)
         self.bn = nn.BatchNorm2d(widths[2], momentum=momentum)
         self.classifier = make_classifier(classifier, self.num_features, classes, scale=scale)
         self.initialize(self)
@@ -130,6 +165,7 @@ def _stage(
     momentum: float,
     *,
     activate_shortcut: bool = False,
+    raw: bool = False,
 ) -> nn.Sequential:
     first = PreActivationUnit(
         in_channels,
@@ -137,6 +173,7 @@ def _stage(
         stride=stride,
         momentum=momentum,
         activate_shortcut=activate_shortcut,
+        raw=raw,
     )
     others = (
         PreActivationUnit(channels, channels, stride=1, momentum=momentum, activate_shortcut=False)

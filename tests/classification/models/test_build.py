@@ -31,6 +31,7 @@ def test_the_models_are_those_of_the_papers():
         "resnet18_small",
         "resnet34",
         "resnet50",
+        "resnet50_small",
         "resnext50_32x4d",
         "vit_base_patch16",
         "vit_tiny_patch4_32",
@@ -46,6 +47,8 @@ def test_the_models_are_those_of_the_papers():
         ("cifar_resnet32", 10, 0.464),
         ("wrn_28_2", 10, 1.468),
         ("resnet50", 1000, 25.557),
+        # 25,557,032 without the 1000-way classifier and the 7 x 7 stem, with 127 classes and 3 x 3.
+        ("resnet50_small", 127, 23.761),
         ("resnext50_32x4d", 1000, 25.029),
         ("resnet152", 1000, 60.193),
         ("vit_base_patch16", 1000, 86.568),

@@ -4,7 +4,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from ssod_imwa.classification.models import CosineClassifier, WideResNet
-from ssod_imwa.classification.models.wide_resnet import PreActivationUnit
+from ssod_imwa.classification.models.freezing import train_only
+from ssod_imwa.classification.models.wide_resnet import PreActivationUnit, WideResNetOptions
 
 
 def parameters(module):
@@ -115,10 +116,37 @@ def test_weights_are_drawn_as_fixmatch_does():
 
 @pytest.mark.parametrize("momentum", [0.001, 0.1])
 def test_momentum_is_that_of_every_batch_norm(momentum):
-    model = WideResNet(10, depth=10, momentum=momentum)
+    model = WideResNet(10, depth=10, options=WideResNetOptions(bn_momentum=momentum))
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     assert len(norms) == 7
     assert {norm.momentum for norm in norms} == {momentum}
+
+
+def test_raw_pre_activation_is_the_network_whose_first_norm_is_thrown_away():
+    """As FM-PT and ACR have it: unit by unit, the first convolution and the shortcut see x."""
+    torch.manual_seed(0)
+    raw = WideResNet(4, depth=16, width=1, options=WideResNetOptions(pre_activation="raw")).eval()
+    x = torch.randn(2, 3, 16, 16)
+    maps = raw.layer1(raw.stem(x))
+    for stage in (raw.layer2, raw.layer3):
+        first, second = stage
+        inner = first.conv2(F.leaky_relu(first.bn2(first.conv1(maps)), 0.1))
+        maps = inner + F.conv2d(maps, first.shortcut.weight, stride=2)
+        active = F.leaky_relu(second.bn1(maps), 0.1)
+        maps = maps + second.conv2(F.leaky_relu(second.bn2(second.conv1(active)), 0.1))
+    torch.testing.assert_close(raw(x), raw.classifier(raw.pool(maps)), atol=1e-5, rtol=1e-5)
+    usual = WideResNet(4, depth=16, width=1).eval()
+    usual.load_state_dict(raw.state_dict())  # equal names and shapes
+    assert not torch.allclose(usual(x), raw(x), atol=1e-3)
+
+
+def test_what_raw_pre_activation_throws_away_is_not_trained():
+    model = WideResNet(4, depth=10, width=1, options=WideResNetOptions(pre_activation="raw"))
+    train_only(model, "all")
+    fixed = {name for name, p in model.named_parameters() if not p.requires_grad}
+    assert fixed == {f"layer{i}.0.bn1.{name}" for i in (2, 3) for name in ("weight", "bias")}
+    F.cross_entropy(model(torch.randn(4, 3, 16, 16)), torch.arange(4)).backward()
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
 
 
 def test_classifier_can_be_a_cosine():
