@@ -111,12 +111,15 @@ class SolverOptions(Options):
     beta2: float = option(0.999, "AdamW's second beta", low=0, high=1)
     weight_decay: float = option(1e-4, "of all parameters but those of normalization layers")
     weight_decay_norm: float = option(0.0, "of the parameters of normalization layers")
-    lr_scheduler_name: Literal["WarmupMultiStepLR", "WarmupCosineLR", "WarmupThenCosineLR"] = (
-        option(
-            "WarmupMultiStepLR",
-            "how the rate falls: in STEPS, or as a half cosine to 0 that begins with the run or "
-            "(Then) after the warm-up",
-        )
+    decay_biases: bool = option(
+        True, "whether WEIGHT_DECAY holds for biases, too; ACR and FixMatch leave them out"
+    )
+    lr_scheduler_name: Literal[
+        "WarmupMultiStepLR", "WarmupCosineLR", "WarmupThenCosineLR", "WarmupPartOfCosineLR"
+    ] = option(
+        "WarmupMultiStepLR",
+        "how the rate falls: in STEPS, as a half cosine to 0 that begins with the run or (Then) "
+        "after the warm-up, or as COSINE_CYCLES of a cosine",
     )
     steps: list[int] = option(
         [],
@@ -153,6 +156,19 @@ class SGDOptions(Options):
     """SOLVER: of SGD alone."""
 
     nesterov: bool = option(False, "Nesterov's momentum, which needs a MOMENTUM above 0")
+
+
+@dataclass(frozen=True)
+class PartOfCosineOptions(Options):
+    """SOLVER: of WarmupPartOfCosineLR alone."""
+
+    cosine_cycles: float = option(
+        0.21875,
+        "c, the rate is BASE_LR cos(2 pi c t / T); the default 7/32 is FixMatch's cos(7 pi t / 16 "
+        "T), CREST's cos(pi t / 16 T) is 1/32",
+        low=0,
+        high=0.25,
+    )
 
 
 @dataclass(frozen=True)
@@ -233,6 +249,7 @@ SECTIONS = (
     Section("DATALOADER", LoaderOptions),
     Section("SOLVER", SolverOptions),
     Section("SOLVER", SGDOptions, {"SOLVER.OPTIMIZER": ("SGD",)}),
+    Section("SOLVER", PartOfCosineOptions, {"SOLVER.LR_SCHEDULER_NAME": ("WarmupPartOfCosineLR",)}),
     Section("TEST", TestOptions),
     Section("IMWA", IMWAOptions),
 )

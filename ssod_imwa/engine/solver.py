@@ -28,6 +28,7 @@ def build_optimizer(
     weight_decay_norm: float,
     beta2: float = 0.999,
     nesterov: bool = False,
+    decay_biases: bool = True,
     lr_factor: Callable[[str], float] = lambda name: 1.0,
     groups: list[dict[str, Any]] | None = None,
 ) -> torch.optim.Optimizer:
@@ -44,6 +45,7 @@ def build_optimizer(
         weight_decay_norm: for scale and shift of normalization layers.
         beta2: AdamW's second beta.
         nesterov: SGD with Nesterov's momentum, which needs one above 0.
+        decay_biases: whether biases of other layers have `weight_decay`; without they have none.
         lr_factor: name of a parameter -> factor of its learning rate.
         groups: of parameters with `initial_lr` and `weight_decay`, instead of those by the three
             arguments before.
@@ -57,11 +59,16 @@ def build_optimizer(
             f"nesterov = True is not allowed with {name} and momentum = {momentum} (must be SGD "
             "with a momentum above 0)"
         )
-    decays = {False: weight_decay, True: weight_decay_norm}
+    decays = {
+        "weight": weight_decay,
+        "norm": weight_decay_norm,
+        "bias": weight_decay if decay_biases else 0.0,
+    }
     if groups is None:
+        split = _split_parameters(model, lr_factor, biases_apart=not decay_biases)
         groups = [
-            {"params": params, "weight_decay": decays[norm], "initial_lr": lr * factor}
-            for (norm, factor), params in _split_parameters(model, lr_factor).items()
+            {"params": params, "weight_decay": decays[kind], "initial_lr": lr * factor}
+            for (kind, factor), params in split.items()
         ]
     if not groups:
         raise ValueError("the model has no parameter with requires_grad (nothing to train)")
@@ -74,19 +81,21 @@ def build_optimizer(
 
 
 def _split_parameters(
-    model: nn.Module, lr_factor: Callable[[str], float]
-) -> dict[tuple[bool, float], list[nn.Parameter]]:
-    """Trainable parameters by whether a normalization layer has them and by their factor."""
-    groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
+    model: nn.Module, lr_factor: Callable[[str], float], *, biases_apart: bool
+) -> dict[tuple[str, float], list[nn.Parameter]]:
+    """Trainable parameters by kind ("weight", "norm", and "bias" if they are apart) and factor."""
+    groups: dict[tuple[str, float], list[nn.Parameter]] = {}
     seen: set[nn.Parameter] = set()
     for prefix, module in model.named_modules():
         for name, parameter in module.named_parameters(prefix, recurse=False):
             if parameter.requires_grad and parameter not in seen:
                 seen.add(parameter)
-                key = isinstance(module, _NORMS), lr_factor(name)
-                groups.setdefault(key, []).append(parameter)
+                kind = "norm" if isinstance(module, _NORMS) else "weight"
+                if biases_apart and kind == "weight" and name.rpartition(".")[2] == "bias":
+                    kind = "bias"
+                groups.setdefault((kind, lr_factor(name)), []).append(parameter)
     # Layers before norms, as always: the order is part of a checkpoint.
-    return dict(sorted(groups.items(), key=lambda item: item[0][0]))
+    return dict(sorted(groups.items(), key=lambda item: item[0][0] == "norm"))
 
 
 def lr_multiplier(
@@ -97,24 +106,28 @@ def lr_multiplier(
     gamma: float = 0.1,
     warmup_iters: int = 0,
     warmup_factor: float = 0.001,
+    cosine_cycles: float = 0.21875,
 ) -> Callable[[int], float]:
     """The factor of the learning rate at a member's own iteration t, as detectron2 defines it.
 
     The warm-up is a straight line from `warmup_factor` at t = 0 to the schedule's own value at
     t = `warmup_iters`. detectron2's cosine begins at t = 0, below the warm-up; that of MAE, LiVT
-    and PaCo begins where the warm-up ends.
+    and PaCo begins where the warm-up ends; FixMatch's has no end at 0 (arXiv 2001.07685, 2.3).
 
     Args:
-        name: "WarmupMultiStepLR", "WarmupCosineLR" (half a cosine from 1 at t = 0 to 0 at T) or
-            "WarmupThenCosineLR" (from 1 at `warmup_iters` to 0 at T).
+        name: "WarmupMultiStepLR", "WarmupCosineLR" (half a cosine from 1 at t = 0 to 0 at T),
+            "WarmupThenCosineLR" (from 1 at `warmup_iters` to 0 at T), or "WarmupPartOfCosineLR",
+            cos(2π c t / T), which ends at cos(2π c).
         max_iter: T, iterations of one member.
         steps: own iterations from which the rate is `gamma` times smaller, ascending.
         gamma: factor of each step.
         warmup_iters: length of the warm-up in iterations, 0 for none.
         warmup_factor: factor at t = 0.
+        cosine_cycles: c of "WarmupPartOfCosineLR" in 0..0.25; FixMatch's 7π/16 is 7/32.
 
     Raises:
-        ValueError: the name is unknown or the steps are not ascending.
+        ValueError: the name is unknown, the steps are not ascending, or the rate would fall below
+            0.
 
     Example:
         >>> multiplier = lr_multiplier("WarmupMultiStepLR", max_iter=100, steps=(60,),
@@ -140,10 +153,17 @@ def lr_multiplier(
         def schedule(t: int) -> float:
             return 0.5 * (1 + math.cos(math.pi * max(t - start, 0) / length))
 
+    elif name == "WarmupPartOfCosineLR":
+        if not 0 <= cosine_cycles <= 0.25:
+            raise ValueError(f"cosine_cycles = {cosine_cycles} is not allowed (must be 0..0.25)")
+
+        def schedule(t: int) -> float:
+            return math.cos(2 * math.pi * cosine_cycles * t / max_iter)
+
     else:
         raise ValueError(
-            f"schedule {name!r} is not known (choose WarmupMultiStepLR, WarmupCosineLR or "
-            "WarmupThenCosineLR)"
+            f"schedule {name!r} is not known (choose WarmupMultiStepLR, WarmupCosineLR, "
+            "WarmupThenCosineLR or WarmupPartOfCosineLR)"
         )
 
     def multiplier(t: int) -> float:

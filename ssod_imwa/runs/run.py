@@ -17,7 +17,7 @@ from ssod_imwa.averaging.imwa import IMWA
 from ssod_imwa.averaging.ranks import Ranks
 from ssod_imwa.config.options import read_options
 from ssod_imwa.config.reader import keys, value_of
-from ssod_imwa.config.shared import SGDOptions, batch_sizes
+from ssod_imwa.config.shared import PartOfCosineOptions, SGDOptions, batch_sizes
 from ssod_imwa.config.yaml_text import parse_yaml
 from ssod_imwa.engine.checkpoint.models import check_classes, newest_model
 from ssod_imwa.engine.checkpoint.output import removed
@@ -195,6 +195,7 @@ def _assemble(
         nesterov=read_options(SGDOptions, solver).nesterov,
         weight_decay=solver.WEIGHT_DECAY,
         weight_decay_norm=solver.WEIGHT_DECAY_NORM,
+        decay_biases=solver.DECAY_BIASES,
         lr_factor=task.lr_factor,
         groups=task.parameter_groups(method.student),
     )
@@ -274,6 +275,7 @@ def _build_hooks(
         gamma=solver.GAMMA,
         warmup_iters=solver.WARMUP_ITERS,
         warmup_factor=solver.WARMUP_FACTOR,
+        cosine_cycles=read_options(PartOfCosineOptions, solver).cosine_cycles,
     )
     evaluations = Evaluations()
     running, members, averages = _build_evaluations(task, evaluations, signal_hook, writers)

@@ -192,3 +192,26 @@ def test_value_clipping_bounds_each_element():
 def test_bad_clipping_is_an_error(clip_type, value):
     with pytest.raises(ValueError, match="clip"):
         gradient_clipper(clip_type, value)
+
+
+def test_part_of_a_cosine_ends_where_fixmatch_ends():
+    multiplier = lr_multiplier("WarmupPartOfCosineLR", max_iter=400)
+    expected = [1, 0.9415, 0.7730, 0.5141, 0.1951]  # cos(7 pi x / 16) at quarters
+    assert [multiplier(t) for t in range(0, 401, 100)] == pytest.approx(expected, abs=5e-5)
+    crest = lr_multiplier("WarmupPartOfCosineLR", max_iter=400, cosine_cycles=1 / 32)
+    assert crest(300) == pytest.approx(math.cos(math.pi * 0.75 / 16))
+    with pytest.raises(ValueError, match=r"cosine_cycles = 0.5 is not allowed \(must be 0..0.25\)"):
+        lr_multiplier("WarmupPartOfCosineLR", max_iter=400, cosine_cycles=0.5)
+
+
+def test_biases_are_left_out_of_the_decay_when_asked():
+    model = nn.ModuleList([nn.Linear(2, 2), nn.BatchNorm1d(2)])
+    settings = {"name": "SGD", "lr": 0.1, "momentum": 0.9}
+    optimizer = build_optimizer(
+        model, **settings, weight_decay=1e-2, weight_decay_norm=1e-3, decay_biases=False
+    )
+    expected = dict(zip(map(id, model.parameters()), [1e-2, 0.0, 1e-3, 1e-3], strict=True))
+    assert decays(optimizer) == expected
+    usual = build_optimizer(model, **settings, weight_decay=1e-2, weight_decay_norm=1e-3)
+    assert decays(usual)[id(model[0].bias)] == 1e-2
+    assert len(usual.param_groups) == 2

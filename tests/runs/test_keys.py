@@ -70,8 +70,12 @@ def test_every_key_of_detection_is_read(read, detection_config):
     read_by_detection(read, detection_config, "SSOD.ALGORITHM", "dense_teacher")
     retinanet = ("SSOD.ALGORITHM", "supervised", "MODEL.META_ARCHITECTURE", "RetinaNet")
     read_by_detection(read, detection_config, *retinanet)
-    for method, kind in (("supervised", "photometric"), ("mean_teacher", "geometric")):
+    for method, kind, schedule in (
+        ("supervised", "photometric", "WarmupMultiStepLR"),
+        ("mean_teacher", "geometric", "WarmupPartOfCosineLR"),
+    ):
         settings = ("SSOD.ALGORITHM", method, "INPUT.STRONG.KIND", kind)
+        settings += ("SOLVER.LR_SCHEDULER_NAME", schedule)
         read_by_detection(read, detection_config, *settings)
     # Other toolkits are tested in tests/integrations.
     elsewhere = {"MODEL.DETECTRON2.CONFIG"}
