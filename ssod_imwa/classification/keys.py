@@ -11,12 +11,14 @@ from ssod_imwa.classification.data.large_views import Resize
 from ssod_imwa.classification.data.samplers import SAMPLERS, SUBSET, SamplerChoice
 from ssod_imwa.classification.data.unlabeled import UnlabeledOptions
 from ssod_imwa.classification.evaluation import GroupOptions
+from ssod_imwa.classification.extras.abc import ABCOptions
+from ssod_imwa.classification.labelers.build import LABELERS, LabelerChoice
 from ssod_imwa.classification.losses.build import LOSSES, LossChoice
-from ssod_imwa.classification.methods.base import EMAOptions
+from ssod_imwa.classification.methods.base import EMAForm, EMAOptions
 from ssod_imwa.classification.methods.build import METHODS, CompileOptions, MethodChoice, Shared
 from ssod_imwa.classification.methods.moco import MoCoOptions
 from ssod_imwa.classification.mixers import MIXERS, MixerChoice
-from ssod_imwa.classification.models.build import VITS, NetworkOptions
+from ssod_imwa.classification.models.build import VITS, WIDE_RESNETS, NetworkOptions
 from ssod_imwa.classification.models.classifiers import (
     COSINES,
     ClassifierOptions,
@@ -27,6 +29,7 @@ from ssod_imwa.classification.models.experts import ExpertsOptions
 from ssod_imwa.classification.models.freezing import StageOptions
 from ssod_imwa.classification.models.heads import ScaleOptions
 from ssod_imwa.classification.models.vit import LayerDecayOptions, ViTOptions
+from ssod_imwa.classification.models.wide_resnet import WideResNetOptions
 from ssod_imwa.classification.prediction import FlipOptions
 from ssod_imwa.classification.tracking import SnapshotOptions, TrackingOptions
 from ssod_imwa.config.options import ABOVE_0, Options, Section, Switch, Values, option
@@ -144,6 +147,7 @@ THINNED: Mapping[str, Values] = {
     ),
 }
 CLASSIFICATION: Conditions = {"TASK": ("classification",)}
+FIXMATCH: Conditions = {**CLASSIFICATION, "CLS.ALGORITHM": ("fixmatch",)}
 
 
 def _with(shared: Shared) -> Conditions:
@@ -191,6 +195,13 @@ _SECTIONS = (
         ((name, loss.options_class) for name, loss in LOSSES.items()),
         _with("loss"),
     ),
+    Section("CLS.LABELER", LabelerChoice, FIXMATCH),
+    *_by_name(
+        *("CLS.LABELER", "CLS.LABELER.NAME"),
+        ((name, labeler.options_class) for name, labeler in LABELERS.items()),
+        FIXMATCH,
+    ),
+    Section("CLS.ABC", ABCOptions, {**FIXMATCH, "CLS.FIXMATCH.SECOND_HEAD": ("abc",)}),
     Section("CLS.MIX", MixerChoice, _with("mixer")),
     *_by_name(
         *("CLS.MIX", "CLS.MIX.KIND"),
@@ -208,6 +219,11 @@ _SECTIONS = (
     Section("CLS.MODEL", NetworkOptions, CLASSIFICATION),
     Section("CLS.MODEL", CompileOptions, CLASSIFICATION),
     Section("CLS.MODEL", ViTOptions, {**CLASSIFICATION, "CLS.MODEL.NAME": tuple(VITS)}),
+    Section(
+        "CLS.MODEL",
+        WideResNetOptions,
+        {**CLASSIFICATION, "CLS.MODEL.NAME": tuple(WIDE_RESNETS)},
+    ),
     Section("CLS.MODEL", ExpertsOptions, _with("experts")),
     Section("CLS.MODEL", ClassifierOptions, _with("classifier")),
     Section(
@@ -224,6 +240,7 @@ _SECTIONS = (
         {**_with("second_stage"), "CLS.MODEL.NAME": tuple(VITS)},
     ),
     Section("CLS", EMAOptions, _with("classifier")),
+    Section("CLS", EMAForm, {**_with("unlabeled"), "CLS.EMA_DECAY": ABOVE_0}),
     Section("CLS", GroupOptions, _with("classifier")),
     Section("TEST", FlipOptions, _with("classifier")),
     Section("CLS", TrackingOptions, _with("classifier")),

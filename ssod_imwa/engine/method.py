@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import nn
@@ -45,7 +46,7 @@ class Method(ABC):
         ranks: who else trains; those of `ranks.batch` have the other parts of every batch.
     """
 
-    at_average: ClassVar[Mapping[str, str]] = {}
+    at_average: Mapping[str, str] = MappingProxyType({})
     reads: Mapping[str, tuple[str, ...]]
 
     def __init__(self, student: nn.Module, teacher: Teacher | None = None) -> None:

@@ -5,6 +5,7 @@ import re
 import pytest
 
 from ssod_imwa.classification.keys import SECTIONS
+from ssod_imwa.classification.labelers.build import LABELERS
 from ssod_imwa.classification.losses.build import LOSSES
 from ssod_imwa.classification.methods.build import METHODS
 from ssod_imwa.classification.mixers import MIXERS
@@ -14,9 +15,15 @@ from ssod_imwa.detection import keys as detection
 from ssod_imwa.errors import ConfigError
 from ssod_imwa.runs.config import load_config
 
+WITH_LOSS = "CLS.ALGORITHM = 'erm' or 'fixmatch' or 'mean_teacher'"
+WIDE = "CLS.MODEL.NAME = 'wrn_28_2' or 'wrn_28_8'"
 SUBSETS = "CLS.SAMPLER.NAME = 'balanced_subset'"
 COSINE = "CLS.MODEL.CLASSIFIER = 'cosine' or 'biased_cosine'"
 VITS = "CLS.MODEL.NAME = 'vit_base_patch16' or 'vit_tiny_patch4_32'"
+
+
+LOSS_AND_MIX = [("loss", "LOSS.NAME"), ("loss", "LOSS.GAMMA"), ("mixer", "MIX.KIND")]
+LOSS_AND_MIX += [("mixer", "MIX.BETA")]
 
 
 def refusal(*settings):
@@ -29,7 +36,9 @@ def refusal(*settings):
 @pytest.mark.parametrize(
     ("chosen", "key", "value", "owner"),
     [
-        ("CLS.ALGORITHM = 'ecl'", "CLS.LOSS.NAME", "ldam", "CLS.ALGORITHM = 'erm'"),
+        ("CLS.ALGORITHM = 'ecl'", "CLS.LOSS.NAME", "ldam", WITH_LOSS),
+        ("CLS.ALGORITHM = 'erm'", "CLS.LABELER.NAME", "daso", "CLS.ALGORITHM = 'fixmatch'"),
+        ("CLS.MODEL.NAME = 'resnet50'", "CLS.MODEL.BN_MOMENTUM", 0.1, WIDE),
         ("CLS.ALGORITHM = 'gpaco'", "CLS.PACO.MOMENTUM", 0.9, "CLS.ALGORITHM = 'paco'"),
         ("CLS.ALGORITHM = 'bcl'", "CLS.MOCO.QUEUE", 8, "CLS.ALGORITHM = 'ncl' or 'ecl'"),
         ("CLS.LOSS.NAME = 'focal'", "CLS.LOSS.TAU", 2.0, "CLS.LOSS.NAME = 'balanced_softmax'"),
@@ -151,6 +160,11 @@ OF_METHODS = combinations(
     "CLS.ALGORITHM",
     {name: entry.options for name, entry in METHODS.items()},
 )
+OF_LABELERS = combinations(
+    lambda name: "CLS.LABELER",
+    "CLS.LABELER.NAME",
+    {name: labeler.options_class for name, labeler in LABELERS.items()},
+)
 OF_LOSSES = combinations(
     lambda name: "CLS.LOSS",
     "CLS.LOSS.NAME",
@@ -163,16 +177,26 @@ OF_MIXERS = combinations(
 )
 
 
-@pytest.mark.parametrize(("key", "name", "other", "names"), [*OF_METHODS, *OF_LOSSES, *OF_MIXERS])
+@pytest.mark.parametrize(
+    ("key", "name", "other", "names"), [*OF_METHODS, *OF_LOSSES, *OF_MIXERS, *OF_LABELERS]
+)
 def test_keys_of_other_methods_losses_and_mixers_are_refused(key, name, other, names):
     default = options_by_key(SECTIONS)[other].default
     belongs = " or ".join(map(repr, names))
     expected = f"{other} has no meaning with {key} = {name!r} (it belongs to {key} = {belongs})"
-    assert refusal(key, name, other, default) == expected
+    algorithm = ("CLS.ALGORITHM", "fixmatch") if key == "CLS.LABELER.NAME" else ()
+    assert refusal(*algorithm, key, name, other, default) == expected
 
 
-@pytest.mark.parametrize("name", [name for name in METHODS if name != "erm"])
-@pytest.mark.parametrize("key", ["CLS.LOSS.NAME", "CLS.LOSS.GAMMA", "CLS.MIX.KIND", "CLS.MIX.BETA"])
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        (name, f"CLS.{group}")
+        for name, entry in METHODS.items()
+        for share, group in LOSS_AND_MIX
+        if share not in entry.shares
+    ],
+)
 def test_losses_and_mixers_belong_to_the_method_that_reads_them(name, key):
     default = options_by_key(SECTIONS)[key].default
     assert f"{key} has no meaning with CLS.ALGORITHM = {name!r}" in refusal(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -68,6 +68,19 @@ class EMAOptions(Options):
     )
 
 
+@dataclass(frozen=True)
+class EMAForm(Options):
+    """In what the teachers of public codes differ beside their decay."""
+
+    ema_warmup: bool = option(
+        True, "begin with the plain mean of the first students: min(decay, 1 - 1 / (t + 1)) (DASO)"
+    )
+    ema_buffers: Literal["ema", "copy"] = option(
+        "ema", "running statistics of batch norms: averaged like weights (DASO), or the student's "
+        "(ACR)",
+    )  # fmt: skip
+
+
 class ClassificationMethod(Method):
     """A method around a network that maps images to logits in eval mode.
 
@@ -75,8 +88,8 @@ class ClassificationMethod(Method):
         student: the network.
         iterations: T of a member, for what depends on the progress of training.
         ema_decay: of a teacher, the student's exponential moving average, which is then the model
-            that is evaluated and shipped; in (0, 1), or 0 for none. The first iterations' mean is
-            a plain one (`warmup_decay`).
+            that is evaluated and shipped; in (0, 1), or 0 for none.
+        ema_form: of the teacher.
 
     Raises:
         ValueError: a number is out of range.
@@ -84,11 +97,21 @@ class ClassificationMethod(Method):
 
     reads: Mapping[str, tuple[str, ...]] = {"labeled": ("image",)}
 
-    def __init__(self, student: nn.Module, *, iterations: int, ema_decay: float = 0.0) -> None:
+    def __init__(
+        self,
+        student: nn.Module,
+        *,
+        iterations: int,
+        ema_decay: float = 0.0,
+        ema_form: EMAForm = EMAForm(),
+    ) -> None:
         check_at_least_1(iterations=iterations)
         if not 0 <= ema_decay < 1:
             raise ValueError(f"ema_decay = {ema_decay} is not allowed (must be 0 or more, below 1)")
-        teacher = Teacher(student, warmup_decay(ema_decay)) if ema_decay > 0 else None
+        teacher = None
+        if ema_decay > 0:
+            decay = warmup_decay(ema_decay) if ema_form.ema_warmup else ema_decay
+            teacher = Teacher(student, decay, buffers=ema_form.ema_buffers)
         super().__init__(student, teacher)
         self.iterations = iterations
 

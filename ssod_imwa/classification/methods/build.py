@@ -10,12 +10,20 @@ import torch
 from fvcore.common.config import CfgNode
 from torch import nn
 
+from ssod_imwa.classification.extras.build import build_extras
+from ssod_imwa.classification.labelers.acr import ACR
+from ssod_imwa.classification.labelers.build import UnlabeledImages, build_labeler
+from ssod_imwa.classification.labelers.threshold import Threshold
 from ssod_imwa.classification.losses.build import build_criterion
+from ssod_imwa.classification.methods.base import EMAForm
 from ssod_imwa.classification.methods.bcl import BalancedContrastive, BCLNetwork, BCLOptions
 from ssod_imwa.classification.methods.ecl import ECL, ECLOptions
 from ssod_imwa.classification.methods.erm import EmpiricalRisk, ERMOptions
 from ssod_imwa.classification.methods.expert_network import CollaborativeNetwork
+from ssod_imwa.classification.methods.fixmatch import FixMatch, FixMatchOptions
+from ssod_imwa.classification.methods.fixmatch_network import FixMatchNetwork
 from ssod_imwa.classification.methods.mae import MaskedPretraining
+from ssod_imwa.classification.methods.mean_teacher import MeanTeacher, MeanTeacherOptions
 from ssod_imwa.classification.methods.moco import ExpertContrast, MoCoOptions
 from ssod_imwa.classification.methods.ncl import NCL, NCLOptions
 from ssod_imwa.classification.methods.paco import (
@@ -46,7 +54,8 @@ class Entry:
     """A method as configurations know it.
 
     Attributes:
-        build: makes it of the configuration, its options, the network and the class counts.
+        build: makes it of the configuration, its options, the network, the class counts, and the
+            `UnlabeledImages` if it shares "unlabeled".
         options: type of those that are its own.
         prefix: of their keys.
         shares: groups of keys that it reads beside its own and those of all methods.
@@ -54,20 +63,23 @@ class Entry:
             method without.
     """
 
-    build: Callable[[CfgNode, Any, nn.Module, Counts], Method]
+    build: Callable[..., Method]
     options: type[Options]
     prefix: str
     shares: tuple[Shared, ...] = ()
     moco_weight: str = ""
 
 
-def build_method(cfg: CfgNode, model: nn.Module, counts: Counts) -> Method:
+def build_method(
+    cfg: CfgNode, model: nn.Module, counts: Counts, unlabeled: UnlabeledImages | None = None
+) -> Method:
     """The method of CLS.ALGORITHM around a network, which becomes (a part of) its student.
 
     Args:
         cfg: of the run, with the schedule in iterations.
         model: of `build.build_model`, on its device.
         counts: training images of each class.
+        unlabeled: images without labels, for methods that read them.
 
     Raises:
         ConfigError: a number of the method's is out of range, or the views are not what it reads.
@@ -76,7 +88,8 @@ def build_method(cfg: CfgNode, model: nn.Module, counts: Counts) -> Method:
     entry = METHODS[name]
     with as_config_error(f"CLS.ALGORITHM = {name!r}"):
         options = read_options(entry.options, value_of(cfg, entry.prefix))
-        method = entry.build(cfg, options, model, counts)
+        others = [unlabeled] if "unlabeled" in entry.shares else []
+        method = entry.build(cfg, options, model, counts, *others)
     _check_views(cfg, method)
     if cfg.CLS.MODEL.COMPILE:
         method.parallel_student = _compiled(cfg, method)
@@ -128,6 +141,8 @@ def _compiled(cfg: CfgNode, method: Method) -> Any:
 def method_name(cfg: CfgNode) -> str:
     """The method in short, as results name it: "cross_entropy + mfw + drw", "ecl"."""
     options = cfg.CLS
+    if options.ALGORITHM in ("fixmatch", "mean_teacher"):
+        return _semi_supervised_name(cfg)
     if options.ALGORITHM != "erm":
         return options.ALGORITHM
     parts = [options.LOSS.NAME]
@@ -141,6 +156,21 @@ def method_name(cfg: CfgNode) -> str:
         parts.append(f"tau-norm {options.STAGE.TAU_NORM:g}")
     if options.STAGE.PART != "all":
         parts.append(f"{options.STAGE.PART} alone")
+    return " + ".join(parts)
+
+
+def _semi_supervised_name(cfg: CfgNode) -> str:
+    """Such as "fixmatch + la + daso", "fixmatch + abc", "acr"."""
+    options = cfg.CLS
+    is_fixmatch = options.ALGORITHM == "fixmatch"
+    is_acr = is_fixmatch and ACR.name == options.LABELER.NAME
+    parts = [ACR.name if is_acr else options.ALGORITHM]
+    if options.LOSS.NAME != "cross_entropy":
+        parts.append("la" if options.LOSS.NAME == "balanced_softmax" else options.LOSS.NAME)
+    if is_fixmatch and options.FIXMATCH.SECOND_HEAD == "abc":
+        parts.append("abc")
+    if is_fixmatch and options.LABELER.NAME not in (Threshold.name, ACR.name):
+        parts.append(options.LABELER.NAME)
     return " + ".join(parts)
 
 
@@ -206,6 +236,36 @@ def _mae(cfg: CfgNode, options: MAEOptions, model: nn.Module, counts: Counts) ->
     return MaskedPretraining(build_autoencoder(cfg, model).to(_device(model)))
 
 
+def _fixmatch(
+    cfg: CfgNode, options: FixMatchOptions, model: Any, counts: Counts, unlabeled: UnlabeledImages
+) -> Method:
+    device = _device(model)
+    network = FixMatchNetwork(model, two_heads=options.second_head != "none").to(device)
+    labeler = build_labeler(cfg, model, counts, unlabeled)
+    return FixMatch(
+        network,
+        build_criterion(cfg, counts),
+        options,
+        labeler=labeler,
+        extras=build_extras(cfg, labeler, counts, device),
+        ema_form=read_options(EMAForm, cfg.CLS),
+        knows_truth=unlabeled.knows_truth,
+        **_common(cfg),
+    )
+
+
+def _mean_teacher(
+    cfg: CfgNode,
+    options: MeanTeacherOptions,
+    model: Any,
+    counts: Counts,
+    unlabeled: UnlabeledImages,
+) -> Method:
+    form = read_options(EMAForm, cfg.CLS)
+    criterion = build_criterion(cfg, counts)
+    return MeanTeacher(model, criterion, options, ema_form=form, **_common(cfg))
+
+
 def _common(cfg: CfgNode) -> dict[str, Any]:
     """What all methods with a classifier are given."""
     return {
@@ -238,6 +298,13 @@ METHODS: dict[str, Entry] = {
         moco_weight="BETA",
     ),
     "mae": Entry(_mae, MAEOptions, "CLS.MAE"),
+    "fixmatch": Entry(
+        _fixmatch, FixMatchOptions, "CLS.FIXMATCH", shares=("loss", "classifier", "unlabeled")
+    ),
+    "mean_teacher": Entry(
+        *(_mean_teacher, MeanTeacherOptions, "CLS.MEAN_TEACHER"),
+        shares=("loss", "classifier", "unlabeled"),
+    ),
 }
 
 

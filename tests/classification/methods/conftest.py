@@ -19,7 +19,7 @@ from ssod_imwa.engine.seeding import counted_generator
 from ssod_imwa.engine.trainer import HookBase, Trainer
 
 COUNTS = [30, 10, 4]
-SIZE, BATCH = 8, 6
+SIZE, BATCH, UNLABELED = 8, 6, 24
 
 
 class TinyNet(ImageClassifier):
@@ -42,8 +42,11 @@ def build(make, *, seed=0):
         return make()
 
 
-def batch(*counts, views=("image",), size=BATCH):
-    """A batch that is a function of the counts; labels of random classes."""
+def batch(*counts, views=("image",), size=BATCH, unlabeled=()):
+    """A batch that is a function of the counts; labels of random classes.
+
+    `unlabeled` names views of as many unlabeled images again, out of 24.
+    """
     generator = counted_generator("batch", *counts)
     images = generator.normal(size=(len(views), size, 3, SIZE, SIZE))
     labels, indices = generator.integers(len(COUNTS), size=size), generator.integers(100, size=size)
@@ -51,15 +54,23 @@ def batch(*counts, views=("image",), size=BATCH):
     labeled = Part(
         dict(zip(views, made, strict=True)), torch.from_numpy(labels), torch.from_numpy(indices)
     )
-    return Batch(labeled=labeled)
+    if not unlabeled:
+        return Batch(labeled=labeled)
+    images = generator.normal(size=(len(unlabeled), size, 3, SIZE, SIZE))
+    made = (torch.from_numpy(view).float() for view in images)
+    truth = torch.from_numpy(generator.integers(len(COUNTS), size=size))
+    indices = torch.from_numpy(generator.permutation(UNLABELED)[:size])
+    part = Part(dict(zip(unlabeled, made, strict=True)), truth, indices)
+    return Batch(labeled=labeled, unlabeled=part)
 
 
-def batches(schedule, *, views=("image",), first_member=0):
+def batches(schedule, *, views=("image",), unlabeled=(), first_member=0):
     """The batches of a run: a function of member and own iteration."""
 
     def stream(start):
         for position in map(schedule.position, range(start, len(schedule))):
-            yield batch(first_member + position.member, position.t, views=views)
+            member = first_member + position.member
+            yield batch(member, position.t, views=views, unlabeled=unlabeled)
 
     return stream
 
@@ -82,7 +93,12 @@ def trainer(
     result = Trainer(
         method,
         schedule,
-        batches(schedule, views=method.reads["labeled"], first_member=first_member),
+        batches(
+            schedule,
+            views=method.reads["labeled"],
+            unlabeled=method.reads.get("unlabeled", ()),
+            first_member=first_member,
+        ),
         optimizer or torch.optim.SGD(parameters, lr=0.05, momentum=0.9),
         seed=1,
         first_member=first_member,
@@ -156,6 +172,7 @@ def tiny():
     """The helpers of this file; test files cannot import one another."""
     return SimpleNamespace(
         COUNTS=COUNTS,
+        UNLABELED=UNLABELED,
         Net=TinyNet,
         build=build,
         batch=batch,

@@ -1,0 +1,1 @@
+"""Losses beside FixMatch's own."""

@@ -1,0 +1,1 @@
+"""What turns the predictions on weak views into pseudo-labels."""

@@ -1,0 +1,80 @@
+"""The labelers by name, and the one of a configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from fvcore.common.config import CfgNode
+
+from ssod_imwa.classification.labelers.acr import ACR
+from ssod_imwa.classification.labelers.alignment import Alignment
+from ssod_imwa.classification.labelers.base import Labeler
+from ssod_imwa.classification.labelers.darp import DARP
+from ssod_imwa.classification.labelers.daso import DASO
+from ssod_imwa.classification.labelers.threshold import Threshold
+from ssod_imwa.classification.models.base import ImageClassifier
+from ssod_imwa.config.options import Options, option, read_options
+from ssod_imwa.errors import as_config_error
+
+LABELERS: dict[str, type[Labeler]] = {
+    labeler.name: labeler for labeler in (Threshold, Alignment, DARP, DASO, ACR)
+}
+
+
+@dataclass(frozen=True)
+class LabelerChoice(Options):
+    """The labeler; the other keys of CLS.LABELER are its own."""
+
+    name: str = option(
+        "threshold",
+        "what makes pseudo-labels of weak predictions: they themselves (FixMatch), aligned with a "
+        "distribution (CReST+), of given class totals (DARP), blended with prototypes (DASO), "
+        "adjusted by the prior (ACR)",
+        choices=tuple(LABELERS),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class UnlabeledImages:
+    """What methods are told of the unlabeled set.
+
+    Attributes:
+        images: N_u.
+        also_labeled: bool (N_u,), which of them are labeled images, too; None for none.
+        knows_truth: whether their hidden classes are known, for records.
+    """
+
+    images: int
+    also_labeled: torch.Tensor | None = None
+    knows_truth: bool = False
+
+
+def build_labeler(
+    cfg: CfgNode, model: ImageClassifier, counts: Sequence[int], unlabeled: UnlabeledImages
+) -> Labeler:
+    """The labeler of CLS.LABELER.
+
+    Args:
+        cfg: of the run, with the schedule in iterations.
+        model: the classifier, on the device on which the labeler's state is to be.
+        counts: labeled images of each class.
+        unlabeled: images without labels.
+
+    Raises:
+        ConfigError: a number is out of range.
+    """
+    kind, images = LABELERS[cfg.CLS.LABELER.NAME], unlabeled.images
+    device = next(model.parameters()).device
+    makers: dict[type[Labeler], Callable[[Any], Labeler]] = {
+        Threshold: partial(Threshold, counts, images),
+        Alignment: partial(Alignment, counts, images, device=device),
+        DARP: partial(DARP, counts, images, device=device, iterations=cfg.SOLVER.MAX_ITER),
+        DASO: partial(DASO, counts, images, device=device, width=model.num_features),
+        ACR: partial(ACR, counts, images, device=device, also_labeled=unlabeled.also_labeled),
+    }
+    with as_config_error("CLS.LABELER"):
+        return makers[kind](read_options(kind.options_class, cfg.CLS.LABELER))

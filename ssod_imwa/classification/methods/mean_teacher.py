@@ -1,0 +1,102 @@
+"""Mean teacher (Tarvainen and Valpola, arXiv 1703.01780): the plainest use of an EMA."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from ssod_imwa.classification.losses.base import Criterion, widened
+from ssod_imwa.classification.methods.base import (
+    ClassificationMethod,
+    EMAForm,
+    train_accuracy,
+)
+from ssod_imwa.classification.models.base import ImageClassifier
+from ssod_imwa.classification.models.freezing import Part, set_train_mode, train_only
+from ssod_imwa.config.options import Options, option
+from ssod_imwa.data.batches import Batch
+from ssod_imwa.engine.teacher import Teacher
+
+
+@dataclass(frozen=True)
+class MeanTeacherOptions(Options):
+    """The consistency loss."""
+
+    unsup_loss_weight: float = option(50.0, "w, weight of the consistency loss at last", low=0)
+    rampup_part: float = option(
+        0.4, "part of the training in which the weight rises to it", low=0, high=1
+    )
+
+
+class MeanTeacher(ClassificationMethod):
+    """The student is to predict of one view what its average predicts of another.
+
+    With predictions p of the student and p̄ of the teacher, in eval mode, and x = t / (part T)::
+
+        L = L_s(z(x), y) + w(t) mean (p(strong) − p̄(weak))²      mean over images and classes
+        w(t) = w exp(−5 (1 − min(1, x))²)
+
+    Args:
+        student: the network.
+        criterion: L_s; balanced softmax is "+ LA".
+        options: see there.
+        iterations: T of a member.
+        part: what is trained, see `models.freezing`.
+        ema_decay: of the teacher, in (0, 1).
+        ema_form: of the teacher.
+
+    Raises:
+        ValueError: a number is out of range, or there is no teacher.
+    """
+
+    reads: Mapping[str, tuple[str, ...]] = {
+        "labeled": ("weak",),
+        "unlabeled": ("weak", "strong"),
+    }
+    student: ImageClassifier
+    teacher: Teacher[ImageClassifier]
+
+    def __init__(
+        self,
+        student: ImageClassifier,
+        criterion: Criterion,
+        options: MeanTeacherOptions,
+        *,
+        iterations: int,
+        part: Part = "all",
+        ema_decay: float = 0.999,
+        ema_form: EMAForm = EMAForm(),
+    ) -> None:
+        if ema_decay == 0:
+            raise ValueError("ema_decay = 0 is not allowed (must be above 0: it is the teacher's)")
+        super().__init__(student, iterations=iterations, ema_decay=ema_decay, ema_form=ema_form)
+        train_only(student, part)
+        self.part = part
+        self.options = options
+        self.criterion = criterion.to(next(student.parameters()).device)
+
+    def set_train_mode(self) -> None:
+        set_train_mode(self.student, self.part)
+
+    def losses(self, batch: Batch, t: int) -> dict[str, torch.Tensor]:
+        images, labels = batch["labeled"].views["weak"], batch["labeled"].targets
+        views = batch["unlabeled"].views
+        logits = self.parallel_student(torch.cat([images, views["strong"]]))
+        labeled, strong = logits[: len(images)], logits[len(images) :]
+        with torch.no_grad():
+            targets = widened(self.teacher.model(views["weak"])).softmax(1)
+        apart = (widened(strong).softmax(1) - targets).square().mean()
+        return {
+            "loss_labeled": self.criterion(labeled, labels, progress=self.progress(t)),
+            "loss_unlabeled": self.weight(t) * apart,
+            "train_accuracy": train_accuracy(labeled, labels),
+        }
+
+    def weight(self, t: int) -> float:
+        """w(t) of the consistency loss."""
+        length = self.options.rampup_part * self.iterations
+        rise = min(1.0, t / length) if length > 0 else 1.0
+        return self.options.unsup_loss_weight * math.exp(-5 * (1 - rise) ** 2)
