@@ -48,7 +48,8 @@ def classification_metrics(
 
     Returns:
         `top1`, `top5` (from five classes on), `many`, `medium`, `few` (those that have classes),
-        `h_mean`, `g_mean`, `lowest_recall`, `zero_recall_classes` (their number: one of them adds
+        `mean_recall` (over classes; `top1` where all have equally many test images), `h_mean`,
+        `g_mean`, `lowest_recall`, `zero_recall_classes` (their number: one of them adds
         1000 / C to the inverse of h_mean) and `ece` (15 bins).
 
     Raises:
@@ -70,6 +71,7 @@ def classification_metrics(
     return {
         **metrics,
         **group_accuracies(recalls, train_counts, rule=group_rule),
+        "mean_recall": float(np.nanmean(recalls)),
         "h_mean": generalized_mean(recalls, power=-1),
         "g_mean": generalized_mean(recalls, power=0),
         "lowest_recall": float(np.nanmin(recalls)),

@@ -30,7 +30,7 @@ from ssod_imwa.classification.models.freezing import StageOptions
 from ssod_imwa.classification.models.heads import ScaleOptions
 from ssod_imwa.classification.models.vit import LayerDecayOptions, ViTOptions
 from ssod_imwa.classification.models.wide_resnet import WideResNetOptions
-from ssod_imwa.classification.prediction import FlipOptions
+from ssod_imwa.classification.prediction import FlipOptions, PostHocOptions
 from ssod_imwa.classification.tracking import SnapshotOptions, TrackingOptions
 from ssod_imwa.config.options import ABOVE_0, Options, Section, Switch, Values, option
 
@@ -243,6 +243,7 @@ _SECTIONS = (
     Section("CLS", EMAForm, {**_with("unlabeled"), "CLS.EMA_DECAY": ABOVE_0}),
     Section("CLS", GroupOptions, _with("classifier")),
     Section("TEST", FlipOptions, _with("classifier")),
+    Section("TEST", PostHocOptions, _with("classifier")),
     Section("CLS", TrackingOptions, _with("classifier")),
     Section("CLS", SnapshotOptions, CLASSIFICATION),
     Section("MODEL", ModelOptions, CLASSIFICATION),

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ssod_imwa.averaging.ranks import Group
+from ssod_imwa.classification.class_counts import log_prior
 from ssod_imwa.classification.evaluation import class_recalls, classification_metrics
 from ssod_imwa.classification.methods.base import deployed
 from ssod_imwa.classification.models.experts import Experts
@@ -21,6 +22,7 @@ from ssod_imwa.data.batches import Part
 MOST_RECALLS = 200
 COUNTS = ("zero_recall_classes",)  # all other metrics are percent
 FLIPPED = "flipped/"
+ADJUSTED = "adjusted/"  # before the names of metrics after post-hoc logit adjustment
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,19 @@ class FlipOptions(Options):
         False,
         "judge the mean of each test image's logits and those of its mirror image, too "
         "(flipped/top1, ...; ECL); takes twice the time",
+        free=True,
+    )
+
+
+@dataclass(frozen=True)
+class PostHocOptions(Options):
+    """How logits are judged a second time."""
+
+    post_hoc_tau: float = option(
+        0.0,
+        "judge logits minus this times the log prior of the training images, too (adjusted/top1, "
+        "adjusted/mean_recall; post-hoc logit adjustment); 0 does not",
+        low=0,
         free=True,
     )
 
@@ -109,17 +124,22 @@ def evaluate_classifier(
     train_counts: Sequence[int],
     group_rule: str = "standard",
     flip: bool = False,
+    post_hoc_tau: float = 0.0,
     poll: Callable[[], object] | None = None,
 ) -> dict[str, float]:
     """The metrics of a classifier in percent, see `evaluate_logits`.
 
     Several experts are judged by their mean logits; each one's accuracy is "expert1/top1", ..., and
     their mean "experts/top1". With `flip` all of that but the recalls of classes is there a second
-    time as "flipped/top1", ..., of the mean of an image's logits and its mirror image's.
+    time as "flipped/top1", ..., of the mean of an image's logits and its mirror image's. With
+    `post_hoc_tau` above 0 "adjusted/top1" and "adjusted/mean_recall" are of z − τ log π.
     """
     of_logits = partial(
         evaluate_logits, classes=classes, train_counts=train_counts, group_rule=group_rule
     )
+    if post_hoc_tau > 0:
+        shift = post_hoc_tau * log_prior(train_counts).numpy()
+        of_logits = partial(_with_adjusted, of_logits=of_logits, shift=shift)
     network = deployed(model)
     seen = _EachExpert(network) if isinstance(network, Experts) else model
     if not flip:
@@ -128,6 +148,19 @@ def evaluate_classifier(
     flipped = _judge(logits.mean(0), labels, of_logits)
     mirrored = {f"{FLIPPED}{k}": x for k, x in flipped.items() if not k.startswith("recall-")}
     return {**_judge(logits[0], labels, of_logits), **mirrored}
+
+
+def _with_adjusted(
+    logits: np.ndarray,
+    labels: np.ndarray,
+    *,
+    of_logits: Callable[[np.ndarray, np.ndarray], dict[str, float]],
+    shift: np.ndarray,
+) -> dict[str, float]:
+    """The metrics of logits (N, C), and the two main ones of logits less a shift (C,)."""
+    adjusted = of_logits(logits - shift, labels)
+    main = {f"{ADJUSTED}{name}": adjusted[name] for name in ("top1", "mean_recall")}
+    return {**of_logits(logits, labels), **main}
 
 
 def _judge(

@@ -24,8 +24,10 @@ from ssod_imwa.classification.data.datasets import ClassificationDataset
 from ssod_imwa.classification.data.images import ImagesInFiles, ImagesInMemory, open_images
 from ssod_imwa.classification.data.imbalance import ImbalanceOptions
 from ssod_imwa.classification.data.samplers import SUBSET
+from ssod_imwa.classification.data.splits import labeled_among
 from ssod_imwa.classification.data.validation import check_readable
 from ssod_imwa.classification.keys import MergeOptions
+from ssod_imwa.classification.labelers.build import UnlabeledImages
 from ssod_imwa.classification.methods import build as methods
 from ssod_imwa.classification.methods.base import deployed
 from ssod_imwa.classification.methods.erm import ERMOptions
@@ -107,7 +109,20 @@ class ClassificationTask(Task):
         train, weights = self.data.train, self.cfg.MODEL.WEIGHTS
         self._check_weights(weights)
         model = build.build_model(self.cfg, len(train.classes), weights=weights)
-        return methods.build_method(self.cfg, model.to(device), train.counts)
+        return methods.build_method(
+            self.cfg, model.to(device), train.counts, self._unlabeled_images()
+        )
+
+    def _unlabeled_images(self) -> UnlabeledImages | None:
+        unlabeled = self.data.unlabeled
+        if unlabeled is None:
+            return None
+        is_joint = self.cfg.CLS.UNLABELED.MEMBERSHIP == "joint"
+        return UnlabeledImages(
+            len(unlabeled),
+            also_labeled=labeled_among(unlabeled, self.data.train) if is_joint else None,
+            knows_truth=bool((unlabeled.labels >= 0).any()),
+        )
 
     def _check_weights(self, weights: str) -> None:
         """Refuse initial weights that the method would not begin with."""
@@ -210,6 +225,7 @@ class ClassificationTask(Task):
             train_counts=self.data.train.counts,
             group_rule=self.cfg.CLS.GROUP_RULE,
             flip=self.cfg.TEST.FLIP,
+            post_hoc_tau=self.cfg.TEST.POST_HOC_TAU,
             poll=poll,
         )
 
@@ -279,7 +295,11 @@ class ClassificationTask(Task):
                 set_train_mode(network, part, move_statistics=move_statistics)
 
         def classify(model: nn.Module, batch: Batch) -> torch.Tensor:
-            return deployed(model)(batch["labeled"].views["image"])
+            if "unlabeled" not in batch:
+                return deployed(model)(batch["labeled"].views["image"])
+            # FixMatch's network sees all views of both streams in one batch.
+            views = [view for part in batch.values() for view in part.views.values()]
+            return deployed(model)(torch.cat(views))
 
         return build_recomputation(batches, count=count, set_train_mode=set_mode, forward=classify)
 

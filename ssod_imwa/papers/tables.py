@@ -35,7 +35,7 @@ from ssod_imwa.errors import UserError
 from ssod_imwa.runs.results import MAIN_METRICS, MODELS, Model
 
 METRICS = ("top1", "many", "medium", "few", "h_mean", "g_mean", "lowest_recall")
-_OTHER_METRICS = ("top5", "zero_recall_classes", "ece", "AP75", "APs", "APm", "APl")
+_OTHER_METRICS = ("top5", "mean_recall", "zero_recall_classes", "ece", "AP75", "APs", "APm", "APl")
 _OF_A_CLASS = ("recall-", "AP-")
 
 

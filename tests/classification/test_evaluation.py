@@ -247,6 +247,7 @@ def test_all_metrics_are_those_of_the_single_functions(predicted):
         "top1": pytest.approx(recalls.mean()),
         "top5": top_k_accuracy(probabilities, labels, k=5),
         **group_accuracies(recalls, counts),
+        "mean_recall": pytest.approx(recalls.mean()),
         "h_mean": generalized_mean(recalls, power=-1),
         "g_mean": generalized_mean(recalls, power=0),
         "lowest_recall": recalls.min(),
@@ -262,9 +263,18 @@ def test_metrics_of_few_classes_have_no_top5():
     assert metrics == {
         "top1": 0.5,
         "medium": 0.5,
+        "mean_recall": 0.5,
         "h_mean": pytest.approx(2 / 1001),
         "g_mean": pytest.approx(math.sqrt(1e-3)),
         "lowest_recall": 0.0,
         "zero_recall_classes": 1.0,
         "ece": 0.5,
     }
+
+
+def test_mean_recall_counts_classes_alike_where_top1_counts_images():
+    """Small-ImageNet-127's test set is imbalanced: the two differ."""
+    predictions, labels = np.array([0, 0, 0, 0, 0]), np.array([0, 0, 0, 0, 1])
+    metrics = classification_metrics(np.eye(2)[predictions], labels, train_counts=[9, 1])
+    assert metrics["top1"] == 0.8
+    assert metrics["mean_recall"] == 0.5

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -71,3 +73,17 @@ def test_flipping_judges_each_expert_too(images):
     right = [100 * float((of_expert.argmax(1) == LABELS).float().mean()) for of_expert in logits]
     assert [metrics[f"flipped/expert{k}/top1"] for k in (1, 2)] == pytest.approx(right)
     assert metrics["flipped/experts/top1"] == pytest.approx(sum(right) / 2)
+
+
+def test_post_hoc_adjustment_is_that_of_logits_less_the_log_prior(network, images):
+    plain, both = evaluate(network, images), evaluate(network, images, post_hoc_tau=1.5)
+    assert plain == {name: x for name, x in both.items() if not name.startswith("adjusted/")}
+    with torch.no_grad():
+        logits = network(images)
+    for k, count in enumerate(COUNTS):
+        logits[:, k] -= 1.5 * math.log(count / sum(COUNTS))
+    right = (logits.argmax(1) == LABELS).float()
+    recalls = [float(right[k == LABELS].mean()) for k in range(3)]
+    assert both["adjusted/top1"] == pytest.approx(100 * float(right.mean()))
+    assert both["adjusted/mean_recall"] == pytest.approx(100 * sum(recalls) / 3)
+    assert both["adjusted/top1"] != both["top1"]

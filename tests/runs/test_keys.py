@@ -92,6 +92,14 @@ def training(loss, mixer, sampler, *others):
     return tuple(x for pair in names.items() for x in pair) + others
 
 
+FEW = ("CLS.IMBALANCE.MAXIMUM", 20)  # else no digit is left unlabeled
+
+
+def fixmatch(labeler, *others):
+    settings = ("CLS.ALGORITHM", "fixmatch", "CLS.LABELER.NAME", labeler, "CLS.EMA_DECAY", 0.9)
+    return (*settings, *FEW, *others)
+
+
 VIT = ("CLS.MODEL.NAME", "vit_tiny_patch4_32")
 COSINES = ("CLS.MODEL.CLASSIFIER", "cosine", "CLS.MODEL.SCALE", 1.0)
 DECODER = ("CLS.MAE.DECODER_WIDTH", 16, "CLS.MAE.DECODER_DEPTH", 1, "CLS.MAE.DECODER_HEADS", 2)
@@ -110,6 +118,11 @@ CLASSIFIERS = [
     ("CLS.ALGORITHM", "ncl", "CLS.MODEL.EXPERTS", 2, *images(2)),
     ("CLS.ALGORITHM", "ecl", "CLS.MODEL.EXPERTS", 2, *images(2)),
     ("CLS.ALGORITHM", "mae", *VIT, *DECODER),
+    fixmatch("darp", "CLS.MODEL.NAME", "wrn_28_2"),
+    fixmatch("alignment"),
+    fixmatch("daso", "CLS.FIXMATCH.SECOND_HEAD", "abc"),
+    fixmatch("acr", "CLS.FIXMATCH.SECOND_HEAD", "balanced"),
+    ("CLS.ALGORITHM", "mean_teacher", "CLS.EMA_DECAY", 0.9, *FEW),
 ]
 
 
@@ -155,7 +168,8 @@ def allowed_value(key, allowed):
     if not isinstance(allowed, Switch):
         return allowed[0]
     option = options_by_key(SECTIONS)[key]
-    return next(value for value in (*option.choices, 1) if value in allowed)
+    values = (*option.choices, 1, 0.5)
+    return next(value for value in values if value in allowed and not option.violation(value))
 
 
 PARTS = [part for section in SECTIONS for part in section.parts()]

@@ -163,6 +163,12 @@ def with_labeled(
     return join_unlabeled(unlabeled, labeled.subset(others))
 
 
+def labeled_among(unlabeled: ClassificationDataset, labeled: ClassificationDataset) -> torch.Tensor:
+    """Which unlabeled images are labeled ones, too, bool (N_u,); told as in `with_labeled`."""
+    known = set(_digests(labeled))
+    return torch.tensor([digest in known for digest in _digests(unlabeled)], dtype=torch.bool)
+
+
 def _digests(dataset: ClassificationDataset) -> list[bytes]:
     if dataset.images is None:
         return [file.encode() for file in dataset.files]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +19,9 @@ from ssod_imwa.classification.labelers.daso import DASO
 from ssod_imwa.classification.labelers.threshold import Threshold
 from ssod_imwa.classification.models.base import ImageClassifier
 from ssod_imwa.config.options import Options, option, read_options
-from ssod_imwa.errors import as_config_error
+from ssod_imwa.errors import ConfigError, as_config_error
+
+logger = logging.getLogger(__name__)
 
 LABELERS: dict[str, type[Labeler]] = {
     labeler.name: labeler for labeler in (Threshold, Alignment, DARP, DASO, ACR)
@@ -67,6 +70,7 @@ def build_labeler(
     Raises:
         ConfigError: a number is out of range.
     """
+    _check_schedule(cfg)
     kind, images = LABELERS[cfg.CLS.LABELER.NAME], unlabeled.images
     device = next(model.parameters()).device
     makers: dict[type[Labeler], Callable[[Any], Labeler]] = {
@@ -78,3 +82,21 @@ def build_labeler(
     }
     with as_config_error("CLS.LABELER"):
         return makers[kind](read_options(kind.options_class, cfg.CLS.LABELER))
+
+
+def _check_schedule(cfg: CfgNode) -> None:
+    """Refuse a queue shorter than a batch; say where an average falls into an epoch of ACR."""
+    labeler, batch = cfg.CLS.LABELER, cfg.SOLVER.IMS_PER_BATCH
+    if DASO.name == labeler.NAME and batch > labeler.QUEUE:
+        raise ConfigError(
+            f"CLS.LABELER.QUEUE = {labeler.QUEUE} is not allowed (must be at least "
+            f"SOLVER.IMS_PER_BATCH = {batch})"
+        )
+    episode = cfg.SOLVER.MAX_ITER / cfg.IMWA.EPISODES
+    if ACR.name == labeler.NAME and cfg.IMWA.MEMBERS > 1 and episode % labeler.EPOCH:
+        logger.warning(
+            "an episode of %g iterations is no multiple of CLS.LABELER.EPOCH = %d: averages fall "
+            "between two adjustments of ACR",
+            episode,
+            labeler.EPOCH,
+        )

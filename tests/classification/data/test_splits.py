@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ from ssod_imwa.classification.data.imbalance import ImbalanceOptions, SelectionO
 from ssod_imwa.classification.data.splits import (
     impose_imbalance,
     join_unlabeled,
+    labeled_among,
     split_off_unlabeled,
     with_labeled,
 )
@@ -86,3 +89,11 @@ def test_sets_of_different_kinds_do_not_join():
         join_unlabeled(dataset(), files("1.png"))
     with pytest.raises(DataError, match="x have 4 x 4 pixels, those of big 8 x 8"):
         join_unlabeled(dataset(), dataset(name="big", size=8))
+
+
+def test_labeled_images_among_the_unlabeled_are_told_by_their_pixels():
+    images = torch.arange(6, dtype=torch.uint8)[:, None, None, None].expand(6, 3, 2, 2).contiguous()
+    whole = ClassificationDataset("six", torch.arange(6) % 2, ("a", "b"), images=images)
+    unlabeled = replace(whole.subset([5, 1, 0, 3]), is_labeled=False)
+    found = labeled_among(unlabeled, whole.subset([0, 2, 3]))
+    assert found.tolist() == [False, False, True, True]

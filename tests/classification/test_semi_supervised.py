@@ -1,0 +1,147 @@
+"""Whole runs with labeled and unlabeled digits, of every composition, with tiny networks."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from support import assert_equal, final_weights
+
+from ssod_imwa.averaging.episodes import EpisodeSchedule
+from ssod_imwa.classification.export import trained_classifier
+from ssod_imwa.engine.checkpoint.models import read_models
+from ssod_imwa.errors import ConfigError
+from ssod_imwa.runs import run
+from ssod_imwa.runs.config import load_config
+from ssod_imwa.runs.open import open_task
+from ssod_imwa.runs.results import read_results
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+TWO_VIEWS = (
+    *("CLS.FIXMATCH.STRONG_VIEWS", 2),
+    *("CLS.INPUT.UNLABELED_VIEWS", ["weak", "randaugment", "randaugment"]),
+)
+LA = ("CLS.LOSS.NAME", "balanced_softmax")
+COMPOSITIONS = {
+    "fixmatch": (),
+    "fixmatch + la": LA,
+    "fixmatch + la + darp": (*LA, "CLS.LABELER.NAME", "darp"),
+    "fixmatch + la + alignment": (*LA, "CLS.LABELER.NAME", "alignment"),
+    "fixmatch + la + daso": (*LA, "CLS.LABELER.NAME", "daso", "CLS.LABELER.WARMUP", 1),
+    "fixmatch + abc": ("CLS.FIXMATCH.SECOND_HEAD", "abc", *TWO_VIEWS),
+    "fixmatch + abc + daso": ("CLS.FIXMATCH.SECOND_HEAD", "abc", "CLS.LABELER.NAME", "daso"),
+    "acr": (
+        *("CLS.LABELER.NAME", "acr", "CLS.FIXMATCH.SECOND_HEAD", "balanced", *TWO_VIEWS),
+        *("CLS.UNLABELED.MEMBERSHIP", "joint", "CLS.LABELER.EPOCH", 1),
+        *("CLS.LABELER.START_EPOCH", 1),
+    ),
+    "mean_teacher": ("CLS.ALGORITHM", "mean_teacher"),
+}
+
+
+@pytest.fixture
+def config(tmp_path):
+    """A function that loads a run of seconds, changed by KEY VALUE pairs."""
+
+    def load(*overrides, output="run"):
+        settings = {
+            "TASK": "classification",
+            "OUTPUT_DIR": tmp_path / output,
+            "DATASETS.TRAIN": ["digit_images_train"],
+            "DATASETS.TEST": ["digit_images_test"],
+            "CLS.ALGORITHM": "fixmatch",
+            "CLS.EMA_DECAY": 0.9,
+            "CLS.MODEL.NAME": "cifar_resnet20",
+            "CLS.IMBALANCE.RATIO": 10,
+            "CLS.IMBALANCE.MAXIMUM": 20,
+            "CLS.INPUT.FLIP": False,
+            "SOLVER.MAX_ITER": 2,
+            "SOLVER.BASE_LR": 0.01,
+            "SOLVER.WARMUP_ITERS": 0,
+            "SOLVER.IMS_PER_BATCH": 4,
+            "SOLVER.IMS_PER_BATCH_UNLABELED": 4,
+            "TEST.IMS_PER_BATCH": 128,
+            "LOG_PERIOD": 1,
+            "DATALOADER.NUM_WORKERS": 0,
+        }
+        pairs = [str(x) for pair in settings.items() for x in pair]
+        return load_config(overrides=[*pairs, *map(str, overrides)])
+
+    return load
+
+
+@pytest.mark.parametrize("name", COMPOSITIONS)
+def test_every_composition_trains_under_imwa_by_configuration_alone(config, name):
+    cfg = config(*COMPOSITIONS[name], "IMWA.MEMBERS", 2, "IMWA.EPISODES", 2)
+    assert run.train(cfg) == 0
+    results = read_results(cfg.OUTPUT_DIR)
+    assert results.method == name
+    metrics = results.headline().metrics
+    assert results.headline().model == "teacher"
+    assert {"top1", "mean_recall", "few"} <= metrics.keys()
+    assert run.evaluate(cfg) == pytest.approx(metrics)
+    rows = Path(cfg.OUTPUT_DIR, "metrics.json").read_text().splitlines()
+    recorded = set().union(*(json.loads(row) for row in rows))
+    if name != "mean_teacher":
+        labels = {"mask_rate", "confidence", "accuracy", "learned-0", "right-9", "truth-5"}
+        assert {f"labels/{x}" for x in labels} <= recorded
+
+
+def test_what_is_exported_is_the_tested_head_alone(config):
+    cfg = config(*COMPOSITIONS["acr"])
+    run.train(cfg)
+    model = trained_classifier(cfg, read_models(cfg.OUTPUT_DIR))
+    weights = final_weights(cfg)
+    prefix = "teacher.deployed."
+    tested = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
+    assert_equal(model.state_dict(), tested)
+    assert any(name.startswith("teacher.base_head.") for name in weights)
+
+
+def test_batch_norms_are_recomputed_on_all_views(config):
+    cfg = config(
+        *("IMWA.MEMBERS", 2, "IMWA.BN", "recompute", "IMWA.BN_BATCHES", 1, "SOLVER.BASE_LR", 0.0)
+    )
+    run.train(cfg)
+    task = open_task(cfg)
+    reads = {"labeled": ("weak",), "unlabeled": ("weak", "strong")}
+    schedule = EpisodeSchedule(2, members=2)
+    batch = next(task.build_batches(schedule, torch.device("cpu"), reads)(0))
+    views = [batch["labeled"].views["weak"], *batch["unlabeled"].views.values()]
+    model = task.load_model(cfg.OUTPUT_DIR).train()
+    stem = model.stem[0](torch.cat(views))
+    expected = stem.mean((0, 2, 3))
+    found = final_weights(cfg)["student.deployed.stem.1.running_mean"]
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (("CLS.LABELER.NAME", "acr"), "'balanced' and 'acr' belong together"),
+        (("CLS.FIXMATCH.SECOND_HEAD", "balanced"), "'balanced' and 'acr' belong together"),
+        (("CLS.FIXMATCH.STRONG_VIEWS", 2), r"must be 3: weak, strong_1, strong_2"),
+        (("CLS.LABELER.NAME", "daso", "CLS.EMA_DECAY", 0.0), "daso labels need a teacher"),
+        (
+            ("CLS.LABELER.NAME", "darp", "CLS.LABELER.TOTALS", [1.0]),
+            "one for each of the 10 classes",
+        ),
+        (
+            ("CLS.LABELER.NAME", "daso", "CLS.LABELER.QUEUE", 3),
+            "must be at least SOLVER.IMS_PER_BATCH = 4",
+        ),
+        (("CLS.ALGORITHM", "mean_teacher", "CLS.EMA_DECAY", 0.0), "must be above 0"),
+    ],
+)
+def test_parts_that_do_not_go_together_are_refused_in_one_line(config, settings, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        run.train(config(*settings))
+    assert "\n" not in str(caught.value)
+
+
+def test_averages_between_two_adjustments_of_acr_are_announced(config, caplog):
+    settings = (*COMPOSITIONS["acr"], "CLS.LABELER.EPOCH", 2, "IMWA.MEMBERS", 2)
+    task = open_task(config(*settings, "IMWA.EPISODES", 2))
+    task.build_method(torch.device("cpu"))
+    assert "an episode of 1 iterations is no multiple of CLS.LABELER.EPOCH = 2" in caplog.text
