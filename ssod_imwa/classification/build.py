@@ -95,7 +95,11 @@ def build_views(cfg: CfgNode, dataset: ClassificationDataset, names: Sequence[st
     }
     with as_config_error("CLS.INPUT"):
         if dataset.images is not None:
-            stored = dataset.images.shape[-1]
+            height, stored = dataset.images.shape[-2:]
+            if height != stored:
+                raise ValueError(
+                    f"images of {dataset.name} are {stored} x {height} pixels (must be square)"
+                )
             return [small_view(name, stored=stored, **common) for name in names]
         common |= {"jitter": options.JITTER, "test_resize": options.TEST_RESIZE}
         return [large_view(name, **common) for name in names]

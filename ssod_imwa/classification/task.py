@@ -95,7 +95,11 @@ class ClassificationTask(Task):
         if imbalance.profile == "step" and ratio:
             ratio += " (step)"
         tests = ", ".join(test.name for test in self.data.tests)
-        self.dataset = f"{train.name}{ratio}, tested on {tests}"
+        self.dataset = f"{train.name}{ratio}{self._unlabeled_words()}, tested on {tests}"
+
+    def _unlabeled_words(self) -> str:
+        images = self.data.unlabeled
+        return "" if images is None else f" with {len(images)} unlabeled images of {images.name}"
 
     @property
     def classes(self) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, replace
 from functools import reduce
 
@@ -19,7 +20,9 @@ from ssod_imwa.classification.data.splits import (
 from ssod_imwa.classification.data.unlabeled import UnlabeledOptions
 from ssod_imwa.config.options import read_options
 from ssod_imwa.data.registration import import_modules
-from ssod_imwa.errors import ConfigError
+from ssod_imwa.errors import ConfigError, DataError
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -62,12 +65,30 @@ def build_data(cfg: CfgNode) -> ClassificationData:
                 f"DATASETS.TEST: {test.name} has other classes than {train.name} "
                 f"({len(test.classes)} and {len(train.classes)}; they must be the same)"
             )
-    unlabeled = None
-    if "UNLABELED" in cfg.CLS:
-        unlabeled = (
-            _load_unlabeled(cfg, train) if sets.TRAIN_UNLABELED else _left_unlabeled(cfg, whole)
+    if "UNLABELED" not in cfg.CLS:
+        return ClassificationData(train, None, tests)
+    _check_every_class(train)
+    unlabeled = _load_unlabeled(cfg, train) if sets.TRAIN_UNLABELED else _left_unlabeled(cfg, whole)
+    images = cfg.SOLVER.IMS_PER_BATCH_UNLABELED
+    if len(unlabeled) < images:
+        logger.warning(
+            "%s: %d unlabeled images are fewer than SOLVER.IMS_PER_BATCH_UNLABELED = %d: a batch "
+            "holds some of them several times",
+            unlabeled.name,
+            len(unlabeled),
+            images,
         )
     return ClassificationData(train, unlabeled, tests)
+
+
+def _check_every_class(train: ClassificationDataset) -> None:
+    """Refuse a class that could not be learned: pseudo-labels are of labeled classes alone."""
+    empty = [name for name, count in zip(train.classes, train.counts, strict=True) if not count]
+    if empty:
+        raise DataError(
+            f"{train.name}: {len(empty)} of {len(train.classes)} classes have no labeled images: "
+            f"{', '.join(empty[:3])}{', ...' if len(empty) > 3 else ''} (each needs at least 1)"
+        )
 
 
 def _load_labeled(

@@ -124,6 +124,11 @@ def small_view(
             f"view {name!r} is not allowed for images of {stored} x {stored} pixels (must be in "
             f"{list(RESIZING)}, or the images {size} x {size})"
         )
+    if name in ("weak", "randaugment") and padding >= stored:
+        raise ValueError(
+            f"padding = {padding} with images of {stored} x {stored} pixels is not allowed (must "
+            "be less to reflect)"
+        )
     if name == "none":
         return NormalizedView(statistics, size, stored)
     chance = 0.5 if flip else 0.0
