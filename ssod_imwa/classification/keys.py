@@ -174,7 +174,7 @@ def _by_name(
             yield Section(prefix, kind, {**when, key: tuple(those)})
 
 
-_SECTIONS = (
+SECTIONS = (
     Section("CLS", MethodChoice, CLASSIFICATION),
     *(
         Section(entry.prefix, entry.options, {**CLASSIFICATION, "CLS.ALGORITHM": (name,)})
@@ -260,5 +260,3 @@ _SECTIONS = (
     Section("CLS.UNLABELED", UnlabeledOptions, _with("unlabeled")),
     Section("CLS.SCHEDULE", ScheduleOptions, CLASSIFICATION),
 )
-# What no method shares is read by none.
-SECTIONS = tuple(section for section in _SECTIONS if () not in section.when.values())
