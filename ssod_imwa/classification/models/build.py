@@ -84,7 +84,10 @@ MODELS: dict[str, Builder] = {
     **{f"cifar_resnet{depth}": _cifar_resnet(depth) for depth in (20, 32, 44, 56)},
     **WIDE_RESNETS,
     **{name: _torchvision(name) for name in NAMES},
-    **{f"{name}_small": _torchvision(name, small_stem=True) for name in ("resnet18", "resnet50")},
+    **{
+        f"{name}_small": _torchvision(name, small_stem=True)
+        for name in ("resnet18", "resnet34", "resnet50")
+    },
     "resnet12": _resnet12,
     **VITS,
 }

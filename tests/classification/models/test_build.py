@@ -30,6 +30,7 @@ def test_the_models_are_those_of_the_papers():
         "resnet18",
         "resnet18_small",
         "resnet34",
+        "resnet34_small",
         "resnet50",
         "resnet50_small",
         "resnext50_32x4d",
@@ -51,6 +52,7 @@ def test_the_models_are_those_of_the_papers():
         ("resnet50_small", 127, 23.761),
         ("resnext50_32x4d", 1000, 25.029),
         ("resnet152", 1000, 60.193),
+        ("resnet34_small", 10, 21.282),
         ("vit_base_patch16", 1000, 86.568),
     ],
 )
