@@ -72,11 +72,34 @@ RELEASED = {
             "digit_images/mislas_gml",
             "imagenet_lt/btm_stage4",
             "imagenet_lt/mislas_stage2",
+            "imagenet_lt/paco_gml",
             "inaturalist18/btm_stage4",
+            "inaturalist18/crt",
             "places_lt/btm_stage4",
+            "tiered_imagenet/crt",
             "places_lt/mislas_gml",
             "places_lt/mislas_stage2",
         )
+    },
+    # PaCo with ResNeXt-50, and BTM's rates after PaCo and GPaCo.
+    "imagenet_lt/paco_resnext50": {
+        "CLS.MODEL.NAME": "resnext50_32x4d",
+        "CLS.PACO.TEMPERATURE": 0.07,
+        "CLS.INPUT.VIEWS": ["randclsstack", "sim"],
+    },
+    "imagenet_lt/paco_classifier": {"SOLVER.BASE_LR": 0.1, "CLS.STAGE.PART": "classifier"},
+    "imagenet_lt/paco_btm": {"SOLVER.BASE_LR": 1e-5, "CLS.SCHEDULE.EPOCHS": 30},
+    "imagenet_lt/paco_btm_stage4": {"CLS.SCHEDULE.EPOCHS": 40, "CLS.SAMPLER.PER_DRAW": 4},
+    "places_lt/gpaco_btm": {"SOLVER.BASE_LR": 1e-3, "CLS.SCHEDULE.EPOCHS": 30},
+    "places_lt/gpaco_btm_stage4": {"CLS.SCHEDULE.EPOCHS": 40, "CLS.SAMPLER.PER_DRAW": 4},
+    # MFW's Tiered-ImageNet stands on MetaOptNet's code.
+    "tiered_imagenet/mfw": {
+        "SOLVER.NESTEROV": True,
+        "SOLVER.BASE_LR": 0.1,
+        "SOLVER.WEIGHT_DECAY": 5e-4,
+        "CLS.MODEL.NAME": "resnet12",
+        "CLS.INPUT.PADDING": 8,
+        "CLS.MIX.BETA": 0.01,
     },
     # The cosine begins where the warm-up ends.
     **{

@@ -34,7 +34,6 @@ OTHERS = [
     ("voc_mini/unbiased_teacher", "voc_mini/imwa"),
     ("voc_mini/unbiased_teacher", "voc_mini/2x"),
     ("cifar10_lt/cross_entropy", "methods/manifold_mixup"),
-    ("places_lt/cross_entropy", "methods/btm_classifier"),
 ]
 
 
