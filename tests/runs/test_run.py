@@ -54,8 +54,11 @@ def test_a_run_leaves_results_models_and_curves_that_agree(config):
     assert steps == list(range(8))
 
 
-def test_one_member_is_plain_training_whatever_the_episodes(config):
-    plain, cut = config(output="plain"), config("IMWA.EPISODES", 3, output="cut")
+@pytest.mark.parametrize("method", ["unbiased_teacher", "dense_teacher"])
+def test_one_member_is_plain_training_whatever_the_episodes(config, method):
+    settings = ("SSOD.ALGORITHM", method)
+    plain = config(*settings, output="plain")
+    cut = config(*settings, "IMWA.EPISODES", 3, output="cut")
     for cfg in (plain, cut):
         run.train(cfg)
     assert_equal(final_weights(plain), final_weights(cut))
@@ -72,15 +75,17 @@ def test_one_episode_is_the_mean_of_separate_runs(config):
 
 
 @pytest.mark.parametrize(
-    "stop",
+    ("method", "stop"),
     [
-        pytest.param(1, marks=pytest.mark.slow),
-        3,  # the first step of the second member
-        pytest.param(5, marks=pytest.mark.slow),
+        pytest.param("unbiased_teacher", 1, marks=pytest.mark.slow),
+        ("unbiased_teacher", 3),  # the first step of the second member
+        pytest.param("unbiased_teacher", 5, marks=pytest.mark.slow),
+        ("dense_teacher", 5),  # the first member's second one on dense labels
     ],
 )
-def test_a_stopped_and_resumed_run_equals_one_that_never_stopped(config, monkeypatch, stop):
-    settings = ("IMWA.MEMBERS", 2, "IMWA.EPISODES", 2, "SOLVER.OPTIMIZER", "AdamW")
+def test_a_stopped_and_resumed_run_equals_one_that_never_stopped(config, monkeypatch, method, stop):
+    settings = ("SSOD.ALGORITHM", method, "SOLVER.OPTIMIZER", "AdamW")
+    settings += ("IMWA.MEMBERS", 2, "IMWA.EPISODES", 2)
     whole, parts = config(*settings, output="whole"), config(*settings, output="parts")
     run.train(whole)
     before_step = LRHook.before_step
