@@ -25,12 +25,16 @@ def chain(path):
     return {path}.union(*(chain((path.parent / name).resolve()) for name in names))
 
 
-RECIPES = [path for path in FILES if any(file.stem == "base" for file in chain(path))]
+# What recipes stand on: data and schedule with a two-stage detector or with FCOS.
+BASES = ("base", "fcos_base")
+RECIPES = [path for path in FILES if any(file.stem in BASES for file in chain(path))]
 # What neither a recipe stands on nor a table names.
 OTHERS = [
     ("digits/unbiased_teacher_imwa", "models/detectron2_r18"),
     ("digits/unbiased_teacher_imwa", "models/detectron2_r18_as_torchvision"),
     ("coco/unbiased_teacher", "coco/10pct", "models/faster_rcnn_r101_fpn"),
+    ("coco/dense_teacher", "coco/10pct", "models/retinanet_r50_fpn"),
+    ("digits/retinanet_supervised",),
     ("voc_mini/unbiased_teacher", "voc_mini/imwa"),
     ("voc_mini/unbiased_teacher", "voc_mini/2x"),
     ("cifar10_lt/cross_entropy", "methods/manifold_mixup"),
@@ -105,6 +109,9 @@ def test_averaging_changes_nothing_else(fragment):
     ("recipe", "twice"),
     [
         ("digits/unbiased_teacher", "digits/2x"),
+        ("digits/dense_teacher", "digits/2x"),
+        ("coco/dense_teacher", "coco/2x"),
+        ("voc/dense_teacher", "voc/2x"),
         ("bccd/unbiased_teacher", "bccd/2x"),
         ("voc/unbiased_teacher", "voc/2x"),
         ("voc_mini/unbiased_teacher", "voc_mini/2x"),
