@@ -8,6 +8,9 @@ from ssod_imwa.data.batches import Batch, Part
 from ssod_imwa.detection.data.records import Detections, Targets, View
 from ssod_imwa.detection.detectors.base import Detector
 from ssod_imwa.detection.detectors.faster_rcnn import build_faster_rcnn
+from ssod_imwa.detection.detectors.fcos import build_fcos
+from ssod_imwa.detection.detectors.options import FCOSOptions, RetinaNetOptions
+from ssod_imwa.detection.detectors.retinanet import build_retinanet
 
 NAMES = ("loss_rpn_cls", "loss_rpn_loc", "loss_cls", "loss_box_reg")
 
@@ -82,11 +85,38 @@ def small_faster_rcnn(norm="BN"):
     return build_faster_rcnn(options, num_classes=3)
 
 
-def pictures(first, count):
+def small_fcos():
+    torch.manual_seed(0)
+    options = detector_options(
+        FCOSOptions(),
+        backbone={"freeze_at": 0},
+        resnets={"depth": 18, "norm": "BN"},
+        fpn={"out_channels": 64},
+        fcos={"num_convs": 1, "sizes_of_interest": [12.0, 24.0, 48.0, 96.0]},
+    )
+    return build_fcos(options, num_classes=3)
+
+
+def small_retinanet():
+    torch.manual_seed(0)
+    options = detector_options(
+        RetinaNetOptions(),
+        backbone={"freeze_at": 0},
+        resnets={"depth": 18, "norm": "BN"},
+        fpn={"out_channels": 16},
+        anchor_generator={"sizes": [[12.0], [24.0], [48.0], [96.0], [192.0]]},
+        retinanet={"norm": ""},
+    )
+    return build_retinanet(options, num_classes=3)
+
+
+BOX = Targets(torch.tensor([[4.0, 4.0, 40.0, 50.0]]), torch.tensor([1]))
+
+
+def pictures(first, count, targets=BOX):
     def view(seed, *, labeled):
         generator = torch.Generator().manual_seed(seed)
         image = torch.randint(256, (3, 64, 64), generator=generator, dtype=torch.uint8)
-        targets = Targets(torch.tensor([[4.0, 4.0, 40.0, 50.0]]), torch.tensor([1]))
         return View(image, torch.eye(3), targets if labeled else None)
 
     def part(first, *, labeled):

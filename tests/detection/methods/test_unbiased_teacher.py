@@ -4,10 +4,22 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from detection_toys import NAMES, LinearDetector, batch, pictures, small_faster_rcnn, train
+from detection_toys import (
+    NAMES,
+    LinearDetector,
+    batch,
+    pictures,
+    small_faster_rcnn,
+    small_fcos,
+    small_retinanet,
+    train,
+)
 from torch.nn.parallel import DistributedDataParallel
 
+from ssod_imwa.detection.data.records import Detections
 from ssod_imwa.detection.methods.unbiased_teacher import UnbiasedTeacher, UnbiasedTeacherOptions
+from ssod_imwa.detection.objectives import SupervisedLoss
+from ssod_imwa.detection.pseudo_labels import as_targets, filter_detections
 
 
 def unbiased_teacher(**changes):
@@ -160,3 +172,35 @@ def compare_gradients(rank, norm, folder):
 @pytest.mark.parametrize("norm", ["BN", "FrozenBN"])
 def test_two_forward_passes_under_ddp_average_the_ranks_gradients(tmp_path, norm):
     mp.start_processes(compare_gradients, (norm, str(tmp_path)), nprocs=2, start_method="fork")
+
+
+@pytest.mark.parametrize(
+    ("build", "box_losses"),
+    [(small_fcos, {"loss_box_reg", "loss_quality"}), (small_retinanet, {"loss_box_reg"})],
+)
+@pytest.mark.parametrize("threshold", [0.0, 1.0], ids=["pseudo-labels", "none"])
+def test_dense_detectors_learn_the_classes_of_pseudo_labels(build, box_losses, threshold):
+    settings = UnbiasedTeacherOptions(
+        burn_in_iters=0, bbox_threshold=threshold, unsup_loss_weight=3.0
+    )
+    method = UnbiasedTeacher(build(), settings)
+    labels = [
+        Detections(torch.tensor([[8.0, 8.0, 50.0, 60.0]]), torch.tensor([2]), torch.tensor([0.9]))
+    ]
+    method.teacher.model.detect = lambda images: labels * len(images)
+    batch = pictures(0, 1)
+    losses = method.losses(batch, 0)
+    assert losses["pseudo_boxes"].item() == (1 if threshold == 0 else 0)
+    expected = method.student(
+        [view.image for view in batch["unlabeled"].views["strong"]],
+        SupervisedLoss([as_targets(filter_detections(labels[0], threshold))]),
+    )
+    assert expected.keys() == {"loss_cls", *box_losses}
+    # Batch norms of the student have moved since, but train on the batch's own statistics.
+    assert losses["loss_cls_pseudo"].item() == pytest.approx(3 * expected["loss_cls"].item())
+    assert losses["loss_cls_pseudo"] > 0
+    for name in box_losses:
+        assert losses[f"{name}_pseudo"].item() == 0
+    sum(x for name, x in losses.items() if name.startswith("loss")).backward()
+    gradients = [p.grad for p in method.student.parameters()]
+    assert all(g is not None and g.isfinite().all() for g in gradients)
