@@ -99,6 +99,10 @@ class IMWA:
             returns them for the members' weights; None is 1/M each.
         ranks: who shares the batches; members are trained in turn.
 
+    Attributes:
+        distances: after an average, how far the last member was from it, for each module; see
+            `WatchedWeights.distances`. Empty with one member, or if the last one was dropped.
+
     Raises:
         ValueError: an option is unknown or at odds with another.
 
@@ -169,6 +173,7 @@ class IMWA:
         }
         self._batchnorm: list[State] = []
         self._spoiled: list[int] = []
+        self.distances: dict[str, float] = {}
         if schedule.members > 1:  # one member is plain training
             length = schedule.iterations // schedule.episodes
             logger.info(
@@ -292,6 +297,7 @@ class IMWA:
             name: state.averaged(weights, spoiled=spoiled, accumulate=self.accumulate)
             for name, state in self._member_state.items()
         }
+        self.distances = {} if spoiled else self._weights.distances(live, mean)
         # From here on nothing is computed that could fail.
         copy_(live, mean)
         if self._optimizer is not None:

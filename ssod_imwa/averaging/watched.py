@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import nn
+from torch.linalg import vector_norm
 
 from ssod_imwa.averaging.batchnorm import statistics_names
 from ssod_imwa.averaging.checks import check_models, fingerprints, is_averaged, nonfinite
@@ -50,6 +52,27 @@ class WatchedWeights:
     def diverged(self, live: State) -> list[str]:
         """Names of tensors that became NaN or infinite."""
         return nonfinite({n: t for n, t in live.items() if n not in self._infinite})
+
+    def distances(self, live: State, mean: State) -> dict[str, float]:
+        """How far the live parameters of each module are from a mean, relative to its length.
+
+        The Euclidean norm of the difference over that of the mean: with two members that of either,
+        with more the one of the live member.
+
+        Args:
+            live: of a member, see `live`.
+            mean: of the same tensors, on any device.
+        """
+        distances = {}
+        for prefix, module in self.modules.items():
+            names = [f"{prefix}.{name}" for name, _ in module.named_parameters()]
+            pairs = [(live[name], mean[name]) for name in names if name in live]
+            # One tensor after the other: all differences at once would be a copy of the model.
+            apart = [vector_norm(member.to(average.device) - average) for member, average in pairs]
+            lengths = [vector_norm(average) for _, average in pairs]
+            if lengths and (length := torch.stack(lengths).norm()) > 0:
+                distances[prefix] = float(torch.stack(apart).norm() / length)
+        return distances
 
     def clear_gradients(self) -> None:
         """Set all gradients to None."""

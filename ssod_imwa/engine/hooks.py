@@ -52,9 +52,14 @@ class IMWAHook(HookBase):
 
     def after_step(self) -> None:
         try:
-            self.imwa.after_step(self.trainer.iter)
+            averaged = self.imwa.after_step(self.trainer.iter)
         except FloatingPointError as error:
             raise NonFiniteError(f"{error} (keys: SOLVER.BASE_LR, IMWA.NONFINITE)") from error
+        if averaged and isinstance(self.imwa, IMWA):
+            for name, distance in self.imwa.distances.items():
+                self.trainer.storage.put_scalar(
+                    f"imwa/distance-{name}", distance, smoothing_hint=False
+                )
 
     def state_dict(self) -> dict[str, Any]:
         if self.trainer.ranks.members > 1:

@@ -162,6 +162,26 @@ def test_stores_give_the_same_bits(loop, store, device, accumulate, coefficients
     loop.assert_same(found.weights(), expected.weights())
 
 
+@pytest.mark.parametrize("members", [2, 3])
+@pytest.mark.parametrize(
+    ("store", "device"), [("dict", "same"), ("stream", "same"), ("dict", "cpu")]
+)
+def test_the_last_members_distance_is_told(members, store, device):
+    """Members (3 + m, 4): with two the mean is (3.5, 4), and both are 0.5 from it."""
+    model = nn.Linear(1, 1)
+    schedule = EpisodeSchedule(1, members=members)
+    imwa = IMWA(schedule, {"model": model}, store=store, store_device=device)
+    assert imwa.distances == {}
+    for g in range(members):
+        imwa.before_step(g)
+        nn.init.constant_(model.weight, 3 + g)
+        nn.init.constant_(model.bias, 4)
+        imwa.after_step(g)
+    mean = 3 + (members - 1) / 2
+    expected = (members - 1) / 2 / (mean**2 + 4**2) ** 0.5
+    assert imwa.distances == {"model": pytest.approx(expected)}
+
+
 def test_host_memory_is_allocated_once(loop):
     run = loop.Run()
     schedule = EpisodeSchedule(6, episodes=3, members=3)

@@ -50,6 +50,10 @@ def test_a_run_leaves_results_models_and_curves_that_agree(config):
     ]
     assert stages == expected
     assert run.evaluate(cfg) == pytest.approx(results.headline().metrics, nan_ok=True)
+    apart = [row for row in rows(cfg) if "imwa/distance-student" in row]
+    assert [(row["iteration"], row["imwa/distance-teacher"] > 0) for row in apart] == [
+        *((3, True), (7, True))
+    ]
     steps = [row["iteration"] for row in rows(cfg) if "total_loss" in row]
     assert steps == list(range(8))
 
