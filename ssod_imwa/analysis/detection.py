@@ -13,7 +13,7 @@ from ssod_imwa.data.registration import import_modules
 from ssod_imwa.detection import build
 from ssod_imwa.detection.data.catalog import load_dataset
 from ssod_imwa.detection.data.images import DetectionImages
-from ssod_imwa.detection.data.records import DetectionDataset, View
+from ssod_imwa.detection.data.records import DetectionDataset, Detections, View
 from ssod_imwa.detection.data.views import make_record_views, read_record
 from ssod_imwa.detection.detectors.base import Detector
 from ssod_imwa.detection.detectors.build import build_detector
@@ -49,13 +49,7 @@ def prediction_sheets(
         on_bad_record=cfg.DATASETS.ON_BAD_RECORD,
     )
     drawn = drawn.subset(evenly_spaced(images, len(drawn)))
-    detector = _build_detector(cfg, weights, len(drawn.classes))
-    batches = build_test_batches(
-        DetectionImages.unlabeled(drawn),
-        build.build_test_view(cfg),
-        batch_size=cfg.TEST.IMS_PER_BATCH,
-    )
-    detections = predict(detector, drawn, batches)
+    detections = find_on_dataset(cfg, weights, drawn)
     records = drawn.records
     sheet = prediction_sheet(
         [read_record(record) for record in records],
@@ -66,6 +60,25 @@ def prediction_sheets(
         threshold=threshold,
     )
     return {"predictions.png": sheet}
+
+
+def find_on_dataset(
+    cfg: CfgNode, weights: str | Path, dataset: DetectionDataset
+) -> dict[int | str, Detections]:
+    """A detector's findings by image id, boxes in pixels of the stored images, on the CPU.
+
+    Args:
+        cfg: of the run.
+        weights: of the detector, as MODEL.WEIGHTS takes them.
+        dataset: of its classes.
+    """
+    detector = _build_detector(cfg, weights, len(dataset.classes))
+    batches = build_test_batches(
+        DetectionImages.unlabeled(dataset),
+        build.build_test_view(cfg),
+        batch_size=cfg.TEST.IMS_PER_BATCH,
+    )
+    return predict(detector, dataset, batches)
 
 
 def view_sheets(cfg: CfgNode, weights: str | Path, *, images: int) -> dict[str, torch.Tensor]:

@@ -1,0 +1,310 @@
+"""What finished runs did, as sections of a page: everything that their folders tell by themselves.
+
+Pictures that need models and data are `report_pictures`'.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from ssod_imwa.runs.comparison import folder_names, folder_of, read_groups
+from ssod_imwa.runs.results import MODELS, Evaluation, Results, main_metrics, read_results
+from ssod_imwa.runs.run import CONFIG_FILE, read_settings
+from ssod_imwa.visualization.label_plots import has_labels, labels_figure
+from ssod_imwa.visualization.page import Page
+from ssod_imwa.visualization.plots import (
+    course_figure,
+    episodes_figure,
+    read_metrics,
+    training_figure,
+)
+from ssod_imwa.visualization.style import color, dash, finish, marker, panels
+from ssod_imwa.visualization.table import comparison_rows, percent
+
+# Of a class's own figure, by task: name before the class, what it is.
+CLASS_FIGURES = {"detection": ("AP-", "AP"), "classification": ("recall-", "recall")}
+DISTANCE = "imwa/distance-"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that has ended, or at least was evaluated.
+
+    Attributes:
+        name: of its folder.
+        folder: with everything it wrote.
+        results: its figures.
+        rows: of metrics.json.
+        settings: values by key, None if config.yaml is not there.
+    """
+
+    name: str
+    folder: Path
+    results: Results
+    rows: Sequence[Mapping[str, Any]]
+    settings: Mapping[str, Any] | None
+
+
+def read_runs(folders: Sequence[str | Path]) -> list[Run]:
+    """Runs from their folders, each once.
+
+    Raises:
+        UserError: one has no results, or a file of it is damaged.
+    """
+    unique = list(dict.fromkeys(folder_of(folder) for folder in folders))
+    return [
+        Run(
+            name,
+            folder,
+            read_results(folder),
+            read_metrics(folder / "metrics.json"),
+            read_settings(folder),
+        )
+        for name, folder in zip(folder_names(unique), unique, strict=True)
+    ]
+
+
+def add_overview(page: Page, runs: Sequence[Run]) -> None:
+    """Final figures, and what the runs do differently."""
+    page.section("Results")
+    groups, _ = read_groups([run.folder for run in runs])
+    header, rows = comparison_rows(groups)
+    page.table(
+        header,
+        rows,
+        caption="Final figures (%) of the averaged model that is shipped, mean ± standard "
+        "deviation over seeds where a row has several runs.",
+    )
+    metric = next(iter(main_metrics([runs[0].results])), None)
+    if metric is not None and len(runs) > 1:
+        page.figure(
+            _overlay(runs, metric),
+            words=f"{metric} (%) of the shipped model over a member's own iterations, a line for "
+            "each run; averages of members where there are several.",
+        )
+    if differences := _differences(runs):
+        page.table(
+            ["key", *(run.name for run in runs)],
+            differences,
+            caption="Settings that are not the same in all runs.",
+        )
+    elif len(runs) > 1:
+        page.text("All settings but the seed are the same.")
+
+
+def add_run(page: Page, run: Run) -> None:
+    """The course of one run: figures, averages, labels, classes, resources, command."""
+    results = run.results
+    page.section(run.name)
+    page.text(
+        f"{results.method} on {results.dataset}; M = {results.imwa['members']} members, "
+        f"E = {results.imwa['episodes']} episodes, T = {results.iterations} iterations of each "
+        f"member, seed {results.seed}."
+    )
+    _add_course(page, run)
+    _add_averaging(page, run)
+    _add_labels(page, run)
+    _add_classes(page, run)
+    _add_resources(page, run)
+
+
+def _add_course(page: Page, run: Run) -> None:
+    page.heading("Course")
+    if main_metrics([run.results]):
+        if any(x.stage == "running" for x in run.results.evaluations):
+            page.figure(
+                course_figure(run.results),
+                words="Figures (%) over a member's own iterations: lines are members, markers "
+                "averages.",
+            )
+        if any(x.episode > 0 or x.stage == "member" for x in run.results.evaluations):
+            page.figure(
+                episodes_figure(run.results),
+                words="Figures (%) after each episode: open markers are members before averaging, "
+                "lines averages.",
+            )
+    page.figure(
+        training_figure(run.rows), words="Losses, learning rate and pseudo-labels of training."
+    )
+
+
+def _add_averaging(page: Page, run: Run) -> None:
+    metric = next(iter(main_metrics([run.results])), None)
+    gains = [] if metric is None else _gains(run.results, metric)
+    distances = [row for row in run.rows if any(name.startswith(DISTANCE) for name in row)]
+    if not gains and not distances:
+        return
+    page.heading("What averaging did")
+    page.figure(
+        _averaging_figure(metric or "", gains, distances),
+        words=f"Left: gain in {metric} (points) of each average over the mean of its members. "
+        "Right: distance of the last member from the average, relative to the average's length.",
+    )
+    if gains:
+        rows = []
+        for x in gains:
+            figures = [percent(value) for value in (x.members, x.best, x.average)]
+            more = [percent(x.average - value, sign=True) for value in (x.members, x.best)]
+            rows.append([str(x.episode + 1), x.model, *figures, *more])
+        header = ["episode", "model", "mean of members", "best member", "average"]
+        header += ["gain over mean", "gain over best"]
+        page.table(header, rows, caption=f"{metric} (%) before and after each average.")
+
+
+def _add_labels(page: Page, run: Run) -> None:
+    if has_labels(run.rows):
+        page.heading("What the teacher taught")
+        page.figure(
+            labels_figure(run.rows, run.results.class_counts),
+            words="Number of pseudo-labels an image; how many are true and how many objects have "
+            "one, where the split took labels away that are known; shares of classes and scores.",
+        )
+
+
+def _add_classes(page: Page, run: Run) -> None:
+    prefix, what = CLASS_FIGURES[run.results.task]
+    final = _headline(run.results)
+    if final is None:
+        return
+    counts = run.results.class_counts
+    figures = {
+        name.removeprefix(prefix): value
+        for name, value in final.metrics.items()
+        if name.startswith(prefix)
+    }
+    if not figures:
+        return
+    page.heading("Classes")
+    if counts:
+        page.figure(
+            _classes_figure(figures, counts, what),
+            words=f"{what} (%) of each class against its labeled objects in training.",
+        )
+    rows = [[name, str(counts.get(name, "–")), percent(value)] for name, value in figures.items()]
+    header = ["class", "labeled in training", f"{what} (%)"]
+    page.table(header, rows, caption="Of the shipped model, on the test images.")
+
+
+def _add_resources(page: Page, run: Run) -> None:
+    results = run.results
+    page.heading("Resources and command")
+    steps = results.iterations * results.imwa["members"]
+    rows = [
+        ["optimizer steps of all members", f"{steps:,}"],
+        ["wall time, interruptions left out", str(timedelta(seconds=round(results.wall_time)))],
+        ["peak memory", f"{results.peak_memory / 2**30:.2f} GiB"],
+        *([name, version] for name, version in results.versions.items()),
+    ]
+    page.table(["what", "value"], rows, caption="Of the whole run.")
+    if (run.folder / CONFIG_FILE).exists():
+        page.text("The same run again, from its complete configuration:")
+        config = run.folder / CONFIG_FILE
+        page.code(f"python tools/train_net.py --config-file {config} OUTPUT_DIR output/again")
+
+
+@dataclass(frozen=True)
+class _Gain:
+    episode: int
+    model: str
+    members: float
+    best: float
+    average: float
+
+
+def _gains(results: Results, metric: str) -> list[_Gain]:
+    """The averages whose members were evaluated, too."""
+    gains = []
+    for model in MODELS:
+        for episode in sorted({x.episode for x in results.evaluations}):
+            of_episode = [
+                x for x in results.evaluations if (x.model, x.episode) == (model, episode)
+            ]
+            members = [x.metrics.get(metric, math.nan) for x in of_episode if x.stage == "member"]
+            averages = [x for x in of_episode if x.stage in ("average", "final")]
+            if len(members) > 1 and averages:
+                average = averages[-1].metrics.get(metric, math.nan)
+                mean, best = float(np.mean(members)), max(members)
+                gains.append(_Gain(episode, model, mean, best, average))
+    return gains
+
+
+def _averaging_figure(
+    metric: str, gains: Sequence[_Gain], distances: Sequence[Mapping[str, Any]]
+) -> Figure:
+    figure, ((left, right),) = panels(1, 2)
+    for number, model in enumerate(MODELS):
+        points = [(x.episode + 1, x.average - x.members) for x in gains if x.model == model]
+        if points:
+            x, y = zip(*points, strict=True)
+            left.plot(x, y, color=color(number), marker=marker(number), label=model)
+        name = DISTANCE + model
+        rows = [(row["episode"] + 1, row[name]) for row in distances if name in row]
+        if rows:
+            x, y = zip(*rows, strict=True)
+            right.plot(x, y, color=color(number), marker=marker(number), label=model)
+    left.axhline(0, color="black", lw=0.8)
+    finish(left, x="episode", y=f"gain in {metric} (points)")
+    finish(right, x="episode", y="relative distance")
+    for axis in (left, right):
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    return figure
+
+
+def _classes_figure(figures: Mapping[str, float], counts: Mapping[str, int], what: str) -> Figure:
+    figure, ((axis,),) = panels(1, 1, width=7)
+    names = [name for name in figures if counts.get(name)]
+    x, y = [counts[name] for name in names], [figures[name] for name in names]
+    axis.plot(x, y, ls="", color=color(0), marker="o")
+    if len(names) <= 30:
+        for name, place in zip(names, zip(x, y, strict=True), strict=True):
+            axis.annotate(name, place, xytext=(4, 4), textcoords="offset points", fontsize="small")
+    axis.set_xscale("log")
+    axis.set_ylim(0, 100)
+    finish(axis, x="labeled objects in training", y=f"{what} (%)", legend=None)
+    return figure
+
+
+def _overlay(runs: Sequence[Run], metric: str) -> Figure:
+    figure, ((axis,),) = panels(1, 1, width=8, height=4)
+    for number, run in enumerate(runs):
+        final = _headline(run.results)
+        series = [] if final is None else run.results.series(final.model)
+        points = [(x.t + 1, x.metrics.get(metric, math.nan)) for x in series if x.t is not None]
+        if points:
+            x, y = zip(*points, strict=True)
+            axis.plot(
+                x, y, color=color(number), ls=dash(number), marker=marker(number), label=run.name
+            )
+    finish(axis, x="own iteration t (optimizer steps of one member)", y=f"{metric} (%)")
+    return figure
+
+
+def _headline(results: Results) -> Evaluation | None:
+    averages = [x for x in results.evaluations if x.member is None]
+    return results.headline() if averages else None
+
+
+def _differences(runs: Sequence[Run]) -> list[list[str]]:
+    """Keys whose values are not the same in all runs, with the value of each."""
+    settings = [run.settings or {} for run in runs]
+    members = [{f"IMWA.{k.upper()}": v for k, v in run.results.imwa.items()} for run in runs]
+    merged = [
+        {**of_run, **imwa, "SEED": run.results.seed}
+        for of_run, imwa, run in zip(settings, members, runs, strict=True)
+    ]
+    keys = sorted({key for of_run in merged for key in of_run})
+    rows = []
+    for key in keys:
+        values = [str(of_run.get(key, "–")) for of_run in merged]
+        if len(set(values)) > 1:
+            rows.append([key, *values])
+    return rows
