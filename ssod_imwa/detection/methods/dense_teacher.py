@@ -88,6 +88,7 @@ class DenseTeacher(DetectionMethod):
     """
 
     needs = frozenset({"dense"})
+    labels_are_objects = False
     reads: Mapping[str, tuple[str, ...]] = {
         "labeled": ("weak", "strong"),
         "unlabeled": ("weak", "strong"),
@@ -118,6 +119,7 @@ class DenseTeacher(DetectionMethod):
             self.teacher.model.dense_maps([view.image for view in weak]),
             self.options.region_ratio,
         )
+        self._record_region(labels)
         losses = self.parallel_student([view.image for view in strong], DenseLoss(labels))
         weights = {
             "loss_cls": self.options.unsup_loss_weight,
@@ -126,6 +128,19 @@ class DenseTeacher(DetectionMethod):
         }
         weighted = {f"{name}_pseudo": share * weights[name] * x for name, x in losses.items()}
         return {**weighted, "pseudo_score": labels.total / len(labels.region)}
+
+    @torch.no_grad()
+    def _record_region(self, labels: DenseLabels) -> None:
+        """Count each location of the learning region as a label of its most probable class."""
+        if self.label_statistics is None:
+            return
+        images, locations, _ = labels.maps.logits.shape
+        scores, classes = labels.maps.logits.flatten(0, 1)[labels.region].sigmoid().max(1)
+        has_label = torch.zeros(images, dtype=torch.bool, device=scores.device)
+        has_label[labels.region // locations] = True
+        used = torch.ones_like(classes, dtype=torch.bool)
+        empty = (~has_label).sum()
+        self.label_statistics.add(classes, scores, used=used, images=images, empty=empty)
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from ssod_imwa.detection.methods.dense_teacher import (
     label_densely,
     ramp,
 )
+from ssod_imwa.engine.label_statistics import LabelStatistics
 from ssod_imwa.errors import ConfigError
 
 CLASSES = 3
@@ -223,6 +224,19 @@ def test_after_burn_in_the_student_learns_the_teachers_maps_on_strong_views():
     assert losses.keys() == {"loss_cls", *(f"{name}_pseudo" for name in names), "pseudo_score"}
     scores = [sigmoid((60 + n) / 50) for n in range(4)]
     assert losses["pseudo_score"].item() == pytest.approx(sum(scores) / 4, rel=1e-6)
+
+
+def test_locations_of_the_region_are_counted_as_labels():
+    """The region has 4 of 8 locations, all of the second image, whose logits are larger."""
+    method = dense_teacher()
+    method.label_statistics = LabelStatistics(1)
+    method.losses(batch(), 8)
+    counts = method.label_statistics.take()
+    assert (counts.images, counts.empty, counts.used.sum()) == (2, 1, 4)
+    scores = [sigmoid((60 + n) / 50) for n in range(4)]
+    assert counts.scores.tolist() == [
+        sum(int(x * 10) == tenth for x in scores) for tenth in range(10)
+    ]
 
 
 def test_losses_on_dense_labels_are_weighted_and_rise():
