@@ -29,7 +29,9 @@ class LRHook(HookBase):
         groups = self.trainer.optimizer.param_groups
         for group in groups:
             group["lr"] = group["initial_lr"] * factor
-        self.trainer.storage.put_scalar("lr", groups[0]["lr"], smoothing_hint=False)
+        # The largest: that of a pretrained part is a small share of it.
+        lr = max(group["lr"] for group in groups)
+        self.trainer.storage.put_scalar("lr", lr, smoothing_hint=False)
 
 
 class IMWAHook(HookBase):
