@@ -98,6 +98,8 @@ def detection_config(root, tmp_path):
         settings |= {"SSOD.ALGORITHM": method, **METHODS[method]}
         usual = settings.get("MODEL.META_ARCHITECTURE", "GeneralizedRCNN")
         settings |= DETECTORS[next((name for name in DETECTORS if name in overrides), usual)]
+        if "MODEL.BACKBONE.NAME" in overrides:  # of timm, to which these do not belong
+            del settings["MODEL.RESNETS.DEPTH"], settings["MODEL.RESNETS.NORM"]
         pairs = [str(x) for pair in settings.items() for x in pair]
         return load_config(overrides=[*pairs, *map(str, overrides)])
 

@@ -9,6 +9,9 @@ from ssod_imwa.config.options import Options, Section, option
 from ssod_imwa.detection.data.geometric_views import GeometricOptions
 from ssod_imwa.detection.data.views import StrongKindOptions, StrongOptions, ViewOptions
 from ssod_imwa.detection.detectors.options import (
+    IS_LITE,
+    IS_NOT_LITE,
+    IS_RESNET,
     AnchorOptions,
     BackboneOptions,
     DetectionOptions,
@@ -16,6 +19,8 @@ from ssod_imwa.detection.detectors.options import (
     FocalOptions,
     FPNOptions,
     ImageOptions,
+    LevelOptions,
+    LitePixelOptions,
     PixelOptions,
     ResNetOptions,
     RetinaNetHeadOptions,
@@ -72,8 +77,9 @@ class WeightsOptions(Options):
 
     weights: str = option(
         "",
-        '"" (random), "imagenet" (torchvision\'s backbone weights), or a file: a detector\'s state '
-        "dict (.pth), or an ImageNet backbone converted from Caffe (MSRA R-50.pkl, R-101.pkl)",
+        '"" (random), "imagenet" (torchvision\'s backbone weights, downloaded), "package:NAME" (an '
+        "installed package's, docs/backbones.md), or a file: a detector's state dict (.pth), or an "
+        "ImageNet backbone converted from Caffe (MSRA R-50.pkl, R-101.pkl)",
         free=True,
     )
 
@@ -191,11 +197,13 @@ SECTIONS = (
     Section("MODEL.ROI_HEADS", FocalOptions, {**DETECTION, "MODEL.ROI_HEADS.LOSS": ("FocalLoss",)}),
     Section("MODEL.DETECTRON2", Detectron2Options, DETECTRON2),
     Section("MODEL", WeightsOptions, TORCHVISION),
-    Section("MODEL", PixelOptions, TORCHVISION),
-    Section("INPUT", ImageOptions, TORCHVISION),
     Section("MODEL.BACKBONE", BackboneOptions, TORCHVISION),
-    Section("MODEL.RESNETS", ResNetOptions, TORCHVISION),
+    Section("MODEL", PixelOptions, {**TORCHVISION, "MODEL.BACKBONE.NAME": IS_NOT_LITE}),
+    Section("MODEL", LitePixelOptions, {**TORCHVISION, "MODEL.BACKBONE.NAME": IS_LITE}),
+    Section("INPUT", ImageOptions, TORCHVISION),
+    Section("MODEL.RESNETS", ResNetOptions, {**TORCHVISION, "MODEL.BACKBONE.NAME": IS_RESNET}),
     Section("MODEL.FPN", FPNOptions, TORCHVISION),
+    Section("MODEL.FPN", LevelOptions, TWO_STAGE),
     Section("MODEL.ANCHOR_GENERATOR", AnchorOptions, WITH_ANCHORS),
     Section("MODEL.RPN", RPNOptions, TWO_STAGE),
     Section("MODEL.ROI_HEADS", ROIHeadsOptions, TWO_STAGE),

@@ -105,6 +105,11 @@ class DetectionTask(Task):
             batches, count=count, set_train_mode=lambda model: model.train(), forward=learn
         )
 
+    def lr_factor(self, name: str) -> float:
+        # A toolkit that makes its own backbones has its own keys for them.
+        body = name.startswith("backbone.body.") and self.cfg.MODEL.TOOLKIT == "torchvision"
+        return self.cfg.MODEL.BACKBONE.LR_FACTOR if body else 1.0
+
     def hooks(self) -> list[HookBase]:
         if self.data.unlabeled is None:
             return []

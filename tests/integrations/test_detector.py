@@ -532,3 +532,18 @@ def test_wrong_weights_and_detectors_are_one_line(tmp_path):
         config(detector="COCO-Detection/faster.yaml")
     with pytest.raises(ConfigError, match="USE_SIGMOID_CE True is not allowed"):
         build_detector(config(**{"MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE": True}), CLASSES)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("MODEL.BACKBONE.NAME", "timm:resnet18"),
+        ("MODEL.WEIGHTS", "package:efficientnet_lite0"),
+    ],
+)
+def test_what_torchvisions_detectors_alone_take_is_refused_by_name(key, value):
+    cfg = config().clone()
+    cfg.defrost()
+    cfg.merge_from_list([key, value])
+    with pytest.raises(ConfigError, match=rf"{key} = '{value}' is not allowed with MODEL.TOOLKIT"):
+        build_detector(cfg, CLASSES)

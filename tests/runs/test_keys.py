@@ -77,6 +77,8 @@ def test_every_key_of_detection_is_read(read, detection_config):
         settings = ("SSOD.ALGORITHM", method, "INPUT.STRONG.KIND", kind)
         settings += ("SOLVER.LR_SCHEDULER_NAME", schedule)
         read_by_detection(read, detection_config, *settings)
+    anchors = ("MODEL.ANCHOR_GENERATOR.SIZES", [[16], [32], [64], [128], [256]])
+    read_by_detection(read, detection_config, "MODEL.BACKBONE.NAME", "timm:resnet18", *anchors)
     # Other toolkits are tested in tests/integrations.
     elsewhere = {"MODEL.DETECTRON2.CONFIG"}
     sections = [*CHAPTERS["Both tasks"], *CHAPTERS["Detection"]]

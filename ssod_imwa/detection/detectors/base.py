@@ -176,7 +176,10 @@ class Detector(nn.Module, ABC):
         """Log a warning if parts cannot be trained; call it when they are random."""
         frozen = sum(not p.requires_grad for p in self.parameters())
         # Each toolkit has its own class of this name.
-        norms = sum(type(part).__name__ == "FrozenBatchNorm2d" for part in self.modules())
+        norms = sum(
+            any(kind.__name__ == "FrozenBatchNorm2d" for kind in type(part).__mro__)
+            for part in self.modules()
+        )
         if frozen or norms:
             logger.warning(
                 "random weights, of which %d tensors and %d batch norms are frozen and stay random "

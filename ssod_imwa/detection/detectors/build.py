@@ -12,6 +12,7 @@ from ssod_imwa.detection.detectors.base import Detector
 from ssod_imwa.detection.detectors.faster_rcnn import build_faster_rcnn
 from ssod_imwa.detection.detectors.fcos import build_fcos
 from ssod_imwa.detection.detectors.options import (
+    TIMM,
     AnchorOptions,
     BackboneOptions,
     DetectionOptions,
@@ -21,6 +22,7 @@ from ssod_imwa.detection.detectors.options import (
     FocalOptions,
     FPNOptions,
     ImageOptions,
+    LevelOptions,
     PixelOptions,
     ResNetOptions,
     RetinaNetHeadOptions,
@@ -31,12 +33,14 @@ from ssod_imwa.detection.detectors.options import (
     RPNOptions,
 )
 from ssod_imwa.detection.detectors.retinanet import build_retinanet
-from ssod_imwa.errors import as_config_error
+from ssod_imwa.engine.checkpoint.packages import PREFIX
+from ssod_imwa.errors import ConfigError, as_config_error
 
 
 def build_detector(cfg: CfgNode, num_classes: int) -> Detector:
     """The detector of MODEL with its initial weights, on the CPU."""
     if cfg.MODEL.TOOLKIT == "detectron2":
+        _check_toolkits_own(cfg)
         # Here and not at the top: detectron2 is optional.
         from ssod_imwa.detection.detectors.detectron2 import build_detectron2_detector
 
@@ -55,11 +59,25 @@ def build_detector(cfg: CfgNode, num_classes: int) -> Detector:
     return detector
 
 
+def _check_toolkits_own(cfg: CfgNode) -> None:
+    """Refuse by name what only torchvision's detectors can take."""
+    for key, value, prefix in (
+        ("MODEL.BACKBONE.NAME", cfg.MODEL.BACKBONE.NAME, TIMM),
+        ("MODEL.WEIGHTS", cfg.MODEL.WEIGHTS, PREFIX),
+    ):
+        if str(value).startswith(prefix):
+            raise ConfigError(
+                f"{key} = {value!r} is not allowed with MODEL.TOOLKIT = 'detectron2' (must be one "
+                "of detectron2's own; torchvision's detectors take it)"
+            )
+
+
 def faster_rcnn_options(cfg: CfgNode) -> FasterRCNNOptions:
     """The settings of torchvision's Faster R-CNN in a configuration."""
     model = cfg.MODEL
     return FasterRCNNOptions(
         **_common_options(cfg),
+        levels=read_options(LevelOptions, model.FPN),
         anchor_generator=read_options(AnchorOptions, model.ANCHOR_GENERATOR),
         rpn=read_options(RPNOptions, model.RPN),
         roi_heads=read_options(ROIHeadsOptions, model.ROI_HEADS),
@@ -101,7 +119,7 @@ def _common_options(cfg: CfgNode) -> dict[str, Any]:
         "pixels": read_options(PixelOptions, model),
         "image": read_options(ImageOptions, cfg.INPUT),
         "backbone": read_options(BackboneOptions, model.BACKBONE),
-        "resnets": read_options(ResNetOptions, model.RESNETS),
+        "resnets": read_options(ResNetOptions, model.get("RESNETS")),
         "fpn": read_options(FPNOptions, model.FPN),
         "detections": read_options(DetectionOptions, cfg.TEST),
     }

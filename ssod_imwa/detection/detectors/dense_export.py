@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ssod_imwa.detection.detectors.export import STAGE_CHANNELS
+from ssod_imwa.detection.detectors.export import backbone_lines
 from ssod_imwa.detection.detectors.faster_rcnn_modules import anchor_shapes
 from ssod_imwa.detection.detectors.options import DetectorOptions, FCOSOptions, RetinaNetOptions
 
@@ -117,19 +117,14 @@ def _common_arguments(
 
 
 def _backbone_lines(options: DetectorOptions) -> list[str]:
-    depth, channels = options.resnets.depth, options.fpn.out_channels
+    channels = options.fpn.out_channels
     return [
-        f"from torchvision.models import resnet{depth}",
         "from torchvision.models.detection.anchor_utils import AnchorGenerator",
-        "from torchvision.models.detection.backbone_utils import BackboneWithFPN",
-        "from torchvision.ops.feature_pyramid_network import LastLevelP6P7",
         "class Anchors(AnchorGenerator):",
         "    def grid_anchors(self, grid_sizes, strides):",
         f"        strides = [[torch.tensor(stride)] * 2 for stride in {STRIDES}]",
         "        return super().grid_anchors(grid_sizes, strides)",
-        "levels = {'layer2': '0', 'layer3': '1', 'layer4': '2'}",
-        f"backbone = BackboneWithFPN(resnet{depth}(weights=None), levels, "
-        f"{STAGE_CHANNELS[depth][1:]}, {channels}, LastLevelP6P7({channels}, {channels}))",
+        *backbone_lines(options, [3, 4, 5], f"LastLevelP6P7({channels}, {channels})"),
     ]
 
 

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 import torch
 
 from ssod_imwa.detection.detectors.faster_rcnn_modules import anchor_shapes
-from ssod_imwa.detection.detectors.options import FasterRCNNOptions
+from ssod_imwa.detection.detectors.options import TIMM, DetectorOptions, FasterRCNNOptions
+from ssod_imwa.detection.detectors.timm_bodies import find_maps
 
 # Arguments of torchvision's FasterRCNN and their defaults.
 DEFAULTS = {
@@ -21,6 +22,7 @@ DEFAULTS = {
     "box_score_thresh": 0.05,
     "box_nms_thresh": 0.5,
     "box_detections_per_img": 100,
+    "size_divisible": 32,
 }
 ANCHOR_SIZES = ((32,), (64,), (128,), (256,), (512,))
 ANCHOR_ASPECT_RATIOS = ((0.5, 1.0, 2.0),) * 5
@@ -49,7 +51,9 @@ def exported_state(
         counter = name.replace("running_var", "num_batches_tracked")
         exported.setdefault(counter, torch.zeros((), dtype=torch.int64))
     if swap_input:
-        name = "backbone.body.conv1.weight"
+        name = next(
+            n for n in exported if n.startswith("backbone.body.")
+        )  # the first convolution's
         exported[name] = exported[name].flip(1).contiguous()
     return exported
 
@@ -72,7 +76,7 @@ def loading_code(
     settings = _settings(options, min_size, max_size)
     arguments = [f"{k}={v!r}" for k, v in settings.items() if v != DEFAULTS[k]]
     lines = ["# Class 0 is background; labels count from 1.", "import torch"]
-    sizes, ratios = anchor_shapes(options.anchor_generator)
+    sizes, ratios = anchor_shapes(options.anchor_generator, len(options.levels.levels) + 1)
     if (sizes, ratios) != (ANCHOR_SIZES, ANCHOR_ASPECT_RATIOS):
         lines.append("from torchvision.models.detection.anchor_utils import AnchorGenerator")
         arguments.append(f"rpn_anchor_generator=AnchorGenerator({sizes!r}, {ratios!r})")
@@ -107,6 +111,7 @@ def _settings(options: FasterRCNNOptions, min_size: int, max_size: int) -> dict[
         "box_score_thresh": roi_heads.score_thresh_test,
         "box_nms_thresh": roi_heads.nms_thresh_test,
         "box_detections_per_img": options.detections.detections_per_image,
+        "size_divisible": 2 ** max(options.levels.levels),
     }
 
 
@@ -114,7 +119,8 @@ def _is_stock(options: FasterRCNNOptions) -> bool:
     """Whether torchvision's builder makes this architecture."""
     head = options.roi_box_head
     sizes = (options.resnets.depth, options.fpn.out_channels, head.fc_dim, head.pooler_resolution)
-    return sizes == (50, 256, 1024, 7)
+    network = (options.backbone.name, options.levels.levels)
+    return network == ("resnet", [2, 3, 4, 5]) and sizes == (50, 256, 1024, 7)
 
 
 def _stock_lines(options: FasterRCNNOptions, labels: int, arguments: list[str]) -> list[str]:
@@ -126,22 +132,69 @@ def _stock_lines(options: FasterRCNNOptions, labels: int, arguments: list[str]) 
 
 
 def _general_lines(options: FasterRCNNOptions, labels: int, arguments: list[str]) -> list[str]:
-    depth, channels, head = options.resnets.depth, options.fpn.out_channels, options.roi_box_head
+    channels, head, levels = options.fpn.out_channels, options.roi_box_head, options.levels.levels
     resolution, fc_dim = head.pooler_resolution, head.fc_dim
+    names = [str(number) for number in range(len(levels))]
     parts = [
-        "box_roi_pool=MultiScaleRoIAlign(['0', '1', '2', '3'], "
-        f"output_size={resolution}, sampling_ratio=2)",
+        f"box_roi_pool=MultiScaleRoIAlign({names}, output_size={resolution}, sampling_ratio=2)",
         f"box_head=TwoMLPHead({channels * resolution**2}, {fc_dim})",
         f"box_predictor=FastRCNNPredictor({fc_dim}, {labels})",
     ]
     return [
-        f"from torchvision.models import resnet{depth}",
-        "from torchvision.models.detection.backbone_utils import BackboneWithFPN",
         "from torchvision.models.detection.faster_rcnn import (",
         "    FasterRCNN, FastRCNNPredictor, TwoMLPHead)",
         "from torchvision.ops import MultiScaleRoIAlign",
-        "levels = {'layer1': '0', 'layer2': '1', 'layer3': '2', 'layer4': '3'}",
-        f"body = resnet{depth}(weights=None)",
-        f"backbone = BackboneWithFPN(body, levels, {STAGE_CHANNELS[depth]}, {channels})",
+        *backbone_lines(options, levels, "LastLevelMaxPool()"),
         f"model = FasterRCNN(backbone, {', '.join(parts + arguments)})",
+    ]
+
+
+def backbone_lines(options: DetectorOptions, levels: list[int], extra_blocks: str) -> list[str]:
+    """Python lines that make `backbone`, for torchvision's detectors.
+
+    Args:
+        options: of the exported detector.
+        levels: of the maps that its pyramid stands on.
+        extra_blocks: an expression of a class of torchvision's `feature_pyramid_network` that makes
+            the coarser levels.
+    """
+    make = _resnet_lines if options.backbone.name == "resnet" else _timm_lines
+    pooled = extra_blocks.partition("(")[0]
+    return [
+        f"from torchvision.ops.feature_pyramid_network import {pooled}",
+        *make(options, levels, extra_blocks),
+    ]
+
+
+def _resnet_lines(options: DetectorOptions, levels: list[int], extra_blocks: str) -> list[str]:
+    depth = options.resnets.depth
+    layers = {f"layer{level - 1}": str(number) for number, level in enumerate(levels)}
+    widths = [STAGE_CHANNELS[depth][level - 2] for level in levels]
+    return [
+        f"from torchvision.models import resnet{depth}",
+        "from torchvision.models.detection.backbone_utils import BackboneWithFPN",
+        f"backbone = BackboneWithFPN(resnet{depth}(weights=None), {layers}, {widths}, "
+        f"{options.fpn.out_channels}, {extra_blocks})",
+    ]
+
+
+def _timm_lines(options: DetectorOptions, levels: list[int], extra_blocks: str) -> list[str]:
+    name, channels = options.backbone.name.removeprefix(TIMM), options.fpn.out_channels
+    maps = find_maps(name, levels)
+    arguments = f"{name!r}, features_only=True, out_indices={maps.indices}"
+    kept = maps.stages_kept
+    return [
+        "import timm",
+        "from torchvision.ops import FeaturePyramidNetwork",
+        "class Backbone(torch.nn.Module):",
+        f"    out_channels = {channels}",
+        "    def __init__(self):",
+        "        super().__init__()",
+        f"        self.body = timm.create_model({arguments})",
+        *([] if kept is None else [f"        del self.body.blocks[{kept}:]"]),
+        f"        self.fpn = FeaturePyramidNetwork({maps.channels}, {channels}, {extra_blocks})",
+        "    def forward(self, images):",
+        "        maps = enumerate(self.body(images))",
+        "        return self.fpn({str(number): x for number, x in maps})",
+        "backbone = Backbone()",
     ]

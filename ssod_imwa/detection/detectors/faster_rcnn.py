@@ -211,7 +211,9 @@ def build_faster_rcnn(
     # In this order, which decides the random weights that a seed gives.
     rpn = make_proposal_network(options)
     roi_heads = make_box_heads(options, num_classes)
-    backbone = build_backbone(options.backbone, options.resnets, options.fpn)
+    backbone = build_backbone(
+        options.backbone, options.resnets, options.fpn, levels=options.levels.levels
+    )
     return TorchvisionFasterRCNN(backbone, rpn, roi_heads, options, num_classes=num_classes)
 
 

@@ -117,7 +117,7 @@ class BoxHeads(RoIHeads):
 def make_proposal_network(options: FasterRCNNOptions) -> ProposalNetwork:
     """The network that proposes boxes, with random weights."""
     rpn = options.rpn
-    anchors = LevelAnchors(*anchor_shapes(options.anchor_generator))
+    anchors = LevelAnchors(*anchor_shapes(options.anchor_generator, len(options.levels.levels) + 1))
     background, foreground = rpn.iou_thresholds
     network = ProposalNetwork(
         anchors,
@@ -139,8 +139,9 @@ def make_box_heads(options: FasterRCNNOptions, num_classes: int) -> BoxHeads:
     """The heads that classify and refine proposals, with random weights."""
     roi, head = options.roi_heads, options.roi_box_head
     (iou_threshold,) = roi.iou_thresholds
+    names = [str(number) for number in range(len(options.levels.levels))]
     heads = BoxHeads(
-        MultiScaleRoIAlign(["0", "1", "2", "3"], head.pooler_resolution, sampling_ratio=2),
+        MultiScaleRoIAlign(names, head.pooler_resolution, sampling_ratio=2),
         make_box_head(options.fpn.out_channels * head.pooler_resolution**2, head.fc_dim),
         make_box_predictor(head.fc_dim, num_classes),
         fg_iou_thresh=iou_threshold,
@@ -158,19 +159,23 @@ def make_box_heads(options: FasterRCNNOptions, num_classes: int) -> BoxHeads:
 
 
 def anchor_shapes(
-    options: AnchorOptions,
+    options: AnchorOptions, count: int = 5
 ) -> tuple[tuple[tuple[float, ...], ...], tuple[tuple[float, ...], ...]]:
-    """Sizes and aspect ratios of the anchors of p2..p6.
+    """Sizes and aspect ratios of the anchors of each level.
+
+    Args:
+        options: see there.
+        count: of levels.
 
     Raises:
-        ValueError: they do not fit five levels that share a head.
+        ValueError: they do not fit so many levels that share a head.
     """
     sizes, lists = options.sizes, options.aspect_ratios
-    ratios = lists * 5 if len(lists) == 1 else lists
-    if len(sizes) != 5 or len(ratios) != 5:
+    ratios = lists * count if len(lists) == 1 else lists
+    if len(sizes) != count or len(ratios) != count:
         raise ValueError(
             f"{len(sizes)} lists of anchor sizes and {len(lists)} of aspect ratios are not "
-            "allowed (must be one list per level p2..p6, or one list of ratios for all)"
+            f"allowed (must be one list for each of {count} levels, or one list of ratios for all)"
         )
     counts = {len(size) * len(ratio) for size, ratio in zip(sizes, ratios, strict=True)}
     if len(counts) != 1 or 0 in counts:

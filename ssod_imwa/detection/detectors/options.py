@@ -8,7 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ssod_imwa.config.options import Options, option
+from ssod_imwa.config.options import Options, Switch, option
+from ssod_imwa.engine.checkpoint.packages import PIXEL_MEAN, PIXEL_STD
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,14 @@ class PixelOptions(Options):
 
 
 @dataclass(frozen=True)
+class LitePixelOptions(PixelOptions):
+    """MODEL: the same for EfficientNet-Lite, whose weights know other pixels."""
+
+    pixel_mean: list[float] = option(PIXEL_MEAN, "subtracted from pixels (0..255)")
+    pixel_std: list[float] = option(PIXEL_STD, "divided into pixels (0..255)", above=0)
+
+
+@dataclass(frozen=True)
 class ImageOptions(Options):
     """INPUT: what the first layer expects."""
 
@@ -32,13 +41,50 @@ class ImageOptions(Options):
     )
 
 
+def _begins(prefix: str) -> Switch:
+    return Switch(
+        f"beginning with {prefix!r}",
+        lambda value: isinstance(value, str) and value.startswith(prefix),
+    )
+
+
+TIMM = "timm:"
+IS_TIMM = _begins(TIMM)
+IS_LITE = _begins(f"{TIMM}tf_efficientnet_lite")
+IS_NOT_LITE = Switch(f"not {IS_LITE.words}", lambda value: value not in IS_LITE)
+IS_RESNET = Switch("= 'resnet'", lambda value: value == "resnet")
+
+
 @dataclass(frozen=True)
 class BackboneOptions(Options):
     """MODEL.BACKBONE."""
 
-    freeze_at: Literal[0, 1, 2, 3, 4, 5] = option(
-        2, "backbone stages that stay fixed: 0 none, 1 the stem, 2 the stem and res2, ... 5 all"
+    name: str = option(
+        "resnet",
+        'the network below the pyramid: "resnet", torchvision\'s with MODEL.RESNETS.DEPTH layers, '
+        'or "timm:NAME", any of timm\'s that gives maps (docs/backbones.md)',
     )
+    freeze_at: int = option(
+        2,
+        "stages that stay fixed: 0 none, 1 the stem, 2 the stem and the first stage, ... (5 is all "
+        "of a ResNet)",
+        low=0,
+    )
+    lr_factor: float = option(
+        1.0, "factor of SOLVER.BASE_LR for the network below the pyramid", low=0
+    )
+    norm: Literal["FrozenBN", "BN"] = option(
+        "FrozenBN",
+        '"FrozenBN" keeps the statistics of the initial weights, "BN" trains them',
+        when={"name": IS_TIMM},
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.name != "resnet" and self.name not in IS_TIMM:
+            raise ValueError(
+                f"name = {self.name!r} is not allowed (must be 'resnet' or 'timm:NAME')"
+            )
 
 
 @dataclass(frozen=True)
@@ -62,12 +108,26 @@ class FPNOptions(Options):
 
 
 @dataclass(frozen=True)
+class LevelOptions(Options):
+    """MODEL.FPN, of two-stage detectors; dense ones stand on the levels 3, 4 and 5."""
+
+    levels: list[int] = option(
+        [2, 3, 4, 5],
+        "which of the backbone's maps the pyramid stands on: 2 has a quarter of the image's edges, "
+        "3 an eighth, ...; a level is added behind the last",
+        low=1,
+        high=6,
+    )
+
+
+@dataclass(frozen=True)
 class AnchorOptions(Options):
     """MODEL.ANCHOR_GENERATOR."""
 
     sizes: list[list[float]] = option(
         [[32], [64], [128], [256], [512]],
-        "edge lengths in pixels, a list for each of five levels: p2..p6, RetinaNet's p3..p7",
+        "edge lengths in pixels, a list for each level: Faster R-CNN's MODEL.FPN.LEVELS and one "
+        "more, RetinaNet's p3..p7",
         above=0,
     )
     aspect_ratios: list[list[float]] = option(
@@ -230,6 +290,7 @@ class FasterRCNNOptions(DetectorOptions):
         (18, 0.7)
     """
 
+    levels: LevelOptions = field(default_factory=LevelOptions)
     anchor_generator: AnchorOptions = field(default_factory=AnchorOptions)
     rpn: RPNOptions = field(default_factory=RPNOptions)
     roi_heads: ROIHeadsOptions = field(default_factory=ROIHeadsOptions)

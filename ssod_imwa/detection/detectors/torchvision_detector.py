@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torchvision.models.detection.image_list import ImageList
@@ -11,17 +12,21 @@ from torchvision.models.detection.image_list import ImageList
 from ssod_imwa.detection.detectors.backbones import Backbone
 from ssod_imwa.detection.detectors.base import Detector, padded_size
 from ssod_imwa.detection.detectors.caffe import read_caffe_resnet
-from ssod_imwa.detection.detectors.options import DetectorOptions
+from ssod_imwa.detection.detectors.options import TIMM, DetectorOptions
 from ssod_imwa.detection.detectors.weights import (
     CAFFE_INPUT,
     TORCHVISION_INPUT,
     check_classes,
     check_input,
+    check_package,
     download_imagenet,
+    load_part,
     load_resnet,
     load_strictly,
     read_state,
 )
+from ssod_imwa.engine.checkpoint.packages import is_package, package_of, read_package
+from ssod_imwa.errors import WeightsError
 
 
 class TorchvisionDetector(Detector):
@@ -47,6 +52,8 @@ class TorchvisionDetector(Detector):
         super().__init__(num_classes)
         self.backbone = backbone
         self.size_divisor = backbone.stride
+        if options.backbone.name != "resnet":
+            self.thawing = "MODEL.BACKBONE.FREEZE_AT 0 MODEL.BACKBONE.NORM BN"
         self.options = options
         # Not persistent: torchvision's state dicts have no such keys.
         for name in ("pixel_mean", "pixel_std"):
@@ -61,11 +68,12 @@ class TorchvisionDetector(Detector):
 
                 - "": keep the random weights;
                 - "imagenet": torchvision's ImageNet weights for the backbone (downloaded once);
+                - "package:NAME": an installed package's, see `engine.checkpoint.packages`;
                 - FILE.pkl: Caffe's ResNet for the backbone (MSRA R-50.pkl, R-101.pkl);
                 - any other file: a state dict written by `torch.save`, of a whole detector (ours,
                   torchvision's, or inside one of our checkpoints: the model that the run
-                  recommends, else the teacher, else the student) or of a torchvision ResNet for
-                  the backbone.
+                  recommends, else the teacher, else the student) or, for the backbone, of a
+                  ResNet of torchvision or of the network of timm that it is.
 
         Raises:
             WeightsError: the file is missing, damaged, or its names and shapes are not the model's;
@@ -74,9 +82,13 @@ class TorchvisionDetector(Detector):
         if weights == "":
             return
         body = self.backbone.body
-        if weights == "imagenet":
-            source = "torchvision's ImageNet weights"
-            check_input(self.options, TORCHVISION_INPUT, source)
+        if self.options.backbone.name != "resnet":
+            self._load_timm(weights)
+        elif is_package(weights):
+            network = package_of(weights).network
+            raise WeightsError(f"{weights}: needs MODEL.BACKBONE.NAME {TIMM}{network}, not resnet")
+        elif weights == "imagenet":
+            check_input(self.options, TORCHVISION_INPUT, "torchvision's ImageNet weights")
             load_resnet(body, download_imagenet(self.options.resnets.depth), weights)
         elif weights.endswith(".pkl"):
             check_input(self.options, CAFFE_INPUT, weights)
@@ -85,15 +97,37 @@ class TorchvisionDetector(Detector):
             check_input(self.options, TORCHVISION_INPUT, weights)
             load_resnet(body, state, weights)
         else:
-            check_classes(
-                state,
-                self.classifier,
-                self.num_classes,
-                weights,
-                rows=len(self.get_parameter(self.classifier)),
-                background_rows=self.background_rows,
+            self._load_all(state, weights)
+
+    def _load_timm(self, weights: str) -> None:
+        """A package's weights for a body of timm, or a file of timm's or of a whole detector."""
+        body, name = self.backbone.body, self.options.backbone.name.removeprefix(TIMM)
+        if is_package(weights):
+            check_package(self.options, weights)
+            load_part(body, read_package(weights), weights)
+            return
+        if weights == "imagenet" or weights.endswith(".pkl"):
+            raise WeightsError(
+                f"MODEL.WEIGHTS = {weights!r} is not allowed with MODEL.BACKBONE.NAME = "
+                f"'{TIMM}{name}' (must be package:NAME, or a file of a detector's or of timm's "
+                "weights)"
             )
-            load_strictly(self, state, weights)
+        state = read_state(weights)
+        if any(x.startswith("backbone.") for x in state):
+            self._load_all(state, weights)
+        else:
+            load_part(body, state, weights)
+
+    def _load_all(self, state: Mapping[str, Any], source: str) -> None:
+        check_classes(
+            state,
+            self.classifier,
+            self.num_classes,
+            source,
+            rows=len(self.get_parameter(self.classifier)),
+            background_rows=self.background_rows,
+        )
+        load_strictly(self, state, source)
 
     def batch(self, images: Sequence[torch.Tensor]) -> ImageList:
         """Normalize and pad with zeros, the mean color, at the right and at the bottom."""

@@ -12,8 +12,9 @@ import torch
 from torch import nn
 from torchvision.models import get_model_weights
 
-from ssod_imwa.detection.detectors.options import DetectorOptions
+from ssod_imwa.detection.detectors.options import TIMM, DetectorOptions
 from ssod_imwa.engine.checkpoint.foreign import check_related, plain_state, read_content
+from ssod_imwa.engine.checkpoint.packages import package_of, warn_of_pixels
 from ssod_imwa.errors import WeightsError
 
 
@@ -133,6 +134,42 @@ def check_classes(
             f"{source}: was trained on {classes} classes, the model has {num_classes} "
             "(train on the same classes, or set MODEL.WEIGHTS to backbone weights such as imagenet)"
         )
+
+
+def check_package(options: DetectorOptions, weights: str) -> None:
+    """Refuse another network or order of colors than a package's, and warn of other statistics.
+
+    Args:
+        options: of a detector on a network of timm.
+        weights: "package:NAME".
+
+    Raises:
+        WeightsError: the network or INPUT.FORMAT is another.
+    """
+    network = package_of(weights).network
+    if options.backbone.name != f"{TIMM}{network}":
+        raise WeightsError(
+            f"{weights}: needs MODEL.BACKBONE.NAME {TIMM}{network}, not {options.backbone.name}"
+        )
+    if options.image.format != "RGB":
+        raise WeightsError(f"{weights}: needs INPUT.FORMAT RGB, not {options.image.format}")
+    warn_of_pixels(options.pixels.pixel_mean, options.pixels.pixel_std, weights)
+
+
+def load_part(body: nn.Module, state: Mapping[str, Any], source: str) -> None:
+    """Fill a network with a larger one's weights, of which the rest is its last layers.
+
+    Raises:
+        WeightsError: as `load_strictly`.
+    """
+    ours = body.state_dict()
+    # As a body, timm names a part of a sequence "stages_0", not "stages.0".
+    names = {name.replace(".", "_"): name for name in ours}
+    renamed = {names.get(name.replace(".", "_"), name): x for name, x in state.items()}
+    heads = {name.partition(".")[0] for name in renamed} - {x.partition(".")[0] for x in ours}
+    features = {n: x for n, x in renamed.items() if n.partition(".")[0] not in heads}
+    check_related(renamed, ours, source)
+    load_strictly(body, features, source)
 
 
 def load_resnet(body: nn.Module, state: Mapping[str, Any], source: str) -> None:

@@ -22,6 +22,11 @@ CAFFE = detector_options(
     resnets={"stride_in_1x1": True},
 )
 NARROW = {"fpn": {"out_channels": 16}, "roi_box_head": {"fc_dim": 32}}
+TIMM = {
+    "backbone": {"name": "timm:tf_efficientnet_lite0", "freeze_at": 2},
+    "levels": {"levels": [3, 4, 5]},
+    "anchor_generator": {"sizes": [[16], [24], [32], [48]]},
+}
 
 
 def trained_detector(base=None, **groups):
@@ -53,6 +58,9 @@ def test_plain_torchvision_loads_the_state_strictly(norm):
         (SMALL, {}),
         (SMALL, {"resnets": {"norm": "BN"}, "backbone": {"freeze_at": 0}}),
         (SMALL, {"image": {"format": "BGR"}}),
+        (SMALL, {"levels": {"levels": [3, 4]}, "anchor_generator": {"sizes": [[24], [32], [48]]}}),
+        (SMALL, TIMM),
+        (SMALL, {**TIMM, "levels": {"levels": [2, 3, 4]}, "image": {"format": "BGR"}}),
         pytest.param(None, {}, marks=pytest.mark.slow),
         pytest.param(None, {"resnets": {"depth": 101}}, marks=pytest.mark.slow),
         pytest.param(CAFFE, NARROW, marks=pytest.mark.slow),

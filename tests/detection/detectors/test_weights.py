@@ -7,15 +7,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 import torchvision
 from support import detector_options
 from torch import nn
 
-from ssod_imwa.detection.detectors import base
+from ssod_imwa.detection.detectors import base, torchvision_detector
 from ssod_imwa.detection.detectors.caffe import read_caffe_resnet
 from ssod_imwa.detection.detectors.faster_rcnn import build_faster_rcnn
 from ssod_imwa.detection.detectors.weights import load_strictly
+from ssod_imwa.engine.checkpoint.packages import PIXEL_MEAN, PIXEL_STD
 from ssod_imwa.errors import UserError, WeightsError
 
 R50, R101 = (3, 4, 6, 3), (3, 4, 23, 3)
@@ -355,3 +357,85 @@ def test_frozen_random_weights_are_warned_about(caplog):
 
 def test_weights_errors_are_user_errors():
     assert issubclass(WeightsError, UserError)
+
+
+LITE = {
+    "backbone": {"name": "timm:tf_efficientnet_lite0", "freeze_at": 6},
+    "levels": {"levels": [3, 4, 5]},
+    "pixels": {"pixel_mean": PIXEL_MEAN, "pixel_std": PIXEL_STD},
+    "anchor_generator": {"sizes": [[16], [32], [64], [128]]},
+}
+PACKAGE = "package:efficientnet_lite0"
+
+
+@pytest.fixture
+def lite_weights(monkeypatch):
+    """Random weights where the package's would be, by timm's names."""
+    state = timm.create_model("tf_efficientnet_lite0").state_dict()
+    monkeypatch.setattr(torchvision_detector, "read_package", lambda weights: state)
+    return state
+
+
+def test_weights_of_a_package_fill_the_body_and_leave_the_rest(lite_weights):
+    detector, untouched = small_detector(**LITE), small_detector(**LITE)
+    detector.load_weights(PACKAGE)
+    body = detector.backbone.body.state_dict()
+    assert all(x.equal(lite_weights[name]) for name, x in body.items())
+    assert equal_states(detector.backbone.fpn.state_dict(), untouched.backbone.fpn.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"backbone": {"name": "resnet"}}, r"needs MODEL.BACKBONE.NAME timm:tf_eff.*not resnet"),
+        ({"backbone": {"name": "timm:tf_efficientnet_lite1"}}, "needs MODEL.BACKBONE.NAME timm:tf"),
+        ({"image": {"format": "BGR"}}, "needs INPUT.FORMAT RGB, not BGR"),
+    ],
+)
+def test_a_package_needs_its_network_and_colors(change, message):
+    options = {**LITE, **change}
+    if "backbone" in change:
+        options["backbone"] = {"freeze_at": 0, **change["backbone"]}
+    with pytest.raises(WeightsError, match=message):
+        small_detector(**options).load_weights(PACKAGE)
+
+
+def test_a_package_with_other_pixels_is_loaded_and_said(lite_weights, caplog):
+    small_detector(**{**LITE, "pixels": {}}).load_weights(PACKAGE)
+    assert "was trained on (x - 127) / 128" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["tf_efficientnet_lite0", "convnext_atto"])
+def test_a_file_of_timms_network_fills_the_body(tmp_path, name):
+    network = timm.create_model(name)
+    torch.save(network.state_dict(), tmp_path / "network.pth")
+    detector = small_detector(**{**LITE, "backbone": {"name": f"timm:{name}", "freeze_at": 1}})
+    detector.load_weights(str(tmp_path / "network.pth"))
+    theirs = {k.replace(".", "_"): x for k, x in network.state_dict().items()}
+    body = detector.backbone.body.state_dict()
+    assert all(x.equal(theirs[k.replace(".", "_")]) for k, x in body.items())
+
+
+def test_a_file_of_another_network_of_timm_is_refused(tmp_path):
+    torch.save(timm.create_model("tf_efficientnet_lite1").state_dict(), tmp_path / "network.pth")
+    with pytest.raises(WeightsError, match="does not fit"):
+        small_detector(**LITE).load_weights(str(tmp_path / "network.pth"))
+
+
+def test_a_detector_on_timms_network_loads_itself(tmp_path):
+    torch.save(small_detector(1, **LITE).state_dict(), tmp_path / "detector.pth")
+    detector = small_detector(2, **LITE)
+    detector.load_weights(str(tmp_path / "detector.pth"))
+    assert equal_states(detector.state_dict(), small_detector(1, **LITE).state_dict())
+
+
+@pytest.mark.parametrize("weights", ["imagenet", "R-50.pkl"])
+def test_weights_of_resnets_are_refused_for_a_network_of_timm(weights):
+    with pytest.raises(WeightsError, match="must be package:NAME, or a file"):
+        small_detector(**LITE).load_weights(weights)
+
+
+def test_what_is_frozen_in_a_network_of_timm_is_said(caplog):
+    small_detector(**LITE).warn_if_frozen()
+    assert "48 batch norms are frozen" in caplog.text
+    assert "MODEL.BACKBONE.FREEZE_AT 0 MODEL.BACKBONE.NORM BN" in caplog.text
