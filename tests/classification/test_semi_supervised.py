@@ -18,6 +18,7 @@ from ssod_imwa.runs.results import read_results
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
+CONFIGS = Path(__file__).parents[2] / "configs/cifar10_lt_semi"
 TWO_VIEWS = (
     *("CLS.FIXMATCH.STRONG_VIEWS", 2),
     *("CLS.INPUT.UNLABELED_VIEWS", ["weak", "randaugment", "randaugment"]),
@@ -145,3 +146,18 @@ def test_averages_between_two_adjustments_of_acr_are_announced(config, caplog):
     task = open_task(config(*settings, "IMWA.EPISODES", 2))
     task.build_method(torch.device("cpu"))
     assert "an episode of 1 iterations is no multiple of CLS.LABELER.EPOCH = 2" in caplog.text
+
+
+@pytest.mark.parametrize("method", ["daso", "acr"])
+def test_recipes_split_real_images_as_the_papers_tables_do(real_data, method):
+    """N1 = 500 and M1 = 4000 at ratio 100; ACR's unlabeled images hold the labeled ones."""
+    files = [CONFIGS / f"{name}.yaml" for name in (method, "real_images")]
+    task = open_task(load_config(files, ["DATASETS.ROOT", str(real_data)]))
+    labeled = [500, 299, 179, 107, 64, 38, 23, 13, 8, 5]
+    unlabeled = [4000, 2397, 1437, 861, 516, 309, 185, 111, 66, 40]
+    assert task.data.train.counts == labeled
+    labeler = task.build_method(torch.device("cpu")).labeler
+    if method == "acr":
+        unlabeled = [n + m for n, m in zip(labeled, unlabeled, strict=True)]
+        assert int((~labeler._countable).sum()) == 1236
+    assert task.data.unlabeled.counts == unlabeled

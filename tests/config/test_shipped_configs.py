@@ -38,6 +38,12 @@ OTHERS = [
     ("voc_mini/unbiased_teacher", "voc_mini/imwa"),
     ("voc_mini/unbiased_teacher", "voc_mini/2x"),
     ("cifar10_lt/cross_entropy", "methods/manifold_mixup"),
+    ("places_lt/cross_entropy", "methods/btm_classifier"),
+    ("cifar10_lt_semi/daso_mismatched", "cifar10_lt_semi/uniform"),
+    ("cifar10_lt_semi/acr", "cifar10_lt_semi/reversed", "averaging/imwa"),
+    ("cifar10_lt_semi/abc_daso", "cifar10_lt_semi/n1500", "cifar10_lt_semi/ratio150"),
+    ("cifar10_lt_semi/darp_la", "cifar10_lt_semi/real_images"),
+    ("digit_images_semi/daso", "digit_images_semi/imwa"),
 ]
 
 
@@ -86,6 +92,7 @@ METHODS = {
     "bccd": "unbiased_teacher",
     "voc_mini": "unbiased_teacher",
     "digit_images": "cross_entropy",
+    "digit_images_semi": "fixmatch",
     "averaging": "cross_entropy",
 }
 

@@ -24,6 +24,7 @@ from ssod_imwa.classification.losses.cross_entropy import CrossEntropy, CrossEnt
 from ssod_imwa.classification.methods.base import EMAForm
 from ssod_imwa.classification.methods.fixmatch import FixMatch, FixMatchOptions
 from ssod_imwa.classification.methods.fixmatch_network import FixMatchNetwork
+from ssod_imwa.classification.models.wide_resnet import WideResNet
 from ssod_imwa.data.batches import Batch
 from ssod_imwa.engine.launch import distribute
 
@@ -494,3 +495,12 @@ def test_records_say_how_right_labels_are(tiny, make):
         }
         for name, count in counts.items():
             assert records[f"labels/{name}-{k}"] == pytest.approx(100 * count / 6)
+
+
+@pytest.mark.parametrize(
+    ("width", "classes", "expected"), [(2, 10, 1_468_900), (8, 100, 23_452_312)]
+)
+def test_two_heads_have_the_parameters_of_acrs_network(width, classes, expected):
+    with torch.device("meta"):
+        network = FixMatchNetwork(WideResNet(classes, width=width), two_heads=True)
+    assert sum(p.numel() for p in network.parameters()) == expected
