@@ -10,6 +10,7 @@ Examples:
   %(prog)s voc:my_cells:train coco:pallets/train.json:pallets/images --root /data
   %(prog)s folder:photos --unlabeled --fast
   %(prog)s cifar10_lt100_train folder:birds/train --classification
+  %(prog)s folder:birds/unlabeled --classification --unlabeled
   %(prog)s my_cells_train --import my_project.data
 """
 
@@ -58,6 +59,7 @@ def check(name: str, arguments: argparse.Namespace) -> Report:
         return check_images(
             name,
             root=arguments.root,
+            labeled=not arguments.unlabeled,
             read_pixels=not arguments.fast,
             show_all=arguments.all,
         )

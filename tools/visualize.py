@@ -7,8 +7,11 @@ Examples:
   of any weights                %(prog)s --config-file FILE --weights model.pth --output pictures
   weak and strong views with labels and the teacher's pseudo-labels
                                 %(prog)s RUN_DIR --views
+  the views that a classifier is trained on, before it is trained
+                                %(prog)s --config-file FILE --views --output pictures
 
-Writes predictions.png, or labeled_views.png and pseudo_labels.png, to RUN_DIR/pictures.
+Writes predictions.png, or labeled_views.png and pseudo_labels.png (of a classifier
+unlabeled_views.png), to RUN_DIR/pictures.
 """
 
 from __future__ import annotations
@@ -16,7 +19,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+import torch
+from fvcore.common.config import CfgNode
+
 import ssod_imwa.interruptible  # noqa: F401 - first, for its effect
+from ssod_imwa.analysis.class_views import class_view_sheets
 from ssod_imwa.analysis.detection import prediction_sheets, view_sheets
 from ssod_imwa.cli import add_import_option, run_main, split_config_file
 from ssod_imwa.data.registration import import_modules
@@ -64,12 +71,14 @@ def parse_arguments() -> argparse.Namespace:
     )
     add_import_option(parser)
     arguments = parser.parse_args()
-    if arguments.run_dir is None and None in (
-        arguments.config_file,
-        arguments.weights,
-        arguments.output,
-    ):
-        parser.error("give RUN_DIR, or all of --config-file, --weights and --output")
+    needed = [arguments.config_file, arguments.output]
+    if not arguments.views:
+        needed.append(arguments.weights)
+    if arguments.run_dir is None and None in needed:
+        parser.error(
+            "give RUN_DIR, or all of --config-file, --weights (not for --views of a "
+            "classifier) and --output"
+        )
     if arguments.config_file is not None:
         arguments.config_file, arguments.opts = split_config_file(
             arguments.config_file, arguments.opts
@@ -81,6 +90,28 @@ def parse_arguments() -> argparse.Namespace:
     return arguments
 
 
+def make_sheets(cfg: CfgNode, arguments: argparse.Namespace) -> dict[str, torch.Tensor]:
+    """The pictures that are asked for, by the names of their files."""
+    if cfg.TASK == "classification" and arguments.views:
+        return class_view_sheets(cfg, images=arguments.images)
+    if cfg.TASK != "detection":
+        source = arguments.run_dir or " ".join(arguments.config_file)
+        raise ConfigError(
+            f"{source} is of {cfg.TASK} (must be of detection, or --views; tools/analyze.py draws "
+            "classifiers)"
+        )
+    weights = arguments.weights or newest_model(cfg.OUTPUT_DIR)
+    if arguments.views:
+        return view_sheets(cfg, weights, images=arguments.images)
+    return prediction_sheets(
+        cfg,
+        weights,
+        dataset=arguments.dataset,
+        images=arguments.images,
+        threshold=arguments.threshold,
+    )
+
+
 def main() -> None:
     """Draw and name the files."""
     arguments = parse_arguments()
@@ -89,22 +120,7 @@ def main() -> None:
     if arguments.run_dir is not None:
         overrides += ["OUTPUT_DIR", arguments.run_dir]  # the folder may have been moved
     cfg = load_config(arguments.config_file or Path(arguments.run_dir) / CONFIG_FILE, overrides)
-    if cfg.TASK != "detection":
-        source = arguments.run_dir or " ".join(arguments.config_file)
-        raise ConfigError(
-            f"{source} is of {cfg.TASK} (must be of detection; tools/analyze.py draws classifiers)"
-        )
-    weights = arguments.weights or newest_model(cfg.OUTPUT_DIR)
-    if arguments.views:
-        sheets = view_sheets(cfg, weights, images=arguments.images)
-    else:
-        sheets = prediction_sheets(
-            cfg,
-            weights,
-            dataset=arguments.dataset,
-            images=arguments.images,
-            threshold=arguments.threshold,
-        )
+    sheets = make_sheets(cfg, arguments)
     output = Path(arguments.output or Path(arguments.run_dir) / "pictures")
     for name, sheet in sheets.items():
         save_png(output / name, sheet)

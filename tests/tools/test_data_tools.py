@@ -225,3 +225,16 @@ def test_help_shows_examples(call, tool):
     assert status == 0
     assert "Examples:" in out
     assert f"  {tool}.py" in out
+
+
+def test_unlabeled_images_of_a_classifier_are_checked_without_classes(call, tmp_path):
+    (tmp_path / "photos/deep").mkdir(parents=True)
+    for name in ("1", "deep/2"):
+        Image.new("RGB", (8, 8)).save(tmp_path / f"photos/{name}.png")
+    command = ("check_dataset", "folder:photos", "--classification", "--unlabeled")
+    status, out, _ = call(*command, "--root", tmp_path)
+    assert (status, out) == (0, "folder:photos: 2 images, 0 errors\n")
+    (tmp_path / "photos/broken.png").write_text("none")
+    status, out, _ = call(*command, "--root", tmp_path)
+    assert status == 1
+    assert "1 x unreadable image" in out

@@ -156,6 +156,26 @@ def test_a_run_of_classification_is_sent_to_the_other_tool(visualize, tmp_path):
     status, printed, error = visualize(tmp_path)
     assert (status, printed) == (2, "")
     assert error == (
-        f"error: {tmp_path} is of classification (must be of detection; tools/analyze.py draws "
-        "classifiers)\n"
+        f"error: {tmp_path} is of classification (must be of detection, or --views; "
+        "tools/analyze.py draws classifiers)\n"
     )
+
+
+SEMI_SUPERVISED = (
+    *("CLS.ALGORITHM", "fixmatch", "CLS.INPUT.VIEWS", "['weak']", "CLS.IMBALANCE.MAXIMUM", "20"),
+    *("CLS.UNLABELED.MAXIMUM", "40", "MODEL.DEVICE", "cpu", "CLS.MODEL.NAME", "cifar_resnet20"),
+)
+
+
+def test_weak_and_strong_views_of_a_classifier_stand_side_by_side(call, tmp_path):
+    recipe = ("--config-file", "configs/digit_images/base.yaml", "--opts", *SEMI_SUPERVISED)
+    command = ("--views", "--output", tmp_path, "--images", 3)
+    status, out, _ = call("visualize", *command, *recipe)
+    assert status == 0
+    names = ["labeled_views.png", "unlabeled_views.png"]
+    assert out.splitlines() == [str(tmp_path / name) for name in names]
+    labeled, unlabeled = (np.asarray(Image.open(tmp_path / name)) for name in names)
+    assert unlabeled.shape[1] * unlabeled.shape[0] > 1.7 * labeled.shape[1] * labeled.shape[0]
+    gray = (unlabeled == 127).all(-1).mean()
+    assert 0.03 < gray < 0.3  # the squares of the strong views
+    assert (labeled == 127).all(-1).mean() < 0.01

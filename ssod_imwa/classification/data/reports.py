@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ssod_imwa.classification.data.catalog import load_images
+from ssod_imwa.classification.data.catalog import load_images, load_unlabeled
 from ssod_imwa.classification.data.datasets import ClassificationDataset
 from ssod_imwa.classification.data.validation import find_image_problems
 from ssod_imwa.data.reports import Report, imbalance_lines, is_sound, problem_lines, summary_line
@@ -15,6 +15,7 @@ def check_images(
     name: str,
     *,
     root: str | Path | None = None,
+    labeled: bool = True,
     read_pixels: bool = True,
     show_all: bool = False,
 ) -> Report:
@@ -23,12 +24,15 @@ def check_images(
     Args:
         name: see `load_images`.
         root: folder of all data sets.
+        labeled: whether it is for DATASETS.TRAIN or TEST; if not, see `load_unlabeled`.
         read_pixels: open and decode every image.
         show_all: see `problem_lines`.
 
     Raises:
         DataError: it cannot be read at all.
     """
+    if not labeled:
+        return _check_unlabeled(name, root, read_pixels=read_pixels, show_all=show_all)
     dataset = load_images(name, root=root)
     problems = find_image_problems(dataset, read_pixels=read_pixels)
     lines = [
@@ -36,6 +40,16 @@ def check_images(
         summary_line(name, images=len(dataset), problems=problems),
         *class_lines(dataset),
     ]
+    return Report(tuple(lines), is_sound=is_sound(problems))
+
+
+def _check_unlabeled(
+    name: str, root: str | Path | None, *, read_pixels: bool, show_all: bool
+) -> Report:
+    dataset = load_unlabeled(name, root=root, classes=())
+    problems = find_image_problems(dataset, read_pixels=read_pixels)
+    summary = summary_line(name, images=len(dataset), problems=problems)
+    lines = [*problem_lines(problems, show_all=show_all), summary]
     return Report(tuple(lines), is_sound=is_sound(problems))
 
 

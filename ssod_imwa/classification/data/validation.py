@@ -51,14 +51,19 @@ def _listed_twice(dataset: ClassificationDataset) -> Iterator[Problem]:
         if len(positions) == 1:
             continue
         entries = f"entries {', '.join(str(position + 1) for position in positions)}"
-        labels = sorted({dataset.classes[int(dataset.labels[i])] for i in positions})
+        # Of unlabeled images only the file counts.
+        labels = sorted({_label(dataset, i) for i in positions} if dataset.is_labeled else {""})
         to_edit = dataset.list_file or file
-        value = f"{file} as {' and '.join(labels)}"
+        value = f"{file} as {' and '.join(labels)}" if dataset.is_labeled else file
         if len(labels) == 1:
             what, rule, level = "duplicate file", "counts as often as it is listed", "note"
         else:
             what, rule, level = "file of several classes", "must be of one class", "warning"
         yield Problem(to_edit, entries, what, value, rule, level=level)
+
+
+def _label(dataset: ClassificationDataset, position: int) -> str:
+    return dataset.classes[int(dataset.labels[position])]
 
 
 def _damage(file: str, *, read_pixels: bool) -> tuple[str, str] | None:
