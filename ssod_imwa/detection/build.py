@@ -122,10 +122,19 @@ def with_classes(cfg: CfgNode, classes: tuple[str, ...]) -> CfgNode:
 
 
 def build_method(cfg: CfgNode, detector: Detector) -> DetectionMethod:
-    """The method of SSOD around a detector, which becomes its student."""
+    """The method of SSOD around a detector, which becomes its student.
+
+    Raises:
+        ConfigError: the detector or the strong views do not go with the method.
+    """
     if not cfg.MODEL.WEIGHTS:
         detector.warn_if_frozen()
     kind, options = METHODS[cfg.SSOD.ALGORITHM]
+    if kind.same_geometry and cfg.INPUT.STRONG.KIND == "geometric":
+        raise ConfigError(
+            f"INPUT.STRONG.KIND = 'geometric' is not allowed with SSOD.ALGORITHM = "
+            f"{cfg.SSOD.ALGORITHM!r} (must be 'photometric': it learns maps location by location)"
+        )
     method: Callable[[Detector, Any], DetectionMethod] = kind
     return method(detector, read_options(options, cfg.SSOD))
 

@@ -39,6 +39,16 @@ ADVICE = LabelAdvice(
     missing="too few labeled objects of the class (add some), scores that stay below the threshold "
     "(lower SSOD.BBOX_THRESHOLD), or unlabeled images without it",
 )
+DENSE_ADVICE = LabelAdvice(
+    label="box",
+    none="a teacher that is sure of nothing yet (raise SSOD.BURN_IN_ITERS), or too few labeled "
+    "images (add some)",
+    many="a learning region that reaches beyond the objects (lower SSOD.REGION_RATIO), unlabeled "
+    "images of another kind (look at SSOD.PICTURE_PERIOD's pictures), or training that feeds on "
+    "its own mistakes (lower SSOD.UNSUP_LOSS_WEIGHT)",
+    missing="too few labeled objects of the class (add some), a learning region that is full "
+    "without it (raise SSOD.REGION_RATIO), or unlabeled images without it",
+)
 
 
 class DetectionTask(Task):
@@ -120,7 +130,7 @@ class DetectionTask(Task):
                 self.class_counts,
                 labeled_images=len(labeled),
                 period=cfg.LOG_PERIOD,
-                advice=ADVICE,
+                advice=DENSE_ADVICE if "REGION_RATIO" in cfg.SSOD else ADVICE,
             )
         ]
         if cfg.SSOD.PICTURE_PERIOD:

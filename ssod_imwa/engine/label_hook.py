@@ -153,8 +153,7 @@ class LabelHook(HookBase):
             )
         per_image = labels / max(counts.images, 1)
         usual = float(self._prior.sum()) / max(self._labeled_images, 1)
-        countable = self.trainer.method.labels_are_objects
-        if countable and counts.images >= self._patience and per_image > TOO_MANY * usual:
+        if counts.images >= self._patience and per_image > TOO_MANY * usual:
             self._warn(
                 "many",
                 "the teacher gives %.3g labels an image, the labeled images have %.3g. Likely "

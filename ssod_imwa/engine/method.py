@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import nn
@@ -41,15 +41,12 @@ class Method(ABC):
         at_average: entries of `state_dict` -> what becomes of them when members are averaged:
             "kept" by each member, "averaged" like weights, or "shared" by members in turn, who hand
             on one and the same. Entries that it does not name are kept.
-        labels_are_objects: whether a teacher's labels can be counted as the labeled objects are;
-            those of all locations of an image cannot.
         label_statistics: what counts the labels that the teacher gives, for methods that have a
             teacher label; None if nobody looks.
         ranks: who else trains; those of `ranks.batch` have the other parts of every batch.
     """
 
     at_average: Mapping[str, str] = MappingProxyType({})
-    labels_are_objects: ClassVar[bool] = True
     reads: Mapping[str, tuple[str, ...]]
 
     def __init__(self, student: nn.Module, teacher: Teacher | None = None) -> None:

@@ -24,6 +24,7 @@ class DetectionMethod(Method):
 
     Attributes:
         needs: abilities that its detector has to have.
+        same_geometry: whether strong views have to show the pixels of their weak views in place.
         hidden_truth: annotations of the unlabeled images by their positions, None where there are
             none; to judge a teacher's labels by, never to learn from.
         last_labels: weak views of the last unlabeled batch and the teacher's labels on them.
@@ -33,6 +34,7 @@ class DetectionMethod(Method):
     """
 
     needs: frozenset[str] = frozenset()
+    same_geometry: bool = False
     student: Detector
 
     def __init__(self, student: Detector, teacher: Teacher | None = None) -> None:

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torchvision.ops import generalized_box_iou_loss
+from torchvision.ops import batched_nms, generalized_box_iou_loss
 
 from ssod_imwa.config.options import option
 from ssod_imwa.data.batches import Batch, Part
-from ssod_imwa.detection.data.records import View
+from ssod_imwa.detection.data.records import Detections, View
 from ssod_imwa.detection.detectors.base import Detector
 from ssod_imwa.detection.detectors.parts import DenseMaps, Parts
 from ssod_imwa.detection.losses import quality_focal_loss
@@ -23,6 +23,10 @@ from ssod_imwa.detection.methods.supervised import SupervisedOptions, labeled_vi
 from ssod_imwa.detection.objectives import SupervisedLoss
 from ssod_imwa.engine.teacher import Teacher
 from ssod_imwa.errors import ConfigError
+
+# For those who watch: a location of the learning region counts as a label above this probability.
+LIKELY = 0.5
+SAME_OBJECT = 0.5  # IoU above which two locations speak of one object
 
 
 @dataclass(frozen=True)
@@ -88,7 +92,7 @@ class DenseTeacher(DetectionMethod):
     """
 
     needs = frozenset({"dense"})
-    labels_are_objects = False
+    same_geometry = True
     reads: Mapping[str, tuple[str, ...]] = {
         "labeled": ("weak", "strong"),
         "unlabeled": ("weak", "strong"),
@@ -119,7 +123,8 @@ class DenseTeacher(DetectionMethod):
             self.teacher.model.dense_maps([view.image for view in weak]),
             self.options.region_ratio,
         )
-        self._record_region(labels)
+        if self.label_statistics is not None:
+            self.record_labels(part, weak, region_detections(labels), LIKELY)
         losses = self.parallel_student([view.image for view in strong], DenseLoss(labels))
         weights = {
             "loss_cls": self.options.unsup_loss_weight,
@@ -128,19 +133,6 @@ class DenseTeacher(DetectionMethod):
         }
         weighted = {f"{name}_pseudo": share * weights[name] * x for name, x in losses.items()}
         return {**weighted, "pseudo_score": labels.total / len(labels.region)}
-
-    @torch.no_grad()
-    def _record_region(self, labels: DenseLabels) -> None:
-        """Count each location of the learning region as a label of its most probable class."""
-        if self.label_statistics is None:
-            return
-        images, locations, _ = labels.maps.logits.shape
-        scores, classes = labels.maps.logits.flatten(0, 1)[labels.region].sigmoid().max(1)
-        has_label = torch.zeros(images, dtype=torch.bool, device=scores.device)
-        has_label[labels.region // locations] = True
-        used = torch.ones_like(classes, dtype=torch.bool)
-        empty = (~has_label).sum()
-        self.label_statistics.add(classes, scores, used=used, images=images, empty=empty)
 
 
 @dataclass(frozen=True)
@@ -174,6 +166,25 @@ def label_densely(maps: DenseMaps, ratio: float) -> DenseLabels:
     # By logits: probabilities near 1 round to ties.
     region = scores.topk(max(1, int(ratio * len(scores)))).indices
     return DenseLabels(maps, region, scores[region].sigmoid().sum())
+
+
+@torch.no_grad()
+def region_detections(labels: DenseLabels) -> list[Detections]:
+    """What the learning region says of each image, one box for each object, by falling score.
+
+    Nothing is learned from it: it is for counting, judging and drawing what is taught.
+    """
+    maps, places = labels.maps, labels.maps.logits.shape[1]
+    scores, classes = maps.logits.flatten(0, 1)[labels.region].sigmoid().max(1)
+    boxes = maps.boxes.flatten(0, 1)[labels.region]
+    image = labels.region // places
+    found = []
+    for number in range(len(maps.logits)):
+        chosen = torch.where(image == number)[0]
+        item = Detections(boxes[chosen], classes[chosen], scores[chosen])
+        keep = batched_nms(item.boxes, item.scores, item.labels, SAME_OBJECT)
+        found.append(Detections(item.boxes[keep], item.labels[keep], item.scores[keep]))
+    return found
 
 
 class DenseLoss:

@@ -10,9 +10,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ssod_imwa.averaging.ranks import Group, Ranks
 from ssod_imwa.data.batches import Batch, Part
+from ssod_imwa.detection.build import build_method
 from ssod_imwa.detection.data.geometry import flip_matrix, scale_matrix
 from ssod_imwa.detection.data.records import Targets, View
 from ssod_imwa.detection.detectors.base import Detector
+from ssod_imwa.detection.detectors.build import build_detector
 from ssod_imwa.detection.detectors.parts import DenseMaps, Parts
 from ssod_imwa.detection.methods.dense_teacher import (
     DenseLoss,
@@ -20,6 +22,7 @@ from ssod_imwa.detection.methods.dense_teacher import (
     DenseTeacherOptions,
     label_densely,
     ramp,
+    region_detections,
 )
 from ssod_imwa.engine.label_statistics import LabelStatistics
 from ssod_imwa.errors import ConfigError
@@ -145,6 +148,35 @@ def test_a_teacher_that_is_sure_of_nothing_gives_finite_losses():
     assert student.logits.grad.isfinite().all()
 
 
+def test_what_the_region_says_is_one_box_for_each_object():
+    logits = torch.full((2, 5, CLASSES), -9.0)
+    boxes = torch.tensor([[0.0, 0, 10, 10], [1, 0, 11, 10], [0, 0, 9, 10], [40, 0, 50, 9], [5] * 4])
+    logits[0, :4, 1] = torch.tensor([1.0, 3.0, 2.0, 0.5])  # three of one object, one of another
+    logits[0, 2, 1], logits[0, 2, 2] = -9.0, 2.5  # and one that is of another class
+    logits[1, 0, 0] = -1.0
+    maps = DenseMaps(logits, boxes.expand(2, -1, -1), None, (5,))
+    first, second = region_detections(label_densely(maps, 0.5))
+    assert first.labels.tolist() == [1, 2, 1]
+    assert first.boxes.tolist() == boxes[[1, 2, 3]].tolist()
+    expected = torch.tensor([3.0, 2.5, 0.5]).sigmoid().tolist()
+    assert first.scores.tolist() == pytest.approx(expected)
+    assert second.labels.tolist() == [0]
+    assert second.scores.tolist() == pytest.approx([sigmoid(-1)])
+
+
+def test_what_is_taught_is_counted_where_somebody_looks():
+    method = DenseTeacher(small_fcos(), DenseTeacherOptions(burn_in_iters=0, ema_start_iters=0))
+    with torch.no_grad():
+        method.teacher.model.head.classification_head.cls_logits.bias.fill_(2.0)
+    method.label_statistics = LabelStatistics(CLASSES)
+    method.losses(pictures(0, 2), 1)
+    views, labels = method.last_labels
+    assert len(views) == len(labels) == 2
+    counts = method.label_statistics.take()
+    assert counts.images == 2
+    assert counts.used.sum() == sum(map(len, labels)) > 0
+
+
 @pytest.mark.parametrize(
     ("burn_in", "expected"),
     [
@@ -224,19 +256,6 @@ def test_after_burn_in_the_student_learns_the_teachers_maps_on_strong_views():
     assert losses.keys() == {"loss_cls", *(f"{name}_pseudo" for name in names), "pseudo_score"}
     scores = [sigmoid((60 + n) / 50) for n in range(4)]
     assert losses["pseudo_score"].item() == pytest.approx(sum(scores) / 4, rel=1e-6)
-
-
-def test_locations_of_the_region_are_counted_as_labels():
-    """The region has 4 of 8 locations, all of the second image, whose logits are larger."""
-    method = dense_teacher()
-    method.label_statistics = LabelStatistics(1)
-    method.losses(batch(), 8)
-    counts = method.label_statistics.take()
-    assert (counts.images, counts.empty, counts.used.sum()) == (2, 1, 4)
-    scores = [sigmoid((60 + n) / 50) for n in range(4)]
-    assert counts.scores.tolist() == [
-        sum(int(x * 10) == tenth for x in scores) for tenth in range(10)
-    ]
 
 
 def test_losses_on_dense_labels_are_weighted_and_rise():
@@ -410,3 +429,32 @@ def test_two_forward_passes_under_ddp_average_the_ranks_gradients(tmp_path):
         assert torch.equal(gradient, exchanged[1][name])
         expected = (alone[0][name] + alone[1][name]) / 2
         torch.testing.assert_close(gradient, expected, rtol=1e-3, atol=1e-5)
+
+
+def test_a_run_with_geometric_strong_views_is_refused_before_it_begins(detection_config):
+    settings = ("SSOD.ALGORITHM", "dense_teacher", "INPUT.STRONG.KIND", "geometric")
+    with pytest.raises(ConfigError) as caught:
+        build_method(detection_config(*settings), LinearDetector())
+    assert str(caught.value) == (
+        "INPUT.STRONG.KIND = 'geometric' is not allowed with SSOD.ALGORITHM = 'dense_teacher' "
+        "(must be 'photometric': it learns maps location by location)"
+    )
+
+
+def test_a_run_with_a_two_stage_detector_is_refused_before_it_begins(detection_config):
+    settings = ("SSOD.ALGORITHM", "dense_teacher", "MODEL.META_ARCHITECTURE", "GeneralizedRCNN")
+    cfg = detection_config(*settings)
+    with pytest.raises(ConfigError, match=r"which torchvision's Faster R-CNN does not"):
+        build_method(cfg, build_detector(cfg, 2))
+
+
+@pytest.mark.parametrize("name", ["FCOS", "RetinaNet"])
+def test_the_detector_of_a_configuration(detection_config, name):
+    changes = {"FCOS": "MODEL.FCOS.PRIOR_PROB", "RetinaNet": "MODEL.RETINANET.PRIOR_PROB"}
+    settings = ("SSOD.ALGORITHM", "supervised", "MODEL.META_ARCHITECTURE", name)
+    cfg = detection_config(*settings, changes[name], 0.2, "TEST.DETECTIONS_PER_IMAGE", 7)
+    detector = build_detector(cfg, CLASSES)
+    assert detector.name == f"torchvision's {name}"
+    bias = detector.head.classification_head.cls_logits.bias
+    assert bias.sigmoid().tolist() == pytest.approx([0.2] * len(bias))
+    assert detector.options.detections.detections_per_image == 7
