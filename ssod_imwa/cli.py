@@ -10,13 +10,14 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.table import Table
+from rich.text import Text
 
-from ssod_imwa.errors import UserError
+from ssod_imwa.errors import UserError, printable
 
 # Noise of libraries that a user can do nothing about: torchvision's import under torch >= 2.15, and
 # five lines about every COCO evaluation.
@@ -97,9 +98,28 @@ def log_to_stderr(level: int = logging.INFO) -> None:
     if console.is_terminal:
         handler = RichHandler(console=console, show_path=False, log_time_format="[%H:%M:%S]")
         line = "%(message)s"
-    logging.basicConfig(
-        level=level, format=line, datefmt="%H:%M:%S", handlers=[handler], force=True
-    )
+    handler.setFormatter(_PrintableFormatter(line, datefmt="%H:%M:%S"))
+    logging.basicConfig(level=level, handlers=[handler], force=True)
+
+
+class _PrintableFormatter(logging.Formatter):
+    """Escapes control characters, which names of files and classes may hold."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
+
+
+class PlainConsole(Console):
+    """Prints strings as they are: rich takes a class named [bold] or :x: for markup.
+
+    Control characters are escaped.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(markup=False, emoji=False, highlight=False, **options)
+
+    def render_str(self, text: str, *args: Any, **options: Any) -> Text:
+        return super().render_str(printable(text), *args, **options)
 
 
 def print_table(table: Table, console: Console | None = None) -> None:
@@ -107,7 +127,7 @@ def print_table(table: Table, console: Console | None = None) -> None:
 
     Left to itself, rich takes 80 columns for a file and cuts off what is beyond the last.
     """
-    console = console or Console()
+    console = console or PlainConsole()
     # Measured on a page without an edge.
     widths = console.measure(table, options=console.options.update(max_width=sys.maxsize))
     console.width = max(console.width, widths.minimum if console.is_terminal else widths.maximum)
@@ -132,7 +152,7 @@ def run_main(main: Callable[[], int | None]) -> NoReturn:
     try:
         status = main()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         sys.exit(EXIT_USER_ERROR)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

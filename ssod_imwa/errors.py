@@ -45,6 +45,16 @@ def one_line(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def printable(text: str) -> str:
+    r"""A text of several lines with all other control characters escaped.
+
+    Example:
+        >>> printable("a\x1b[31mb\nc")
+        'a\\x1b[31mb\nc'
+    """
+    return "\n".join(map(one_line, text.split("\n")))
+
+
 @contextmanager
 def as_config_error(keys: str) -> Iterator[None]:
     """Inside, a ValueError of what is built becomes a ConfigError that names the keys of it.

@@ -18,7 +18,17 @@ from ssod_imwa.engine.method import Method
 from ssod_imwa.engine.trainer import HookBase
 from ssod_imwa.errors import ConfigError
 
-Batches = Callable[[int], Iterator[Any]]
+
+class Batches(Protocol):
+    """What the trainer reads: a global step -> the batches from there on."""
+
+    @property
+    def sizes(self) -> Mapping[str, int]:
+        """Images of a batch in each stream, over all processes."""
+
+    def __call__(self, start: int) -> Iterator[Any]: ...
+
+
 Evaluator = Callable[[nn.Module], dict[str, float]]
 Recompute = Callable[[Mapping[str, nn.Module]], object]
 
@@ -54,6 +64,11 @@ class Task(ABC):
     def class_counts(self) -> Sequence[int]:
         """Labeled objects, or images, of each class to learn from."""
 
+    @property
+    @abstractmethod
+    def images(self) -> dict[str, int]:
+        """How many images are labeled, unlabeled (if any are read) and tested."""
+
     @abstractmethod
     def build_method(self, device: torch.device) -> Method:
         """The method around its model, on the device, with the initial weights."""
@@ -75,8 +90,13 @@ class Task(ABC):
         """
 
     @abstractmethod
-    def build_evaluator(self, *, poll: Callable[[], object] | None = None) -> Evaluator:
-        """A function from a model in eval mode to its metrics in percent."""
+    def build_evaluator(self, *, poll: Callable[[int, int], object] | None = None) -> Evaluator:
+        """A function from a model in eval mode to its metrics in percent.
+
+        Args:
+            poll: called after each batch of a test set, equally often on all ranks, with how many
+                are done and how many there are; what it raises ends the evaluation.
+        """
 
     @abstractmethod
     def build_bn_recomputation(self, batches: Batches, *, count: int) -> Recompute:
@@ -108,6 +128,16 @@ class NamedSet(Protocol):
 
     @property
     def name(self) -> str: ...
+
+    def __len__(self) -> int: ...
+
+
+def image_counts(
+    labeled: NamedSet, unlabeled: NamedSet | None, tests: Sequence[NamedSet]
+) -> dict[str, int]:
+    """What `Task.images` says of these data sets."""
+    rest = {} if unlabeled is None else {"unlabeled": len(unlabeled)}
+    return {"labeled": len(labeled), **rest, "tested": sum(map(len, tests))}
 
 
 _Set = TypeVar("_Set", bound=NamedSet)

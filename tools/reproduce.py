@@ -17,6 +17,8 @@ as table.md. A shorter schedule tells whether everything runs, not what a method
 from __future__ import annotations
 
 import argparse
+import shlex
+import sys
 from pathlib import Path
 
 import ssod_imwa.interruptible  # noqa: F401 - first, for its effect
@@ -73,6 +75,7 @@ def main() -> int:
     if not arguments.print_only:
         status = reproduction.train(rows, arguments.seeds)
         if status:
+            print(f"go on with: {shlex.join(sys.orig_argv)}", file=sys.stderr)
             return status
     header, cells = report(table, rows, reproduction.results(rows, arguments.seeds))
     caption = reproduction.caption(arguments.seeds)

@@ -18,12 +18,18 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
+import shlex
+import sys
+from contextlib import suppress
 
 import ssod_imwa.interruptible  # noqa: F401 - first, for its effect
 from ssod_imwa.averaging.ranks import Ranks
 from ssod_imwa.cli import log_to_stderr, print_table, run_main, split_config_file
 from ssod_imwa.engine.launch import launch
+from ssod_imwa.errors import one_line
 from ssod_imwa.runs.config import load_config
+from ssod_imwa.runs.progress import stopped_line
 from ssod_imwa.runs.results import main_metrics, read_results
 from ssod_imwa.runs.run import evaluate, train
 from ssod_imwa.visualization.table import results_table
@@ -81,7 +87,7 @@ def work(arguments: argparse.Namespace, ranks: Ranks) -> int:
         metrics = evaluate(cfg, cfg.MODEL.WEIGHTS if named else None, ranks=ranks)
         if ranks.run.is_main:
             for name, value in metrics.items():
-                print(f"{name:>16} {value:6.2f}")
+                print(f"{one_line(name):>16} {value:6.2f}")
         return 0
     status = train(
         cfg,
@@ -90,6 +96,10 @@ def work(arguments: argparse.Namespace, ranks: Ranks) -> int:
         overwrite=arguments.overwrite,
         allow_inexact=arguments.allow_inexact_resume,
     )
+    if status > 128 and ranks.run.is_main:
+        line = stopped_line(cfg.OUTPUT_DIR, arguments.resume_command)
+        with suppress(OSError):  # the terminal is gone
+            print(line, file=sys.stderr, flush=True)
     if status == 0 and ranks.run.is_main:
         results = read_results(cfg.OUTPUT_DIR)
         columns = [name for name in main_metrics([results]) if "VOC/" not in name]
@@ -98,9 +108,20 @@ def work(arguments: argparse.Namespace, ranks: Ranks) -> int:
     return status
 
 
+def resume_command(arguments: argparse.Namespace) -> str:
+    """The command that goes on with what these arguments started, in the same folder."""
+    if "LOCAL_WORLD_SIZE" in os.environ:  # a torchrun agent, whose own arguments are not known here
+        return "the torchrun command with --resume"
+    program = sys.orig_argv[: len(sys.orig_argv) - len(sys.argv) + 1]
+    options = [] if arguments.num_gpus == 1 else ["--num-gpus", str(arguments.num_gpus)]
+    files = ["--config-file", *arguments.config_file]
+    return shlex.join([*program, *files, *arguments.overrides, "--resume", *options])
+
+
 def main() -> int:
     """Start the processes."""
     arguments = parse_arguments()
+    arguments.resume_command = resume_command(arguments)
     cfg = load_config(arguments.config_file, arguments.overrides)  # mistakes show before anything
     return launch(work, arguments.num_gpus, (arguments,), device=cfg.MODEL.DEVICE) or 0
 

@@ -151,7 +151,7 @@ def build_evaluate(run: TrainedRun, images: int = 0) -> Callable[[nn.Module], di
         images: see `sample_of_test`.
     """
     sample = sample_of_test(run, images)
-    batches: Iterable = run.task.test_batches(sample)
+    batches = run.task.test_batches(sample)
 
     def evaluate(model: nn.Module) -> dict[str, float]:
         logits, labels = predict(model, batches)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +16,8 @@ from ssod_imwa.classification.methods.base import deployed
 from ssod_imwa.classification.models.base import ImageClassifier
 from ssod_imwa.classification.models.experts import Experts
 from ssod_imwa.data.batches import Part
+from ssod_imwa.data.loader import TestBatches
+from ssod_imwa.data.polling import Poll, polled
 
 
 @dataclass(frozen=True)
@@ -46,10 +48,10 @@ class Extracted:
 @torch.no_grad()
 def extract(
     model: nn.Module,
-    batches: Iterable[Part],
+    batches: TestBatches | Sequence[Part],
     processes: Group = Group(),
     *,
-    poll: Callable[[], object] | None = None,
+    poll: Poll | None = None,
 ) -> Extracted:
     """Pooled features, logits and labels of every image.
 
@@ -57,7 +59,7 @@ def extract(
         model: a network or experts, in eval mode; a method's network counts as what it deploys.
         batches: of this process, see `build_test_batches`.
         processes: those that have the other images.
-        poll: called once a batch; may raise to leave the loop.
+        poll: see `polled`.
 
     Returns:
         The same in every process.
@@ -65,9 +67,7 @@ def extract(
     network = deployed(model)
     device = next(network.parameters()).device
     parts = []
-    for batch in batches:
-        if poll is not None:
-            poll()
+    for batch in polled(batches, processes, poll):
         features, logits = _outputs(network, batch.views["image"].to(device, non_blocking=True))
         of_batch = (batch.indices, batch.targets, features.float(), logits.float())
         parts.append(tuple(tensor.cpu() for tensor in of_batch))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -17,6 +17,8 @@ from ssod_imwa.classification.methods.base import deployed
 from ssod_imwa.classification.models.experts import Experts
 from ssod_imwa.config.options import Options, option
 from ssod_imwa.data.batches import Part
+from ssod_imwa.data.loader import TestBatches
+from ssod_imwa.data.polling import Poll, polled
 
 # Recalls of more classes than this would make results.json megabytes long.
 MOST_RECALLS = 200
@@ -53,10 +55,10 @@ class PostHocOptions(Options):
 @torch.no_grad()
 def predict(
     model: nn.Module,
-    batches: Iterable[Part],
+    batches: TestBatches | Sequence[Part],
     processes: Group = Group(),
     *,
-    poll: Callable[[], object] | None = None,
+    poll: Poll | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Logits of every image of a data set, and its labels, in the data set's order.
 
@@ -64,16 +66,14 @@ def predict(
         model: in eval mode; images (B, 3, H, W) to logits (B, C), or to (..., B, C).
         batches: of this process, see `build_test_batches`.
         processes: those that have the other images.
-        poll: called once a batch; may raise to leave the loop.
+        poll: see `polled`.
 
     Returns:
         float32 (N, C) or (..., N, C), and int64 (N,), the same in every process.
     """
     parts = []
     device = next(model.parameters()).device
-    for batch in batches:
-        if poll is not None:
-            poll()
+    for batch in polled(batches, processes, poll):
         logits = model(batch.views["image"].to(device, non_blocking=True)).float().cpu()
         parts.append((batch.indices.cpu(), batch.targets.cpu(), logits))
     gathered = [part for of_process in processes.all_gather(parts) for part in of_process]
@@ -117,7 +117,7 @@ def evaluate_logits(
 
 def evaluate_classifier(
     model: nn.Module,
-    batches: Iterable[Part],
+    batches: TestBatches | Sequence[Part],
     processes: Group = Group(),
     *,
     classes: Sequence[str],
@@ -125,7 +125,7 @@ def evaluate_classifier(
     group_rule: str = "standard",
     flip: bool = False,
     post_hoc_tau: float = 0.0,
-    poll: Callable[[], object] | None = None,
+    poll: Poll | None = None,
 ) -> dict[str, float]:
     """The metrics of a classifier in percent, see `evaluate_logits`.
 

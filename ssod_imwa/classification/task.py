@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -57,6 +57,7 @@ from ssod_imwa.data.loader import (
     build_train_batches,
 )
 from ssod_imwa.data.order import BatchStream
+from ssod_imwa.data.polling import Poll
 from ssod_imwa.data.streams import Stream
 from ssod_imwa.engine.device import pick_device
 from ssod_imwa.engine.method import Method
@@ -64,7 +65,15 @@ from ssod_imwa.engine.modes import undisturbed
 from ssod_imwa.engine.precise_bn import build_recomputation
 from ssod_imwa.engine.trainer import HookBase
 from ssod_imwa.errors import ConfigError
-from ssod_imwa.task import Batches, Evaluator, Recompute, Task, check_batch_sizes, evaluate_sets
+from ssod_imwa.task import (
+    Batches,
+    Evaluator,
+    Recompute,
+    Task,
+    check_batch_sizes,
+    evaluate_sets,
+    image_counts,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -108,6 +117,10 @@ class ClassificationTask(Task):
     @property
     def class_counts(self) -> list[int]:
         return self.data.train.counts
+
+    @property
+    def images(self) -> dict[str, int]:
+        return image_counts(self.data.train, self.data.unlabeled, self.data.tests)
 
     def build_method(self, device: torch.device) -> Method:
         train, weights = self.data.train, self.cfg.MODEL.WEIGHTS
@@ -207,7 +220,7 @@ class ClassificationTask(Task):
             views=dict(zip(views, transforms, strict=True)),
         )
 
-    def build_evaluator(self, *, poll: Callable[[], object] | None = None) -> Evaluator:
+    def build_evaluator(self, *, poll: Poll | None = None) -> Evaluator:
         return lambda model: evaluate_sets(
             self.data.tests, partial(self._evaluate, model, poll=poll)
         )
@@ -217,10 +230,10 @@ class ClassificationTask(Task):
         model: nn.Module,
         test: ClassificationDataset,
         *,
-        poll: Callable[[], object] | None = None,
+        poll: Poll | None = None,
     ) -> dict[str, float]:
         if isinstance(model, MaskedAutoencoder):
-            return reconstruction_error(model, self.test_batches(test), self.ranks.run)
+            return reconstruction_error(model, self.test_batches(test), self.ranks.run, poll=poll)
         return evaluate_classifier(
             model,
             self.test_batches(test),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from ssod_imwa.classification.features import extract, feature_deviation
 from ssod_imwa.classification.gradients import by_class, measure_reaction
 from ssod_imwa.config.options import Options, option
 from ssod_imwa.data.batches import Part
+from ssod_imwa.data.loader import TestBatches
 from ssod_imwa.engine.checkpoint.atomic import remove_checkpoint, write_checkpoint
 from ssod_imwa.engine.checkpoint.output import on_main
 from ssod_imwa.engine.modes import undisturbed
@@ -84,8 +85,8 @@ class ClassTrackingHook(HookBase):
     def __init__(
         self,
         path: str | Path,
-        train: Iterable[Part],
-        test: Iterable[Part],
+        train: TestBatches | Sequence[Part],
+        test: TestBatches | Sequence[Part],
         *,
         classes: int,
         period: int,

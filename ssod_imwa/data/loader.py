@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -34,7 +34,6 @@ logger = logging.getLogger(__name__)
 MAX_REPLACEMENTS = 10
 
 OnBadRecord = Literal["error", "skip"]
-Batches = Callable[[int], Iterator[Batch]]
 
 
 def build_train_batches(
@@ -47,7 +46,7 @@ def build_train_batches(
     num_workers: int = 0,
     on_bad_record: OnBadRecord = "error",
     pin_memory: bool = False,
-) -> Batches:
+) -> TrainBatches:
     """The training batches of a run, from any global step on.
 
     Args:
@@ -59,7 +58,8 @@ def build_train_batches(
         num_workers: processes that read files; 0 does it in this one, and so does a shared memory
             that is too small: about two batches per process wait in it.
         on_bad_record: what an unreadable file does: "error" raises, "skip" puts the next readable
-            image like it in its place (`Order.successor`) and logs a warning, once for each file.
+            image like it in its place (`Order.successor`) and logs a warning for the first file,
+            the 10th, the 100th and so on.
         pin_memory: deliver images of files in page-locked memory, for faster copies to a GPU.
 
     Returns:
@@ -92,7 +92,7 @@ def build_train_batches(
             if isinstance(stream.dataset, FileImages)
         }
     )
-    return _TrainBatches(streams, steps, reader, len(schedule), num_workers, pin_memory)
+    return TrainBatches(streams, steps, reader, len(schedule), num_workers, pin_memory)
 
 
 def build_test_batches(
@@ -181,7 +181,13 @@ class _Steps:
         )
 
 
-class _TrainBatches:
+class TrainBatches:
+    """The batches of global steps from any of them on.
+
+    Attributes:
+        sizes: images of a batch in each stream, over all processes.
+    """
+
     def __init__(
         self,
         streams: Sequence[Stream],
@@ -191,6 +197,7 @@ class _TrainBatches:
         num_workers: int,
         pin_memory: bool,
     ) -> None:
+        self.sizes = {stream.name: stream.batch_size for stream in streams}
         self._streams = streams
         self._steps = steps
         self._reader = reader
@@ -229,10 +236,17 @@ class _TrainBatches:
         return _deliveries(self._reader, steps, self._num_workers, self._pin_memory)
 
     def _report(self, unreadable: list[str]) -> None:
+        """Log the first one, and how many there are when these are ten times as many."""
         for reason in unreadable:
-            if reason not in self._reported:
-                logger.warning("%s; the next image of the same stream takes its place", reason)
-                self._reported.add(reason)
+            if reason in self._reported:
+                continue
+            self._reported.add(reason)
+            count = len(self._reported)
+            if count == 10 ** (len(str(count)) - 1):
+                which = "" if count == 1 else f"{count} images cannot be read, this is the last: "
+                logger.warning(
+                    "%s%s; the next image of the same stream takes its place", which, reason
+                )
 
 
 class TestBatches:

@@ -14,8 +14,9 @@ from fvcore.common.config import CfgNode
 from ssod_imwa.averaging.episodes import EpisodeSchedule
 from ssod_imwa.averaging.ranks import Group, Ranks
 from ssod_imwa.config.options import read_options
-from ssod_imwa.data.loader import Batches, build_test_batches, build_train_batches
+from ssod_imwa.data.loader import TrainBatches, build_test_batches, build_train_batches
 from ssod_imwa.data.order import BatchStream
+from ssod_imwa.data.polling import Poll
 from ssod_imwa.data.registration import import_modules
 from ssod_imwa.data.roots import data_root
 from ssod_imwa.data.streams import On, Stream, select_views
@@ -173,7 +174,7 @@ def build_batches(
     schedule: EpisodeSchedule,
     ranks: Ranks,
     reads: Mapping[str, tuple[str, ...]],
-) -> Batches:
+) -> TrainBatches:
     """What the trainer reads: a global step -> the batches from there on.
 
     Args:
@@ -220,7 +221,7 @@ def build_evaluator(
     tests: tuple[DetectionDataset, ...],
     processes: Group,
     *,
-    poll: Callable[[], object] | None = None,
+    poll: Poll | None = None,
 ) -> Callable[[Any], dict[str, float]]:
     """A function from a detector to its metrics in percent.
 

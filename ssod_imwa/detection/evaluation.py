@@ -9,13 +9,14 @@ Example::
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
 from ssod_imwa.averaging.ranks import Group
 from ssod_imwa.data.batches import Part
 from ssod_imwa.data.loader import TestBatches
+from ssod_imwa.data.polling import Poll, polled
 from ssod_imwa.detection.coco_ap import coco_metrics
 from ssod_imwa.detection.data.geometry import map_boxes
 from ssod_imwa.detection.data.records import DetectionDataset, Detections, ImageRecord, View
@@ -79,7 +80,7 @@ def predict(
     batches: TestBatches | Sequence[Part],
     processes: Group = Group(),
     *,
-    poll: Callable[[], object] | None = None,
+    poll: Poll | None = None,
 ) -> dict[int | str, Detections]:
     """A detector's findings by image id, boxes in pixels of the stored images, on the CPU.
 
@@ -88,24 +89,16 @@ def predict(
         dataset: the images.
         batches: of this process, as the detector is to see them, see `build_test_batches`.
         processes: those that have the other images; all receive the findings of all.
-        poll: called after each batch, equally often in every process, so that it may talk to the
-            others; what it raises ends the evaluation (signals, time limits).
+        poll: see `polled`.
     """
-    # Slices differ by an image, so processes may differ by a batch.
-    most = max(processes.all_gather(len(batches)))
     device = next(model.parameters()).device
     predictions: dict[int | str, Detections] = {}
-    for batch in batches:
+    for batch in polled(batches, processes, poll):
         views = batch.views["image"]
         found = model.detect([view.image.to(device, non_blocking=True) for view in views])
         for index, view, detections in zip(batch.indices.tolist(), views, found, strict=True):
             record = dataset.records[index]
             predictions[record.image_id] = to_stored_image(detections, view, record)
-        if poll is not None:
-            poll()
-    if poll is not None:
-        for _ in range(len(batches), most):
-            poll()
     return {k: v for part in processes.all_gather(predictions) for k, v in part.items()}
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import nn
 from ssod_imwa.averaging.episodes import EpisodeSchedule
 from ssod_imwa.averaging.ranks import Ranks
 from ssod_imwa.data.batches import Batch
+from ssod_imwa.data.polling import Poll
 from ssod_imwa.detection import build
 from ssod_imwa.detection.data.catalog import content_fingerprint
 from ssod_imwa.detection.data.reports import class_counts
@@ -26,7 +27,7 @@ from ssod_imwa.engine.label_statistics import LabelStatistics
 from ssod_imwa.engine.method import Method
 from ssod_imwa.engine.precise_bn import build_recomputation
 from ssod_imwa.engine.trainer import HookBase
-from ssod_imwa.task import Batches, Evaluator, Recompute, Task
+from ssod_imwa.task import Batches, Evaluator, Recompute, Task, image_counts
 
 ADVICE = LabelAdvice(
     label="box",
@@ -83,6 +84,10 @@ class DetectionTask(Task):
     def class_counts(self) -> list[int]:
         return class_counts(self.data.labeled)
 
+    @property
+    def images(self) -> dict[str, int]:
+        return image_counts(self.data.labeled, self.data.unlabeled, self.data.tests)
+
     def build_method(self, device: torch.device) -> Method:
         detector = build_detector(self.cfg, len(self.data.labeled.classes))
         method = build.build_method(self.cfg, detector.to(device))
@@ -102,7 +107,7 @@ class DetectionTask(Task):
     ) -> Batches:
         return build.build_batches(self.cfg, self.data, schedule, self.ranks, reads)
 
-    def build_evaluator(self, *, poll: Callable[[], object] | None = None) -> Evaluator:
+    def build_evaluator(self, *, poll: Poll | None = None) -> Evaluator:
         return build.build_evaluator(self.cfg, self.data.tests, self.ranks.run, poll=poll)
 
     def build_bn_recomputation(self, batches: Batches, *, count: int) -> Recompute:

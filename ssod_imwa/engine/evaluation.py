@@ -154,6 +154,21 @@ class EvaluationHook(HookBase):
         is_last = number == self.trainer.schedule.episodes
         return is_last or (self._period > 0 and number % self._period == 0)
 
+    def due_steps(self) -> list[int]:
+        """The global steps that end with an evaluation, in ascending order."""
+        schedule = self.trainer.schedule
+        due = []
+        for episode in range(schedule.episodes):
+            first, end = schedule.bounds(episode)
+            iterations = {end - 1}
+            if self._stage == "running" and self._period > 0:
+                period = self._period
+                iterations |= set(range((first // period + 1) * period - 1, end, period))
+            for member in range(schedule.members):
+                steps = (schedule.global_step(member, t) for t in sorted(iterations))
+                due += [g for g in steps if self.is_due(schedule.position(g))]
+        return due
+
     def _run(
         self, position: Position, evaluate: Callable[[nn.Module], Mapping[str, float]]
     ) -> None:

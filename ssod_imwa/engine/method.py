@@ -73,6 +73,25 @@ class Method(ABC):
         if self.teacher is not None:
             self.teacher.follow(t)
 
+    @property
+    def burn_in(self) -> int:
+        """Own iterations in which labeled images alone are learned: until the teacher starts."""
+        return 0 if self.teacher is None else self.teacher.start
+
+    def phases(self) -> dict[int, dict[str, int]]:
+        """First own iteration of each phase -> passes over an image of each stream in its steps.
+
+        A pass forward counts 1, one with gradients 3. The time left scales by them what it has not
+        measured yet. In burn-in labeled images alone are learned; after it a teacher looks at one
+        view of the others, of which the student learns the rest.
+        """
+        passes = {name: 3 * len(views) for name, views in self.reads.items()}
+        if self.teacher is not None:
+            passes |= {name: count - 2 for name, count in passes.items() if name != "labeled"}
+        if self.burn_in == 0:
+            return {0: passes}
+        return {0: {"labeled": passes["labeled"]}, self.burn_in: passes}
+
     def models(self) -> dict[str, nn.Module]:
         """The models that IMWA averages, by name: "student", "teacher", and what else moves."""
         models: dict[str, nn.Module] = {"student": self.student}

@@ -114,6 +114,8 @@ class Trainer:
         self.max_iter = len(schedule)
         self.storage = EventStorage()
         self.stop_requested = False
+        # Of the last step: seconds, and when it ended by `time.perf_counter`.
+        self.step_seconds = self.step_end = 0.0
         self._batches = batches
         self._stream: Iterator[Any] = iter(())
 
@@ -176,7 +178,9 @@ class Trainer:
         self._raise_if_scale_vanished(position)
         self.method.after_step(position.t)
         self.storage.put_tensors(records)
-        self.storage.put_scalar("time", time.perf_counter() - start)
+        self.step_end = time.perf_counter()
+        self.step_seconds = self.step_end - start
+        self.storage.put_scalar("time", self.step_seconds)
 
     def _backward(self, batch: Any, t: int, *, last: bool) -> dict[str, torch.Tensor]:
         student = self.method.parallel_student

@@ -1,4 +1,4 @@
-"""Where the numbers of a run go: metrics.json, TensorBoard and the terminal."""
+"""Where the numbers of a run go: metrics.json and TensorBoard; see `terminal`, too."""
 
 from __future__ import annotations
 
@@ -7,26 +7,23 @@ import logging
 import math
 import os
 import threading
+import time
 from collections.abc import Sequence
-from datetime import timedelta
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, TaskID, TextColumn
 
-from ssod_imwa.averaging.episodes import EpisodeSchedule, Position
+from ssod_imwa.averaging.episodes import Position
 from ssod_imwa.engine.events import EventStorage
+from ssod_imwa.engine.time_left import TimeLeft
 from ssod_imwa.engine.trainer import HookBase
 
 logger = logging.getLogger(__name__)
 
 # Where a row stands; everything else in it is a measured number.
 PLACE = ("iteration", "episode", "member", "t")
-# Global steps whose median duration estimates the time left.
-_ETA_WINDOW = 1000
 
 
 class Writer:
@@ -187,110 +184,6 @@ class TensorBoardWriter(Writer):
         return sorted(self.directory.glob("events.out.tfevents.*"))
 
 
-class TerminalWriter(Writer):
-    """Shows a progress bar on a terminal, and elsewhere one log line for each row.
-
-    Args:
-        schedule: tells how many episodes, members and iterations there are.
-        console: None takes rich's console on standard error, where log lines go, too.
-    """
-
-    name = "terminal"
-
-    def __init__(self, schedule: EpisodeSchedule, console: Console | None = None) -> None:
-        self._schedule = schedule
-        self._console = console or Console(stderr=True)
-        self._progress: Progress | None = None
-        self._task: TaskID | None = None
-
-    def open(self, start_iter: int) -> None:
-        if not self._console.is_terminal:
-            return
-        columns: list[ProgressColumn] = [
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.percentage:>3.0f}%"),
-            TextColumn("{task.fields[numbers]}"),
-        ]
-        self._progress = Progress(*columns, console=self._console)
-        self._task = self._progress.add_task(
-            "starting", total=len(self._schedule), completed=start_iter, numbers=""
-        )
-        self._progress.start()
-
-    def step(self, position: Position) -> None:
-        if self._progress is not None and self._task is not None:
-            self._progress.update(
-                self._task,
-                completed=position.global_step + 1,
-                description=place(self._schedule, position),
-            )
-
-    def write(self, row: dict[str, Any]) -> None:
-        position = self._schedule.position(row["iteration"])
-        if "total_loss" not in row:
-            measured = _evaluation(row, name_stage=self._schedule.members > 1)
-            self._say(f"{place(self._schedule, position)}  {measured}")
-        elif self._progress is not None and self._task is not None:
-            self._progress.update(self._task, numbers=_numbers(row))
-        else:
-            self._say(f"{place(self._schedule, position)}  {_numbers(row)}")
-
-    def close(self) -> None:
-        if self._progress is not None:
-            self._progress.stop()
-            self._progress = self._task = None
-
-    def _say(self, line: str) -> None:
-        if self._progress is not None:
-            self._progress.console.print(line, highlight=False)
-        else:
-            logger.info("%s", line)
-
-
-def place(schedule: EpisodeSchedule, position: Position) -> str:
-    """Episode, member and iteration, counted from 1 for people to read.
-
-    Example:
-        >>> schedule = EpisodeSchedule(100, episodes=5, members=2)
-        >>> place(schedule, schedule.position(30))
-        'episode 1/5  member 2/2  iteration 11/20'
-    """
-    first, end = schedule.bounds(position.episode)
-    return (
-        f"episode {position.episode + 1}/{schedule.episodes}  "
-        f"member {position.member + 1}/{schedule.members}  "
-        f"iteration {position.t - first + 1}/{end - first}"
-    )
-
-
-def _numbers(row: dict[str, Any]) -> str:
-    parts = [f"loss {row['total_loss']:.4g}"]
-    if "pseudo_boxes" in row:
-        parts.append(f"pseudo-labels {row['pseudo_boxes']:.3g} an image")
-    if "lr" in row:
-        parts.append(f"lr {row['lr']:.3g}")
-    if "time" in row:
-        parts.append(f"{row['time']:.3g} s/it")
-    if "eta_seconds" in row:
-        parts.append(f"left {timedelta(seconds=round(row['eta_seconds']))}")
-    return "  ".join(parts)
-
-
-def _evaluation(row: dict[str, Any], *, name_stage: bool) -> str:
-    """The first two metrics of each model; the others are in metrics.json and results.json.
-
-    The stage is left out when there is one member, as then nothing is averaged.
-    """
-    metrics: dict[str, list[str]] = {}
-    for key, value in row.items():
-        if key not in PLACE:
-            stage, model, name = key.split("/", 2)
-            title = f"{stage} {model}" if name_stage else model
-            metrics.setdefault(title, []).append(f"{name} {value:.2f}")
-    return "  ".join(" ".join([model, *found[:2]]) for model, found in metrics.items())
-
-
 class MetricsHook(HookBase):
     """Gives a row to every writer each period and at each member's end.
 
@@ -300,26 +193,48 @@ class MetricsHook(HookBase):
     Args:
         writers: where rows go.
         period: global steps between two rows.
+        time_left: estimates the rest of the run; None knows of no phases and evaluations.
     """
 
-    def __init__(self, writers: Sequence[Writer], period: int) -> None:
+    def __init__(
+        self, writers: Sequence[Writer], period: int, time_left: TimeLeft | None = None
+    ) -> None:
         if period < 1:
             raise ValueError(f"period = {period} is not allowed (must be at least 1)")
         self.writers = writers
         self.period = period
+        self._time_left = time_left
         self._last_row = -1
+        self._step_end: float | None = None
+        self._evaluation_seconds = 0.0
 
     @property
     def name(self) -> str:
         return "metrics"
 
     def before_train(self) -> None:
+        if self._time_left is None:
+            self._time_left = TimeLeft(self.trainer.schedule)
         if self.trainer.ranks.run.is_main:
             for writer in self.writers:
                 writer.open(self.trainer.start_iter)
 
+    def before_step(self) -> None:
+        if self._time_left is None:
+            return
+        before, self._evaluation_seconds = (
+            self._evaluation_seconds,
+            self._time_left.evaluation_seconds,
+        )
+        if self._step_end is not None:
+            since = time.perf_counter() - self._step_end
+            self._time_left.between(since - (self._evaluation_seconds - before))
+
     def after_step(self) -> None:
         position = self.trainer.position
+        self._step_end = self.trainer.step_end
+        if self._time_left is not None:
+            self._time_left.step(position, self.trainer.step_seconds)
         if self.trainer.ranks.run.is_main:
             for writer in self.writers:
                 writer.step(position)
@@ -383,9 +298,8 @@ class MetricsHook(HookBase):
             numbers = [value for value, _ in values]
             row[name] = float(np.median(numbers)) if hints[name] else numbers[-1]
         row["peak_memory_mb"] = peak_memory() / 2**20
-        if "time" in row:
-            typical = float(storage.history("time").median(_ETA_WINDOW))
-            row["eta_seconds"] = typical * (self.trainer.max_iter - position.global_step - 1)
+        if self._time_left is not None:
+            row["eta_seconds"] = self._time_left.seconds(position)
         return row
 
 

@@ -6,6 +6,7 @@ import errno
 import logging
 import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,20 +31,22 @@ from ssod_imwa.engine.memory import keep_freed_memory
 from ssod_imwa.engine.seeding import seed_everything
 from ssod_imwa.engine.signals import SignalHook, StopSignals
 from ssod_imwa.engine.solver import build_optimizer, gradient_clipper, lr_multiplier
+from ssod_imwa.engine.terminal import EvaluationProgress, TerminalWriter
+from ssod_imwa.engine.time_left import TimeLeft
 from ssod_imwa.engine.trainer import HookBase, Trainer
 from ssod_imwa.engine.writers import (
     JSONWriter,
     MetricsHook,
     TensorBoardWriter,
-    TerminalWriter,
     Writer,
 )
 from ssod_imwa.errors import CheckpointError, UserError
 from ssod_imwa.runs.config import FREE_KEYS, defaults_of
 from ssod_imwa.runs.hooks import ConfigHook, ResultsHook
 from ssod_imwa.runs.open import open_task
+from ssod_imwa.runs.progress import build_time_left, expect_evaluations, log_summary, watched
 from ssod_imwa.runs.results import FILE_NAME
-from ssod_imwa.task import Batches, Task
+from ssod_imwa.task import Batches, Evaluator, Task
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +86,7 @@ def train(
     with StopSignals() as signals:
         task = open_task(cfg, ranks)
         cfg = task.cfg
-        logger.info("output folder: %s", cfg.OUTPUT_DIR)
+        log_summary(task, device)
         lock = prepare_output(
             cfg.OUTPUT_DIR, resume=bool(resume_from), overwrite=overwrite, run=ranks.run
         )
@@ -143,7 +146,11 @@ def evaluate(
     model = task.load_model(str(weights))
     check_classes(weights, task.classes)
     logger.info("evaluating %s", weights)
-    return task.build_evaluator()(model.to(device).eval())
+    progress = EvaluationProgress()
+    if not ranks.run.is_main:
+        return task.build_evaluator()(model.to(device).eval())
+    with progress.shown():
+        return task.build_evaluator(poll=progress)(model.to(device).eval())
 
 
 def read_settings(run_dir: str | Path) -> dict[str, Any] | None:
@@ -214,8 +221,10 @@ def _assemble(
         ranks=task.ranks,
     )
     imwa = _build_imwa(task, trainer, batches)
-    hooks, signal_hook = _build_hooks(task, schedule, imwa, signals, overwrite=overwrite)
+    time_left = build_time_left(task, method, batches, schedule)
+    hooks, signal_hook = _build_hooks(task, trainer, imwa, signals, time_left, overwrite=overwrite)
     trainer.register_hooks([*hooks, signal_hook])
+    expect_evaluations(time_left, hooks)
     return trainer, signal_hook
 
 
@@ -244,19 +253,21 @@ def _build_imwa(task: Task, trainer: Trainer, batches: Batches) -> IMWA:
 
 def _build_hooks(
     task: Task,
-    schedule: EpisodeSchedule,
+    trainer: Trainer,
     imwa: IMWA,
     signals: StopSignals,
+    time_left: TimeLeft,
     *,
     overwrite: bool,
 ) -> tuple[list[HookBase], SignalHook]:
     """In the order of docs/architecture.md, and the one of signals, which comes after all."""
     cfg = task.cfg
     output, solver = Path(cfg.OUTPUT_DIR), cfg.SOLVER
+    progress = EvaluationProgress()
     writers = [
         JSONWriter(output / "metrics.json"),
         TensorBoardWriter(output),
-        TerminalWriter(schedule),
+        TerminalWriter(trainer.schedule, evaluation=progress),
     ]
     checkpoint = CheckpointHook(
         output,
@@ -278,14 +289,17 @@ def _build_hooks(
         cosine_cycles=read_options(PartOfCosineOptions, solver).cosine_cycles,
     )
     evaluations = Evaluations()
-    running, members, averages = _build_evaluations(task, evaluations, signal_hook, writers)
+    watch = partial(watched, task, progress, time_left)
+    running, members, averages = _build_evaluations(
+        task, evaluations, watch(signal_hook.poll), watch(), writers
+    )
     hooks = [
         LRHook(multiplier),
         *([running] if cfg.TEST.EVAL_PERIOD else []),
         *([members] if cfg.TEST.EVAL_MEMBERS else []),
         *task.hooks(),
         IMWAHook(imwa),
-        MetricsHook(writers, cfg.LOG_PERIOD),
+        MetricsHook(writers, cfg.LOG_PERIOD, time_left),
         checkpoint,
         averages,
         ConfigHook(output / CONFIG_FILE, cfg),
@@ -295,12 +309,14 @@ def _build_hooks(
 
 
 def _build_evaluations(
-    task: Task, evaluations: Evaluations, signals: SignalHook, writers: Sequence[Writer]
+    task: Task,
+    evaluations: Evaluations,
+    polling: Evaluator,
+    to_end: Evaluator,
+    writers: Sequence[Writer],
 ) -> tuple[EvaluationHook, EvaluationHook, EvaluationHook]:
     """Of the running models, of members at their ends, of averages."""
     test = task.cfg.TEST
-    polling = task.build_evaluator(poll=signals.poll)
-    to_end = task.build_evaluator()
     members = EvaluationHook(
         "member evaluation",
         to_end,

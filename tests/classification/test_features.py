@@ -54,7 +54,7 @@ def test_experts_have_features_each_and_mean_logits(toy):
 
 
 def test_the_loop_can_be_left(toy):
-    def stop():
+    def stop(done, total):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

@@ -123,3 +123,17 @@ def test_an_evaluation_that_is_made_up_for_is_not_interrupted_again(tiny):
     resumed.load_state_dict(save.read())
     resumed.train()
     assert [(r["model"], r["t"]) for r in evaluations.records] == [("student", 1), ("teacher", 1)]
+
+
+@pytest.mark.parametrize("period", [0, 1, 3, 4])
+@pytest.mark.parametrize("stage", ["running", "member", "average"])
+@pytest.mark.parametrize(("episodes", "members"), [(1, 1), (3, 2), (11, 1)])
+def test_due_steps_are_those_at_which_an_evaluation_is_due(tiny, stage, period, episodes, members):
+    trainer = tiny.trainer(11, episodes=episodes, members=members)
+    average = EvaluationHook("average", weight_sum, Evaluations(), stage="average", period=2)
+    hook = EvaluationHook(
+        "hook", weight_sum, Evaluations(), stage=stage, period=period, instead=[average]
+    )
+    trainer.register_hooks([hook, average])
+    positions = map(trainer.schedule.position, range(len(trainer.schedule)))
+    assert hook.due_steps() == [p.global_step for p in positions if hook.is_due(p)]

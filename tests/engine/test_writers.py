@@ -1,12 +1,10 @@
-import io
 import json
-import logging
 import shutil
 import threading
+import time
 
 import numpy as np
 import pytest
-from rich.console import Console
 from support import needs_fork, on_two_ranks
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.summary.writer import event_file_writer
@@ -16,12 +14,12 @@ from ssod_imwa.averaging.ranks import Ranks
 from ssod_imwa.engine import launch
 from ssod_imwa.engine.evaluation import EvaluationHook, Evaluations
 from ssod_imwa.engine.hooks import LRHook
+from ssod_imwa.engine.time_left import TimeLeft
 from ssod_imwa.engine.trainer import HookBase
 from ssod_imwa.engine.writers import (
     JSONWriter,
     MetricsHook,
     TensorBoardWriter,
-    TerminalWriter,
     Writer,
     _over_ranks,
 )
@@ -65,6 +63,26 @@ def test_numbers_are_medians_since_the_last_row_and_lr_is_the_last(tiny):
     expected = [np.median(losses[a:b]) for a, b in ((0, 4), (4, 5), (5, 8), (8, 10))]
     assert [row["total_loss"] for row in writer.rows] == expected
     assert [row["lr"] for row in writer.rows] == [0.1 * (1 / (t + 1)) for t in (3, 4, 2, 4)]
+
+
+def test_the_time_left_counts_evaluations_that_are_still_to_come(tiny):
+    """Two episodes of two steps, each followed by evaluations of student and teacher."""
+    writer, left = ListWriter(), TimeLeft(EpisodeSchedule(4, episodes=2))
+
+    def evaluate(model):
+        with left.evaluation():
+            time.sleep(0.1)
+        return {}
+
+    evaluation = EvaluationHook("evaluate", evaluate, Evaluations(), stage="average")
+    trainer = tiny.trainer(4, episodes=2)
+    trainer.register_hooks([MetricsHook([writer], 1, left), evaluation])
+    steps = [g for g in evaluation.due_steps() for _ in range(2)]
+    left.expect(steps, after_row=True)
+    trainer.train()
+    # Steps and what lies between them are milliseconds; the last rows know how long they take.
+    measured = [row["eta_seconds"] for row in writer.rows][2:]
+    assert measured == pytest.approx([0.2, 0.2], abs=0.08)
 
 
 def test_a_name_that_was_not_put_lately_is_not_repeated(tiny):
@@ -272,62 +290,6 @@ def test_a_run_resumed_from_another_folder_removes_nothing_here(tmp_path):
     other.load_state_dict({"lengths": {"events.out.tfevents.1.host": 100}})
     other.open(1)
     assert points(tmp_path) == {"loss": [0]}
-
-
-ROW = {"iteration": 30, "total_loss": 0.5, "lr": 0.01, "time": 0.25, "eta_seconds": 3700.0}
-
-
-def test_without_a_terminal_each_row_is_a_log_line(caplog):
-    caplog.set_level(logging.INFO)
-    schedule = EpisodeSchedule(100, episodes=5, members=2)
-    writer = TerminalWriter(schedule, Console(file=io.StringIO()))
-    writer.open(0)
-    writer.write(ROW)
-    metrics = {
-        "average/teacher/AP": 41.234,
-        "average/teacher/AP50": 60,
-        "average/teacher/AP-cat": 1,
-    }
-    writer.write({"iteration": 39, **metrics})
-    writer.close()
-    assert [record.getMessage() for record in caplog.records] == [
-        "episode 1/5  member 2/2  iteration 11/20  loss 0.5  lr 0.01  0.25 s/it  left 1:01:40",
-        "episode 1/5  member 2/2  iteration 20/20  average teacher AP 41.23 AP50 60.00",
-    ]
-
-
-def test_pseudo_labels_stand_in_the_log_line(caplog):
-    caplog.set_level(logging.INFO)
-    writer = TerminalWriter(EpisodeSchedule(100), Console(file=io.StringIO()))
-    for count in (0.0, 2.375):
-        writer.write({"iteration": 9, "total_loss": 0.5, "pseudo_boxes": count})
-    assert [line.split("  ")[-2:] for line in caplog.messages] == [
-        ["loss 0.5", "pseudo-labels 0 an image"],
-        ["loss 0.5", "pseudo-labels 2.38 an image"],
-    ]
-
-
-def test_an_evaluation_of_plain_training_says_nothing_of_averages(caplog):
-    caplog.set_level(logging.INFO)
-    writer = TerminalWriter(EpisodeSchedule(100), Console(file=io.StringIO()))
-    writer.write({"iteration": 99, "average/student/AP": 40.0, "average/teacher/AP": 41.0})
-    (line,) = caplog.messages
-    assert line == "episode 1/1  member 1/1  iteration 100/100  student AP 40.00  teacher AP 41.00"
-
-
-def test_on_a_terminal_there_is_a_progress_bar(caplog):
-    caplog.set_level(logging.INFO)
-    screen = io.StringIO()
-    schedule = EpisodeSchedule(100, episodes=5, members=2)
-    writer = TerminalWriter(schedule, Console(file=screen, force_terminal=True, width=120))
-    writer.open(10)
-    writer.write(ROW)
-    writer.step(schedule.position(49))
-    writer.write({"iteration": 39, "average/teacher/AP": 41.234})
-    writer.close()
-    assert not caplog.records
-    for text in ("episode 2/5  member 1/2  iteration 10/20", "25%", "loss 0.5", "AP 41.23"):
-        assert text in screen.getvalue()
 
 
 def test_ranks_are_averaged_and_the_slowest_counts():

@@ -1,5 +1,6 @@
 import errno
 import json
+import logging
 import os
 import re
 import shutil
@@ -19,6 +20,7 @@ from ssod_imwa.engine.hooks import LRHook
 from ssod_imwa.engine.trainer import Trainer
 from ssod_imwa.errors import CheckpointError, ConfigError, DataError, UserError
 from ssod_imwa.runs import run
+from ssod_imwa.runs.progress import build_time_left
 from ssod_imwa.runs.results import read_results
 from ssod_imwa.visualization.plots import run_figures
 
@@ -291,6 +293,46 @@ def test_a_resumed_run_has_the_same_evaluations(config, monkeypatch):
     first, second = (read_results(cfg.OUTPUT_DIR) for cfg in (whole, parts))
     assert str(first.evaluations) == str(second.evaluations)
     assert str(first.summary()) == str(second.summary())
+
+
+def test_what_is_trained_is_said_at_the_start(config, caplog):
+    caplog.set_level(logging.INFO)
+    run.train(config("IMWA.MEMBERS", 2, "IMWA.EPISODES", 2, "SOLVER.MAX_ITER", 2))
+    start = caplog.messages[: caplog.messages.index(f"output folder: {config().OUTPUT_DIR}")]
+    assert start[-5:] == [
+        "detection: unbiased_teacher on coco:train.json:train 50 %, tested on coco:test.json:test",
+        "images: 4 labeled, 4 unlabeled, 4 tested",
+        "classes: 2 (dark, bright)",
+        "device: cpu (1 thread)",
+        "schedule: 2 iterations of each of 2 members, 4 global steps in all, in 2 episodes; "
+        "2 + 2 images an iteration",
+    ]
+
+
+def test_the_time_left_counts_what_this_run_will_do(config, monkeypatch):
+    """Phases of the method, and evaluations of two members and their average in two episodes."""
+    built = []
+
+    def build(*arguments):
+        built.append(build_time_left(*arguments))
+        return built[0]
+
+    monkeypatch.setattr(run, "build_time_left", build)
+    cfg = config("IMWA.MEMBERS", 2, "IMWA.EPISODES", 2, "TEST.EVAL_MEMBERS", True)
+    run.train(cfg)
+    (left,) = built
+    # Labeled: 2 views of 2 images with gradients; unlabeled: 1 view of the teacher, 1 learned.
+    assert (left._starts, left._work) == ([0, 1], [12.0, 12.0 + 2 * 4])
+    assert left._evaluation_work == 4
+    # Of student and teacher: members before their row, averages after it; steps count from 0.
+    assert left._evaluations == [2, 2, 6, 6, 7, 7, 10, 10, 14, 14, 15, 15]
+    assert len(left._evaluated) == 12
+    assert [row["eta_seconds"] > 0 for row in eta_rows(cfg)] == [True] * 8
+
+
+def eta_rows(cfg):
+    lines = Path(cfg.OUTPUT_DIR, "metrics.json").read_text().splitlines()
+    return [row for row in map(json.loads, lines) if "total_loss" in row]
 
 
 def test_divergence_is_a_users_error_of_one_line(config):

@@ -332,10 +332,14 @@ def check_class_names(name: str, classes: Sequence[str]) -> None:
 def warn_of_alike_names(name: str, classes: Sequence[str]) -> None:
     """Log names of classes that differ by case alone: often one class written in two ways."""
     by_fold: dict[str, str] = {}
+    alike = []
     for class_name in classes:
         other = by_fold.setdefault(class_name.casefold(), class_name)
         if other != class_name:
-            logger.warning("%s: classes %r and %r differ by case alone", name, other, class_name)
+            alike.append(f"{other!r} and {class_name!r}")
+    if alike:
+        listed = ", ".join(alike[:3]) + (f" and {len(alike) - 3} more" if len(alike) > 3 else "")
+        logger.warning("%s: classes differ by case alone: %s", name, listed)
 
 
 def dataset_of_files(

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 
 from ssod_imwa.averaging.ranks import Group
 from ssod_imwa.classification.models.mae import MaskedAutoencoder
 from ssod_imwa.data.batches import Batch, Part
+from ssod_imwa.data.loader import TestBatches
+from ssod_imwa.data.polling import Poll, polled
 from ssod_imwa.engine.method import Method
 from ssod_imwa.engine.seeding import counted_generator
 
@@ -38,7 +40,11 @@ class MaskedPretraining(Method):
 
 @torch.no_grad()
 def reconstruction_error(
-    model: MaskedAutoencoder, batches: Iterable[Part], processes: Group = Group()
+    model: MaskedAutoencoder,
+    batches: TestBatches | Sequence[Part],
+    processes: Group = Group(),
+    *,
+    poll: Poll | None = None,
 ) -> dict[str, float]:
     """The mean squared error of masked patches, each image masked in a way of its own.
 
@@ -49,6 +55,7 @@ def reconstruction_error(
         model: in eval mode.
         batches: of this process, see `build_test_batches`; brought to the model's device.
         processes: those that have the other images.
+        poll: see `polled`.
 
     Returns:
         `reconstruction_error`, of pixels that have mean 0 and variance 1 in each patch.
@@ -58,7 +65,7 @@ def reconstruction_error(
     """
     device = next(model.parameters()).device
     total, images = 0.0, 0
-    for batch in batches:
+    for batch in polled(batches, processes, poll):
         noise = torch.stack([_counted_noise(model, index) for index in batch.indices.tolist()])
         error = model(batch.views["image"].to(device), noise.to(device))
         total += error.item() * len(noise)

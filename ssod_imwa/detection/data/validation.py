@@ -21,7 +21,7 @@ from ssod_imwa.data.image_files import (
 from ssod_imwa.data.problems import Problem
 from ssod_imwa.data.text_files import is_text
 from ssod_imwa.detection.data.records import Annotations, DetectionDataset, ImageRecord
-from ssod_imwa.errors import DataError
+from ssod_imwa.errors import DataError, one_line
 
 logger = logging.getLogger(__name__)
 
@@ -94,8 +94,8 @@ def apply_policy(
     if on_bad_record not in POLICIES:
         raise ValueError(f"on_bad_record = {on_bad_record!r} is not allowed (one of {POLICIES})")
     everything = [*problems, *find_problems(dataset, read_pixels=False)]
-    for warning in (problem for problem in everything if problem.level == "warning"):
-        logger.warning("%s: %s", dataset.name, warning)
+    for line in _warning_lines([problem for problem in everything if problem.level == "warning"]):
+        logger.warning("%s: %s", dataset.name, line)
     errors = [problem for problem in everything if problem.level == "error"]
     if errors and on_bad_record == "error":
         raise DataError(_summary(dataset.name, errors))
@@ -110,6 +110,22 @@ def apply_policy(
             f"data set {dataset.name} has no class ({_NEEDS_A_CLASS}); {_listed(errors)}"
         )
     return dataset
+
+
+def _warning_lines(warnings: Sequence[Problem]) -> Iterator[str]:
+    """A line for each kind: with 80 classes, 61 without boxes are one thing to know."""
+    kinds: dict[str, list[Problem]] = {}
+    for warning in warnings:
+        kinds.setdefault(warning.what, []).append(warning)
+    for what, group in kinds.items():
+        if len(group) == 1:
+            yield str(group[0])
+            continue
+        shared = len({problem.rule for problem in group}) == 1
+        values = [p.value if shared else f"{p.value} ({p.rule})" for p in group[:_SHOWN]]
+        more = f" and {len(group) - _SHOWN} more" if len(group) > _SHOWN else ""
+        rule = f" ({group[0].rule})" if shared else ""
+        yield one_line(f"{len(group)} x {what}: {', '.join(values)}{more}{rule}")
 
 
 def _summary(name: str, errors: list[Problem]) -> str:

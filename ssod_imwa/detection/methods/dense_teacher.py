@@ -106,6 +106,10 @@ class DenseTeacher(DetectionMethod):
         if not options.strong_labeled:
             self.reads = {**self.reads, "labeled": ("weak",)}
 
+    @property
+    def burn_in(self) -> int:
+        return self.options.burn_in_iters
+
     def losses(self, batch: Batch, t: int) -> dict[str, torch.Tensor]:
         weak, strong = (batch["unlabeled"].views[name] for name in ("weak", "strong"))
         # In burn-in, too: what cannot be trained should not train for hours first.

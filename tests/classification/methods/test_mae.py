@@ -114,7 +114,7 @@ def test_the_error_is_the_mean_over_images_whatever_their_batches(tiny):
     parts = in_parts(batch, 4)
     assert [len(part) for part in parts] == [4, 2]
     for batches in (parts, parts[::-1], in_parts(batch, 1)):
-        result = reconstruction_error(model, iter(batches))["reconstruction_error"]
+        result = reconstruction_error(model, batches)["reconstruction_error"]
         assert result == pytest.approx(whole, rel=1e-5)
 
 

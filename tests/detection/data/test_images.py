@@ -232,6 +232,16 @@ def test_skip_puts_another_image_of_the_same_orientation_in_place(labeled, unlab
     assert [path in record.message for record in caplog.records] == [True]
 
 
+def test_unreadable_images_are_counted_instead_of_named_one_by_one(labeled, unlabeled, caplog):
+    batches = build(labeled, unlabeled, EpisodeSchedule(3), on_bad_record="skip")
+    batches._report([f"{i}.png cannot be read" for i in range(61)])
+    batches._report([f"{i}.png cannot be read" for i in range(61)])
+    assert [line.partition(";")[0] for line in caplog.messages] == [
+        "0.png cannot be read",
+        "10 images cannot be read, this is the last: 9.png cannot be read",
+    ]
+
+
 def test_skip_gives_up_when_nothing_can_be_read(labeled):
     for i in range(len(labeled)):
         os.remove(labeled.records[i].file_name)

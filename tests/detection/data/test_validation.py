@@ -204,6 +204,16 @@ def test_a_class_without_boxes_is_a_warning_and_crowds_do_not_count(dataset, cap
     assert "class without boxes: cow" in caplog.text
 
 
+def test_many_warnings_of_a_kind_are_one_line_with_their_number(dataset, caplog):
+    names = [f"class {i}" for i in range(61)]
+    apply_policy(replace(dataset, classes=("cat", "dog", *names, "Class 7", "CLASS 8")))
+    empty, alike = sorted(caplog.messages, key=lambda line: "case alone" in line)
+    assert "63 x class without boxes: class 0, class 1, class 2, class 3, class 4 and 58" in empty
+    assert empty.endswith("(it can be neither learned from nor evaluated on these images)")
+    assert "2 x class name: 'Class 7' (differs from 'class 7' by case alone" in alike
+    assert "'CLASS 8' (differs from 'class 8'" in alike
+
+
 def test_unlabeled_images_need_no_boxes(dataset):
     assert find_problems(dataset.subset([0, 1], labeled=False), read_pixels=True) == []
 

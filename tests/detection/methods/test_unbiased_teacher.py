@@ -35,6 +35,22 @@ def test_burn_in_trains_on_labeled_views_alone():
     assert method.student.calls == [([101, 102, 1, 2], [2, 2, 2, 2])] * 3
 
 
+@pytest.mark.parametrize(
+    ("changes", "phases"),
+    [
+        ({"burn_in_iters": 0}, {0: {"labeled": 6, "unlabeled": 4}}),
+        ({"burn_in_iters": 5}, {0: {"labeled": 6}, 5: {"labeled": 6, "unlabeled": 4}}),
+        (
+            {"burn_in_iters": 5, "strong_labeled": False},
+            {0: {"labeled": 3}, 5: {"labeled": 3, "unlabeled": 4}},
+        ),
+    ],
+)
+def test_phases_announce_the_passes_over_images_of_each_stream(changes, phases):
+    """Labeled views are learned (3 passes each); the teacher looks at one view of the others."""
+    assert unbiased_teacher(**changes).phases() == phases
+
+
 def test_after_burn_in_the_student_learns_the_teachers_boxes_on_strong_views():
     method = unbiased_teacher()
     losses = method.losses(batch(), 3)
