@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+import ssod_imwa.interruptible  # noqa: F401 - first, for its effect
 from ssod_imwa.classification.data.imagenet127 import (
     MAP_FILE,
     class_table,

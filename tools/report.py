@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+import ssod_imwa.interruptible  # noqa: F401 - first, for its effect
 from ssod_imwa.cli import log_to_stderr, require_absent, run_main
 
 
