@@ -1,7 +1,7 @@
+import ast
 import io
 import logging
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -116,7 +116,11 @@ def test_an_interruption_leaves_no_traceback_wherever_it_comes(during_imports, c
 
 @pytest.mark.parametrize("tool", sorted(ROOT.glob("tools/*.py")), ids=lambda path: path.stem)
 def test_tools_are_interruptible_before_they_import_anything_slow(tool):
-    modules = re.findall(r"^(?:import|from) ([\w.]+)", tool.read_text(), flags=re.MULTILINE)
+    modules = [
+        node.module if isinstance(node, ast.ImportFrom) else node.names[0].name
+        for node in ast.parse(tool.read_text()).body
+        if isinstance(node, ast.Import | ast.ImportFrom)
+    ]
     slow = [name for name in modules if name.split(".")[0] not in sys.stdlib_module_names]
     assert slow[0] == "ssod_imwa.interruptible"
 
