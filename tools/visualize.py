@@ -19,10 +19,12 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+import ssod_imwa.interruptible  # noqa: F401 - first, for its effect
+
+# isort: split
 import torch
 from fvcore.common.config import CfgNode
 
-import ssod_imwa.interruptible  # noqa: F401 - first, for its effect
 from ssod_imwa.analysis.class_views import class_view_sheets
 from ssod_imwa.analysis.detection import prediction_sheets, view_sheets
 from ssod_imwa.cli import add_import_option, run_main, split_config_file
