@@ -119,12 +119,12 @@ def _common_arguments(
 def _backbone_lines(options: DetectorOptions) -> list[str]:
     channels = options.fpn.out_channels
     return [
+        *backbone_lines(options, [3, 4, 5], f"LastLevelP6P7({channels}, {channels})"),
         "from torchvision.models.detection.anchor_utils import AnchorGenerator",
         "class Anchors(AnchorGenerator):",
         "    def grid_anchors(self, grid_sizes, strides):",
         f"        strides = [[torch.tensor(stride)] * 2 for stride in {STRIDES}]",
         "        return super().grid_anchors(grid_sizes, strides)",
-        *backbone_lines(options, [3, 4, 5], f"LastLevelP6P7({channels}, {channels})"),
     ]
 
 

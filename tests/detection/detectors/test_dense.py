@@ -509,8 +509,20 @@ def test_weights_move_between_detectors_of_the_same_classes(tmp_path, build):
 SMALL = {**COMMON, "detections": DetectionOptions(detections_per_image=30)}
 
 
+LITE = {"backbone": BackboneOptions(name="timm:tf_efficientnet_lite0", freeze_at=0)}
+
+
 @pytest.mark.parametrize("build", BUILDERS)
-@pytest.mark.parametrize("changes", [{}, {"image": ImageOptions(format="BGR")}], ids=["RGB", "BGR"])
+def test_they_train_on_bodies_of_timm(build):
+    detector = build(common={**COMMON, **LITE})
+    sum(detector(IMAGES, SupervisedLoss(TARGETS)).values()).backward()
+    assert all(p.grad is not None for p in detector.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize("build", BUILDERS)
+@pytest.mark.parametrize(
+    "changes", [{}, {"image": ImageOptions(format="BGR")}, LITE], ids=["RGB", "BGR", "timm"]
+)
 def test_the_printed_lines_make_a_torchvision_model_with_equal_detections(tmp_path, build, changes):
     detector = build(common={**SMALL, **changes}, score_thresh_test=0.05)
     names = {}
