@@ -24,6 +24,16 @@ METHODS = {
         "SSOD.BBOX_THRESHOLD": 0.2,
         "SOLVER.IMS_PER_BATCH_UNLABELED": 2,
     },
+    "soft_teacher": {
+        "SSOD.EMA_DECAY": 0.9,
+        "SSOD.EMA_BUFFERS": "ema",
+        "SSOD.INITIAL_THRESHOLD": 0.1,
+        "SSOD.RPN_THRESHOLD": 0.2,
+        "SSOD.BBOX_THRESHOLD": 0.2,
+        "SSOD.BOX_DEVIATION": 0.2,
+        "SOLVER.IMS_PER_BATCH_UNLABELED": 2,
+        "INPUT.STRONG.KIND": "geometric",
+    },
     "dense_teacher": {
         "MODEL.META_ARCHITECTURE": "FCOS",
         "SSOD.EMA_START_ITERS": 0,

@@ -52,7 +52,8 @@ def build_train_batches(
     Args:
         streams: what a batch holds.
         schedule: which member trains when.
-        processes: those that share each batch; number r of n gets slots r, r + n, ... of it.
+        processes: those that share each batch; number r of n gets slots r, r + n, ... of it, unless
+            a stream's order says otherwise.
         seed: run seed.
         first_member: number of the schedule's member 0.
         num_workers: processes that read files; 0 does it in this one, and so does a shared memory
@@ -168,16 +169,17 @@ class _Steps:
     def __getitem__(self, global_step: int) -> Step:
         position = self.schedule.position(global_step)
         member = self.first_member + position.member
-        batch = self.orders[member].batch(position.t)
-        rank, size = self.processes.rank, self.processes.size
+        order, processes = self.orders[member], self.processes
+        batch = order.batch(position.t)
+        slots = order.slots(position.t, rank=processes.rank, size=processes.size)
         return Step(
             self.orders.stream_name,
             self.orders.seed,
             member,
             position.t,
             len(batch),
-            batch[rank::size],
-            range(rank, len(batch), size),
+            [batch[slot] for slot in slots],
+            slots,
         )
 
 

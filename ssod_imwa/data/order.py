@@ -7,6 +7,7 @@ can be trained in any order, and the order does not know how many processes shar
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -25,6 +26,10 @@ class Order(Protocol):
     def batch(self, t: int) -> list[int]:
         """Positions in the data set of the member's batch t."""
         ...
+
+    def slots(self, t: int, *, rank: int, size: int) -> Sequence[int]:
+        """Places in batch t of process number `rank` of the `size` that share it."""
+        return range(rank, len(self.batch(t)), size)
 
     def successor(self, t: int, slot: int, steps: int) -> int:
         """What may take a slot's place: the `steps`-th image after it that is like it.
@@ -86,7 +91,7 @@ class IndexStream:
         return int(self._order[offset])
 
 
-class BatchStream:
+class BatchStream(Order):
     """Endless batches, each from one group only, in which every item comes equally often.
 
     With one group, batch t is positions t*B..t*B+B-1 of its `IndexStream`; batches run over the end
@@ -169,3 +174,128 @@ class BatchStream:
         places = np.arange(self._round_length) < due
         self._first_group = counted_generator(*self._counts, number).permutation(places)
         self._round = number
+
+
+@dataclass(frozen=True)
+class Draw:
+    """How many of the images of each draw are labeled: a function of (seed, member, t, draw).
+
+    An iteration reads `count` draws of `size` images each, of two streams together. Every image of
+    a draw is labeled with the probability `share`, independently; a draw without a labeled or
+    without an unlabeled image then gets one. With 5 images and a share of 0.2 a draw has 1.33
+    labeled ones in the mean.
+
+    Attributes:
+        count: draws of an iteration, over all processes.
+        size: images of a draw, at least 2.
+        share: probability of being labeled, between 0 and 1.
+    """
+
+    count: int
+    size: int
+    share: float
+
+    def __post_init__(self) -> None:
+        if self.count < 1 or self.size < 2 or not 0 < self.share < 1:
+            raise ValueError(
+                f"{self.count} draws of {self.size} images with a share of {self.share:g} are not "
+                "allowed (must be at least 1, at least 2, and between 0 and 1)"
+            )
+
+    def labeled(self, number: int, *, seed: int, member: int) -> np.ndarray:
+        """Labeled images of each draw in `DRAWN_AT_ONCE` iterations, int64 (iterations, count)."""
+        generator = counted_generator(seed, "draws", member, number)
+        drawn = generator.binomial(self.size, self.share, size=(DRAWN_AT_ONCE, self.count))
+        return drawn.clip(1, self.size - 1)
+
+
+# Iterations whose draws come from one generator: making one takes longer than what it draws.
+DRAWN_AT_ONCE = 1024
+
+
+class DrawnStream(BatchStream):
+    """A `BatchStream` whose batch has as many images as the iteration's draws have of its kind.
+
+    Batches go on where the group's last one ended, so every image comes equally often here, too.
+    A process gets whole draws: number r of n has draws r, r + n, ...
+
+    Args:
+        groups: as for `BatchStream`.
+        batch_size: images of a batch before draws are corrected, in the mean; groups take turns by
+            it.
+        draw: how many images each draw has; that of the other stream, too.
+        labeled: whether this stream has the labeled images of a draw, or the others.
+        seed: run seed.
+        member: number of the member that reads.
+        kind: what is read.
+    """
+
+    def __init__(
+        self,
+        groups: Sequence[np.ndarray],
+        batch_size: int,
+        *,
+        draw: Draw,
+        labeled: bool,
+        seed: int,
+        member: int,
+        kind: str,
+    ) -> None:
+        super().__init__(groups, batch_size, seed=seed, member=member, kind=kind)
+        self._draw, self._labeled = draw, labeled
+        self._seed, self._member = seed, member
+        self._blocks: dict[int, np.ndarray] = {}
+        self._begins = [(0, 0)]  # positions in both groups at the begin of each round
+
+    def batch(self, t: int) -> list[int]:
+        """Items of the member's batch t."""
+        group, first = self._place(t)
+        return [self._item(group, first + slot) for slot in range(int(self._sizes(t, 1).sum()))]
+
+    def slots(self, t: int, *, rank: int, size: int) -> Sequence[int]:
+        """Places of the draws that are the process's."""
+        (sizes,) = self._sizes(t, 1)
+        ends = sizes.cumsum()
+        draws = range(rank, self._draw.count, size)
+        return [slot for k in draws for slot in range(ends[k] - sizes[k], ends[k])]
+
+    def _sizes(self, t: int, iterations: int) -> np.ndarray:
+        """Images of each draw in iterations t, t + 1, ..., int64 (iterations, draws)."""
+        last = (t + iterations - 1) // DRAWN_AT_ONCE
+        blocks = [self._block(number) for number in range(t // DRAWN_AT_ONCE, last + 1)]
+        offset = t % DRAWN_AT_ONCE
+        return np.concatenate(blocks)[offset : offset + iterations]
+
+    def _block(self, number: int) -> np.ndarray:
+        if number not in self._blocks:
+            labeled = self._draw.labeled(number, seed=self._seed, member=self._member)
+            self._blocks[number] = labeled if self._labeled else self._draw.size - labeled
+        return self._blocks[number]
+
+    def _place(self, t: int) -> tuple[int, int]:
+        """Group of batch t and the position in the group's stream at which the batch begins."""
+        if t < 0:
+            raise IndexError(f"t = {t} is not allowed (must be at least 0)")
+        number, offset = divmod(t, self._round_length)
+        while len(self._begins) <= number:
+            ended = len(self._begins) - 1
+            self._begins.append(self._after(ended, self._round_length))
+        begins = self._after(number, offset)
+        group = int(not self._is_first(number)[offset])
+        return group, begins[group]
+
+    def _after(self, number: int, iterations: int) -> tuple[int, int]:
+        """Positions in both groups after some iterations of a round."""
+        first, second = self._begins[number]
+        if not iterations:
+            return first, second
+        images = self._sizes(number * self._round_length, iterations).sum(axis=1)
+        of_first = int(images[self._is_first(number)[:iterations]].sum())
+        return first + of_first, second + int(images.sum()) - of_first
+
+    def _is_first(self, number: int) -> np.ndarray:
+        """Which batches of a round are of group 0."""
+        if len(self.groups) == 1:
+            return np.ones(self._round_length, dtype=bool)
+        self._deal(number)
+        return self._first_group

@@ -92,7 +92,7 @@ class Step(NamedTuple):
     """Images of all processes together."""
     positions: list[int]
     """In the data set, of this process."""
-    slots: range
+    slots: Sequence[int]
     """Places in the global batch, of this process."""
 
 

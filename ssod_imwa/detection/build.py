@@ -15,7 +15,7 @@ from ssod_imwa.averaging.episodes import EpisodeSchedule
 from ssod_imwa.averaging.ranks import Group, Ranks
 from ssod_imwa.config.options import read_options
 from ssod_imwa.data.loader import TrainBatches, build_test_batches, build_train_batches
-from ssod_imwa.data.order import BatchStream
+from ssod_imwa.data.order import BatchStream, Draw, DrawnStream, MakeOrder
 from ssod_imwa.data.polling import Poll
 from ssod_imwa.data.registration import import_modules
 from ssod_imwa.data.roots import data_root
@@ -185,8 +185,9 @@ def build_batches(
         reads: streams and views of the method, see `Method`.
     """
     check_batch_sizes(cfg, ranks.batch.size)
+    draw = build_draw(cfg, ranks.batch.size)
     return build_train_batches(
-        [_build_stream(cfg, data, name, views) for name, views in reads.items()],
+        [_build_stream(cfg, data, name, views, draw) for name, views in reads.items()],
         schedule,
         ranks.batch,
         seed=cfg.SEED,
@@ -197,7 +198,33 @@ def build_batches(
     )
 
 
-def _build_stream(cfg: CfgNode, data: DetectionData, name: str, views: tuple[str, ...]) -> Stream:
+def build_draw(cfg: CfgNode, processes: int) -> Draw | None:
+    """What decides how many images of a batch are labeled, if they are drawn.
+
+    Raises:
+        ConfigError: images cannot be shared out to draws, or draws to processes.
+    """
+    loader = cfg.DATALOADER  # without unlabeled images there is nothing to choose
+    if "BATCH_RULE" not in loader or loader.BATCH_RULE == "fixed":
+        return None
+    labeled, unlabeled = cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.IMS_PER_BATCH_UNLABELED
+    size, total = loader.DRAWN_TOGETHER, labeled + unlabeled
+    if total % (size * processes):
+        raise ConfigError(
+            f"DATALOADER.DRAWN_TOGETHER = {size} is not allowed with {total} images a step on "
+            f"{processes} processes (their number must be a multiple of {size * processes})"
+        )
+    if cfg.SOLVER.ACCUMULATION_STEPS > 1:
+        raise ConfigError(
+            f"SOLVER.ACCUMULATION_STEPS = {cfg.SOLVER.ACCUMULATION_STEPS} is not allowed with "
+            "DATALOADER.BATCH_RULE = 'drawn' (must be 1: drawn batches cannot be cut evenly)"
+        )
+    return Draw(total // size, size, labeled / total)
+
+
+def _build_stream(
+    cfg: CfgNode, data: DetectionData, name: str, views: tuple[str, ...], draw: Draw | None
+) -> Stream:
     if name == "labeled":
         images, batch_size = DetectionImages.labeled(data.labeled), cfg.SOLVER.IMS_PER_BATCH
     elif name == "unlabeled" and data.unlabeled is not None:
@@ -207,10 +234,13 @@ def _build_stream(cfg: CfgNode, data: DetectionData, name: str, views: tuple[str
         raise ValueError(f"stream {name!r} is not allowed (must be 'labeled' or 'unlabeled')")
     grouping = cfg.DATALOADER.ASPECT_RATIO_GROUPING
     groups = orientation_groups(images.records) if grouping else [np.arange(len(images))]
+    order: MakeOrder = partial(BatchStream, groups)
+    if draw is not None:
+        order = partial(DrawnStream, groups, draw=draw, labeled=name == "labeled")
     return Stream(
         name,
         images,
-        partial(BatchStream, groups),
+        order,
         batch_size=batch_size,
         views=select_views(build_views(cfg), views),
     )

@@ -33,6 +33,7 @@ from ssod_imwa.detection.label_pictures import PictureOptions
 from ssod_imwa.detection.methods.base import DetectionMethod
 from ssod_imwa.detection.methods.dense_teacher import DenseTeacher, DenseTeacherOptions
 from ssod_imwa.detection.methods.mean_teacher import MeanTeacher, MeanTeacherOptions
+from ssod_imwa.detection.methods.soft_teacher import SoftTeacher, SoftTeacherOptions
 from ssod_imwa.detection.methods.supervised import Supervised, SupervisedOptions
 from ssod_imwa.detection.methods.unbiased_teacher import UnbiasedTeacher, UnbiasedTeacherOptions
 
@@ -40,6 +41,7 @@ from ssod_imwa.detection.methods.unbiased_teacher import UnbiasedTeacher, Unbias
 METHODS: dict[str, tuple[type[DetectionMethod], type[Options]]] = {
     "supervised": (Supervised, SupervisedOptions),
     "mean_teacher": (MeanTeacher, MeanTeacherOptions),
+    "soft_teacher": (SoftTeacher, SoftTeacherOptions),
     "unbiased_teacher": (UnbiasedTeacher, UnbiasedTeacherOptions),
     "dense_teacher": (DenseTeacher, DenseTeacherOptions),
 }
@@ -159,6 +161,30 @@ class GroupingOptions(Options):
     )
 
 
+@dataclass(frozen=True)
+class BatchRuleOptions(Options):
+    """DATALOADER: how many images of a batch are labeled."""
+
+    batch_rule: Literal["fixed", "drawn"] = option(
+        "fixed",
+        'labeled images of a batch: "fixed", always SOLVER.IMS_PER_BATCH; "drawn", each image of '
+        "both streams with the probability IMS_PER_BATCH / (IMS_PER_BATCH + "
+        "IMS_PER_BATCH_UNLABELED), as in Soft Teacher's public code",
+    )
+
+
+@dataclass(frozen=True)
+class DrawOptions(Options):
+    """DATALOADER: with BATCH_RULE drawn."""
+
+    drawn_together: int = option(
+        5,
+        "images of a draw, labeled and unlabeled, at least one of each: those of a GPU in the "
+        "public code",
+        low=2,
+    )
+
+
 DETECTION = {"TASK": ("detection",)}
 TORCHVISION = {**DETECTION, "MODEL.TOOLKIT": ("torchvision",)}
 TWO_STAGE = {**TORCHVISION, "MODEL.META_ARCHITECTURE": ("GeneralizedRCNN",)}
@@ -183,6 +209,8 @@ SECTIONS = (
     Section("SSOD", PictureOptions, UNLABELED),
     Section("DATASETS", UnlabeledOptions, UNLABELED),
     Section("DATALOADER", GroupingOptions, DETECTION),
+    Section("DATALOADER", BatchRuleOptions, UNLABELED),
+    Section("DATALOADER", DrawOptions, {**UNLABELED, "DATALOADER.BATCH_RULE": ("drawn",)}),
     Section("SOLVER", UnlabeledBatchOptions, UNLABELED),
     Section("INPUT", ViewOptions, DETECTION),
     Section("INPUT.STRONG", StrongKindOptions, DETECTION),

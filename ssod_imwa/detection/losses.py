@@ -38,6 +38,34 @@ def multiclass_focal_loss(
     return (missing**gamma * cross_entropy).sum() / max(len(labels), 1)
 
 
+def weighted_cross_entropy(
+    logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor
+) -> torch.Tensor:
+    """Soft Teacher's classification loss: sum_r w_r * -log p_y / max(sum_r w_r, 1).
+
+    p is the softmax over all classes, background included. No gradient flows through the weights.
+    With weights of 1 it is the mean cross-entropy.
+
+    Args:
+        logits: (R, classes) floating point.
+        labels: (R,) int64, the assigned class of each row.
+        weights: (R,), at least 0.
+
+    Returns:
+        A scalar; 0 without rows.
+
+    Source: Soft Teacher (arXiv 2106.09018), equations 5 and 6, in its public code's form.
+
+    Example:
+        >>> logits = torch.tensor([[0.0, 0.0], [0.0, 100.0]])
+        >>> weighted_cross_entropy(logits, torch.tensor([0, 0]), torch.tensor([1.0, 0.0]))
+        tensor(0.6931)
+    """
+    weights = weights.detach()
+    terms = weights * F.cross_entropy(logits, labels, reduction="none")
+    return terms.sum() / weights.sum().clamp(min=1)
+
+
 def check_gamma(gamma: float) -> None:
     """Raise ValueError unless gamma is one that `multiclass_focal_loss` takes."""
     if gamma != 0 and not 1 <= gamma < float("inf"):

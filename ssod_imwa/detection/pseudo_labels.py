@@ -18,8 +18,20 @@ def filter_detections(detections: Detections, threshold: float) -> Detections:
         >>> filter_detections(found, 0.7).labels
         tensor([0])
     """
-    keep = detections.scores > threshold
-    return Detections(detections.boxes[keep], detections.labels[keep], detections.scores[keep])
+    return select_detections(detections, detections.scores > threshold)
+
+
+def select_detections(detections: Detections, chosen: torch.Tensor) -> Detections:
+    """The detections of one image where a bool (n,) is true, in the same order."""
+    return Detections(
+        detections.boxes[chosen], detections.labels[chosen], detections.scores[chosen]
+    )
+
+
+def larger_than(detections: Detections, edge: float) -> Detections:
+    """The detections of one image that are wider and higher than `edge` pixels."""
+    sizes = detections.boxes[:, 2:] - detections.boxes[:, :2]
+    return select_detections(detections, (sizes > edge).all(dim=1))
 
 
 def move_detections(detections: Detections, source: View, target: View) -> Detections:
@@ -33,8 +45,8 @@ def move_detections(detections: Detections, source: View, target: View) -> Detec
         return detections
     height, width = target.image.shape[-2:]
     boxes = map_boxes(detections.boxes, matrix, height=height, width=width)
-    inside = has_area(boxes)
-    return Detections(boxes[inside], detections.labels[inside], detections.scores[inside])
+    moved = Detections(boxes, detections.labels, detections.scores)
+    return select_detections(moved, has_area(boxes))
 
 
 def as_targets(detections: Detections) -> Targets:

@@ -21,7 +21,8 @@ from ssod_imwa.detection.data.validation import check_readable
 from ssod_imwa.detection.detectors.base import Detector
 from ssod_imwa.detection.detectors.build import build_detector
 from ssod_imwa.detection.label_pictures import FOLDER, LabelPictureHook
-from ssod_imwa.detection.methods.supervised import Supervised, SupervisedOptions
+from ssod_imwa.detection.methods.supervised import images_and_targets
+from ssod_imwa.detection.objectives import SupervisedLoss
 from ssod_imwa.engine.label_hook import LabelAdvice, LabelHook
 from ssod_imwa.engine.label_statistics import LabelStatistics
 from ssod_imwa.engine.method import Method
@@ -111,10 +112,11 @@ class DetectionTask(Task):
         return build.build_evaluator(self.cfg, self.data.tests, self.ranks.run, poll=poll)
 
     def build_bn_recomputation(self, batches: Batches, *, count: int) -> Recompute:
-        options = SupervisedOptions(strong_labeled=self.cfg.SSOD.STRONG_LABELED)
-
         def learn(model: Detector, batch: Batch) -> object:
-            return Supervised(model, options).losses(batch, 0)
+            # Of all that the method reads of labeled images, strong views before weak ones.
+            views = reversed(batch["labeled"].views.values())
+            images, targets = images_and_targets([view for same in views for view in same])
+            return model(images, SupervisedLoss(targets))
 
         return build_recomputation(
             batches, count=count, set_train_mode=lambda model: model.train(), forward=learn

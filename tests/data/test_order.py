@@ -1,9 +1,10 @@
+import math
 from collections import Counter
 
 import numpy as np
 import pytest
 
-from ssod_imwa.data.order import BatchStream, IndexStream
+from ssod_imwa.data.order import DRAWN_AT_ONCE, BatchStream, Draw, DrawnStream, IndexStream
 
 
 def stream(groups, batch_size, member=0, seed=1):
@@ -188,3 +189,103 @@ def test_a_batch_far_into_a_large_run_costs_no_walk():
         patch.setattr(IndexStream, "__getitem__", counted)
         assert len(stream([np.arange(100), np.arange(100, 180)], 16).batch(179_999)) == 16
     assert draws["reads"] == 16
+
+
+# ------------------------------------------------------------------------------ drawn batches
+
+DRAW = Draw(count=4, size=5, share=0.2)
+
+
+def drawn(groups, labeled, *, draw=DRAW, seed=1, member=0):
+    return DrawnStream(
+        groups,
+        round(draw.count * draw.size * (draw.share if labeled else 1 - draw.share)),
+        draw=draw,
+        labeled=labeled,
+        seed=seed,
+        member=member,
+        kind="labeled" if labeled else "unlabeled",
+    )
+
+
+def test_labeled_images_of_a_draw_are_binomial_with_at_least_one_of_each_kind():
+    counts = np.concatenate([DRAW.labeled(n, seed=1, member=0).flatten() for n in range(10)])
+    share = [math.comb(5, k) * 0.2**k * 0.8 ** (5 - k) for k in range(6)]
+    expected = [share[0] + share[1], share[2], share[3], share[4] + share[5]]
+    frequencies = [np.mean(counts == k) for k in range(1, 5)]
+    assert frequencies == pytest.approx(expected, abs=0.01)
+    assert counts.mean() == pytest.approx(1.33, abs=0.01)
+
+
+@pytest.mark.parametrize("change", [{"seed": 2}, {"member": 1}])
+def test_seed_and_member_each_change_the_draws(change):
+    one = DRAW.labeled(0, seed=1, member=0)
+    assert np.array_equal(one, DRAW.labeled(0, seed=1, member=0))
+    assert not np.array_equal(one, DRAW.labeled(0, **{"seed": 1, "member": 0, **change}))
+    assert not np.array_equal(one, DRAW.labeled(1, seed=1, member=0))
+
+
+@pytest.mark.parametrize("groups", [[np.arange(30)], [np.arange(17), np.arange(17, 30)]])
+def test_both_streams_share_out_each_draw(groups):
+    labeled, unlabeled = drawn(groups, True), drawn(groups, False)
+    lengths = set()
+    for t in (*range(50), DRAWN_AT_ONCE - 1, DRAWN_AT_ONCE):
+        sizes = DRAW.labeled(t // DRAWN_AT_ONCE, seed=1, member=0)[t % DRAWN_AT_ONCE]
+        assert len(labeled.batch(t)) == sizes.sum()
+        assert len(labeled.batch(t)) + len(unlabeled.batch(t)) == 20
+        lengths.add(len(labeled.batch(t)))
+    assert len(lengths) > 3
+
+
+@pytest.mark.parametrize("labeled", [True, False])
+def test_drawn_batches_do_not_depend_on_what_was_read_before(labeled):
+    groups = [np.arange(17), np.arange(17, 30)]
+    through = drawn(groups, labeled)
+    expected = [through.batch(t) for t in range(80)]
+    jumping = drawn(groups, labeled)
+    for t in np.random.default_rng(0).permutation(80):
+        assert jumping.batch(int(t)) == expected[t]
+
+
+def test_drawn_batches_leave_nothing_out_and_keep_groups_apart():
+    groups = [np.arange(17), np.arange(17, 30)]
+    stream = drawn(groups, True)
+    items = {0: [], 1: []}
+    for t in range(400):
+        batch = stream.batch(t)
+        (group,) = {int(item >= 17) for item in batch}
+        items[group] += batch
+    for number, group in enumerate(groups):
+        epochs = len(items[number]) // len(group)
+        assert epochs > 10
+        whole = Counter(items[number][: epochs * len(group)])
+        assert whole == dict.fromkeys(group.tolist(), epochs)
+    share = len(items[0]) / sum(map(len, items.values()))
+    assert share == pytest.approx(17 / 30, abs=0.04)
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_a_process_gets_whole_draws_and_each_slot_has_one_process(size):
+    stream = drawn([np.arange(30)], True)
+    for t in range(30):
+        (sizes,) = DRAW.labeled(0, seed=1, member=0)[t : t + 1]
+        shares = [list(stream.slots(t, rank=rank, size=size)) for rank in range(size)]
+        assert [len(x) for x in shares] == [sizes[rank::size].sum() for rank in range(size)]
+        assert sorted(slot for share in shares for slot in share) == list(
+            range(len(stream.batch(t)))
+        )
+
+
+def test_what_takes_an_unreadable_images_place_is_of_its_group():
+    groups = [np.arange(17), np.arange(17, 30)]
+    stream = drawn(groups, True)
+    for t in range(20):
+        batch = stream.batch(t)
+        others = [stream.successor(t, 0, steps) for steps in range(len(batch))]
+        assert others == batch
+
+
+@pytest.mark.parametrize("settings", [(0, 5, 0.2), (1, 1, 0.2), (1, 5, 0.0), (1, 5, 1.0)])
+def test_draws_out_of_range_are_refused(settings):
+    with pytest.raises(ValueError, match="are not allowed"):
+        Draw(*settings)

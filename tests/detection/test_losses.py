@@ -10,6 +10,7 @@ from ssod_imwa.detection.losses import (
     box_loss,
     multiclass_focal_loss,
     quality_focal_loss,
+    weighted_cross_entropy,
 )
 
 
@@ -134,3 +135,41 @@ def test_aligned_iou_is_the_diagonal_of_all_ious():
     assert aligned_iou(boxes, boxes).tolist() == pytest.approx([1] * 50)
     nothing = torch.zeros(1, 4)
     assert aligned_iou(nothing, nothing).tolist() == [0]
+
+
+def weighted_by_hand(logits, labels, weights):
+    total = 0.0
+    for row, label, weight in zip(logits.tolist(), labels.tolist(), weights.tolist(), strict=True):
+        top = max(row)
+        total += weight * (math.log(sum(math.exp(x - top) for x in row)) + top - row[label])
+    return total / max(sum(weights.tolist()), 1.0)
+
+
+@pytest.mark.parametrize("rows", [0, 1, 40])
+@pytest.mark.parametrize("scale", [1.0, 0.01])
+def test_weighted_cross_entropy_is_the_formula_row_by_row(rows, scale):
+    generator = torch.Generator().manual_seed(rows)
+    logits = 4 * torch.randn(rows, 21, generator=generator, dtype=torch.float64)
+    labels = torch.randint(21, (rows,), generator=generator)
+    weights = scale * torch.rand(rows, generator=generator, dtype=torch.float64)
+    expected = weighted_by_hand(logits, labels, weights)
+    assert weighted_cross_entropy(logits, labels, weights).item() == pytest.approx(expected)
+
+
+def test_background_of_weight_1_counts_fully_and_of_weight_0_not_at_all():
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(30, 4, generator=generator)
+    labels = torch.randint(4, (30,), generator=generator)
+    objects = labels < 3
+    whole = F.cross_entropy(logits, labels)
+    torch.testing.assert_close(weighted_cross_entropy(logits, labels, torch.ones(30)), whole)
+    alone = F.cross_entropy(logits[objects], labels[objects])
+    torch.testing.assert_close(weighted_cross_entropy(logits, labels, objects.float()), alone)
+
+
+def test_no_gradient_flows_through_the_weights():
+    logits = torch.randn(5, 3, requires_grad=True)
+    weights = torch.rand(5, requires_grad=True)
+    weighted_cross_entropy(logits, torch.arange(5) % 3, weights).backward()
+    assert weights.grad is None
+    assert logits.grad.abs().sum() > 0

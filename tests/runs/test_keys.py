@@ -67,18 +67,15 @@ def read_by_detection(read, config, *overrides):
 
 def test_every_key_of_detection_is_read(read, detection_config):
     read_by_detection(read, detection_config, "MODEL.ROI_HEADS.LOSS", "FocalLoss")
+    cosine = ("SOLVER.LR_SCHEDULER_NAME", "WarmupPartOfCosineLR")
+    read_by_detection(read, detection_config, "SSOD.ALGORITHM", "mean_teacher", *cosine)
     read_by_detection(read, detection_config, "SSOD.ALGORITHM", "dense_teacher")
     retinanet = ("SSOD.ALGORITHM", "supervised", "MODEL.META_ARCHITECTURE", "RetinaNet")
     read_by_detection(read, detection_config, *retinanet)
-    for method, kind, schedule in (
-        ("supervised", "photometric", "WarmupMultiStepLR"),
-        ("mean_teacher", "geometric", "WarmupPartOfCosineLR"),
-    ):
-        settings = ("SSOD.ALGORITHM", method, "INPUT.STRONG.KIND", kind)
-        settings += ("SOLVER.LR_SCHEDULER_NAME", schedule)
-        read_by_detection(read, detection_config, *settings)
     anchors = ("MODEL.ANCHOR_GENERATOR.SIZES", [[16], [32], [64], [128], [256]])
     read_by_detection(read, detection_config, "MODEL.BACKBONE.NAME", "timm:resnet18", *anchors)
+    drawn = ("DATALOADER.BATCH_RULE", "drawn", "DATALOADER.DRAWN_TOGETHER", 2)
+    read_by_detection(read, detection_config, "SSOD.ALGORITHM", "soft_teacher", *drawn)
     # Other toolkits are tested in tests/integrations.
     elsewhere = {"MODEL.DETECTRON2.CONFIG"}
     sections = [*CHAPTERS["Both tasks"], *CHAPTERS["Detection"]]

@@ -27,6 +27,15 @@ from ssod_imwa.visualization.plots import run_figures
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
+DRAWN = ("DATALOADER.BATCH_RULE", "drawn", "DATALOADER.DRAWN_TOGETHER", "4")
+METHODS = [
+    "unbiased_teacher",
+    "dense_teacher",
+    pytest.param("mean_teacher", marks=pytest.mark.slow),
+    pytest.param("soft_teacher", marks=pytest.mark.slow),
+]
+
+
 @pytest.fixture
 def config(detection_config):
     return detection_config
@@ -60,11 +69,10 @@ def test_a_run_leaves_results_models_and_curves_that_agree(config):
     assert steps == list(range(8))
 
 
-@pytest.mark.parametrize("method", ["unbiased_teacher", "dense_teacher"])
+@pytest.mark.parametrize("method", METHODS)
 def test_one_member_is_plain_training_whatever_the_episodes(config, method):
-    settings = ("SSOD.ALGORITHM", method)
-    plain = config(*settings, output="plain")
-    cut = config(*settings, "IMWA.EPISODES", 3, output="cut")
+    plain = config("SSOD.ALGORITHM", method, output="plain")
+    cut = config("SSOD.ALGORITHM", method, "IMWA.EPISODES", 3, output="cut")
     for cfg in (plain, cut):
         run.train(cfg)
     assert_equal(final_weights(plain), final_weights(cut))
@@ -87,11 +95,16 @@ def test_one_episode_is_the_mean_of_separate_runs(config):
         ("unbiased_teacher", 3),  # the first step of the second member
         pytest.param("unbiased_teacher", 5, marks=pytest.mark.slow),
         ("dense_teacher", 5),  # the first member's second one on dense labels
+        # The middle of the second episode's first member.
+        pytest.param("mean_teacher", 4, marks=pytest.mark.slow),
+        pytest.param("soft_teacher", 4, marks=pytest.mark.slow),
     ],
 )
 def test_a_stopped_and_resumed_run_equals_one_that_never_stopped(config, monkeypatch, method, stop):
-    settings = ("SSOD.ALGORITHM", method, "SOLVER.OPTIMIZER", "AdamW")
-    settings += ("IMWA.MEMBERS", 2, "IMWA.EPISODES", 2)
+    settings = ("SSOD.ALGORITHM", method, "IMWA.MEMBERS", 2, "IMWA.EPISODES", 2)
+    settings += ("SOLVER.OPTIMIZER", "AdamW")
+    if method == "soft_teacher":
+        settings += DRAWN
     whole, parts = config(*settings, output="whole"), config(*settings, output="parts")
     run.train(whole)
     before_step = LRHook.before_step
@@ -171,6 +184,12 @@ def test_an_overwriting_run_that_does_no_step_leaves_every_file_alone(config, mo
         (["MODEL.ROI_HEADS.NUM_CLASSES", "5"], ConfigError, "has 2 classes"),
         (["MODEL.WEIGHTS", "absent.pth"], UserError, "absent.pth"),
         (["INPUT.MIN_SIZE_TRAIN", "[100]", "INPUT.MAX_SIZE_TRAIN", "50"], ConfigError, "INPUT"),
+        (["DATALOADER.BATCH_RULE", "drawn"], ConfigError, r"TOGETHER = 5 .* multiple of 5"),
+        (
+            [*DRAWN, "SOLVER.ACCUMULATION_STEPS", "2"],
+            ConfigError,
+            "ACCUMULATION_STEPS = 2 is not allowed with DATALOADER.BATCH_RULE = 'drawn'",
+        ),
     ],
 )
 def test_bad_input_stops_before_anything_is_written(config, settings, error, message):

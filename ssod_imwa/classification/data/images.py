@@ -77,7 +77,7 @@ def _numbers(number: int, view: BatchView, step: Step) -> torch.Tensor:
     name = stream_counts(step.stream)
     generator = counted_generator(step.seed, "view", *name, number, step.member, step.t)
     numbers = generator.random((step.size, view.numbers))
-    return torch.from_numpy(numbers[step.slots.start :: step.slots.step])
+    return torch.from_numpy(numbers[list(step.slots)])
 
 
 class ImagesInFiles(FileImages):

@@ -148,7 +148,7 @@ def mixed_probabilities(
     return (1 - progress) * first + progress * last
 
 
-class ClassDraws:
+class ClassDraws(Order):
     """Independent draws: a class by probabilities that may change with t, then an image of it.
 
     Images of a class are equally likely and may repeat within a batch, as in a weighted random
@@ -216,7 +216,7 @@ class ClassDraws:
         return drawn, (numbers[:, 1] * self._counts[drawn]).astype(np.int64)
 
 
-class ClassAwareStream:
+class ClassAwareStream(Order):
     """Passes over the classes in shuffled order, each class yielding from its own shuffled images.
 
     Slot b of batch t is position p = t*B + b of an endless stream. Its draw is d = p // k, which

@@ -6,6 +6,7 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -20,6 +21,7 @@ from ssod_imwa.errors import UserError
 logger = logging.getLogger(__name__)
 
 Objective = Callable[[Parts], dict[str, torch.Tensor]]
+_Answer = TypeVar("_Answer")
 
 
 class Detector(nn.Module, ABC):
@@ -82,45 +84,37 @@ class Detector(nn.Module, ABC):
         parts.user = getattr(objective, "__name__", type(objective).__name__)
         return objective(parts)
 
-    @torch.no_grad()
     def detect(self, images: Sequence[torch.Tensor]) -> list[Detections]:
         """Detections of each image, by falling score.
 
         Runs in eval mode whatever the current mode is, without gradient. An image's detections do
         not depend on the other images, up to the rounding of batched arithmetic.
         """
-        detections: dict[int, Detections] = {}
-        with evaluating(self):
-            for indices in groups_of_equal_size(images, self.size_divisor):
-                parts = self.parts([images[i] for i in indices])
-                detections.update(zip(indices, parts.detections(), strict=True))
-        return [detections[index] for index in range(len(images))]
+        return self.inference(images).detections()
 
-    @torch.no_grad()
     def score_regions(
         self, images: Sequence[torch.Tensor], boxes: Sequence[torch.Tensor]
     ) -> list[ScoredRegions]:
         """Class probabilities and refined boxes of given boxes, (n, 4) for each image.
 
-        As `detect`: in eval mode, without gradient, each image by itself. To detect and score with
-        one pass through the backbone, keep the `parts` of a detector in eval mode.
+        As `detect`: in eval mode, without gradient, each image by itself.
 
         Raises:
             ConfigError: the detector lacks the ability "regions".
             ValueError: the numbers of images and of lists of boxes differ.
         """
-        if len(images) != len(boxes):
-            raise ValueError(
-                f"{len(images)} images and {len(boxes)} lists of boxes are not allowed (must be "
-                "equal)"
-            )
-        scored: dict[int, ScoredRegions] = {}
-        with evaluating(self):
-            for indices in groups_of_equal_size(images, self.size_divisor):
-                regions = self.parts([images[i] for i in indices]).regions
-                scores = regions.score([boxes[i] for i in indices])
-                scored.update(zip(indices, scores, strict=True))
-        return [scored[index] for index in range(len(images))]
+        return self.inference(images).score_regions(boxes)
+
+    def inference(
+        self, images: Sequence[torch.Tensor], *, training_proposals: bool = False
+    ) -> Inference:
+        """The detector in eval mode at work on images, to be asked several times.
+
+        Args:
+            images: at least one.
+            training_proposals: see `Parts`.
+        """
+        return Inference(self, images, training_proposals=training_proposals)
 
     @torch.no_grad()
     def dense_maps(self, images: Sequence[torch.Tensor]) -> DenseMaps:
@@ -188,6 +182,50 @@ class Detector(nn.Module, ABC):
                 norms,
                 self.thawing,
             )
+
+
+class Inference:
+    """A detector in eval mode at work on images, each of which passes the backbone once.
+
+    Args:
+        detector: may be trained in between; its features stay those of the first question.
+        images: at least one.
+        training_proposals: see `Parts`.
+    """
+
+    def __init__(
+        self, detector: Detector, images: Sequence[torch.Tensor], *, training_proposals: bool
+    ) -> None:
+        self._detector = detector
+        self._count = len(images)
+        self._parts = []
+        for indices in groups_of_equal_size(images, detector.size_divisor):
+            with torch.no_grad(), evaluating(detector):  # parts may compute what they like at once
+                parts = detector.parts([images[i] for i in indices])
+            parts.training_proposals = training_proposals
+            self._parts.append((indices, parts))
+
+    def detections(self) -> list[Detections]:
+        """As `Detector.detect`."""
+        return self._ask(lambda parts, _: parts.detections())
+
+    def score_regions(self, boxes: Sequence[torch.Tensor]) -> list[ScoredRegions]:
+        """As `Detector.score_regions`."""
+        if len(boxes) != self._count:
+            raise ValueError(
+                f"{self._count} images and {len(boxes)} lists of boxes are not allowed (must be "
+                "equal)"
+            )
+        return self._ask(lambda parts, indices: parts.regions.score([boxes[i] for i in indices]))
+
+    @torch.no_grad()
+    def _ask(self, question: Callable[[Parts, list[int]], Sequence[_Answer]]) -> list[_Answer]:
+        """The answers to a question, one for each image."""
+        answers: dict[int, _Answer] = {}
+        with evaluating(self._detector):
+            for indices, parts in self._parts:
+                answers.update(zip(indices, question(parts, indices), strict=True))
+        return [answers[index] for index in range(self._count)]
 
 
 def padded_size(images: Iterable[torch.Tensor], divisor: int) -> tuple[int, int]:

@@ -23,6 +23,7 @@ from ssod_imwa.detection.detectors.parts import (
     RegionOutputs,
     Regions,
     SampledBoxes,
+    borrowed,
 )
 
 # FCOS's names -> those of every other dense detector.
@@ -138,7 +139,11 @@ class RegionParts(ModelParts, Regions):
         return self._model.backbone(self._batch.tensor)
 
     def detections(self) -> list[Detections]:
-        proposals, _ = self._model.proposal_generator(self._batch, self._features, None)
+        network = self._model.proposal_generator
+        # detectron2 keeps the numbers of proposals by whether it trains.
+        limits = [network.pre_nms_topk, network.post_nms_topk]
+        with borrowed(limits, from_=self.training_proposals, to=False):
+            proposals, _ = network(self._batch, self._features, None)
         results, _ = self._model.roi_heads(self._batch, self._features, proposals, None)
         results = self._model._postprocess(results, self._inputs(), self._batch.image_sizes)
         return [_detections(result["instances"]) for result in results]

@@ -25,7 +25,13 @@ from ssod_imwa.detection.detectors.faster_rcnn_modules import (
     make_proposal_network,
 )
 from ssod_imwa.detection.detectors.options import FasterRCNNOptions
-from ssod_imwa.detection.detectors.parts import Parts, RegionOutputs, Regions, SampledBoxes
+from ssod_imwa.detection.detectors.parts import (
+    Parts,
+    RegionOutputs,
+    Regions,
+    SampledBoxes,
+    borrowed,
+)
 from ssod_imwa.detection.detectors.torchvision_detector import (
     TorchvisionDetector,
     check_lengths,
@@ -110,7 +116,10 @@ class FasterRCNNParts(Parts, Regions):
         }
 
     def detections(self) -> list[Detections]:
-        proposals, _ = self._rpn(self._batch, self._features)
+        limits = [self._rpn._pre_nms_top_n, self._rpn._post_nms_top_n]
+        phase = "training" if self.training_proposals else "testing"
+        with borrowed(limits, from_=phase, to="testing"):
+            proposals, _ = self._rpn(self._batch, self._features)
         results, _ = self._roi_heads(self._features, proposals, self._batch.image_sizes)
         return [Detections(r["boxes"], r["labels"] - 1, r["scores"]) for r in results]
 

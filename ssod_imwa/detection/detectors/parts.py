@@ -7,8 +7,10 @@ those that predict at every location.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -89,6 +91,19 @@ class DenseMaps:
     levels: tuple[int, ...]
 
 
+@contextmanager
+def borrowed(limits: Sequence[dict[Any, int]], *, from_: Any, to: Any) -> Iterator[None]:
+    """While entered, each dictionary has the value of one key at another key, too."""
+    before = [numbers[to] for numbers in limits]
+    for numbers in limits:
+        numbers[to] = numbers[from_]
+    try:
+        yield
+    finally:
+        for numbers, value in zip(limits, before, strict=True):
+            numbers[to] = value
+
+
 class Regions(ABC):
     """A two-stage detector's work on proposals; what the ability "regions" means.
 
@@ -157,7 +172,11 @@ class Parts(ABC):
 
     Attributes:
         user: name of the objective at work, for messages.
+        training_proposals: whether `detections` looks at as many proposals as training does, not at
+            as many as evaluation; means nothing without a second stage.
     """
+
+    training_proposals: bool = False
 
     def __init__(self, detector: str, images: Sequence[torch.Tensor]) -> None:
         self.detector = detector

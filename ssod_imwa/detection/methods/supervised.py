@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from ssod_imwa.config.options import Options, option
 from ssod_imwa.data.batches import Batch, Part
-from ssod_imwa.detection.data.records import Targets
+from ssod_imwa.detection.data.records import Targets, View
 from ssod_imwa.detection.detectors.base import Detector
 from ssod_imwa.detection.methods.base import DetectionMethod
 from ssod_imwa.detection.objectives import SupervisedLoss
@@ -54,7 +54,15 @@ def labeled_views(part: Part, *, strong: bool) -> tuple[list[torch.Tensor], list
     Raises:
         ValueError: a view has no targets.
     """
-    views = [*(part.views["strong"] if strong else ()), *part.views["weak"]]
+    return images_and_targets([*(part.views["strong"] if strong else ()), *part.views["weak"]])
+
+
+def images_and_targets(views: Sequence[View]) -> tuple[list[torch.Tensor], list[Targets]]:
+    """What a detector learns of views.
+
+    Raises:
+        ValueError: a view has no targets.
+    """
     targets = [view.targets for view in views if view.targets is not None]
     if len(targets) != len(views):
         raise ValueError(

@@ -22,7 +22,9 @@ from ssod_imwa.detection.data.records import (
 )
 from ssod_imwa.detection.data.views import WeakView
 from ssod_imwa.detection.detectors.base import Detector
+from ssod_imwa.detection.detectors.parts import Parts, RegionOutputs, Regions, SampledBoxes
 from ssod_imwa.detection.methods.mean_teacher import MeanTeacher, MeanTeacherOptions
+from ssod_imwa.detection.methods.soft_teacher import SoftTeacher, SoftTeacherOptions
 from ssod_imwa.detection.methods.supervised import Supervised, SupervisedOptions
 from ssod_imwa.detection.methods.unbiased_teacher import UnbiasedTeacher, UnbiasedTeacherOptions
 
@@ -46,6 +48,7 @@ def turned_mirrored_and_rescaled(image, generator):
 VIEWS = {
     "weak": WeakView([HEIGHT], WIDTH),
     "strong": On("weak", turned_mirrored_and_rescaled),
+    "colored": WeakView([HEIGHT], WIDTH),
 }
 
 
@@ -56,24 +59,71 @@ def bright_box(image):
     return [float(edge) for edge in edges]
 
 
+class BrightParts(Parts, Regions):
+    """Finds the bright box of an image, refines every box to it, and notes what it is to learn."""
+
+    def __init__(self, detector, images):
+        super().__init__(detector.name, images)
+        self.weight, self.lessons = detector.weight, detector.lessons
+        self.asked = detector.asked
+        self.bright = [torch.tensor([bright_box(image)]) for image in images]
+
+    @property
+    def regions(self):
+        return self
+
+    def learn(self, targets):
+        self.lessons += zip(self.images, targets, strict=True)
+
+    def losses(self, targets):
+        self.learn(targets)
+        return {"loss_cls": self.weight}
+
+    def detections(self):
+        label, score = torch.tensor([0]), torch.tensor([0.95])
+        return [Detections(box, label, score) for box in self.bright]
+
+    def propose(self, targets):
+        self.learn(targets)
+        return self.bright, {"loss_rpn_cls": self.weight, "loss_rpn_loc": self.weight}
+
+    def sample(self, proposals, targets):
+        """The box as an object and, once more, as background."""
+        self.learn(targets)
+        return [
+            SampledBoxes(box.repeat(2, 1), torch.tensor([0, 1]), box.repeat(2, 1))
+            for box in proposals
+        ]
+
+    def predict(self, boxes):
+        self.asked.append(list(zip(self.images, boxes, strict=True)))
+        count = sum(len(item) for item in boxes)
+        return RegionOutputs(
+            list(boxes), self.weight * torch.ones(count, 2), torch.zeros(count, 1, 4)
+        )
+
+    def refine(self, outputs):
+        return [
+            bright.expand(len(boxes), 1, 4)
+            for bright, boxes in zip(self.bright, outputs.boxes, strict=True)
+        ]
+
+    def box_loss(self, outputs, sampled):
+        return self.weight
+
+
 class BrightDetector(Detector):
-    """Finds the bright box of an image, and remembers what it is to learn."""
+    """`BrightParts` of images; `lessons` are what it is to learn, `asked` what it is to judge."""
+
+    abilities = frozenset({"regions"})
 
     def __init__(self):
         super().__init__(num_classes=1)
         self.weight = nn.Parameter(torch.ones(()))
-        self.lessons = []
+        self.lessons, self.asked = [], []
 
     def parts(self, images):
-        raise NotImplementedError
-
-    def forward(self, images, objective):
-        self.lessons += zip(images, objective.targets, strict=True)
-        return {"loss_cls": self.weight}
-
-    def detect(self, images):
-        label, score = torch.tensor([0]), torch.tensor([0.9])
-        return [Detections(torch.tensor([bright_box(image)]), label, score) for image in images]
+        return BrightParts(self, images)
 
 
 @pytest.fixture
@@ -104,6 +154,8 @@ def batches(tmp_path):
         (Supervised, SupervisedOptions(), 8),
         (MeanTeacher, MeanTeacherOptions(), 12),
         (UnbiasedTeacher, UnbiasedTeacherOptions(burn_in_iters=0), 12),
+        # Labeled images once; proposals, classes and boxes of unlabeled ones.
+        (SoftTeacher, SoftTeacherOptions(), 16),
     ],
 )
 def test_boxes_fit_every_view_that_is_learned(batches, kind, options, lessons):
@@ -117,3 +169,17 @@ def test_boxes_fit_every_view_that_is_learned(batches, kind, options, lessons):
             shapes.add(tuple(image.shape[-2:]))
         assert len(shapes) > 1
         method.student.lessons.clear()
+
+
+def test_background_is_judged_where_it_is_on_the_weak_view(batches):
+    """The student's background, the bright box of a strong view, is the teacher's bright box."""
+    method = SoftTeacher(BrightDetector(), SoftTeacherOptions())
+    for t, batch in enumerate(batches(0)):
+        losses = method.losses(batch, t)
+        weak = [view.image for view in batch["unlabeled"].views["weak"]]
+        judged = method.teacher.model.asked[-1]
+        assert sum(len(boxes) for _, boxes in judged) == len(weak)
+        for image, boxes in judged:
+            assert any(image is other for other in weak)
+            assert boxes.tolist() == [pytest.approx(bright_box(image), abs=1e-4)]
+        assert losses["background_weight"].item() == 0.5

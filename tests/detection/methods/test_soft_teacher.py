@@ -1,0 +1,628 @@
+"""Soft Teacher against a reference in plain loops, and each of its switches."""
+
+import copy
+import math
+
+import numpy as np
+import pytest
+import torch
+from support import detector_options
+from torch import nn
+from torchvision.ops import box_iou, clip_boxes_to_image
+
+from ssod_imwa.data.batches import Batch, Part
+from ssod_imwa.detection.data.geometric_views import GeometricOptions, GeometricView
+from ssod_imwa.detection.data.records import Detections, Targets, View
+from ssod_imwa.detection.data.views import WeakView
+from ssod_imwa.detection.detectors.base import Detector
+from ssod_imwa.detection.detectors.faster_rcnn import build_faster_rcnn
+from ssod_imwa.detection.detectors.parts import Parts, RegionOutputs, Regions, SampledBoxes
+from ssod_imwa.detection.methods.soft_teacher import (
+    SoftTeacher,
+    SoftTeacherLoss,
+    SoftTeacherOptions,
+)
+from ssod_imwa.detection.objectives import SupervisedLoss
+from ssod_imwa.engine.label_statistics import LabelStatistics
+from ssod_imwa.engine.seeding import counted_generator
+from ssod_imwa.errors import ConfigError
+
+CLASSES = 3
+RPN, ROI = ("loss_rpn_cls", "loss_rpn_loc"), ("loss_cls", "loss_box_reg")
+WATCHED = {
+    *("pseudo_boxes", "pseudo_score", "pseudo_boxes_refined", "pseudo_deviation"),
+    "background_weight",
+}
+
+# ------------------------------------------------------------------ a detector of few formulas
+
+
+class ToyParts(Parts, Regions):
+    """Everything is a simple function of boxes; an image's first pixel is its number."""
+
+    def __init__(self, detector, images):
+        super().__init__(detector.name, images)
+        self.toy = detector
+        self.numbers = [int(image[0, 0, 0]) for image in images]
+
+    @property
+    def regions(self):
+        return self
+
+    def losses(self, targets):
+        return {"loss_cls": self.toy.scores.square().sum() * (1 + sum(map(len, targets)))}
+
+    def detections(self):
+        return [self.toy.found[number] for number in self.numbers]
+
+    def propose(self, targets):
+        total = sum(target.boxes.double().sum() for target in targets) / 100
+        losses = {"loss_rpn_cls": total * self.toy.scores.mean(), "loss_rpn_loc": total}
+        return [self.toy.proposed[number] for number in self.numbers], losses
+
+    def sample(self, proposals, targets):
+        return [self._sample(*pair) for pair in zip(proposals, targets, strict=True)]
+
+    def _sample(self, proposals, target):
+        boxes = torch.cat([proposals, target.boxes])
+        labels = torch.full((len(boxes),), CLASSES)
+        matched = torch.zeros_like(boxes)
+        if len(target):
+            overlap, best = box_iou(boxes, target.boxes).max(dim=1)
+            labels = torch.where(overlap >= 0.5, target.labels[best], CLASSES)
+            matched = target.boxes[best]
+        return SampledBoxes(boxes, labels, matched)
+
+    def predict(self, boxes):
+        joined = torch.cat(list(boxes)).double() / 100
+        deltas = (joined @ self.toy.changes).tanh().view(-1, CLASSES, 4)
+        return RegionOutputs(list(boxes), joined @ self.toy.scores, deltas)
+
+    def refine(self, outputs):
+        changed = torch.cat(outputs.boxes)[:, None].double() + 5 * outputs.deltas
+        of_images = changed.split([len(item) for item in outputs.boxes])
+        sizes = [image.shape[-2:] for image in self.images]
+        return [clip_boxes_to_image(x, size) for x, size in zip(of_images, sizes, strict=True)]
+
+    def box_loss(self, outputs, sampled):
+        labels = torch.cat([item.labels for item in sampled])
+        chosen = torch.where(labels < CLASSES)[0]
+        wanted = torch.cat([item.matched - item.boxes for item in sampled])[chosen].double() / 5
+        distance = (outputs.deltas[chosen, labels[chosen]] - wanted).abs().sum()
+        return distance / max(len(labels), 1)
+
+
+class Toy(Detector):
+    abilities = frozenset({"regions"})
+
+    def __init__(self, seed=0):
+        super().__init__(CLASSES)
+        generator = torch.Generator().manual_seed(seed)
+        self.scores = nn.Parameter(torch.randn(4, CLASSES + 1, generator=generator).double())
+        self.changes = nn.Parameter(torch.randn(4, 4 * CLASSES, generator=generator).double())
+        self.found, self.proposed = {}, {}
+
+    def parts(self, images):
+        return ToyParts(self, images)
+
+
+STRONG = GeometricView(WeakView([60, 90], 300), GeometricOptions(erasing=[]))
+
+
+def make_views(number, generator):
+    """A weak and a strong view of an image with a number; geometries of the real transforms."""
+    image = torch.zeros(3, 60, 80, dtype=torch.uint8)
+    views = []
+    for transform in (WeakView([60, 90], 300), STRONG):
+        moved, matrix = transform(image, generator)
+        moved = moved.clone()
+        moved[0, 0, 0] = number
+        views.append(View(moved, matrix, None))
+    return views
+
+
+def boxes_in(view, count, generator, smallest=5):
+    height, width = view.image.shape[-2:]
+    corners = generator.uniform(0, (width - smallest, height - smallest), (count, 2, 2))
+    boxes = np.concatenate([corners.min(1), corners.max(1) + smallest], axis=1)
+    return torch.from_numpy(boxes).float()
+
+
+def toy_batch(method, seed, images, found):
+    """Random views, detections of the teacher and proposals of the student."""
+    generator = counted_generator(seed)
+    weak, strong, colored = [], [], []
+    for number in range(images):
+        views = make_views(number, generator)
+        weak.append(views[0])
+        strong.append(views[1])
+        count = int(generator.integers(found + 1)) if found else 0
+        # Scores on both sides of each threshold.
+        scores = torch.from_numpy(generator.choice([0.3, 0.6, 0.93, 0.99], count)).float()
+        labels = torch.from_numpy(generator.integers(0, CLASSES, count))
+        boxes = boxes_in(weak[-1], count, generator)
+        method.teacher.model.found[number] = Detections(boxes, labels, scores)
+        method.student.proposed[number] = boxes_in(strong[-1], 6, generator)
+        targets = Targets(torch.rand(1, 4), torch.tensor([0]))
+        colored.append(View(views[0].image, views[0].matrix, targets))
+    indices = torch.arange(images)
+    return Batch(
+        labeled=Part({"colored": colored}, None, indices),
+        unlabeled=Part({"weak": weak, "strong": strong}, None, indices),
+    )
+
+
+def soft_teacher(**changes):
+    # The toy's refined boxes move a good deal.
+    options = SoftTeacherOptions(**{"box_deviation": 0.06, "unsup_loss_weight": 2.0, **changes})
+    method = SoftTeacher(Toy(), options)
+    with torch.no_grad():  # a teacher that is not the student
+        method.teacher.model.scores.add_(Toy(seed=7).scores)
+        method.teacher.model.changes.mul_(0.3)
+    return method
+
+
+# ---------------------------------------------------------------------- the same in plain loops
+
+
+def move_box(box, matrix, height, width):
+    """The hull of the four moved corners, clipped."""
+    points = []
+    for x in (box[0], box[2]):
+        for y in (box[1], box[3]):
+            points.append(
+                [sum(matrix[i][j] * c for j, c in enumerate((x, y, 1.0))) for i in (0, 1)]
+            )
+    xs = [min(max(p[0], 0.0), width) for p in points]
+    ys = [min(max(p[1], 0.0), height) for p in points]
+    return [min(xs), min(ys), max(xs), max(ys)]
+
+
+def intersection_over_union(a, b):
+    width = max(0.0, min(a[2], b[2]) - max(a[0], b[0]))
+    height = max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
+    both = width * height
+    areas = [(x[2] - x[0]) * (x[3] - x[1]) for x in (a, b)]
+    return both / (sum(areas) - both) if both else 0.0
+
+
+class Reference:
+    """Soft Teacher's unlabeled losses of one batch, a box at a time in Python's floats."""
+
+    def __init__(self, method, batch, noise):
+        self.method, self.options = method, method.options
+        self.weak, self.strong = (batch["unlabeled"].views[name] for name in ("weak", "strong"))
+        self.noise = noise  # of each image: [copy][box][coordinate]
+
+    def between(self, source, target):
+        return (target.matrix @ torch.linalg.inv(source.matrix)).tolist()
+
+    def scores_of(self, model, box):
+        weights = model.scores.tolist()
+        return [sum(box[k] / 100 * weights[k][c] for k in range(4)) for c in range(CLASSES + 1)]
+
+    def softmax(self, logits):
+        top = max(logits)
+        exponentials = [math.exp(x - top) for x in logits]
+        return [x / sum(exponentials) for x in exponentials]
+
+    def change_of(self, model, box, label):
+        weights = model.changes.tolist()
+        return [
+            math.tanh(sum(box[k] / 100 * weights[k][4 * label + j] for k in range(4)))
+            for j in range(4)
+        ]
+
+    def deviation(self, i, number, box, label):
+        teacher, copies = self.method.teacher.model, []
+        height, width = self.weak[i].image.shape[-2:]
+        for copy_noise in self.noise[i]:
+            edges = [max(box[2] - box[0], 1.0), max(box[3] - box[1], 1.0)] * 2
+            moved = [
+                box[k] + self.options.jitter_scale * edges[k] * copy_noise[number][k]
+                for k in range(4)
+            ]
+            change = self.change_of(teacher, moved, label)
+            refined = [moved[k] + 5 * change[k] for k in range(4)]
+            bounds = (width, height, width, height)
+            copies.append([min(max(x, 0.0), b) for x, b in zip(refined, bounds, strict=True)])
+        means = [sum(c[k] for c in copies) / len(copies) for k in range(4)]
+        edges = [max(means[2] - means[0], 1.0), max(means[3] - means[1], 1.0)] * 2
+        total = 0.0
+        for k in range(4):
+            variance = sum((c[k] - means[k]) ** 2 for c in copies) / (len(copies) - 1)
+            total += math.sqrt(variance) / edges[k] / 4
+        return total
+
+    def labels(self):
+        """Boxes and classes of each image for proposals, classification and box regression."""
+        options = self.options
+        kinds = {"proposed": [], "classified": [], "refined": []}
+        deviations = []
+        for i, (weak, strong) in enumerate(zip(self.weak, self.strong, strict=True)):
+            found = self.method.teacher.model.found[i]
+            matrix = self.between(weak, strong)
+            height, width = strong.image.shape[-2:]
+            of_image = {name: [] for name in kinds}
+            number = 0
+            for box, label, score in zip(
+                found.boxes.tolist(), found.labels.tolist(), found.scores.tolist(), strict=True
+            ):
+                edges = (box[2] - box[0], box[3] - box[1])
+                if not score > options.initial_threshold or min(edges) <= options.min_box_size:
+                    continue
+                deviation = self.deviation(i, number, box, label)
+                deviations.append(deviation)
+                number += 1
+                moved = move_box(box, matrix, height, width)
+                if min(moved[2] - moved[0], moved[3] - moved[1]) <= max(1e-5, options.min_box_size):
+                    continue
+                if score > options.rpn_threshold:
+                    of_image["proposed"].append((moved, label))
+                if score > options.bbox_threshold:
+                    of_image["classified"].append((moved, label))
+                if deviation < options.box_deviation:
+                    of_image["refined"].append((moved, label))
+            for name, items in of_image.items():
+                kinds[name].append(items)
+        return kinds, deviations
+
+    def assigned(self, i, labels):
+        """Boxes, classes and matched boxes of an image's proposals and labels."""
+        proposals = self.method.student.proposed[i].tolist()
+        for box in [*proposals, *(box for box, _ in labels)]:
+            overlaps = [intersection_over_union(box, other) for other, _ in labels]
+            best = max(range(len(labels)), key=overlaps.__getitem__) if labels else None
+            if best is not None and overlaps[best] >= 0.5:
+                yield box, labels[best][1], labels[best][0]
+            else:
+                yield box, CLASSES, None
+
+    def losses(self):
+        kinds, deviations = self.labels()
+        student, teacher = self.method.student, self.method.teacher.model
+        total = sum(sum(box) for items in kinds["proposed"] for box, _ in items) / 100
+        terms = weights = distance = 0.0
+        reliabilities, sampled = [], 0
+        for i, (weak, strong) in enumerate(zip(self.weak, self.strong, strict=True)):
+            matrix = self.between(strong, weak)
+            height, width = weak.image.shape[-2:]
+            for box, label, _ in self.assigned(i, kinds["classified"][i]):
+                weight = 1.0
+                if label == CLASSES:
+                    moved = move_box(box, matrix, height, width)
+                    weight = self.softmax(self.scores_of(teacher, moved))[CLASSES]
+                    reliabilities.append(weight)
+                terms -= weight * math.log(self.softmax(self.scores_of(student, box))[label])
+                weights += weight
+            for box, label, matched in self.assigned(i, kinds["refined"][i]):
+                sampled += 1
+                if label < CLASSES:
+                    change = self.change_of(student, box, label)
+                    distance += sum(abs(change[k] - (matched[k] - box[k]) / 5) for k in range(4))
+        factor = self.options.unsup_loss_weight
+        images = len(self.weak)
+        return {
+            "loss_rpn_cls_pseudo": factor * total * student.scores.mean().item(),
+            "loss_rpn_loc_pseudo": factor * total,
+            "loss_cls_pseudo": factor * terms / max(weights, 1.0),
+            "loss_box_reg_pseudo": factor * distance / max(sampled, 1),
+            "pseudo_boxes": sum(map(len, kinds["classified"])) / images,
+            "pseudo_boxes_refined": sum(map(len, kinds["refined"])) / images,
+            "pseudo_deviation": sum(deviations) / max(len(deviations), 1),
+            "background_weight": sum(reliabilities) / max(len(reliabilities), 1),
+        }
+
+
+def noise_of(method, seed):
+    """The numbers that `losses` draws: of each image's boxes above the initial threshold."""
+    torch.manual_seed(seed)
+    found = method.teacher.model.found
+    counts = [
+        int((found[number].scores > method.options.initial_threshold).sum())
+        for number in range(len(found))
+    ]
+    return [torch.randn(method.options.jitters, count, 4).tolist() for count in counts]
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize(("images", "found"), [(1, 6), (4, 5), (3, 0)])
+def test_all_losses_and_labels_are_those_of_plain_loops(seed, images, found):
+    method = soft_teacher(jitters=4)
+    batch = toy_batch(method, seed, images, found)
+    expected = Reference(method, batch, noise_of(method, seed)).losses()
+    torch.manual_seed(seed)
+    losses = method.losses(batch, 0)
+    assert set(losses) == {"loss_cls", *(f"{name}_pseudo" for name in (*RPN, *ROI)), *WATCHED}
+    for name, value in expected.items():
+        assert losses[name].item() == pytest.approx(value, rel=1e-5, abs=1e-7), name
+
+
+def test_the_batches_of_that_test_have_labels_of_every_kind():
+    """Else it would compare nothing."""
+    sums = dict.fromkeys(("proposed", "classified", "refined"), 0)
+    for seed in range(6):
+        method = soft_teacher(jitters=4)
+        batch = toy_batch(method, seed, 4, 5)
+        kinds, deviations = Reference(method, batch, noise_of(method, seed)).labels()
+        for name, items in kinds.items():
+            sums[name] += sum(map(len, items))
+        assert any(x < 0.06 for x in deviations) or any(x > 0.06 for x in deviations)
+    assert min(sums.values()) > 5
+    assert sums["refined"] != sums["classified"]
+
+
+# ------------------------------------------------------------------------------------- filters
+
+
+def learned_by(method, batch, seed=0):
+    """The labels of the student's three losses."""
+    objectives = []
+    method.parallel_student = lambda images, objective: (
+        objectives.append(objective) or method.student(images, objective)
+    )
+    torch.manual_seed(seed)
+    losses = method.losses(batch, 0)
+    return objectives[-1], losses
+
+
+@pytest.mark.parametrize(
+    ("score", "proposed", "classified"), [(0.5, 0, 0), (0.9, 0, 0), (0.91, 1, 1), (0.6, 0, 0)]
+)
+def test_thresholds_are_strict(score, proposed, classified):
+    method = soft_teacher()
+    batch = toy_batch(method, 0, 1, 0)
+    box = torch.tensor([[20.0, 20.0, 50.0, 40.0]])
+    found = Detections(box, torch.tensor([1]), torch.tensor([score], dtype=torch.float64))
+    method.teacher.model.found[0] = found
+    learned, losses = learned_by(method, batch)
+    assert [len(x) for x in learned.proposed] == [proposed]
+    assert [len(x) for x in learned.classified] == [classified]
+    assert (losses["pseudo_deviation"] > 0) == (score > 0.5)
+
+
+def test_each_loss_has_a_threshold_of_its_own():
+    method = soft_teacher(rpn_threshold=0.95, bbox_threshold=0.65, box_deviation=100.0)
+    batch = toy_batch(method, 0, 1, 0)
+    boxes = torch.tensor([[20.0, 20.0, 50.0, 40.0]]).repeat(3, 1) + torch.arange(3.0)[:, None]
+    method.teacher.model.found[0] = Detections(
+        boxes, torch.tensor([0, 1, 2]), torch.tensor([0.6, 0.8, 0.99])
+    )
+    learned, _ = learned_by(method, batch)
+    assert learned.proposed[0].labels.tolist() == [2]
+    assert learned.classified[0].labels.tolist() == [1, 2]
+    assert learned.refined[0].labels.tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize(("smallest", "left"), [(0.0, [0, 1, 2]), (0.01, [1, 2]), (4.0, [2])])
+def test_boxes_not_larger_than_the_smallest_are_left_out(smallest, left):
+    method = soft_teacher(min_box_size=smallest, box_deviation=100.0)
+    batch = toy_batch(method, 0, 1, 0)
+    (weak,) = batch["unlabeled"].views["weak"]
+    batch["unlabeled"].views["strong"] = [weak]
+    x = torch.tensor([0.005, 3.0, 20.0])
+    boxes = torch.stack([torch.full((3,), 20.0), torch.full((3,), 20.0), 20 + x, 20 + 2 * x], 1)
+    method.teacher.model.found[0] = Detections(boxes, torch.arange(3), torch.full((3,), 0.95))
+    learned, _ = learned_by(method, batch)
+    for labels in (learned.proposed, learned.classified, learned.refined):
+        assert labels[0].labels.tolist() == left
+
+
+def test_all_background_weighs_alike_if_it_is_not_soft():
+    weights = {}
+    for soft in (True, False):
+        method = soft_teacher(soft_background=soft)
+        weights[soft] = method.losses(toy_batch(method, 0, 2, 3), 0)["background_weight"].item()
+    assert weights[False] == 1.0
+    assert 0 < weights[True] < 0.99
+
+
+@pytest.mark.parametrize("found", [0, 5])
+@pytest.mark.parametrize("rule", ["learn", "skip"])
+def test_batches_without_boxes_teach_background_or_nothing(found, rule):
+    losses = {}
+    for empty_batches in ("learn", rule):
+        method = soft_teacher(empty_batches=empty_batches)
+        torch.manual_seed(0)  # of the jitter
+        losses[empty_batches] = method.losses(toy_batch(method, 1, 2, found), 0)
+    skipped = rule == "skip" and not found
+    for name in (*RPN, *ROI):
+        value = losses["learn"][f"{name}_pseudo"].item()
+        expected = 0.0 if skipped else value
+        assert losses[rule][f"{name}_pseudo"].item() == pytest.approx(expected)
+    assert losses["learn"]["loss_cls_pseudo"].item() > 0
+    assert losses[rule]["loss_cls_pseudo"].requires_grad
+
+
+def test_burn_in_trains_on_labeled_images_alone_while_the_teacher_follows():
+    method = soft_teacher(burn_in_iters=2)
+    batch = toy_batch(method, 0, 2, 3)
+    assert [len(method.losses(batch, t)) for t in range(4)] == [1, 1, 10, 10]
+    before = method.teacher.model.scores.clone()
+    method.after_step(0)
+    assert not torch.equal(before, method.teacher.model.scores)
+
+
+def test_all_that_the_teacher_finds_is_counted_and_what_passes_is_used():
+    method = soft_teacher(bbox_threshold=0.65)
+    batch = toy_batch(method, 0, 2, 0)
+    boxes = torch.tensor([[20.0, 20.0, 50.0, 40.0]]).repeat(3, 1)
+    scores = torch.tensor([0.99, 0.7, 0.3])
+    method.teacher.model.found[1] = Detections(boxes, torch.tensor([0, 1, 1]), scores)
+    method.label_statistics = LabelStatistics(CLASSES)
+    method.losses(batch, 0)
+    counts = method.label_statistics.take()
+    assert counts.used.tolist() == [1, 1, 0]
+    assert (counts.images, counts.empty) == (2, 1)
+
+
+# ------------------------------------------------------------------------------------- teacher
+
+
+def random_walk(model):
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter))
+
+
+@pytest.mark.parametrize("warmup", [True, False])
+def test_each_pass_sees_the_teacher_of_the_public_code(warmup):
+    """It updates at the start of iteration t, with min(a, 1 - 1 / (t + 1)) and student t - 1."""
+    torch.manual_seed(0)
+    method = SoftTeacher(Toy(), SoftTeacherOptions(ema_decay=0.7, ema_warmup=warmup))
+    public = copy.deepcopy(method.student.scores.detach())
+    decays = []
+    for t in range(8):
+        decay = min(0.7, 1 - 1 / (t + 1)) if warmup else 0.7
+        decays.append(decay)
+        public = decay * public + (1 - decay) * method.student.scores.detach()
+        torch.testing.assert_close(method.teacher.model.scores.detach(), public)
+        random_walk(method.student)
+        method.after_step(t)
+    if warmup:
+        assert decays[:4] == pytest.approx([0, 1 / 2, 2 / 3, 0.7])
+
+
+def detector(norm, **groups):
+    torch.manual_seed(0)
+    options = detector_options(
+        backbone={"freeze_at": 0},
+        resnets={"depth": 18, "norm": norm},
+        fpn={"out_channels": 8},
+        rpn={
+            "pre_nms_topk_train": 20,
+            "post_nms_topk_train": 10,
+            "pre_nms_topk_test": 5,
+            "post_nms_topk_test": 4,
+        },
+        roi_heads={"batch_size_per_image": 8, "score_thresh_test": 0.0},
+        roi_box_head={"fc_dim": 16},
+    )
+    return build_faster_rcnn(detector_options(options, **groups), num_classes=3)
+
+
+def test_parameters_alone_are_averaged():
+    method = SoftTeacher(detector("FrozenBN"), SoftTeacherOptions())
+    random_walk(method.student)
+    with torch.no_grad():
+        for buffer in method.student.buffers():
+            buffer.add_(1)
+    before = {name: x.clone() for name, x in method.teacher.model.named_buffers()}
+    method.after_step(0)
+    for name, buffer in method.teacher.model.named_buffers():
+        assert torch.equal(buffer, before[name])
+    mean = method.teacher.model.roi_heads.box_predictor.cls_score.weight
+    assert not torch.equal(mean, method.student.roi_heads.box_predictor.cls_score.weight)
+
+
+def test_a_teacher_that_would_not_follow_trained_norms_is_refused():
+    with pytest.raises(ConfigError, match=r"EMA_BUFFERS = 'skip' is not allowed .*body\.bn1"):
+        SoftTeacher(detector("BN"), SoftTeacherOptions())
+    method = SoftTeacher(detector("BN"), SoftTeacherOptions(ema_buffers="ema"))
+    student, teacher = (m.backbone.body.bn1 for m in (method.student, method.teacher.model))
+    student.running_mean.fill_(2.0)
+    method.after_step(5)
+    assert 0 < teacher.running_mean[0] < 2
+
+
+def test_a_detector_without_regions_is_refused():
+    class Dense(Toy):
+        abilities = frozenset({"dense"})
+
+    with pytest.raises(ConfigError, match=r"SoftTeacher needs a detector with .* 'regions'"):
+        SoftTeacher(Dense(), SoftTeacherOptions())
+
+
+# ------------------------------------------------------------------------- with a real detector
+
+
+def real_batch(sizes=((64, 64), (64, 64), (30, 64))):
+    """Images of two padded sizes, the strong views half as large."""
+    generator = torch.Generator().manual_seed(0)
+    weak, strong, colored = [], [], []
+    for height, width in sizes:
+        image = torch.randint(256, (3, height, width), generator=generator, dtype=torch.uint8)
+        eye = torch.eye(3, dtype=torch.float64)
+        weak.append(View(image, eye, None))
+        half = torch.diag(torch.tensor([0.5, 0.5, 1.0], dtype=torch.float64))
+        strong.append(View(image[:, ::2, ::2].contiguous(), half, None))
+        targets = Targets(torch.tensor([[4.0, 4.0, 40.0, 30.0]]), torch.tensor([1]))
+        colored.append(View(image, eye, targets))
+    indices = torch.arange(len(sizes))
+    return Batch(
+        labeled=Part({"colored": colored}, None, indices),
+        unlabeled=Part({"weak": weak, "strong": strong}, None, indices),
+    )
+
+
+EAGER = {"initial_threshold": 0.0, "rpn_threshold": 0.25, "bbox_threshold": 0.25}
+
+
+def test_each_unlabeled_image_passes_the_teachers_backbone_once():
+    method = SoftTeacher(detector("FrozenBN"), SoftTeacherOptions(**EAGER))
+    passed = []
+    method.teacher.model.backbone.register_forward_hook(
+        lambda module, inputs, output: passed.append(len(inputs[0]))
+    )
+    method.losses(real_batch(), 0)
+    assert sorted(passed) == [1, 2]
+
+
+@pytest.mark.parametrize("options", [EAGER, {"initial_threshold": 1.0}], ids=["boxes", "none"])
+@pytest.mark.parametrize("sizes", [((64, 64),), ((64, 64), (64, 64), (30, 64))])
+def test_every_parameter_gets_a_gradient(options, sizes):
+    method = SoftTeacher(detector("FrozenBN"), SoftTeacherOptions(**options))
+    losses = method.losses(real_batch(sizes), 0)
+    assert (losses["pseudo_boxes"].item() > 0) == (options is EAGER)
+    sum(x for name, x in losses.items() if name.startswith("loss")).backward()
+    gradients = [p.grad for p in method.student.parameters()]
+    assert all(g is not None and g.isfinite().all() for g in gradients)
+    assert all(p.grad is None for p in method.teacher.model.parameters())
+
+
+def test_with_equal_labels_and_weights_of_1_the_losses_are_the_detectors_own():
+    everything = {"batch_size_per_image": 4096, "positive_fraction": 1.0}
+    student = detector("FrozenBN", rpn=everything, roi_heads=everything)
+    batch = real_batch()
+    views = batch["labeled"].views["colored"]
+    images, targets = [view.image for view in views], [view.targets for view in views]
+
+    def ones(boxes):
+        return torch.cat([torch.ones(len(item)) for item in boxes])
+
+    expected = student(images, SupervisedLoss(targets))
+    losses = student(images, SoftTeacherLoss(targets, targets, targets, ones))
+    assert losses.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(losses[name], value)
+
+
+@pytest.mark.parametrize(("choice", "limit"), [("train", 10), ("test", 4)])
+def test_the_teacher_looks_at_as_many_proposals_as_training_or_as_evaluation(choice, limit):
+    method = SoftTeacher(
+        detector("FrozenBN"), SoftTeacherOptions(teacher_proposals=choice, **EAGER)
+    )
+    counts = []
+    heads = method.teacher.model.roi_heads
+    heads.box_roi_pool.register_forward_pre_hook(
+        lambda module, inputs: counts.append([len(boxes) for boxes in inputs[1]])
+    )
+    method.losses(real_batch(), 0)
+    detected = [count for group in counts[:2] for count in group]
+    assert detected == [limit] * 3
+    counts.clear()
+    method.teacher.model.detect([view.image for view in real_batch()["unlabeled"].views["weak"]])
+    assert [count for group in counts for count in group] == [4] * 3
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"jitters": 1}, {"ema_buffers": "all"}, {"box_deviation": -1}, {"bbox_threshold": 2}],
+)
+def test_wrong_options_are_refused(changes):
+    with pytest.raises(ValueError, match="is not allowed"):
+        SoftTeacherOptions(**changes)
+
+
+def test_what_it_reads():
+    assert soft_teacher().reads == {"labeled": ("colored",), "unlabeled": ("weak", "strong")}
