@@ -9,6 +9,8 @@ Examples:
   go on after an interruption %(prog)s --config-file FILE --resume
   evaluate the trained model  %(prog)s --config-file FILE --eval-only
   four GPUs                   %(prog)s --config-file FILE --num-gpus 4
+  a smaller batch, with rate, schedule and teacher as it needs them
+                              %(prog)s --config-file FILE --scale-batch 4
 
 OUTPUT_DIR receives results.json (figures of every evaluation), metrics.json and TensorBoard events
 (curves), model_final.pth (averaged student and teacher), config.yaml, and the newest checkpoints.
@@ -22,17 +24,21 @@ import os
 import shlex
 import sys
 from contextlib import suppress
+from typing import Any
 
 import ssod_imwa.interruptible  # noqa: F401 - first, for its effect
 from ssod_imwa.averaging.ranks import Ranks
 from ssod_imwa.cli import log_to_stderr, print_table, run_main, split_config_file
 from ssod_imwa.engine.launch import launch
 from ssod_imwa.errors import one_line
+from ssod_imwa.runs.batch_scale import Change, scale_batch
 from ssod_imwa.runs.config import load_config
 from ssod_imwa.runs.progress import stopped_line
 from ssod_imwa.runs.results import main_metrics, read_results
 from ssod_imwa.runs.run import evaluate, train
 from ssod_imwa.visualization.table import results_table
+
+logger = logging.getLogger(__name__)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -66,6 +72,12 @@ def parse_arguments() -> argparse.Namespace:
         action="store_true",
         help="resume although settings changed; the fact is kept in later checkpoints",
     )
+    parser.add_argument(
+        "--scale-batch",
+        type=int,
+        metavar="N",
+        help="labeled images an iteration; rate, iterations, EMA decays, unlabeled images follow",
+    )
     parser.add_argument("--num-gpus", type=int, default=1, metavar="N", help="processes (1)")
     parser.add_argument(
         "overrides", nargs="*", metavar="KEY VALUE", help="settings that override the files'"
@@ -77,10 +89,18 @@ def parse_arguments() -> argparse.Namespace:
     return arguments
 
 
+def read_configuration(arguments: argparse.Namespace) -> tuple[Any, list[Change]]:
+    """The configuration, and what --scale-batch changed in it."""
+    cfg = load_config(arguments.config_file, arguments.overrides)
+    return (cfg, []) if arguments.scale_batch is None else scale_batch(cfg, arguments.scale_batch)
+
+
 def work(arguments: argparse.Namespace, ranks: Ranks) -> int:
     """What each process does."""
     log_to_stderr(logging.INFO if ranks.run.is_main else logging.ERROR)
-    cfg = load_config(arguments.config_file, arguments.overrides)
+    cfg, changes = read_configuration(arguments)
+    for change in changes:
+        logger.info("--scale-batch: %s %s -> %s", change.key, change.before, change.after)
     if arguments.eval_only:
         # The file's MODEL.WEIGHTS are what training starts from.
         named = "MODEL.WEIGHTS" in arguments.overrides[::2]
@@ -114,6 +134,8 @@ def resume_command(arguments: argparse.Namespace) -> str:
         return "the torchrun command with --resume"
     program = sys.orig_argv[: len(sys.orig_argv) - len(sys.argv) + 1]
     options = [] if arguments.num_gpus == 1 else ["--num-gpus", str(arguments.num_gpus)]
+    if arguments.scale_batch is not None:
+        options += ["--scale-batch", str(arguments.scale_batch)]
     files = ["--config-file", *arguments.config_file]
     return shlex.join([*program, *files, *arguments.overrides, "--resume", *options])
 
@@ -122,7 +144,7 @@ def main() -> int:
     """Start the processes."""
     arguments = parse_arguments()
     arguments.resume_command = resume_command(arguments)
-    cfg = load_config(arguments.config_file, arguments.overrides)  # mistakes show before anything
+    cfg, _ = read_configuration(arguments)  # mistakes show before anything
     return launch(work, arguments.num_gpus, (arguments,), device=cfg.MODEL.DEVICE) or 0
 
 

@@ -71,6 +71,8 @@ class Option:
         above: a bound that is not allowed itself.
         below: a bound that is not allowed itself.
         iterations: whether it counts a member's own iterations, which `--scale` multiplies.
+        decay: whether it is a moving average's decay an iteration, which `--scale-batch` takes to
+            a power.
         free: whether it changes neither weights nor data order, so that a resume may change it.
         when: other options of its class, by the last parts of their keys, and the values at which
             it is read.
@@ -85,6 +87,7 @@ class Option:
     above: float | None = None
     below: float | None = None
     iterations: bool = False
+    decay: bool = False
     free: bool = False
     when: Mapping[str, Values] = field(default_factory=dict)
 
@@ -139,6 +142,7 @@ def option(
     above: float | None = None,
     below: float | None = None,
     iterations: bool = False,
+    decay: bool = False,
     free: bool = False,
     when: Mapping[str, Values] | None = None,
 ) -> Any:
@@ -155,6 +159,7 @@ def option(
         "above": above,
         "below": below,
         "iterations": iterations,
+        "decay": decay,
         "free": free,
         "when": {_leaf(name): values for name, values in (when or {}).items()},
     }

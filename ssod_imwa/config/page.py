@@ -26,11 +26,13 @@ def keys_page(chapters: Mapping[str, Sequence[Section]]) -> str:
     """
     options = options_by_key([section for part in chapters.values() for section in part])
     free = [f"`{key}`" for key, item in options.items() if item.free]
+    decays = [f"`{key}`" for key, item in options.items() if item.decay]
     scaled = [f"`{key}`" for key, item in options.items() if item.iterations]
     blocks = [
         HEADER,
         f"A resumed run may change: {', '.join(free)}.\n",
         f"`--scale` multiplies what counts a member's iterations: {', '.join(scaled)}.\n",
+        f"`--scale-batch` divides these, and takes to a power: {', '.join(decays)}.\n",
     ]
     for title, sections in chapters.items():
         blocks += [f"## {title}\n", *_tables(sections)]

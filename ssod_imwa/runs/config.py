@@ -37,6 +37,8 @@ FREE_KEYS = frozenset(key for key, option in options_by_key(SECTIONS).items() if
 ITERATION_KEYS = frozenset(
     key for key, option in options_by_key(SECTIONS).items() if option.iterations
 )
+# Keys that are a moving average's decay an iteration.
+DECAY_KEYS = frozenset(key for key, option in options_by_key(SECTIONS).items() if option.decay)
 
 TOOLKIT = "MODEL.TOOLKIT"
 TOOLKIT_CONFIG = "MODEL.DETECTRON2.CONFIG"

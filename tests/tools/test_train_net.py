@@ -94,3 +94,13 @@ def test_the_last_line_of_a_stopped_run_says_what_was_saved_and_how_it_goes_on(
     status, _, errors = call("train_net", *shlex.split(command)[2:])
     assert status == 0
     assert f"resuming from {checkpoint} after global step 2" in errors
+
+
+def test_the_command_that_goes_on_scales_the_batch_again(monkeypatch):
+    tool = runpy.run_path(str(TOOL))
+    arguments = ["train_net.py", "--config-file", "a.yaml", "SEED", "3", "--scale-batch", "4"]
+    monkeypatch.setattr(sys, "argv", arguments)
+    monkeypatch.setattr(sys, "orig_argv", ["python", "tools/train_net.py", *arguments[1:]])
+    command = tool["resume_command"](tool["parse_arguments"]())
+    expected = "python tools/train_net.py --config-file a.yaml SEED 3 --resume --scale-batch 4"
+    assert command == expected

@@ -65,6 +65,7 @@ class EMAOptions(Options):
         "decay of an EMA of the weights, which is then evaluated and shipped; 0 keeps none",
         low=0,
         below=1,
+        decay=True,
     )
 
 

@@ -29,7 +29,7 @@ class MoCoOptions(Options):
     queue: int = option(
         1024, "rows of each expert's queue, at least a batch; 65536 on large sets", low=1
     )
-    momentum: float = option(0.999, "momentum of the key network", low=0, high=1)
+    momentum: float = option(0.999, "momentum of the key network", low=0, high=1, decay=True)
     width: int = option(64, "width of queries and keys; 1024 on large sets", low=1)
     legacy_key_head: bool = option(
         False, "never move the key heads from random weights, as NCL's public code does"

@@ -45,7 +45,7 @@ class GPaCoOptions(Options):
 class PaCoOptions(GPaCoOptions):
     """And the slow network."""
 
-    momentum: float = option(0.999, "momentum of the slow network", low=0, high=1)
+    momentum: float = option(0.999, "momentum of the slow network", low=0, high=1, decay=True)
 
 
 class ParametricNetwork(TrainingNetwork):

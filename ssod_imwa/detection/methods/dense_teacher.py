@@ -54,6 +54,7 @@ class DenseTeacherOptions(SupervisedOptions):
         "a, decay of the teacher; 0.9996 averages the last 2500 iterations or so",
         low=0,
         high=1,
+        decay=True,
     )
     region_ratio: float = option(
         0.01, "share of the locations, the teacher's surest, that are learned", above=0, high=1

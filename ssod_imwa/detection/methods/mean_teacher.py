@@ -29,7 +29,11 @@ class MeanTeacherOptions(SupervisedOptions):
     """What a mean teacher adds to training on labeled images."""
 
     ema_decay: float = option(
-        0.999, "a, decay of the teacher, after as many iterations as it averages", low=0, high=1
+        0.999,
+        "a, decay of the teacher, after as many iterations as it averages",
+        low=0,
+        high=1,
+        decay=True,
     )
     bbox_threshold: float = option(
         0.7, "a teacher's box becomes a label above this score", low=0, high=1

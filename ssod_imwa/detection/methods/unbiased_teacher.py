@@ -46,6 +46,7 @@ class UnbiasedTeacherOptions(SupervisedOptions):
         "a, decay of the teacher; 0.9996 averages the last 2500 iterations or so",
         low=0,
         high=1,
+        decay=True,
     )
     bbox_threshold: float = option(
         0.7, "a teacher's box becomes a label above this score", low=0, high=1
