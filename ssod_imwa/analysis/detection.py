@@ -18,6 +18,7 @@ from ssod_imwa.detection.data.views import make_record_views, read_record
 from ssod_imwa.detection.detectors.base import Detector
 from ssod_imwa.detection.detectors.build import build_detector
 from ssod_imwa.detection.evaluation import predict
+from ssod_imwa.detection.methods.dense_teacher import LIKELY, label_densely, region_detections
 from ssod_imwa.detection.pseudo_labels import filter_detections
 from ssod_imwa.engine.device import pick_device
 from ssod_imwa.engine.seeding import counted_generator
@@ -91,8 +92,8 @@ def view_sheets(cfg: CfgNode, weights: str | Path, *, images: int) -> dict[str, 
 
     Returns:
         By the names of their files, a sheet of labeled images and, if the method uses them, one of
-        unlabeled images with the boxes of the teacher that become labels, those above
-        SSOD.BBOX_THRESHOLD.
+        unlabeled images with the boxes of the teacher that become labels: those above
+        SSOD.BBOX_THRESHOLD, or what a dense learning region probably means.
     """
     data = build.build_data(cfg)
     classes = data.labeled.classes
@@ -103,13 +104,16 @@ def view_sheets(cfg: CfgNode, weights: str | Path, *, images: int) -> dict[str, 
     views, names = _make_views(cfg, data.unlabeled, images)
     teacher = _build_detector(cfg, weights, len(classes))
     device = next(teacher.parameters()).device
-    pseudo_labels = [
-        filter_detections(detections, cfg.SSOD.BBOX_THRESHOLD)
-        for of_image in views
-        for detections in teacher.detect([of_image["weak"].image.to(device)])
-    ]
+    pseudo_labels = [_taught(cfg, teacher, x["weak"].image.to(device)) for x in views]
     unlabeled = view_sheet(views, pseudo_labels, names, class_names=classes)
     return {"labeled_views.png": labeled, "pseudo_labels.png": unlabeled}
+
+
+def _taught(cfg: CfgNode, teacher: Detector, image: torch.Tensor) -> Detections:
+    if "REGION_RATIO" in cfg.SSOD:
+        labels = label_densely(teacher.dense_maps([image]), cfg.SSOD.REGION_RATIO)
+        return filter_detections(region_detections(labels)[0], LIKELY)
+    return filter_detections(teacher.detect([image])[0], cfg.SSOD.BBOX_THRESHOLD)
 
 
 def _make_views(

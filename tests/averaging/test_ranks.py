@@ -14,6 +14,7 @@ def test_one_process_says_everything_to_itself():
         assert group.all_gather({"a": 1}) == [{"a": 1}]
         rows = torch.ones(2, 3, requires_grad=True)
         assert group.gather_rows(rows) is rows
+        assert group.mean(number := torch.tensor(3.0)) is number
         group.barrier()
         group.assert_equal(3, "three")
         group.raise_together(None)
@@ -49,6 +50,8 @@ def talk(rank):
         "gathered": group.all_gather(rank * 10),
         "rows": group.gather_rows(torch.full((2,), float(rank))).tolist(),
         "messages": messages,
+        "mean": float(group.mean(number := torch.tensor(10.0 * rank))),
+        "number stays": float(number) == 10 * rank,
     }
 
 
@@ -65,6 +68,8 @@ def test_two_processes_agree(tmp_path):
             "gathered": [0, 10],
             "rows": [0, 0, 1, 1],
             "messages": [unequal, failure],
+            "mean": 5,
+            "number stays": True,
         }
 
 

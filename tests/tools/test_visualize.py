@@ -27,30 +27,36 @@ def write_dataset(root):
     (root / "all.json").write_text(json.dumps(content))
 
 
+SETTINGS = {
+    "OUTPUT_DIR": "somewhere/else",
+    "DATASETS.TRAIN": ["coco:all.json:images"],
+    "DATASETS.TEST": ["coco:all.json:images"],
+    "DATASETS.SPLIT.PERCENT": 50,
+    "MODEL.DEVICE": "cpu",
+    "MODEL.RESNETS.DEPTH": 18,
+    "MODEL.RESNETS.NORM": "BN",
+    "MODEL.BACKBONE.FREEZE_AT": 0,
+    "MODEL.FPN.OUT_CHANNELS": 16,
+    "MODEL.ROI_BOX_HEAD.FC_DIM": 16,
+    "MODEL.RPN.PRE_NMS_TOPK_TEST": 50,
+    "INPUT.MIN_SIZE_TRAIN": [48],
+    "INPUT.MIN_SIZE_TEST": 48,
+    "SSOD.ALGORITHM": "unbiased_teacher",
+    "SSOD.BBOX_THRESHOLD": 0.2,
+}
+
+
+def config_of(root, settings):
+    pairs = {"DATASETS.ROOT": root, **settings}.items()
+    return load_config(overrides=[str(x) for pair in pairs for x in pair])
+
+
 @pytest.fixture(scope="module")
 def run_dir(tmp_path_factory):
     """A run as training leaves it, with random weights."""
     root = tmp_path_factory.mktemp("visualize")
     write_dataset(root)
-    settings = {
-        "OUTPUT_DIR": "somewhere/else",
-        "DATASETS.ROOT": root,
-        "DATASETS.TRAIN": ["coco:all.json:images"],
-        "DATASETS.TEST": ["coco:all.json:images"],
-        "DATASETS.SPLIT.PERCENT": 50,
-        "MODEL.DEVICE": "cpu",
-        "MODEL.RESNETS.DEPTH": 18,
-        "MODEL.RESNETS.NORM": "BN",
-        "MODEL.BACKBONE.FREEZE_AT": 0,
-        "MODEL.FPN.OUT_CHANNELS": 16,
-        "MODEL.ROI_BOX_HEAD.FC_DIM": 16,
-        "MODEL.RPN.PRE_NMS_TOPK_TEST": 50,
-        "INPUT.MIN_SIZE_TRAIN": [48],
-        "INPUT.MIN_SIZE_TEST": 48,
-        "SSOD.ALGORITHM": "unbiased_teacher",
-        "SSOD.BBOX_THRESHOLD": 0.2,
-    }
-    cfg = load_config(overrides=[str(x) for pair in settings.items() for x in pair])
+    cfg = config_of(root, SETTINGS)
     run_dir = root / "run"
     run_dir.mkdir()
     (run_dir / "config.yaml").write_text(cfg.dump())
@@ -103,8 +109,36 @@ def test_shows_views_of_labeled_and_unlabeled_images(visualize, run_dir, tmp_pat
     assert (picture(tmp_path / "again" / "labeled_views.png") == sheet).all()
 
 
+def test_shows_what_a_dense_teacher_teaches(visualize, run_dir, tmp_path):
+    changes = {
+        "MODEL.META_ARCHITECTURE": "FCOS",
+        "MODEL.FPN.OUT_CHANNELS": 64,
+        "MODEL.FCOS.NUM_CONVS": 1,
+        "MODEL.FCOS.PRIOR_PROB": 0.6,  # all locations are sure
+        "SSOD.ALGORITHM": "dense_teacher",
+        "SSOD.REGION_RATIO": 0.2,
+    }
+    kept = (
+        "OUTPUT_DIR",
+        "DATASETS",
+        "MODEL.DEVICE",
+        "MODEL.RESNETS",
+        "MODEL.BACKBONE",
+        "INPUT.MIN",
+    )
+    settings = {**{k: v for k, v in SETTINGS.items() if k.startswith(kept)}, **changes}
+    cfg = config_of(run_dir.parent, settings)
+    (tmp_path / "config.yaml").write_text(cfg.dump())
+    torch.save(build_detector(cfg, 2).state_dict(), tmp_path / "model.pth")
+    weights = ("--config-file", tmp_path / "config.yaml", "--weights", tmp_path / "model.pth")
+    status, out, _ = visualize(*weights, "--views", "--images", "2", "--output", tmp_path)
+    assert status == 0
+    assert out.split() == [str(tmp_path / x) for x in ("labeled_views.png", "pseudo_labels.png")]
+
+
 def test_supervised_training_has_no_pseudo_labels(visualize, run_dir, tmp_path):
     teacher = ("ALGORITHM: unbiased_teacher", "BBOX_THRESHOLD", "BURN_IN", "EMA_DECAY", "UNSUP")
+    teacher += ("PICTURE_PERIOD",)
     lines = (run_dir / "config.yaml").read_text().splitlines()
     unlabeled = ("TRAIN_UNLABELED", "IMS_PER_BATCH_UNLABELED")
     supervised = [x for x in lines if not x.strip().startswith((*teacher, *unlabeled))]
