@@ -15,7 +15,9 @@ from fvcore.nn import FlopCountAnalysis
 from support import assert_equal, final_weights, mean_of
 
 from ssod_imwa.analysis.build import open_run
+from ssod_imwa.averaging.episodes import EpisodeSchedule
 from ssod_imwa.classification import build, task
+from ssod_imwa.classification.data.subsets import balanced_subset
 from ssod_imwa.classification.export import trained_classifier
 from ssod_imwa.engine.checkpoint.models import read_models
 from ssod_imwa.engine.hooks import LRHook
@@ -164,6 +166,37 @@ def test_a_schedule_in_epochs_counts_the_images_that_are_sampled(config):
     assert read_results(cfg.OUTPUT_DIR).iterations == 3
     cfg = read_trained(cfg.OUTPUT_DIR).config
     assert (cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS, cfg.SOLVER.WARMUP_ITERS) == (3, [1], 0)
+
+
+def test_a_member_trains_on_the_union_of_its_subsets(config):
+    """BTM's observation: an epoch is a pass over all of its images, and over no others."""
+    cfg = config(
+        *("CLS.SAMPLER.NAME", "balanced_subset", "CLS.SAMPLER.PER_CLASS", 10),
+        *("CLS.SAMPLER.SUBSETS", 2, "CLS.SCHEDULE.EPOCHS", 1, "SOLVER.IMS_PER_BATCH", 1),
+    )
+    made = open_task(cfg)
+    train = made.data.train
+    subsets = [
+        set(balanced_subset(train.labels, 10, 10, seed=cfg.SEED, number=n).positions.tolist())
+        for n in (0, 1)
+    ]
+    union = subsets[0] | subsets[1]
+    assert len(subsets[0]) < len(union) == made.cfg.SOLVER.MAX_ITER
+    batches = made.build_batches(
+        EpisodeSchedule(len(union)), torch.device("cpu"), {"labeled": ("image",)}
+    )
+    read = [int(batch["labeled"].indices) for batch in batches(0)]
+    assert sorted(read) == sorted(union)
+
+
+def test_mirror_images_are_judged_beside_the_images(config):
+    cfg = config("TEST.FLIP", True, "CLS.EMA_DECAY", 0.9, "IMWA.MEMBERS", 2, "IMWA.EPISODES", 2)
+    run.train(cfg)
+    for evaluation in read_results(cfg.OUTPUT_DIR).evaluations:
+        names = {name for name in evaluation.metrics if not name.startswith("recall-")}
+        flipped = {name.removeprefix("flipped/") for name in names if name.startswith("flipped/")}
+        assert flipped == {name for name in names if not name.startswith("flipped/")}
+        assert {"top1", "h_mean", "ece"} <= flipped
 
 
 def test_a_second_stage_starts_from_the_first_and_trains_its_part_alone(config):
