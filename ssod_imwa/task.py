@@ -106,6 +106,11 @@ class Task(ABC):
     def fingerprints(self) -> dict[str, Any]:
         """What identifies the training data, by what it is."""
 
+    @property
+    def initialization(self) -> tuple[int | str, ...]:
+        """What initial weights depend on beside the seed."""
+        return ()
+
     def lr_factor(self, name: str) -> float:
         """Factor of the learning rate of the student's parameter with this name."""
         return 1.0

@@ -12,6 +12,7 @@ from ssod_imwa.classification.data.samplers import SAMPLERS, SUBSET, SamplerChoi
 from ssod_imwa.classification.data.unlabeled import UnlabeledOptions
 from ssod_imwa.classification.evaluation import GroupOptions
 from ssod_imwa.classification.extras.abc import ABCOptions
+from ssod_imwa.classification.generations import GenerationOptions
 from ssod_imwa.classification.labelers.build import LABELERS, LabelerChoice
 from ssod_imwa.classification.losses.build import LOSSES, LossChoice
 from ssod_imwa.classification.methods.base import EMAForm, EMAOptions
@@ -201,6 +202,7 @@ SECTIONS = (
         ((name, labeler.options_class) for name, labeler in LABELERS.items()),
         FIXMATCH,
     ),
+    Section("CLS.CREST", GenerationOptions, FIXMATCH),
     Section("CLS.ABC", ABCOptions, {**FIXMATCH, "CLS.FIXMATCH.SECOND_HEAD": ("abc",)}),
     Section("CLS.MIX", MixerChoice, _with("mixer")),
     *_by_name(

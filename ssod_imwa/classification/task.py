@@ -26,6 +26,7 @@ from ssod_imwa.classification.data.imbalance import ImbalanceOptions
 from ssod_imwa.classification.data.samplers import SUBSET
 from ssod_imwa.classification.data.splits import labeled_among
 from ssod_imwa.classification.data.validation import check_readable
+from ssod_imwa.classification.generations import GenerationOptions
 from ssod_imwa.classification.keys import MergeOptions
 from ssod_imwa.classification.labelers.build import UnlabeledImages
 from ssod_imwa.classification.methods import build as methods
@@ -130,6 +131,16 @@ class ClassificationTask(Task):
             self.cfg, model.to(device), train.counts, self._unlabeled_images()
         )
 
+    @property
+    def _labeled(self) -> ClassificationDataset:
+        """The training images with labels of their own, which come first."""
+        return self.data.train.subset(range(sum(self.data.labeled_counts)))
+
+    @property
+    def initialization(self) -> tuple[int | str, ...]:
+        generation = read_options(GenerationOptions, self.cfg.CLS.get("CREST")).generation
+        return ("generation", generation) if generation > 1 else ()
+
     def _unlabeled_images(self) -> UnlabeledImages | None:
         unlabeled = self.data.unlabeled
         if unlabeled is None:
@@ -137,7 +148,8 @@ class ClassificationTask(Task):
         is_joint = self.cfg.CLS.UNLABELED.MEMBERSHIP == "joint"
         return UnlabeledImages(
             len(unlabeled),
-            also_labeled=labeled_among(unlabeled, self.data.train) if is_joint else None,
+            self.data.labeled_counts,
+            also_labeled=labeled_among(unlabeled, self._labeled) if is_joint else None,
             knows_truth=bool((unlabeled.labels >= 0).any()),
         )
 
@@ -239,7 +251,7 @@ class ClassificationTask(Task):
             self.test_batches(test),
             self.ranks.run,
             classes=test.classes,
-            train_counts=self.data.train.counts,
+            train_counts=self.data.labeled_counts,
             group_rule=self.cfg.CLS.GROUP_RULE,
             flip=self.cfg.TEST.FLIP,
             post_hoc_tau=self.cfg.TEST.POST_HOC_TAU,

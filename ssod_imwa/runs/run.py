@@ -42,6 +42,7 @@ from ssod_imwa.engine.writers import (
 )
 from ssod_imwa.errors import CheckpointError, UserError
 from ssod_imwa.runs.config import FREE_KEYS, defaults_of
+from ssod_imwa.runs.generations import all_generations, train_all
 from ssod_imwa.runs.hooks import ConfigHook, ResultsHook
 from ssod_imwa.runs.open import open_task
 from ssod_imwa.runs.progress import build_time_left, expect_evaluations, log_summary, watched
@@ -80,6 +81,25 @@ def train(
             diverged.
         SystemExit: a signal came before training.
     """
+    generations = all_generations(cfg)
+    if len(generations) > 1 and isinstance(resume_from, str | Path):
+        raise CheckpointError(
+            f"{resume_from} is of one of {len(generations)} generations: continue with --resume"
+        )
+    settings = {"overwrite": overwrite, "allow_inexact": allow_inexact}
+    train_one = partial(_train_one, ranks, resume_from, **settings)
+    return train_all(generations, ranks, train_one, resumes=bool(resume_from))
+
+
+def _train_one(
+    ranks: Ranks,
+    resume_from: bool | str | Path,
+    cfg: CfgNode,
+    *,
+    overwrite: bool,
+    allow_inexact: bool,
+) -> int:
+    """Train what one OUTPUT_DIR holds."""
     device = pick_device(cfg.MODEL.DEVICE)
     if device.type == "cpu":
         keep_freed_memory()
@@ -189,7 +209,7 @@ def _assemble(
         cfg.SOLVER.MAX_ITER, episodes=cfg.IMWA.EPISODES, members=cfg.IMWA.MEMBERS
     )
     # All members of all runs with this seed start from the same weights.
-    seed_everything(cfg.SEED, "initial weights")
+    seed_everything(cfg.SEED, "initial weights", *task.initialization)
     method = task.build_method(device)
     distribute(method, task.ranks)
     solver = cfg.SOLVER

@@ -167,7 +167,7 @@ def allowed_value(key, allowed):
     if not isinstance(allowed, Switch):
         return allowed[0]
     option = options_by_key(SECTIONS)[key]
-    values = (*option.choices, 1, 0.5)
+    values = (*option.choices, 1, 0.5, 2)
     return next(value for value in values if value in allowed and not option.violation(value))
 
 

@@ -18,6 +18,7 @@ from ssod_imwa.classification.data.splits import (
     with_labeled,
 )
 from ssod_imwa.classification.data.unlabeled import UnlabeledOptions
+from ssod_imwa.classification.generations import GenerationOptions, with_pseudo_labels
 from ssod_imwa.config.options import read_options
 from ssod_imwa.data.registration import import_modules
 from ssod_imwa.errors import ConfigError, DataError
@@ -30,14 +31,16 @@ class ClassificationData:
     """The images of a run, after imbalance was imposed.
 
     Attributes:
-        train: labeled images.
+        train: labeled images, and in a later generation of CReST those that have got a label.
         unlabeled: None for a method that does not read any.
         tests: labeled images of the same classes.
+        labeled_counts: images of each class with labels of their own.
     """
 
     train: ClassificationDataset
     unlabeled: ClassificationDataset | None
     tests: tuple[ClassificationDataset, ...]
+    labeled_counts: list[int]
 
 
 def build_data(cfg: CfgNode) -> ClassificationData:
@@ -66,7 +69,7 @@ def build_data(cfg: CfgNode) -> ClassificationData:
                 f"({len(test.classes)} and {len(train.classes)}; they must be the same)"
             )
     if "UNLABELED" not in cfg.CLS:
-        return ClassificationData(train, None, tests)
+        return ClassificationData(train, None, tests, train.counts)
     _check_every_class(train)
     unlabeled = _load_unlabeled(cfg, train) if sets.TRAIN_UNLABELED else _left_unlabeled(cfg, whole)
     images = cfg.SOLVER.IMS_PER_BATCH_UNLABELED
@@ -78,7 +81,11 @@ def build_data(cfg: CfgNode) -> ClassificationData:
             len(unlabeled),
             images,
         )
-    return ClassificationData(train, unlabeled, tests)
+    counts, node = train.counts, cfg.CLS.get("CREST")
+    labels = read_options(GenerationOptions, node).labels
+    if labels:
+        train = with_pseudo_labels(train, unlabeled, labels)
+    return ClassificationData(train, unlabeled, tests, counts)
 
 
 def _check_every_class(train: ClassificationDataset) -> None:

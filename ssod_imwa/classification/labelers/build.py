@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from fvcore.common.config import CfgNode
 
+from ssod_imwa.classification.generations import GenerationOptions
 from ssod_imwa.classification.labelers.acr import ACR
 from ssod_imwa.classification.labelers.alignment import Alignment
 from ssod_imwa.classification.labelers.base import Labeler
@@ -47,35 +48,41 @@ class UnlabeledImages:
 
     Attributes:
         images: N_u.
+        labeled_counts: images of each class with labels of their own, (C,).
         also_labeled: bool (N_u,), which of them are labeled images, too; None for none.
         knows_truth: whether their hidden classes are known, for records.
     """
 
     images: int
+    labeled_counts: Sequence[int]
     also_labeled: torch.Tensor | None = None
     knows_truth: bool = False
 
 
-def build_labeler(
-    cfg: CfgNode, model: ImageClassifier, counts: Sequence[int], unlabeled: UnlabeledImages
-) -> Labeler:
+def build_labeler(cfg: CfgNode, model: ImageClassifier, unlabeled: UnlabeledImages) -> Labeler:
     """The labeler of CLS.LABELER.
 
     Args:
         cfg: of the run, with the schedule in iterations.
         model: the classifier, on the device on which the labeler's state is to be.
-        counts: labeled images of each class.
         unlabeled: images without labels.
 
     Raises:
         ConfigError: a number is out of range.
     """
     _check_schedule(cfg)
-    kind, images = LABELERS[cfg.CLS.LABELER.NAME], unlabeled.images
+    kind = LABELERS[cfg.CLS.LABELER.NAME]
+    counts, images = unlabeled.labeled_counts, unlabeled.images
+    crest = read_options(GenerationOptions, cfg.CLS.get("CREST"))
     device = next(model.parameters()).device
     makers: dict[type[Labeler], Callable[[Any], Labeler]] = {
         Threshold: partial(Threshold, counts, images),
-        Alignment: partial(Alignment, counts, images, device=device),
+        Alignment: lambda options: Alignment(
+            *(counts, images, options),
+            generation=max(crest.generation, 1),
+            generations=crest.generations,
+            device=device,
+        ),
         DARP: partial(DARP, counts, images, device=device, iterations=cfg.SOLVER.MAX_ITER),
         DASO: partial(DASO, counts, images, device=device, width=model.num_features),
         ACR: partial(ACR, counts, images, device=device, also_labeled=unlabeled.also_labeled),

@@ -11,9 +11,12 @@ from fvcore.common.config import CfgNode
 from torch import nn
 
 from ssod_imwa.classification.extras.build import build_extras
+from ssod_imwa.classification.generations import GenerationOptions
 from ssod_imwa.classification.labelers.acr import ACR
+from ssod_imwa.classification.labelers.alignment import Alignment
 from ssod_imwa.classification.labelers.build import UnlabeledImages, build_labeler
-from ssod_imwa.classification.labelers.threshold import Threshold
+from ssod_imwa.classification.labelers.darp import DARP
+from ssod_imwa.classification.labelers.daso import DASO
 from ssod_imwa.classification.losses.build import build_criterion
 from ssod_imwa.classification.methods.base import EMAForm
 from ssod_imwa.classification.methods.bcl import BalancedContrastive, BCLNetwork, BCLOptions
@@ -169,7 +172,13 @@ def _semi_supervised_name(cfg: CfgNode) -> str:
         parts.append("la" if options.LOSS.NAME == "balanced_softmax" else options.LOSS.NAME)
     if is_fixmatch and options.FIXMATCH.SECOND_HEAD == "abc":
         parts.append("abc")
-    if is_fixmatch and options.LABELER.NAME not in (Threshold.name, ACR.name):
+    generations = read_options(GenerationOptions, options.get("CREST")).generations
+    is_aligned = is_fixmatch and Alignment.name == options.LABELER.NAME
+    if generations > 1:
+        parts.append("crest+" if is_aligned else "crest")
+    elif is_aligned:
+        parts.append(Alignment.name)
+    if is_fixmatch and options.LABELER.NAME in (DARP.name, DASO.name):
         parts.append(options.LABELER.NAME)
     return " + ".join(parts)
 
@@ -241,7 +250,7 @@ def _fixmatch(
 ) -> Method:
     device = _device(model)
     network = FixMatchNetwork(model, two_heads=options.second_head != "none").to(device)
-    labeler = build_labeler(cfg, model, counts, unlabeled)
+    labeler = build_labeler(cfg, model, unlabeled)
     return FixMatch(
         network,
         build_criterion(cfg, counts),

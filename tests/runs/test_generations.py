@@ -1,0 +1,123 @@
+"""Runs of two generations on digits."""
+
+import json
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from support import assert_equal, final_weights
+
+from ssod_imwa.engine.hooks import LRHook
+from ssod_imwa.errors import CheckpointError, ConfigError
+from ssod_imwa.runs import run
+from ssod_imwa.runs.config import load_config
+from ssod_imwa.runs.generations import all_generations
+from ssod_imwa.runs.open import open_task
+from ssod_imwa.runs.results import read_results
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture
+def config(tmp_path):
+    def load(*overrides, output="run"):
+        settings = {
+            "TASK": "classification",
+            "OUTPUT_DIR": tmp_path / output,
+            "DATASETS.TRAIN": ["digit_images_train"],
+            "DATASETS.TEST": ["digit_images_test"],
+            "CLS.ALGORITHM": "fixmatch",
+            "CLS.LABELER.NAME": "alignment",
+            "CLS.LOSS.NAME": "balanced_softmax",
+            "CLS.CREST.GENERATIONS": 2,
+            "CLS.EMA_DECAY": 0.5,
+            "CLS.MODEL.NAME": "cifar_resnet20",
+            "CLS.IMBALANCE.RATIO": 10,
+            "CLS.IMBALANCE.MAXIMUM": 20,
+            "CLS.UNLABELED.MAXIMUM": 30,
+            "CLS.INPUT.FLIP": False,
+            "IMWA.MEMBERS": 2,
+            "IMWA.EPISODES": 4,
+            "SOLVER.MAX_ITER": 8,
+            "SOLVER.BASE_LR": 0.01,
+            "SOLVER.WARMUP_ITERS": 0,
+            "SOLVER.IMS_PER_BATCH": 4,
+            "SOLVER.IMS_PER_BATCH_UNLABELED": 4,
+            "TEST.IMS_PER_BATCH": 128,
+            "LOG_PERIOD": 1,
+            "DATALOADER.NUM_WORKERS": 0,
+        }
+        pairs = [str(x) for pair in settings.items() for x in pair]
+        return load_config(overrides=[*pairs, *map(str, overrides)])
+
+    return load
+
+
+def test_generations_begin_anew_on_more_labels(config):
+    cfg = config()
+    assert run.train(cfg) == 0
+    first, last = all_generations(cfg)
+    assert (f"{cfg.OUTPUT_DIR}/generation1", cfg.OUTPUT_DIR) == (first.OUTPUT_DIR, last.OUTPUT_DIR)
+    for own in (first, last):
+        results = read_results(own.OUTPUT_DIR)
+        assert (results.iterations, results.imwa["episodes"]) == (4, 2)
+        assert results.method == "fixmatch + la + crest+"
+    before, after = open_task(first).data, open_task(last).data
+    labels = json.loads(Path(first.OUTPUT_DIR, "pseudo_labels.json").read_text())
+    assert len(after.train) == len(before.train) + len(labels["labels"])
+    assert after.labeled_counts == before.train.counts
+    for position, label in zip(labels["positions"], labels["labels"], strict=True):
+        same = (after.train.images == before.unlabeled.images[position]).flatten(1).all(1)
+        assert label in after.train.labels[same].tolist()
+    tasks = [open_task(own) for own in (first, last)]
+    methods = [task.build_method(torch.device("cpu")) for task in tasks]
+    # The loss adjusts by what is learned now, the alignment by the labels that were given.
+    counts = torch.tensor(after.train.counts)
+    torch.testing.assert_close(methods[1].criterion.log_prior.exp(), counts / counts.sum())
+    target = torch.tensor(after.labeled_counts).float() ** 0.5
+    torch.testing.assert_close(methods[1].labeler.target, target / target.sum())
+    assert tasks[0].initialization != tasks[1].initialization
+
+
+@pytest.mark.parametrize("step", [3, 11])
+def test_a_run_goes_on_in_any_generation_bit_for_bit(config, monkeypatch, step):
+    """Of 16 global steps, 8 a generation; both steps are in the middle of a member's part."""
+    whole, parts = config(output="whole"), config(output="parts")
+    run.train(whole)
+    before_step, seen = LRHook.before_step, []
+
+    def interrupted(hook):
+        before_step(hook)
+        seen.append(hook.trainer.iter)
+        if len(seen) == step + 1:
+            signal.raise_signal(signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LRHook, "before_step", interrupted)
+        assert run.train(parts) == 128 + signal.SIGTERM
+    assert run.train(parts, resume_from=True) == 0
+    assert_equal(final_weights(whole), final_weights(parts))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (("IMWA.EPISODES", 3), "IMWA.EPISODES = 3 is not allowed with CLS.CREST.GENERATIONS = 2"),
+        (("IMWA.EPISODES", 1), "across which no average means anything"),
+        (("SOLVER.MAX_ITER", 9), "must be a multiple, and EPOCHS 0"),
+    ],
+)
+def test_averages_across_generations_are_refused(config, settings, message):
+    with pytest.raises(ConfigError, match=message):
+        run.train(config(*settings))
+
+
+def test_one_member_needs_no_episodes(config):
+    cfg = config("IMWA.MEMBERS", 1, "IMWA.EPISODES", 1)
+    assert [own.IMWA.EPISODES for own in all_generations(cfg)] == [1, 1]
+
+
+def test_one_checkpoint_is_no_place_to_go_on_with_several_generations(config):
+    with pytest.raises(CheckpointError, match="of one of 2 generations: continue with --resume"):
+        run.train(config(), resume_from="model_0000003.pth")
