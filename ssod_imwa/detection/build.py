@@ -137,7 +137,9 @@ def build_method(cfg: CfgNode, detector: Detector) -> DetectionMethod:
             f"{cfg.SSOD.ALGORITHM!r} (must be 'photometric': it learns maps location by location)"
         )
     method: Callable[[Detector, Any], DetectionMethod] = kind
-    return method(detector, read_options(options, cfg.SSOD))
+    with as_config_error("SSOD"):
+        settings = read_options(options, cfg.SSOD)
+    return method(detector, settings)
 
 
 def build_views(cfg: CfgNode) -> dict[str, Any]:

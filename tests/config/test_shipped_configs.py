@@ -35,6 +35,7 @@ OTHERS = [
     ("coco/unbiased_teacher", "coco/10pct", "models/faster_rcnn_r101_fpn"),
     ("coco/dense_teacher", "coco/10pct", "models/retinanet_r50_fpn"),
     ("digits/retinanet_supervised",),
+    ("digits/dense_teacher", "digits/imwa"),
     ("voc/soft_teacher", "schedules/soft_teacher_2x"),
     ("voc_mini/unbiased_teacher", "voc_mini/imwa"),
     ("voc_mini/unbiased_teacher", "voc_mini/2x"),

@@ -441,6 +441,12 @@ def test_a_run_with_geometric_strong_views_is_refused_before_it_begins(detection
     )
 
 
+def test_a_run_whose_teacher_starts_too_late_is_refused_before_it_begins(detection_config):
+    cfg = detection_config("SSOD.ALGORITHM", "dense_teacher", "SSOD.EMA_START_ITERS", 2)
+    with pytest.raises(ConfigError, match="SSOD: ema_start_iters = 2 is not allowed"):
+        build_method(cfg, LinearDetector())
+
+
 def test_a_run_with_a_two_stage_detector_is_refused_before_it_begins(detection_config):
     settings = ("SSOD.ALGORITHM", "dense_teacher", "MODEL.META_ARCHITECTURE", "GeneralizedRCNN")
     cfg = detection_config(*settings)
