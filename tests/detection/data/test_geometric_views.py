@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from torchvision.transforms.v2 import functional as reference
 
+from ssod_imwa.data.streams import On
+from ssod_imwa.detection.build import build_views
 from ssod_imwa.detection.data import geometric_views
 from ssod_imwa.detection.data.geometric_views import (
     COLORS,
@@ -30,6 +32,8 @@ from ssod_imwa.detection.data.geometry import between, flip_matrix, map_boxes, s
 from ssod_imwa.detection.data.records import View
 from ssod_imwa.detection.data.views import WeakView
 from ssod_imwa.engine.seeding import counted_generator
+from ssod_imwa.errors import ConfigError
+from ssod_imwa.runs.config import load_config
 
 LISTS = ("soft_teacher", "mmdetection")
 ALL_MOVES = sorted({name for names in MOVES.values() for name in names})
@@ -312,6 +316,25 @@ def test_what_is_painted_is_found_where_the_matrix_puts_its_box(name, flip, monk
     (expected,) = map_boxes(box, matrix, height=result.shape[1], width=result.shape[2]).tolist()
     # The corners of a turned box are thinner than a pixel.
     assert [int(edge) for edge in bright] == pytest.approx(expected, abs=2)
+
+
+def test_the_configuration_says_whose_strong_views_are_made():
+    geometry = ("INPUT.MIN_SIZE_TRAIN", "[400, 1200]", "INPUT.MIN_SIZE_TRAIN_SAMPLING", "range")
+    kind = ("INPUT.STRONG.KIND", "geometric", "INPUT.STRONG.LISTS", "mmdetection")
+    views = build_views(load_config(overrides=[*geometry, *kind, "INPUT.STRONG.FILL", "128"]))
+    weak = WeakView([400, 1200], 1333, sampling="range")
+    options = GeometricOptions(lists="mmdetection", fill=128)
+    assert views == {
+        "weak": weak,
+        "strong": GeometricView(weak, options),
+        "colored": ColoredView(weak, "mmdetection"),
+    }
+    photometric = build_views(load_config())
+    assert isinstance(photometric["strong"], On)
+    assert photometric["colored"].lists == "soft_teacher"
+    rising = [*kind, "INPUT.STRONG.ERASING", "[0.1, 0.2]"]
+    with pytest.raises(ConfigError, match=r"^INPUT.STRONG: .*must not rise"):
+        build_views(load_config(overrides=rising))
 
 
 # ---------------------------------------------------------------- weak -> strong -> weak

@@ -2,8 +2,18 @@ import math
 
 import pytest
 import torch
-from detection_toys import NAMES, LinearDetector, batch, pictures, small_faster_rcnn, train
+from detection_toys import (
+    NAMES,
+    LinearDetector,
+    batch,
+    pictures,
+    small_faster_rcnn,
+    small_fcos,
+    small_retinanet,
+    train,
+)
 
+from ssod_imwa.detection.data.records import Detections
 from ssod_imwa.detection.methods.mean_teacher import MeanTeacher, MeanTeacherOptions
 
 
@@ -54,11 +64,16 @@ def test_strong_views_of_labeled_images_are_an_option():
     assert alone.reads == {"labeled": ("weak",), "unlabeled": both}
 
 
-def test_batches_without_pseudo_labels_give_gradients_for_all_parameters():
-    options = MeanTeacherOptions(bbox_threshold=1.0)
-    method = MeanTeacher(small_faster_rcnn(), options)
-    losses = method.losses(pictures(0, 1), 0)
-    assert losses["pseudo_boxes"].item() == 0
+@pytest.mark.parametrize("threshold", [0.0, 1.0])
+@pytest.mark.parametrize("build", [small_faster_rcnn, small_fcos, small_retinanet])
+def test_any_detector_trains_all_parameters_with_and_without_pseudo_labels(build, threshold):
+    method = MeanTeacher(build(), MeanTeacherOptions(bbox_threshold=threshold))
+    labels = Detections(
+        torch.tensor([[8.0, 8.0, 50.0, 60.0]]), torch.tensor([2]), torch.tensor([0.9])
+    )
+    method.teacher.model.detect = lambda images: [labels] * len(images)
+    losses = method.losses(pictures(0, 1), 1000)
+    assert (losses["pseudo_boxes"].item() > 0) == (threshold == 0.0)
     sum(x for name, x in losses.items() if name.startswith("loss")).backward()
     gradients = [p.grad for p in method.student.parameters()]
     assert all(g is not None and g.isfinite().all() for g in gradients)
