@@ -61,6 +61,8 @@ from ssod_imwa.data.order import BatchStream
 from ssod_imwa.data.polling import Poll
 from ssod_imwa.data.streams import Stream
 from ssod_imwa.engine.device import pick_device
+from ssod_imwa.engine.label_hook import LabelAdvice, LabelHook
+from ssod_imwa.engine.label_statistics import LabelStatistics
 from ssod_imwa.engine.method import Method
 from ssod_imwa.engine.modes import undisturbed
 from ssod_imwa.engine.precise_bn import build_recomputation
@@ -77,6 +79,15 @@ from ssod_imwa.task import (
 )
 
 logger = logging.getLogger(__name__)
+
+ADVICE = LabelAdvice(
+    label="label",
+    none="a threshold above the network's confidence (lower CLS.LABELER.THRESHOLD), a network that "
+    "has learned too little yet (wait), or too few labeled images (add some)",
+    many="none: an image has one label at most",
+    missing="a network that takes the class for a more frequent one (CLS.LOSS.NAME "
+    "balanced_softmax, or another CLS.LABELER.NAME), or unlabeled images without it",
+)
 
 
 class ClassificationTask(Task):
@@ -127,9 +138,11 @@ class ClassificationTask(Task):
         train, weights = self.data.train, self.cfg.MODEL.WEIGHTS
         self._check_weights(weights)
         model = build.build_model(self.cfg, len(train.classes), weights=weights)
-        return methods.build_method(
-            self.cfg, model.to(device), train.counts, self._unlabeled_images()
-        )
+        unlabeled = self._unlabeled_images()
+        method = methods.build_method(self.cfg, model.to(device), train.counts, unlabeled)
+        if unlabeled is not None:
+            method.label_statistics = LabelStatistics(len(train.classes))
+        return method
 
     @property
     def _labeled(self) -> ClassificationDataset:
@@ -261,6 +274,16 @@ class ClassificationTask(Task):
     def hooks(self) -> list[HookBase]:
         cfg, folder = self.cfg, Path(self.cfg.OUTPUT_DIR)
         hooks: list[HookBase] = []
+        if self.data.unlabeled is not None:
+            counts = self.data.labeled_counts
+            hooks.append(
+                LabelHook(
+                    *(self.classes, counts),
+                    labeled_images=sum(counts),
+                    period=cfg.LOG_PERIOD,
+                    advice=ADVICE,
+                )
+            )
         first = cfg.IMWA.FIRST_MEMBER
         period = read_options(TrackingOptions, cfg.CLS).track_period
         if period:

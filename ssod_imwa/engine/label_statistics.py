@@ -101,7 +101,8 @@ class LabelStatistics:
             empty: of these, without a used label.
             right: bool (n,), whether it is true; of no meaning where it is not judged.
             judged: bool (n,), whether the truth is known.
-            objects: int64 (m,), classes of all true objects of images whose truth is known.
+            objects: int64 (m,), classes of all true objects of images whose truth is known; -1
+                stands for none.
         """
         self.touched = True
         self._count("used", labels, used, self.num_classes)
@@ -111,7 +112,7 @@ class LabelStatistics:
             self._count("judged", labels, used & judged, self.num_classes)
             self._count("right", labels, used & judged & right, self.num_classes)
         if objects is not None:
-            self._count("objects", objects, torch.ones_like(objects, dtype=torch.bool))
+            self._count("objects", objects.clamp(min=0), objects >= 0)
         self._sum("images", torch.as_tensor(images, device=labels.device).reshape(1))
         self._sum("empty", torch.as_tensor(empty, device=labels.device).reshape(1))
 

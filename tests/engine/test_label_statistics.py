@@ -70,3 +70,21 @@ def test_scores_at_the_ends_fall_into_the_outer_bins():
         empty=0,
     )
     assert statistics.take().scores.tolist() == [1, 0, 0, 0, 0, 0, 0, 0, 0, 1]
+
+
+def test_objects_that_are_not_known_count_for_no_class():
+    statistics = LabelStatistics(2)
+    labels, truth = torch.tensor([0, 1, 0]), torch.tensor([0, -1, 1])
+    statistics.add(
+        *(labels, torch.ones(3)),
+        used=torch.ones(3, dtype=torch.bool),
+        images=3,
+        empty=0,
+        right=labels == truth,
+        judged=truth >= 0,
+        objects=truth,
+    )
+    counts = statistics.take()
+    assert counts.objects.tolist() == [1, 1]
+    assert counts.judged.tolist() == [2, 0]
+    assert counts.right.tolist() == [1, 0]

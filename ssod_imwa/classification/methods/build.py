@@ -272,7 +272,12 @@ def _mean_teacher(
 ) -> Method:
     form = read_options(EMAForm, cfg.CLS)
     criterion = build_criterion(cfg, counts)
-    return MeanTeacher(model, criterion, options, ema_form=form, **_common(cfg))
+    return MeanTeacher(
+        *(model, criterion, options),
+        ema_form=form,
+        knows_truth=unlabeled.knows_truth,
+        **_common(cfg),
+    )
 
 
 def _common(cfg: CfgNode) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """FixMatch (Sohn et al., arXiv 2001.07685), and all that is composed on it.
 
-docs/semi_supervised_classification.md lists the equations of every composition and where this
+docs/fixmatch.md lists the equations of every composition and where this
 implementation differs from the public ones.
 """
 
@@ -14,7 +14,7 @@ import torch
 
 from ssod_imwa.classification.extras.base import Extra, Step, masked_cross_entropy
 from ssod_imwa.classification.labelers.base import Labeler, WeakOutputs
-from ssod_imwa.classification.labelers.records import label_records
+from ssod_imwa.classification.labelers.records import count_labels, label_records
 from ssod_imwa.classification.losses.base import Criterion, widened
 from ssod_imwa.classification.methods.base import (
     ClassificationMethod,
@@ -118,7 +118,6 @@ class FixMatch(ClassificationMethod):
     def losses(self, batch: Batch, t: int) -> dict[str, torch.Tensor]:
         step = self._step(batch, t)
         pseudo_labels = step.pseudo_labels
-        truth = batch["unlabeled"].targets if self.knows_truth else None
         supervised = self.criterion(step.labeled.logits, step.labels, progress=self.progress(t))
         unlabeled = masked_cross_entropy(
             step.strong.logits, pseudo_labels.targets, pseudo_labels.mask
@@ -127,10 +126,13 @@ class FixMatch(ClassificationMethod):
             "loss_labeled": supervised,
             "loss_unlabeled": self.options.unsup_loss_weight * unlabeled,
             "train_accuracy": train_accuracy(step.labeled.logits, step.labels),
-            **label_records(pseudo_labels, truth),
+            **label_records(pseudo_labels),
         }
         for extra in self.extras:
             records |= extra.losses(step)
+        if self.label_statistics is not None:
+            truth = batch["unlabeled"].targets if self.knows_truth else None
+            count_labels(self.label_statistics, pseudo_labels, truth)
         return records
 
     def _step(self, batch: Batch, t: int) -> Step:

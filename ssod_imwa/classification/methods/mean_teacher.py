@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
+from ssod_imwa.classification.labelers.base import PseudoLabels
+from ssod_imwa.classification.labelers.records import count_labels
 from ssod_imwa.classification.losses.base import Criterion, widened
 from ssod_imwa.classification.methods.base import (
     ClassificationMethod,
@@ -47,6 +49,7 @@ class MeanTeacher(ClassificationMethod):
         part: what is trained, see `models.freezing`.
         ema_decay: of the teacher, in (0, 1).
         ema_form: of the teacher.
+        knows_truth: as FixMatch's; what the teacher predicts is counted as labels, all learned.
 
     Raises:
         ValueError: a number is out of range, or there is no teacher.
@@ -69,12 +72,14 @@ class MeanTeacher(ClassificationMethod):
         part: Part = "all",
         ema_decay: float = 0.999,
         ema_form: EMAForm = EMAForm(),
+        knows_truth: bool = False,
     ) -> None:
         if ema_decay == 0:
             raise ValueError("ema_decay = 0 is not allowed (must be above 0: it is the teacher's)")
         super().__init__(student, iterations=iterations, ema_decay=ema_decay, ema_form=ema_form)
         train_only(student, part)
         self.part = part
+        self.knows_truth = knows_truth
         self.options = options
         self.criterion = criterion.to(next(student.parameters()).device)
 
@@ -88,6 +93,11 @@ class MeanTeacher(ClassificationMethod):
         labeled, strong = logits[: len(images)], logits[len(images) :]
         with torch.no_grad():
             targets = widened(self.teacher.model(views["weak"])).softmax(1)
+        if self.label_statistics is not None:
+            learned = torch.ones_like(targets[:, 0], dtype=torch.bool)
+            taught = PseudoLabels(targets.argmax(1), learned, targets, {})
+            truth = batch["unlabeled"].targets if self.knows_truth else None
+            count_labels(self.label_statistics, taught, truth)
         apart = (widened(strong).softmax(1) - targets).square().mean()
         return {
             "loss_labeled": self.criterion(labeled, labels, progress=self.progress(t)),

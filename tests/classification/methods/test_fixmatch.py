@@ -26,6 +26,7 @@ from ssod_imwa.classification.methods.fixmatch import FixMatch, FixMatchOptions
 from ssod_imwa.classification.methods.fixmatch_network import FixMatchNetwork
 from ssod_imwa.classification.models.wide_resnet import WideResNet
 from ssod_imwa.data.batches import Batch
+from ssod_imwa.engine.label_statistics import LabelStatistics
 from ssod_imwa.engine.launch import distribute
 
 T = 8
@@ -332,23 +333,21 @@ def test_no_gradient_goes_through_weak_views(tiny, make, composition):
         assert x is None or not x.grad[6:12].any()
 
 
-def test_hidden_truth_reaches_records_alone(tiny, make, composition):
-    batch = None
-    found = []
+def test_hidden_truth_is_counted_and_reaches_no_loss(tiny, make, composition):
+    records, counts = [], []
     for truth in (0, 2, -1):
         method = make(composition, knows_truth=True)
+        method.label_statistics = LabelStatistics(3)
         batch = of(tiny, method, 0)
         hidden = torch.full_like(batch["unlabeled"].targets, truth)
         batch = Batch(
             labeled=batch["labeled"], unlabeled=replace(batch["unlabeled"], targets=hidden)
         )
         torch.manual_seed(0)
-        found.append(method.losses(batch, 0))
-    for name in found[0]:
-        equal = all(torch.equal(found[0][name], other[name]) for other in found)
-        of_truth = ("labels/accuracy", "labels/right", "labels/truth")
-        assert equal or name.startswith(of_truth), name
-    assert not torch.equal(found[0]["labels/truth-0"], found[1]["labels/truth-0"])
+        records.append(method.losses(batch, 0))
+        counts.append(method.label_statistics.take())
+    assert all(tiny.same(records[0], other) for other in records)
+    assert [x.objects.tolist() for x in counts] == [[6, 0, 0], [0, 0, 6], [0, 0, 0]]
 
 
 def test_one_member_in_two_episodes_is_plain_training(tiny, make, composition):
@@ -474,27 +473,23 @@ def test_parts_that_do_not_belong_together_are_refused(tiny, make):
         make("fixmatch + la + daso", ema_decay=0.0)
 
 
-def test_records_say_how_right_labels_are(tiny, make):
+def test_labels_are_counted_beside_the_truth(tiny, make):
     method = make(knows_truth=True)
+    method.label_statistics = LabelStatistics(3)
     batch = of(tiny, method, 0)
     weak = method.student(together(batch, ["weak", "strong"])).logits[6:12].softmax(1)
     truth = batch["unlabeled"].targets.tolist()
     learned = [bool(row.max() >= 0.4) for row in weak]
-    right = [int(row.argmax()) == y for row, y in zip(weak, truth, strict=True)]
-    records = {k: float(v.detach()) for k, v in method.losses(batch, 0).items()}
-    both = [a and b for a, b in zip(learned, right, strict=True)]
-    assert records["labels/mask_rate"] == pytest.approx(100 * sum(learned) / 6)
-    assert records["labels/accuracy"] == pytest.approx(100 * sum(both) / sum(learned))
-    assert records["labels/accuracy_all"] == pytest.approx(100 * sum(right) / 6)
+    labels = [int(row.argmax()) for row in weak]
+    records, counts = method.losses(batch, 0), method.label_statistics.take()
+    assert float(records["labels/mask_rate"]) == pytest.approx(100 * sum(learned) / 6)
+    torch.testing.assert_close(records["labels/confidence"], 100 * weak.amax(1).mean())
+    assert (counts.images, counts.empty) == (6, 6 - sum(learned))
     for k in range(3):
-        classes = [int(row.argmax()) == k for row in weak]
-        counts = {
-            "learned": sum(a and b for a, b in zip(learned, classes, strict=True)),
-            "right": sum(a and b for a, b in zip(both, classes, strict=True)),
-            "truth": truth.count(k),
-        }
-        for name, count in counts.items():
-            assert records[f"labels/{name}-{k}"] == pytest.approx(100 * count / 6)
+        of_class = [a and b == k for a, b in zip(learned, labels, strict=True)]
+        assert counts.used[k] == counts.judged[k] == sum(of_class)
+        assert counts.right[k] == sum(a and y == k for a, y in zip(of_class, truth, strict=True))
+        assert counts.objects[k] == truth.count(k)
 
 
 @pytest.mark.parametrize(
