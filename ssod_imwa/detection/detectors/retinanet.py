@@ -225,6 +225,10 @@ def build_retinanet(
     retinanet, channels = options.retinanet, options.fpn.out_channels
     check_gamma(retinanet.focal_loss_gamma)
     check_lengths({"retinanet iou_thresholds": (retinanet.iou_thresholds, 2)})
+    if retinanet.iou_thresholds != sorted(retinanet.iou_thresholds):
+        raise ValueError(
+            f"iou_thresholds = {retinanet.iou_thresholds} is not allowed (must be ascending)"
+        )
     if retinanet.norm == "GN":
         check_groups(channels)
     sizes, ratios = anchor_shapes(options.anchor_generator)

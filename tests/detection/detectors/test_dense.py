@@ -472,6 +472,7 @@ def test_labels_outside_the_classes_are_no_targets():
         (fcos, {"common": {**COMMON, "fpn": FPNOptions(out_channels=32)}}, "at least 64"),
         (retinanet, {"common": {**COMMON, "fpn": FPNOptions(out_channels=48)}}, "multiple of 32"),
         (retinanet, {"iou_thresholds": [0.5]}, "must have 2 values"),
+        (retinanet, {"iou_thresholds": [0.5, 0.4]}, "must be ascending"),
         (retinanet, {"norm": "BN"}, "norm = 'BN'"),
         (retinanet, {"anchors": AnchorOptions(sizes=[[9.0]])}, "1 lists of anchor sizes"),
     ],
