@@ -1,287 +1,41 @@
-"""FCOS and RetinaNet of torchvision's parts, against plain loops and torchvision's own."""
+"""FCOS and RetinaNet of torchvision's parts: maps, detections, gradients, export."""
 
-import dataclasses
 import math
 
 import pytest
 import torch
+from dense_toys import (
+    BACKGROUND,
+    BUILDERS,
+    CLASSES,
+    COMMON,
+    IMAGES,
+    TARGETS,
+    fcos,
+    images,
+    overlap_by_hand,
+    retinanet,
+    sigmoid,
+)
 from support import on_two_ranks
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from torchvision.models.detection.fcos import FCOSHead as PlainFCOSHead
-from torchvision.models.detection.retinanet import RetinaNet
 from torchvision.ops import box_iou
 
 from ssod_imwa.averaging.ranks import Group
 from ssod_imwa.detection.data.records import Targets
 from ssod_imwa.detection.detectors.dense import best_detections, one_hot_targets
-from ssod_imwa.detection.detectors.fcos import build_fcos
 from ssod_imwa.detection.detectors.options import (
     AnchorOptions,
     BackboneOptions,
     DetectionOptions,
-    FCOSHeadOptions,
-    FCOSOptions,
     FPNOptions,
     ImageOptions,
     ResNetOptions,
-    RetinaNetHeadOptions,
-    RetinaNetOptions,
 )
 from ssod_imwa.detection.detectors.parts import DenseMaps
-from ssod_imwa.detection.detectors.retinanet import build_retinanet
 from ssod_imwa.detection.objectives import SupervisedLoss
 from ssod_imwa.errors import UserError, WeightsError
-
-CLASSES = 3
-COMMON = {
-    "backbone": BackboneOptions(freeze_at=0),
-    "resnets": ResNetOptions(depth=18, norm="FrozenBN"),
-    "fpn": FPNOptions(out_channels=64),
-}
-ANCHORS = AnchorOptions(
-    sizes=[[12.0, 16.0], [24.0, 32.0], [48.0, 64.0], [96.0, 128.0], [192.0, 256.0]],
-    aspect_ratios=[[1.0, 2.0]],
-)
-SIZES = [12.0, 24.0, 48.0, 96.0]
-TARGETS = [
-    Targets(
-        torch.tensor([[4.0, 4.0, 30.0, 40.0], [20.0, 8.0, 60.0, 50.0], [30.0, 30.0, 44.0, 46.0]]),
-        torch.tensor([2, 0, 0]),
-    ),
-    Targets(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)),
-]
-BACKGROUND = TARGETS[1:] * 2
-
-
-def images(*sizes, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return [
-        torch.randint(256, (3, *size), generator=generator, dtype=torch.uint8) for size in sizes
-    ]
-
-
-IMAGES = images((64, 96), (50, 70))
-
-
-def fcos(common=COMMON, initial=False, **changes):
-    torch.manual_seed(0)
-    head = FCOSHeadOptions(num_convs=1, sizes_of_interest=SIZES, prior_prob=0.1)
-    options = FCOSOptions(**common, fcos=dataclasses.replace(head, **changes))
-    detector = build_fcos(options, num_classes=CLASSES)
-    return detector if initial else lively(detector)
-
-
-def retinanet(common=COMMON, anchors=ANCHORS, initial=False, **changes):
-    torch.manual_seed(0)
-    head = dataclasses.replace(RetinaNetHeadOptions(prior_prob=0.1), **changes)
-    options = RetinaNetOptions(**common, anchor_generator=anchors, retinanet=head)
-    detector = build_retinanet(options, num_classes=CLASSES)
-    return detector if initial else lively(detector)
-
-
-def lively(detector):
-    """Initial heads say nearly the same everywhere."""
-    with torch.no_grad():
-        for name, x in detector.head.named_parameters():
-            if name.endswith(("cls_logits.weight", "bbox_reg.weight", "bbox_ctrness.weight")):
-                x.normal_(std=0.1)
-            if name.endswith("scales"):
-                x.copy_(torch.tensor([0.8, 1.1, 1.3, 0.9, 1.2]))
-    return detector
-
-
-BUILDERS = [fcos, retinanet]
-
-
-def sigmoid(x):
-    return 1 / (1 + math.exp(-x))
-
-
-def focal_by_hand(logits, labels, alpha=0.25, gamma=2.0):
-    """The sum over locations, whose labels may be -1, and classes."""
-    total = 0.0
-    for row, label in zip(logits.double().tolist(), labels.tolist(), strict=True):
-        for number, logit in enumerate(row):
-            p = sigmoid(logit)
-            if label == number:
-                total -= alpha * (1 - p) ** gamma * math.log(p)
-            elif label >= 0:
-                total -= (1 - alpha) * p**gamma * math.log(1 - p)
-    return total
-
-
-def overlap_by_hand(one, other):
-    """IoU and GIoU of two boxes."""
-    x1, y1, x2, y2 = one
-    a1, b1, a2, b2 = other
-    width, height = min(x2, a2) - max(x1, a1), min(y2, b2) - max(y1, b1)
-    intersection = max(width, 0) * max(height, 0)
-    union = (x2 - x1) * (y2 - y1) + (a2 - a1) * (b2 - b1) - intersection
-    hull = (max(x2, a2) - min(x1, a1)) * (max(y2, b2) - min(y1, b1))
-    return intersection / union, intersection / union - (hull - union) / hull
-
-
-def centerness_by_hand(point, box):
-    x, y = point
-    x1, y1, x2, y2 = box
-    left, top, right, bottom = x - x1, y - y1, x2 - x, y2 - y
-    ratio = min(left, right) / max(left, right) * min(top, bottom) / max(top, bottom)
-    return math.sqrt(ratio)
-
-
-def cross_entropy(logit, target):
-    p = sigmoid(logit)
-    return -target * math.log(p) - (1 - target) * math.log(1 - p)
-
-
-@pytest.mark.parametrize("quality", ["iou", "centerness"])
-@pytest.mark.parametrize("batch", [(IMAGES, TARGETS), (IMAGES[:1], TARGETS[:1])], ids=["2", "1"])
-def test_losses_of_fcos_equal_the_formulas_location_by_location(batch, quality):
-    detector = fcos(quality=quality)
-    pictures, targets = batch
-    losses = detector(pictures, SupervisedLoss(targets))
-    parts = detector.parts(pictures)
-    maps, points = parts.dense_maps(), parts._locations.points.tolist()
-    focal = box = fit = 0.0
-    positives = 0
-    for number, target in enumerate(targets):
-        assigned = assigned_by_hand(parts._locations, target)
-        labels = [CLASSES if n is None else int(target.labels[n]) for n in assigned]
-        focal += focal_by_hand(maps.logits[number], torch.tensor(labels))
-        for place, matched in enumerate(assigned):
-            if matched is None:
-                continue
-            positives += 1
-            predicted = maps.boxes[number, place].double().tolist()
-            wanted = target.boxes[matched].double().tolist()
-            iou, giou = overlap_by_hand(predicted, wanted)
-            box += 1 - giou
-            if quality == "centerness":
-                iou = centerness_by_hand(points[place], wanted)
-            fit += cross_entropy(maps.quality[number, place].item(), iou)
-    assert positives > 2
-    assert losses["loss_cls"].item() == pytest.approx(focal / positives, rel=1e-4)
-    assert losses["loss_box_reg"].item() == pytest.approx(box / positives, rel=1e-4)
-    name = "loss_quality" if quality == "iou" else "loss_centerness"
-    assert losses[name].item() == pytest.approx(fit / positives, rel=1e-4)
-    assert len(losses) == 3
-
-
-def assigned_by_hand(locations, target):
-    edges = [-1, *SIZES, math.inf]
-    levels = [n for n, count in enumerate(locations.levels) for _ in range(count)]
-    chosen = []
-    for (x, y), stride, level in zip(
-        locations.points.tolist(), locations.strides.tolist(), levels, strict=True
-    ):
-        best, smallest = None, math.inf
-        for number, (x1, y1, x2, y2) in enumerate(target.boxes.tolist()):
-            distances = (x - x1, y - y1, x2 - x, y2 - y)
-            center = max(abs(x - (x1 + x2) / 2), abs(y - (y1 + y2) / 2))
-            area = (x2 - x1) * (y2 - y1)
-            inside = min(distances) > 0 and center < 1.5 * stride
-            if inside and edges[level] <= max(distances) <= edges[level + 1] and area < smallest:
-                best, smallest = number, area
-        chosen.append(best)
-    return chosen
-
-
-@pytest.mark.parametrize("beta", [0.0, 0.1])
-def test_losses_of_retinanet_equal_the_formulas_anchor_by_anchor(beta):
-    detector = retinanet(smooth_l1_loss_beta=beta)
-    losses = detector(IMAGES, SupervisedLoss(TARGETS))
-    parts = detector.parts(IMAGES)
-    logits, deltas = parts._outputs
-    anchors = parts._anchors.double()
-    focal = distance = 0.0
-    positives = 0
-    for number, target in enumerate(TARGETS):
-        labels, boxes = matched_by_hand(anchors, target)
-        focal += focal_by_hand(logits[number], torch.tensor(labels))
-        for place, label in enumerate(labels):
-            if not 0 <= label < CLASSES:
-                continue
-            positives += 1
-            x1, y1, x2, y2 = anchors[place].tolist()
-            a1, b1, a2, b2 = boxes[place]
-            wanted = (
-                ((a1 + a2) / 2 - (x1 + x2) / 2) / (x2 - x1),
-                ((b1 + b2) / 2 - (y1 + y2) / 2) / (y2 - y1),
-                math.log((a2 - a1) / (x2 - x1)),
-                math.log((b2 - b1) / (y2 - y1)),
-            )
-            for value, goal in zip(deltas[number, place].double().tolist(), wanted, strict=True):
-                difference = abs(value - goal)
-                smooth = difference < beta
-                distance += difference**2 / (2 * beta) if smooth else difference - beta / 2
-    assert positives > 3
-    assert losses["loss_cls"].item() == pytest.approx(focal / positives, rel=1e-4)
-    assert losses["loss_box_reg"].item() == pytest.approx(distance / positives, rel=1e-4)
-    assert len(losses) == 2
-
-
-def matched_by_hand(anchors, target):
-    """Labels, -1 for what is learned by nobody, and boxes of anchors."""
-    if not len(target):
-        return [CLASSES] * len(anchors), [None] * len(anchors)
-    ious = [
-        [overlap_by_hand(anchor, box)[0] for box in target.boxes.tolist()]
-        for anchor in anchors.tolist()
-    ]
-    best_of_box = [max(column) for column in zip(*ious, strict=True)]
-    labels, boxes = [], []
-    for row in ious:
-        box = row.index(max(row))
-        label = -1 if 0.4 <= row[box] < 0.5 else CLASSES
-        # An anchor that fits a box as well as any learns the box that fits itself best.
-        is_best = any(abs(iou - best) < 1e-9 for iou, best in zip(row, best_of_box, strict=True))
-        if row[box] >= 0.5 or is_best:
-            label = int(target.labels[box])
-        labels.append(label)
-        boxes.append(target.boxes[box].tolist())
-    return labels, boxes
-
-
-def test_losses_of_retinanet_are_torchvisions_for_one_image():
-    detector = retinanet(smooth_l1_loss_beta=0.0)
-    plain = RetinaNet(detector.backbone, CLASSES, detector.anchor_generator)
-    detector.head.compute_loss = None
-    parts = detector.parts(IMAGES[:1])
-    logits, deltas = parts._outputs
-    their_targets = [{"boxes": TARGETS[0].boxes, "labels": TARGETS[0].labels}]
-    expected = plain.compute_loss(
-        their_targets, {"cls_logits": logits, "bbox_regression": deltas}, [parts._anchors]
-    )
-    losses = parts.losses(TARGETS[:1])
-    torch.testing.assert_close(losses["loss_cls"], expected["classification"])
-    torch.testing.assert_close(losses["loss_box_reg"], expected["bbox_regression"])
-
-
-def test_losses_of_fcos_are_torchvisions_with_scales_of_1_and_centerness():
-    detector = fcos(quality="centerness")
-    nn.init.ones_(detector.head.regression_head.scales)
-    parts = detector.parts(IMAGES)
-    maps, locations = parts.dense_maps(), parts._locations
-    half = locations.strides[:, None] / 2
-    anchors = torch.cat([locations.points - half, locations.points + half], dim=1)
-    features = parts._features
-    plain = PlainFCOSHead(64, 1, CLASSES, 1)
-    state = detector.head.state_dict()
-    del state["regression_head.scales"]
-    plain.load_state_dict(state)
-    outputs = plain(features)
-    torch.testing.assert_close(outputs["cls_logits"], maps.logits)
-    matches = [
-        torch.tensor([-1 if n is None else n for n in assigned_by_hand(locations, target)])
-        for target in TARGETS
-    ]
-    their_targets = [{"boxes": item.boxes, "labels": item.labels} for item in TARGETS]
-    expected = plain.compute_loss(their_targets, outputs, [anchors] * 2, matches)
-    losses = parts.losses(TARGETS)
-    torch.testing.assert_close(losses["loss_cls"], expected["classification"])
-    torch.testing.assert_close(losses["loss_box_reg"], expected["bbox_regression"])
-    torch.testing.assert_close(losses["loss_centerness"], expected["bbox_ctrness"])
 
 
 @pytest.mark.parametrize("build", BUILDERS)

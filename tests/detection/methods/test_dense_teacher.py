@@ -3,6 +3,7 @@ from functools import partial
 
 import pytest
 import torch
+from dense_toys import cross_entropy, overlap_by_hand, sigmoid
 from detection_toys import BOX, pictures, small_fcos, small_retinanet
 from support import on_two_ranks
 from torch import nn
@@ -57,24 +58,6 @@ def random_maps(images, places, seed, *, quality=True):
     return DenseMaps(logits, boxes, qualities, (places,))
 
 
-def sigmoid(x):
-    return 1 / (1 + math.exp(-x))
-
-
-def cross_entropy(p, q):
-    return -q * math.log(p) - (1 - q) * math.log(1 - p)
-
-
-def giou(one, other):
-    x1, y1, x2, y2 = one
-    a1, b1, a2, b2 = other
-    width, height = min(x2, a2) - max(x1, a1), min(y2, b2) - max(y1, b1)
-    intersection = max(width, 0) * max(height, 0)
-    union = (x2 - x1) * (y2 - y1) + (a2 - a1) * (b2 - b1) - intersection
-    hull = (max(x2, a2) - min(x1, a1)) * (max(y2, b2) - min(y1, b1))
-    return intersection / union - (hull - union) / hull
-
-
 def losses_by_hand(student, teacher, ratio):
     """The paper's equations, one location and class at a time."""
     images, places, classes = teacher.logits.shape
@@ -90,12 +73,12 @@ def losses_by_hand(student, teacher, ratio):
     for i in where:
         for c in range(classes):
             goal = p_t[i][c] if i in region else 0.0
-            focal += (goal - p_s[i][c]) ** 2 * cross_entropy(p_s[i][c], goal)
+            focal += (goal - p_s[i][c]) ** 2 * cross_entropy(student.logits[i][c].item(), goal)
         if i in region:
-            box += 1 - giou(student.boxes[i].tolist(), teacher.boxes[i].tolist())
+            box += 1 - overlap_by_hand(student.boxes[i].tolist(), teacher.boxes[i].tolist())[1]
             if student.quality is not None:
                 goal = sigmoid(teacher.quality[i].item())
-                fit += cross_entropy(sigmoid(student.quality[i].item()), goal)
+                fit += cross_entropy(student.quality[i].item(), goal)
     found = {"loss_cls": focal / total, "loss_box_reg": box / len(region)}
     return {**found, "loss_quality": fit / len(region)} if student.quality is not None else found
 
