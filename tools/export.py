@@ -6,10 +6,10 @@ Examples:
   one of its files  %(prog)s RUN_DIR/model_averaged.pth --output detector.pth
 
 Takes the averaged EMA model (the student if the method has no EMA or burn-in is not over), and
-prints the SHA-256 of the written file and the Python lines that load it. For torchvision it is one
-state dict, for detectron2 a checkpoint with its configuration beside it (FILE with .yaml). Of a
-classifier it is one state dict without what only training needs; networks that neither torchvision
-nor timm has are loaded by this package's classes.
+prints the SHA-256 of the written file and the Python lines that load it. The file holds the weights
+("model"), the names of the classes ("classes") and the size of images ("input"). For detectron2 its
+configuration is written beside it (FILE with .yaml). Of a classifier what only training needs is
+left out; networks that neither torchvision nor timm has are loaded by this package's classes.
 """
 
 from __future__ import annotations

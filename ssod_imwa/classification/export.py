@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TypeGuard
+from collections.abc import Sequence
+from typing import Any, TypeGuard
 
-import torch
 from fvcore.common.config import CfgNode
 from torch import nn
 
@@ -35,10 +35,25 @@ def trained_classifier(cfg: CfgNode, file: ModelFile) -> nn.Module:
     return model.eval()
 
 
-def exported_classifier(model: nn.Module) -> dict[str, torch.Tensor]:
-    """The weights as copies on the CPU, under the names of the network's library if it has one."""
+def exported_content(model: nn.Module, cfg: CfgNode, classes: Sequence[str]) -> dict[str, Any]:
+    """What is written of a classifier.
+
+    Args:
+        model: the classifier.
+        cfg: of its run.
+        classes: names in label order.
+
+    Returns:
+        "model", its weights as copies on the CPU, under the names of the network's library if it
+        has one; "classes"; and "input" with "size", the edge of images in pixels, "mean" and "std".
+    """
     state = exported_state(model) if _is_of_library(model) else model.state_dict()
-    return {name: x.detach().cpu().clone() for name, x in state.items()}
+    mean, std = (list(values) for values in build.statistics(cfg))
+    return {
+        "model": {name: x.detach().cpu().clone() for name, x in state.items()},
+        "classes": list(classes),
+        "input": {"size": cfg.CLS.INPUT.SIZE, "mean": mean, "std": std},
+    }
 
 
 def loading_code(model: nn.Module, cfg: CfgNode, path: str) -> str:
@@ -52,8 +67,7 @@ def loading_code(model: nn.Module, cfg: CfgNode, path: str) -> str:
         path: where the weights were written.
     """
     classes = build.number_of_classes(model.state_dict())
-    mean, std = ([round(x, 6) for x in values] for values in build.statistics(cfg))
-    lines = [f"# Images: RGB, values 0..1, minus {mean}, divided by {std}.", "import torch"]
+    lines = ["import torch"]
     if _is_of_library(model):
         name = cfg.CLS.MODEL.NAME
         lines += [
@@ -67,7 +81,14 @@ def loading_code(model: nn.Module, cfg: CfgNode, path: str) -> str:
             f"cfg = load_config(overrides={_overrides(cfg)})",
             f"model = build_model(cfg, {classes}, weights='')",
         ]
-    lines += [f"model.load_state_dict(torch.load({path!r}, weights_only=True))", "model.eval()"]
+    lines += [
+        f"content = torch.load({path!r}, weights_only=True)",
+        "model.load_state_dict(content['model'])",
+        "model.eval()",
+        "classes = content['classes']  # of labels 0, 1, ...",
+        "# Images: RGB, values 0..1, size x size pixels, minus mean, divided by std.",
+        "size, mean, std = (content['input'][key] for key in ('size', 'mean', 'std'))",
+    ]
     return "\n".join(lines) + "\n"
 
 

@@ -28,7 +28,9 @@ def export_model(trained: TrainedModels, output: Path, *, asked: Sequence[str] =
     if trained.config.TASK == "detection":
         return _export_detector(trained, output)
     model = classification.trained_classifier(trained.config, trained)
-    write_checkpoint(output, classification.exported_classifier(model))
+    write_checkpoint(
+        output, classification.exported_content(model, trained.config, trained.classes)
+    )
     return classification.loading_code(model, trained.config, str(output))
 
 
@@ -37,4 +39,9 @@ def _export_detector(trained: TrainedModels, output: Path) -> str:
     detector = build_detector(cfg, num_classes=cfg.MODEL.ROI_HEADS.NUM_CLASSES)
     detector.load_weights(str(trained.path))
     sizes = cfg.INPUT
-    return detector.export(output, min_size=sizes.MIN_SIZE_TEST, max_size=sizes.MAX_SIZE_TEST)
+    return detector.export(
+        output,
+        min_size=sizes.MIN_SIZE_TEST,
+        max_size=sizes.MAX_SIZE_TEST,
+        classes=trained.classes,
+    )

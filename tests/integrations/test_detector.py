@@ -453,7 +453,7 @@ def test_an_exported_detector_is_loaded_by_detectron2_alone(tmp_path, monkeypatc
         detector.model.roi_heads.box_predictor.cls_score.weight.normal_(std=0.3)
     monkeypatch.chdir(tmp_path)
     file = Path("detector.pth")
-    code = detector.export(file, min_size=64, max_size=96)
+    code = detector.export(file, min_size=64, max_size=96, classes=("a", "b", "c"))
     with pytest.raises(UserError, match=r"detector.yaml is there already"):
         detector.export(file, min_size=64, max_size=96)
 
@@ -467,6 +467,8 @@ def test_an_exported_detector_is_loaded_by_detectron2_alone(tmp_path, monkeypatc
     assert len(found) > 0
     torch.testing.assert_close(instances.pred_boxes.tensor, found.boxes)
     torch.testing.assert_close(instances.scores, found.scores)
+    assert names["classes"] == ["a", "b", "c"]
+    assert names["input_size"] == {"min_size": 64, "max_size": 96}
 
 
 def test_an_exported_configuration_is_of_no_machine(tmp_path, monkeypatch):
@@ -485,13 +487,15 @@ def test_an_exported_configuration_is_of_no_machine(tmp_path, monkeypatch):
 def test_an_exported_lazy_detector_is_loaded_by_detectron2_alone(tmp_path, monkeypatch):
     detector = build_detector(config(detector=DENSE[1]), CLASSES)
     monkeypatch.chdir(tmp_path)
-    code = detector.export(Path("detector.pth"), min_size=64, max_size=96)
+    code = detector.export(Path("detector.pth"), min_size=64, max_size=96, classes=("a", "b", "c"))
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     names = {}
     exec(code, names)
     state = names["model"].state_dict()
     assert all(torch.equal(state[n], x) for n, x in detector.model.state_dict().items())
+    assert names["classes"] == ["a", "b", "c"]
+    assert names["input_size"] == {"min_size": 64, "max_size": 96}
 
 
 def test_advice_about_frozen_random_weights_acts(tmp_path, caplog):

@@ -3,6 +3,7 @@ from functools import partial
 
 import pytest
 import torch
+from support import same
 from torchvision.models.detection import FasterRCNN
 
 from ssod_imwa.classification.build import build_model
@@ -40,6 +41,7 @@ def run_directory(folder, recommended):
             "inference_model": recommended,
             "format": FORMAT,
             "config": config().dump(),
+            "classes": ["ant", "bee", "cat", "dog"],
         },
     )
     return detectors[recommended]
@@ -65,6 +67,12 @@ def test_recommended_model_is_written_and_loads_as_printed(export, tmp_path, rec
     state = names["model"].state_dict()
     assert all(torch.equal(state[name], x) for name, x in detector.state_dict().items())
     assert names["model"].transform.min_size == (96,)
+    assert names["classes"] == ["background", "ant", "bee", "cat", "dog"]
+    assert names["input_size"] == {"min_size": 96, "max_size": 128}
+    # It also starts a run of ours, as it did when it was a bare state dict.
+    again = build_detector(config(), num_classes=4)
+    again.load_weights(str(output))
+    assert same(again.state_dict(), detector.state_dict())
 
 
 @pytest.mark.parametrize("name", ["cifar_resnet20", "resnet18"])
@@ -75,6 +83,7 @@ def test_a_classifier_is_loaded_by_the_printed_lines(export, tmp_path, name):
         model = build_model(cfg, 3, weights="").eval()
     (tmp_path / "run").mkdir()
     content = {"student": model.state_dict(), "inference_model": "student", "config": cfg.dump()}
+    content["classes"] = ["ant", "bee", "cat"]
     write_checkpoint(tmp_path / "run" / "model_final.pth", {**content, "format": FORMAT})
     status, out, error = export(tmp_path / "run", "--output", tmp_path / "classifier.pth")
     assert status == 0, error
@@ -84,6 +93,11 @@ def test_a_classifier_is_loaded_by_the_printed_lines(export, tmp_path, name):
     with torch.no_grad():
         torch.testing.assert_close(names["model"](images), model(images))
     assert ("ssod_imwa" in out) == (name == "cifar_resnet20")
+    assert names["classes"] == ["ant", "bee", "cat"]
+    assert names["size"] == cfg.CLS.INPUT.SIZE
+    pixels = (cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD)
+    for found, expected in zip((names["mean"], names["std"]), pixels, strict=True):
+        assert found == pytest.approx([x / 255 for x in expected])
 
 
 def test_the_trained_model_is_never_written_over(export, tmp_path):

@@ -150,13 +150,16 @@ class Detector(nn.Module, ABC):
         if weights:
             load_strictly(self, read_state(weights), weights)
 
-    def export(self, path: Path, *, min_size: int, max_size: int) -> str:
+    def export(
+        self, path: Path, *, min_size: int, max_size: int, classes: Sequence[str] = ()
+    ) -> str:
         """Write the weights for programs that do not have this package.
 
         Args:
             path: file to write; a second one may be written beside it.
             min_size: edge length in pixels to which those programs resize the shorter edge.
             max_size: bound on the longer edge.
+            classes: names in label order.
 
         Returns:
             Python lines that load the file.

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ssod_imwa.detection.detectors.export import backbone_lines
+from ssod_imwa.detection.detectors.export import backbone_lines, final_lines
 from ssod_imwa.detection.detectors.faster_rcnn_modules import anchor_shapes
 from ssod_imwa.detection.detectors.options import DetectorOptions, FCOSOptions, RetinaNetOptions
 
@@ -136,8 +136,5 @@ def _code(lines: list[str], options: DetectorOptions, path: str) -> str:
             "    if hasattr(part, 'conv3'):",
             "        part.conv1.stride, part.conv2.stride = part.conv2.stride, part.conv1.stride",
         ]
-    code += [
-        f"model.load_state_dict(torch.load({path!r}, weights_only=True))",
-        "model.eval()",
-    ]
+    code += final_lines(path, background=False)
     return "\n".join(code) + "\n"

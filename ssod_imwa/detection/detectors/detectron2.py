@@ -21,8 +21,8 @@ from torch import nn
 
 from ssod_imwa.detection.detectors.base import Detector, Objective
 from ssod_imwa.detection.detectors.detectron2_export import (
-    export_lazy_model,
     export_model,
+    lazy_loading_code,
     stock_config,
 )
 from ssod_imwa.detection.detectors.detectron2_parts import (
@@ -32,6 +32,7 @@ from ssod_imwa.detection.detectors.detectron2_parts import (
     has_dense_maps,
     has_regions,
 )
+from ssod_imwa.detection.detectors.export import write_exported
 from ssod_imwa.detection.detectors.parts import Parts
 from ssod_imwa.detection.detectors.plain_attributes import PlainAttributes
 from ssod_imwa.detection.detectors.weights import load_strictly, state_in
@@ -171,14 +172,19 @@ class Detectron2Detector(Detector):
         complete = state.keys() == self.model.state_dict().keys()
         return {f"model.{name}": x for name, x in state.items()} if complete else None
 
-    def export(self, path: Path, *, min_size: int, max_size: int) -> str:
+    def export(
+        self, path: Path, *, min_size: int, max_size: int, classes: Sequence[str] = ()
+    ) -> str:
         """Write a checkpoint and, unless a LazyConfig is it, a configuration beside it (.yaml)."""
         if self.source is None:
             raise UserError(f"{self.name} cannot be exported (it was made without a source)")
         state = self.model.state_dict()
         if isinstance(self.source, str):
-            return export_lazy_model(state, self.source, self.num_classes, path)
-        return export_model(state, self.source, path, min_size=min_size, max_size=max_size)
+            write_exported(path, state, min_size=min_size, max_size=max_size, classes=classes)
+            return lazy_loading_code(self.source, self.num_classes, path)
+        return export_model(
+            state, self.source, path, min_size=min_size, max_size=max_size, classes=classes
+        )
 
 
 def build_detectron2_detector(

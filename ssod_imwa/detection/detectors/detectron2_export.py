@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +10,19 @@ import torch
 from detectron2.config import get_cfg as detectron2_cfg
 from fvcore.common.config import CfgNode
 
-from ssod_imwa.engine.checkpoint.atomic import write_checkpoint, write_text
+from ssod_imwa.detection.detectors.export import write_exported
+from ssod_imwa.engine.checkpoint.atomic import write_text
 from ssod_imwa.errors import UserError
 
 
 def export_model(
-    state: Mapping[str, torch.Tensor], stock: CfgNode, path: Path, *, min_size: int, max_size: int
+    state: Mapping[str, torch.Tensor],
+    stock: CfgNode,
+    path: Path,
+    *,
+    min_size: int,
+    max_size: int,
+    classes: Sequence[str],
 ) -> str:
     """Write a checkpoint and, beside it, a configuration of the same name with .yaml.
 
@@ -25,6 +32,7 @@ def export_model(
         path: of the checkpoint.
         min_size: edge length in pixels to which images are resized.
         max_size: bound on the longer edge.
+        classes: names in label order.
 
     Returns:
         Python lines that load them with nothing but detectron2.
@@ -35,7 +43,7 @@ def export_model(
     settings = path.with_suffix(".yaml")
     if settings.exists():
         raise UserError(f"{settings} is there already (remove it, or choose another name)")
-    _write_checkpoint(state, path)
+    write_exported(path, state, min_size=min_size, max_size=max_size, classes=classes)
     stock = stock.clone()
     stock.INPUT.MIN_SIZE_TEST, stock.INPUT.MAX_SIZE_TEST = min_size, max_size
     # detectron2 takes relative paths from the working directory, not from the configuration's.
@@ -51,6 +59,7 @@ def export_model(
         f"cfg.merge_from_file({str(settings.absolute())!r})",
         "cfg.MODEL.DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'",
         "predictor = DefaultPredictor(cfg)  # takes a BGR image, uint8 (H, W, 3)",
+        *_content_lines(path),
     ]
     return "\n".join(lines) + "\n"
 
@@ -64,15 +73,13 @@ def stock_config(cfg: CfgNode) -> CfgNode:
     return stock
 
 
-def export_lazy_model(
-    state: Mapping[str, torch.Tensor], config: str, num_classes: int, path: Path
-) -> str:
-    """Write a checkpoint; the lines that load it into the model of a LazyConfig."""
-    _write_checkpoint(state, path)
+def lazy_loading_code(config: str, num_classes: int, path: Path) -> str:
+    """The lines that load a checkpoint into the model of a LazyConfig."""
     load = "model_zoo.get_config"
     if Path(config).is_file():
         load, config = "LazyConfig.load", str(Path(config).absolute())
     lines = [
+        "import torch",
         "from detectron2 import model_zoo",
         "from detectron2.checkpoint import DetectionCheckpointer",
         "from detectron2.config import LazyConfig, instantiate",
@@ -80,12 +87,17 @@ def export_lazy_model(
         f"(lazy if 'num_classes' in lazy else lazy.roi_heads).num_classes = {num_classes}",
         "model = instantiate(lazy).eval()",
         f"DetectionCheckpointer(model).load({str(path.absolute())!r})",
+        *_content_lines(path),
     ]
     return "\n".join(lines) + "\n"
 
 
-def _write_checkpoint(state: Mapping[str, torch.Tensor], path: Path) -> None:
-    write_checkpoint(path, {"model": {k: x.detach().cpu().clone() for k, x in state.items()}})
+def _content_lines(path: Path) -> list[str]:
+    return [
+        f"content = torch.load({str(path.absolute())!r}, weights_only=True)",
+        "classes = content['classes']  # of pred_classes 0, 1, ...",
+        "input_size = content['input']  # pixels: of the shorter edge, at most of the longer one",
+    ]
 
 
 def _copy(source: Any, target: Any) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import torch
 
 from ssod_imwa.detection.detectors.faster_rcnn_modules import anchor_shapes
 from ssod_imwa.detection.detectors.options import TIMM, DetectorOptions, FasterRCNNOptions
 from ssod_imwa.detection.detectors.timm_bodies import find_maps
+from ssod_imwa.engine.checkpoint.atomic import write_checkpoint
 
 # Arguments of torchvision's FasterRCNN and their defaults.
 DEFAULTS = {
@@ -58,6 +60,48 @@ def exported_state(
     return exported
 
 
+def write_exported(
+    path: Path,
+    state: Mapping[str, torch.Tensor],
+    *,
+    min_size: int,
+    max_size: int,
+    classes: Sequence[str],
+) -> None:
+    """Write a state dict with what else a program has to know of a detector.
+
+    Args:
+        path: file to write: "model", "classes", and "input" with the next two.
+        state: under the names of who is to load it.
+        min_size: edge length in pixels to which the shorter edge is resized.
+        max_size: bound on the longer edge.
+        classes: names in label order.
+    """
+    content = {
+        "model": {name: x.detach().cpu().clone() for name, x in state.items()},
+        "classes": list(classes),
+        "input": {"min_size": min_size, "max_size": max_size},
+    }
+    write_checkpoint(path, content)
+
+
+def final_lines(path: str, *, background: bool) -> list[str]:
+    """The lines that fill `model`, and say what it takes and gives.
+
+    Args:
+        path: of `write_exported`.
+        background: whether label 0 is that of no class.
+    """
+    names = "['background', *content['classes']]" if background else "content['classes']"
+    return [
+        f"content = torch.load({path!r}, weights_only=True)",
+        "model.load_state_dict(content['model'])",
+        "model.eval()",
+        f"classes = {names}  # of labels 0, 1, ...",
+        "input_size = content['input']  # pixels; the model resizes images itself",
+    ]
+
+
 def loading_code(
     options: FasterRCNNOptions, num_classes: int, path: str, *, min_size: int, max_size: int
 ) -> str:
@@ -88,7 +132,7 @@ def loading_code(
             "    if hasattr(part, 'conv3'):",
             "        part.conv1.stride, part.conv2.stride = part.conv2.stride, part.conv1.stride",
         ]
-    lines += [f"model.load_state_dict(torch.load({path!r}, weights_only=True))", "model.eval()"]
+    lines += final_lines(path, background=True)
     return "\n".join(lines) + "\n"
 
 

@@ -17,7 +17,7 @@ from torchvision.ops import clip_boxes_to_image
 
 from ssod_imwa.detection.data.records import Detections, Targets
 from ssod_imwa.detection.detectors.backbones import Backbone, build_backbone
-from ssod_imwa.detection.detectors.export import exported_state, loading_code
+from ssod_imwa.detection.detectors.export import exported_state, loading_code, write_exported
 from ssod_imwa.detection.detectors.faster_rcnn_modules import (
     BoxHeads,
     ProposalNetwork,
@@ -38,7 +38,6 @@ from ssod_imwa.detection.detectors.torchvision_detector import (
     check_options,
 )
 from ssod_imwa.detection.losses import box_loss, check_gamma
-from ssod_imwa.engine.checkpoint.atomic import write_checkpoint
 
 
 class TorchvisionFasterRCNN(TorchvisionDetector):
@@ -77,10 +76,13 @@ class TorchvisionFasterRCNN(TorchvisionDetector):
     def parts(self, images: Sequence[torch.Tensor]) -> FasterRCNNParts:
         return FasterRCNNParts(self, images)
 
-    def export(self, path: Path, *, min_size: int, max_size: int) -> str:
+    def export(
+        self, path: Path, *, min_size: int, max_size: int, classes: Sequence[str] = ()
+    ) -> str:
         """Write one state dict, which plain torchvision loads."""
         swap = self.options.image.format == "BGR"
-        write_checkpoint(path, exported_state(self.state_dict(), swap_input=swap))
+        state = exported_state(self.state_dict(), swap_input=swap)
+        write_exported(path, state, min_size=min_size, max_size=max_size, classes=classes)
         return loading_code(
             self.options, self.num_classes, str(path), min_size=min_size, max_size=max_size
         )

@@ -29,7 +29,7 @@ from ssod_imwa.detection.detectors.dense import (
     one_hot_targets,
 )
 from ssod_imwa.detection.detectors.dense_export import fcos_loading_code
-from ssod_imwa.detection.detectors.export import exported_state
+from ssod_imwa.detection.detectors.export import exported_state, write_exported
 from ssod_imwa.detection.detectors.locations import (
     Locations,
     assign_locations,
@@ -44,7 +44,6 @@ from ssod_imwa.detection.detectors.torchvision_detector import (
     check_options,
 )
 from ssod_imwa.detection.losses import aligned_iou, check_gamma
-from ssod_imwa.engine.checkpoint.atomic import write_checkpoint
 from ssod_imwa.errors import UserError
 
 
@@ -122,7 +121,9 @@ class TorchvisionFCOS(TorchvisionDetector):
     def parts(self, images: Sequence[torch.Tensor]) -> FCOSParts:
         return FCOSParts(self, images)
 
-    def export(self, path: Path, *, min_size: int, max_size: int) -> str:
+    def export(
+        self, path: Path, *, min_size: int, max_size: int, classes: Sequence[str] = ()
+    ) -> str:
         """Write a state dict that plain torchvision loads; the scales are in the printed lines.
 
         Raises:
@@ -137,7 +138,7 @@ class TorchvisionFCOS(TorchvisionDetector):
         swap = self.options.image.format == "BGR"
         state = exported_state(self.state_dict(), swap_input=swap)
         del state["head.regression_head.scales"]
-        write_checkpoint(path, state)
+        write_exported(path, state, min_size=min_size, max_size=max_size, classes=classes)
         return fcos_loading_code(
             self.options,
             self.num_classes,

@@ -32,7 +32,7 @@ from ssod_imwa.detection.detectors.dense import (
     one_hot_targets,
 )
 from ssod_imwa.detection.detectors.dense_export import retinanet_loading_code
-from ssod_imwa.detection.detectors.export import exported_state
+from ssod_imwa.detection.detectors.export import exported_state, write_exported
 from ssod_imwa.detection.detectors.faster_rcnn_modules import anchor_shapes
 from ssod_imwa.detection.detectors.locations import Assignment
 from ssod_imwa.detection.detectors.options import RetinaNetOptions
@@ -43,7 +43,6 @@ from ssod_imwa.detection.detectors.torchvision_detector import (
     check_options,
 )
 from ssod_imwa.detection.losses import check_gamma
-from ssod_imwa.engine.checkpoint.atomic import write_checkpoint
 
 
 class RetinaNetHead(nn.Module):
@@ -109,10 +108,13 @@ class TorchvisionRetinaNet(TorchvisionDetector):
     def parts(self, images: Sequence[torch.Tensor]) -> RetinaNetParts:
         return RetinaNetParts(self, images)
 
-    def export(self, path: Path, *, min_size: int, max_size: int) -> str:
+    def export(
+        self, path: Path, *, min_size: int, max_size: int, classes: Sequence[str] = ()
+    ) -> str:
         """Write one state dict, which plain torchvision loads."""
         swap = self.options.image.format == "BGR"
-        write_checkpoint(path, exported_state(self.state_dict(), swap_input=swap))
+        state = exported_state(self.state_dict(), swap_input=swap)
+        write_exported(path, state, min_size=min_size, max_size=max_size, classes=classes)
         return retinanet_loading_code(
             self.options, self.num_classes, str(path), min_size=min_size, max_size=max_size
         )

@@ -36,6 +36,11 @@ class ModelFile:
     content: dict[str, Any]
 
     @property
+    def classes(self) -> tuple[str, ...]:
+        """Names in label order."""
+        return tuple(self.content.get("classes", ()))
+
+    @property
     def weights(self) -> dict[str, torch.Tensor]:
         """The state dict of the model to evaluate and ship."""
         return self.models[self.inference_model]

@@ -281,7 +281,11 @@ def test_they_train_on_bodies_of_timm(build):
 def test_the_printed_lines_make_a_torchvision_model_with_equal_detections(tmp_path, build, changes):
     detector = build(common={**SMALL, **changes}, score_thresh_test=0.05)
     names = {}
-    exec(detector.export(tmp_path / "exported.pth", min_size=96, max_size=128), names)
+    classes = ["a", "b", "c"]
+    file = tmp_path / "exported.pth"
+    exec(detector.export(file, min_size=96, max_size=128, classes=classes), names)
+    assert names["classes"] == classes  # labels count from 0
+    assert names["input_size"] == {"min_size": 96, "max_size": 128}
     model = names["model"]
     assert type(model).__module__.startswith("torchvision.")
     # Neither edge is a multiple of 128: torchvision's own points of p6 and p7 would be elsewhere.

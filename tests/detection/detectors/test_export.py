@@ -94,13 +94,16 @@ def test_exported_tensors_are_copies():
         assert torch.equal(state[name], before)
 
 
-def test_a_default_r50_needs_three_lines():
+def test_a_default_r50_needs_few_lines():
     code = loading_code(FasterRCNNOptions(), 3, "model.pth", min_size=800, max_size=1333)
     assert code == (
         "# Class 0 is background; labels count from 1.\n"
         "import torch\n"
         "from torchvision.models.detection import fasterrcnn_resnet50_fpn\n"
         "model = fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=4)\n"
-        "model.load_state_dict(torch.load('model.pth', weights_only=True))\n"
+        "content = torch.load('model.pth', weights_only=True)\n"
+        "model.load_state_dict(content['model'])\n"
         "model.eval()\n"
+        "classes = ['background', *content['classes']]  # of labels 0, 1, ...\n"
+        "input_size = content['input']  # pixels; the model resizes images itself\n"
     )
