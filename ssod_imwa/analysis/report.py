@@ -16,6 +16,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from ssod_imwa.runs.burn_in import burn_in_of
 from ssod_imwa.runs.comparison import folder_names, folder_of, read_groups
 from ssod_imwa.runs.results import MODELS, Evaluation, Results, main_metrics, read_results
 from ssod_imwa.runs.run import CONFIG_FILE, read_settings
@@ -119,21 +120,23 @@ def add_run(page: Page, run: Run) -> None:
 
 def _add_course(page: Page, run: Run) -> None:
     page.heading("Course")
+    burn_in = burn_in_of(run.results)
     if main_metrics([run.results]):
         if any(x.stage == "running" for x in run.results.evaluations):
             page.figure(
-                course_figure(run.results),
+                course_figure(run.results, burn_in=burn_in),
                 words="Figures (%) over a member's own iterations: lines are members, markers "
                 "averages.",
             )
         if any(x.episode > 0 or x.stage == "member" for x in run.results.evaluations):
             page.figure(
-                episodes_figure(run.results),
+                episodes_figure(run.results, burn_in=burn_in),
                 words="Figures (%) after each episode: open markers are members before averaging, "
                 "lines averages.",
             )
     page.figure(
-        training_figure(run.rows), words="Losses, learning rate and pseudo-labels of training."
+        training_figure(run.rows, burn_in=burn_in),
+        words="Losses, learning rate and pseudo-labels of training.",
     )
 
 

@@ -72,6 +72,7 @@ class ResultsHook(HookBase):
             seed=cfg.SEED,
             fold=task.fold,
             class_counts=dict(zip(task.classes, task.class_counts, strict=True)),
+            burn_in=self.trainer.method.burn_in,
             iterations=cfg.SOLVER.MAX_ITER,
             wall_time=self._checkpoint.seconds,
             peak_memory=peak_memory(),

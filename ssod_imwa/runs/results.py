@@ -24,7 +24,7 @@ LOWER_IS_BETTER = ("ece", "reconstruction_error", "zero_recall_classes")
 STAGES = ("running", "member", "average", "final")
 _PACKAGES = ("ssod_imwa", "torch", "torchvision", "numpy", "faster-coco-eval")
 
-_OPTIONAL = {"fold", "global_step", "t", "class_counts"}
+_OPTIONAL = {"fold", "global_step", "t", "class_counts", "burn_in"}
 _KINDS = {
     "dataset": str,
     "method": str,
@@ -94,6 +94,7 @@ class Results:
         evaluations: in the order in which they were made.
         fold: of the labeled images.
         class_counts: labeled objects (of a classifier, images) of each class that it learned from.
+        burn_in: B, own iterations of a member in which it learned labeled images alone.
         versions: of Python and the packages that decide the figures.
     """
 
@@ -108,6 +109,7 @@ class Results:
     evaluations: tuple[Evaluation, ...]
     fold: int | None = None
     class_counts: dict[str, int] = field(default_factory=dict)
+    burn_in: int = 0
     versions: dict[str, str] = field(default_factory=versions)
 
     def headline(self, model: Model | None = None) -> Evaluation:

@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from ssod_imwa.errors import UserError
+from ssod_imwa.runs.burn_in import BurnIn, burn_in_of
 from ssod_imwa.runs.results import (
     FILE_NAME,
     MODELS,
@@ -53,15 +54,32 @@ def run_figures(run_dir: str | Path, *, metrics: Sequence[str] | None = None) ->
         UserError: the run has trained nothing yet, or has not measured one of the metrics.
     """
     rows = read_metrics(Path(run_dir) / "metrics.json")
-    figures = {"training.png": training_figure(rows)}
     results = read_results(run_dir) if (Path(run_dir) / FILE_NAME).exists() else None
+    burn_in = None if results is None else burn_in_of(results)
+    figures = {"training.png": training_figure(rows, burn_in=burn_in)}
     if has_labels(rows):
         figures["labels.png"] = labels_figure(rows, results.class_counts if results else {})
     if results is not None and (results.evaluations or metrics is not None):
-        figures["episodes.png"] = episodes_figure(results, metrics=metrics)
+        figures["episodes.png"] = episodes_figure(results, metrics=metrics, burn_in=burn_in)
         if any(x.stage == "running" for x in results.evaluations):
-            figures["course.png"] = course_figure(results, metrics=metrics)
+            figures["course.png"] = course_figure(results, metrics=metrics, burn_in=burn_in)
+    for figure in figures.values():
+        _name(figure, Path(run_dir).resolve().name)
     return figures
+
+
+def _name(figure: Figure, run: str) -> None:
+    """Put the name of the run above what the title says."""
+    title = figure.get_suptitle()
+    # Dollars would begin a formula.
+    figure.suptitle(f"{run}\n{title}" if title else run, parse_math=False)
+
+
+def mark_burn_in(axis: Axes, ends: Sequence[float]) -> None:
+    """Lines where burn-in ends, on the scale of the axis; one of them is named."""
+    for number, end in enumerate(ends):
+        label = "end of burn-in" if number == 0 else None
+        axis.axvline(end, color="0.5", lw=1, ls=(0, (1, 2)), label=label, zorder=0)
 
 
 def save_figures(figures: Mapping[str, Figure], folder: str | Path) -> list[Path]:
@@ -98,7 +116,7 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     return rows
 
 
-def training_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
+def training_figure(rows: Sequence[Mapping[str, Any]], *, burn_in: BurnIn | None = None) -> Figure:
     """Losses, learning rate and pseudo-labels of a run; steps and members are counted from 1.
 
     The left column goes by the global step, in which members alternate; the right column by each
@@ -108,6 +126,7 @@ def training_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
     Args:
         rows: of `metrics.json`: `iteration` is the global step; `member` and `t` are the member and
             its own iteration (a row without them is of member 0, with t the global step).
+        burn_in: its end is marked, for each member where they alternate.
 
     Raises:
         MetricsError: no row has a loss.
@@ -138,6 +157,9 @@ def training_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
     for row_of_axes, (title, chosen) in zip(axes, panels.items(), strict=True):
         for axis, draw in zip(row_of_axes, columns.values(), strict=True):
             draw(axis, rows, chosen)
+            if burn_in is not None:
+                by_step = draw is _draw_by_step
+                mark_burn_in(axis, burn_in.global_steps if by_step else [burn_in.iterations])
             axis.set_ylabel(title)
             axis.grid(alpha=0.3)
             axis.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -150,7 +172,9 @@ def training_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
     return figure
 
 
-def episodes_figure(results: Results, *, metrics: Sequence[str] | None = None) -> Figure:
+def episodes_figure(
+    results: Results, *, metrics: Sequence[str] | None = None, burn_in: BurnIn | None = None
+) -> Figure:
     """Figures after each episode: members before averaging as dots, averages as lines.
 
     Episodes and members are counted from 1.
@@ -158,6 +182,7 @@ def episodes_figure(results: Results, *, metrics: Sequence[str] | None = None) -
     Args:
         results: of one run.
         metrics: which figures, in percent, one panel each; None takes every AP and AP50.
+        burn_in: its end is marked.
 
     Raises:
         MetricsError: the run has no evaluation, or none with one of the figures.
@@ -185,6 +210,8 @@ def episodes_figure(results: Results, *, metrics: Sequence[str] | None = None) -
         axis.set_ylabel(f"{metric} (%)")
         axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axis.set_xlim(0.5, max(x.episode for x in results.evaluations) + 1.5)
+        if burn_in is not None and burn_in.episodes > 0.5:
+            mark_burn_in(axis, [burn_in.episodes])
         axis.grid(alpha=0.3)
         axis.legend()
     members, episodes = results.imwa["members"], results.imwa["episodes"]
@@ -195,12 +222,15 @@ def episodes_figure(results: Results, *, metrics: Sequence[str] | None = None) -
     return figure
 
 
-def course_figure(results: Results, *, metrics: Sequence[str] | None = None) -> Figure:
+def course_figure(
+    results: Results, *, metrics: Sequence[str] | None = None, burn_in: BurnIn | None = None
+) -> Figure:
     """Figures over a member's own iterations: a line for each member, a marker for each average.
 
     Args:
         results: of one run that was evaluated inside episodes.
         metrics: which figures, in percent, one panel each; None takes every AP and AP50.
+        burn_in: its end is marked.
     """
     metrics = main_metrics([results]) if metrics is None else metrics
     size = (8, 2.8 * len(metrics))
@@ -220,6 +250,8 @@ def course_figure(results: Results, *, metrics: Sequence[str] | None = None) -> 
             _draw_course(
                 axis, averages, metric, color=color(number), ls="", marker=shape, label=label
             )
+        if burn_in is not None:
+            mark_burn_in(axis, [burn_in.iterations])
         axis.set_ylabel(f"{metric} (%)")
         axis.grid(alpha=0.3)
         axis.legend(fontsize="small")
@@ -279,7 +311,10 @@ def _draw_by_step(axis: Axes, rows: Sequence[Mapping[str, Any]], names: Sequence
 
 
 def _draw_by_member(axis: Axes, rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> None:
-    """A dash for each member; a color for each name or, if there is one name, for each member."""
+    """A dash for each member; a color for each name or, if there is one name, for each member.
+
+    The legend explains both.
+    """
     members = sorted({row.get("member", 0) for row in rows})
     for i, member in enumerate(members):
         member_rows = [row for row in rows if row.get("member", 0) == member]
@@ -287,6 +322,9 @@ def _draw_by_member(axis: Axes, rows: Sequence[Mapping[str, Any]], names: Sequen
             steps, values = _column(member_rows, name, "t")
             which = i if len(names) == 1 else number
             axis.plot(steps, values, color=color(which), ls=dash(i), lw=1)
+    if len(names) > 1:
+        for number, name in enumerate(names):
+            axis.plot([], [], color=color(number), lw=1, label=name)
     for i, member in enumerate(members):
         line_color = color(i) if len(names) == 1 else "black"
         axis.plot([], [], color=line_color, ls=dash(i), lw=1, label=f"member {member + 1}")

@@ -60,6 +60,7 @@ def test_a_run_leaves_results_models_and_curves_that_agree(config):
         for model in ("student", "teacher")
     ]
     assert stages == expected
+    assert results.burn_in == 1
     assert run.evaluate(cfg) == pytest.approx(results.headline().metrics, nan_ok=True)
     apart = [row for row in rows(cfg) if "imwa/distance-student" in row]
     assert [(row["iteration"], row["imwa/distance-teacher"] > 0) for row in apart] == [

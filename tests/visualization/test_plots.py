@@ -1,17 +1,21 @@
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from ssod_imwa.averaging.episodes import EpisodeSchedule
-from ssod_imwa.runs.results import Evaluation, Results
+from ssod_imwa.runs.burn_in import BurnIn
+from ssod_imwa.runs.results import Evaluation, Results, write_results
 from ssod_imwa.visualization.plots import (
     MetricsError,
     classes_figure,
     course_figure,
     episodes_figure,
     read_metrics,
+    run_figures,
+    save_figures,
     training_figure,
 )
 
@@ -219,3 +223,56 @@ def test_the_course_has_a_line_for_each_member_and_a_marker_for_averages():
     lines = {line.get_label(): line.get_xydata().tolist() for line in axis.lines}
     assert lines["student, member 2"] == [[1, 1], [2, 11], [3, 21]]
     assert lines["student, average"] == [[3, 25]]
+
+
+def marks(axis):
+    """Where an axis has the vertical lines of burn-in's end."""
+    return [
+        float(x.get_xdata()[0])
+        for x in axis.get_lines()
+        if len(x.get_xdata()) == 2 and x.get_xdata()[0] == x.get_xdata()[1]
+    ]
+
+
+def legend(axis):
+    return [text.get_text() for text in axis.get_legend().get_texts()]
+
+
+def test_the_end_of_burn_in_is_marked_on_every_clock():
+    schedule = EpisodeSchedule(12, episodes=3, members=2)
+    end = BurnIn.of(schedule, 6)
+    training = training_figure(rows(), burn_in=end)
+    for left, right in zip(training.axes[::2], training.axes[1::2], strict=True):
+        # Each member's seventh step, after so many of all members.
+        assert (marks(left), marks(right)) == ([10, 14], [6])
+        assert legend(left).count("end of burn-in") == legend(right).count("end of burn-in") == 1
+    episodes = episodes_figure(results(evaluations()), burn_in=end)
+    assert [marks(axis) for axis in episodes.axes] == [[1.5]] * len(episodes.axes)
+    inside = [Evaluation("student", "running", 0, 0, {"AP": 1.0}, 2, 2)]
+    assert marks(course_figure(results([*evaluations(), *inside]), burn_in=end).axes[0]) == [6]
+    assert not marks(training_figure(rows()).axes[0])
+
+
+def test_each_column_explains_its_own_colors_and_dashes():
+    panels = {a.get_ylabel(): a for a in training_figure(rows()).axes[1::2]}
+    assert legend(panels["losses"]) == ["loss_box_reg", "loss_cls", "member 1", "member 2"]
+    drawn = {x.get_color() for x in panels["losses"].get_lines() if len(x.get_xdata())}
+    explained = {x.get_color() for x in panels["losses"].get_lines()[-4:-2]}
+    assert drawn == explained
+    assert legend(panels["total loss"]) == ["member 1", "member 2"]
+
+
+def test_figures_carry_the_runs_name(tmp_path):
+    folder = tmp_path / "run_$1$_x"
+    folder.mkdir()
+    (folder / "metrics.json").write_text("\n".join(map(json.dumps, rows())))
+    write_results(folder / "results.json", replace(results(evaluations()), burn_in=6))
+    figures = run_figures(folder)
+    assert set(figures) == {"training.png", "episodes.png"}
+    titles = [figure.get_suptitle().split("\n") for figure in figures.values()]
+    assert titles == [
+        ["run_$1$_x"],
+        ["run_$1$_x", "unbiased_teacher on digits, M = 2, E = 3, T = 12, seed 1"],
+    ]
+    assert marks(figures["training.png"].axes[0]) == [10, 14]
+    save_figures(figures, tmp_path)

@@ -1,0 +1,46 @@
+"""Where a run's burn-in ends, on each of the clocks that figures go by."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ssod_imwa.averaging.episodes import EpisodeSchedule
+from ssod_imwa.runs.results import Results
+
+
+@dataclass(frozen=True)
+class BurnIn:
+    """The end of burn-in.
+
+    Attributes:
+        iterations: B, own iterations of a member until then.
+        global_steps: for each member, steps of the whole run until then.
+        episodes: episodes until then, with a fraction.
+
+    Example:
+        >>> BurnIn.of(EpisodeSchedule(8, episodes=2, members=2), 6)
+        BurnIn(iterations=6, global_steps=(10, 14), episodes=1.5)
+    """
+
+    iterations: int
+    global_steps: tuple[int, ...]
+    episodes: float
+
+    @classmethod
+    def of(cls, schedule: EpisodeSchedule, iterations: int) -> BurnIn:
+        """The end of burn-in in a schedule that goes on after it."""
+        steps = [schedule.global_step(member, iterations) for member in range(schedule.members)]
+        episode = schedule.position(steps[0]).episode
+        first, end = schedule.bounds(episode)
+        return cls(iterations, tuple(steps), episode + (iterations - first) / (end - first))
+
+
+def burn_in_of(results: Results) -> BurnIn | None:
+    """That of a run; None if it has none, or ends in it."""
+    if not 0 < results.burn_in < results.iterations:
+        return None
+    imwa = results.imwa
+    schedule = EpisodeSchedule(
+        results.iterations, episodes=imwa["episodes"], members=imwa["members"]
+    )
+    return BurnIn.of(schedule, results.burn_in)
