@@ -151,7 +151,7 @@ def training_figure(rows: Sequence[Mapping[str, Any]], *, burn_in: BurnIn | None
             "global step (optimizer steps of all members)": _draw_by_step,
             "own iteration t (optimizer steps of one member)": _draw_by_member,
         }
-    size = (1 + 5.5 * len(columns), 2.8 * len(panels))
+    size = (1 + 7 * len(columns), 2.8 * len(panels))
     figure = Figure(figsize=size, layout="constrained", dpi=DPI)
     axes = figure.subplots(len(panels), len(columns), squeeze=False, sharex="col")
     for row_of_axes, (title, chosen) in zip(axes, panels.items(), strict=True):
@@ -163,7 +163,8 @@ def training_figure(rows: Sequence[Mapping[str, Any]], *, burn_in: BurnIn | None
             axis.set_ylabel(title)
             axis.grid(alpha=0.3)
             axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-            axis.legend(fontsize="small")
+            # Beside the panel: up to eight entries would hide the curves.
+            axis.legend(fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5))
             if title == "learning rate":
                 # From 0, else the last of a warm-up fills the panel.
                 axis.set_ylim(0, 1.05 * max(row.get("lr", 0) for row in rows) or 1)
