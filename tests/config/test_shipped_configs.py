@@ -46,6 +46,10 @@ OTHERS = [
     ("cifar10_lt_semi/abc_daso", "cifar10_lt_semi/n1500", "cifar10_lt_semi/ratio150"),
     ("cifar10_lt_semi/darp_la", "cifar10_lt_semi/real_images"),
     ("digit_images_semi/daso", "digit_images_semi/imwa"),
+    ("cifar100_lt_semi/daso", "cifar100_lt_semi/n150", "cifar100_lt_semi/ratio20"),
+    ("cifar100_lt_semi/acr_wide", "cifar10_lt_semi/reversed"),
+    ("stl10_lt_semi/daso", "stl10_lt_semi/n450", "stl10_lt_semi/ratio20"),
+    ("imagenet127/acr", "imagenet127/size64", "averaging/imwa"),
 ]
 
 
