@@ -47,7 +47,7 @@ class SoftTeacherOptions(Options):
         low=0,
         iterations=True,
     )
-    ema_decay: float = option(0.999, "a, decay of the teacher", low=0, high=1)
+    ema_decay: float = option(0.999, "a, decay of the teacher", low=0, high=1, decay=True)
     ema_warmup: bool = option(
         True,
         "begin with the mean of all students so far: the decay is min(a, 1 - 1 / (t + 2)) after "
