@@ -14,6 +14,7 @@ from ssod_imwa.classification.data.imbalance import ImbalanceOptions, SelectionO
 from ssod_imwa.classification.data.splits import (
     impose_imbalance,
     join_unlabeled,
+    labeled_among,
     split_off_unlabeled,
     with_labeled,
 )
@@ -71,7 +72,9 @@ def build_data(cfg: CfgNode) -> ClassificationData:
     if "UNLABELED" not in cfg.CLS:
         return ClassificationData(train, None, tests, train.counts)
     _check_every_class(train)
-    unlabeled = _load_unlabeled(cfg, train) if sets.TRAIN_UNLABELED else _left_unlabeled(cfg, whole)
+    unlabeled = (
+        _load_unlabeled(cfg, train) if sets.TRAIN_UNLABELED else _left_unlabeled(cfg, whole, train)
+    )
     images = cfg.SOLVER.IMS_PER_BATCH_UNLABELED
     if len(unlabeled) < images:
         logger.warning(
@@ -128,7 +131,9 @@ def _thinning(cfg: CfgNode) -> tuple[ImbalanceOptions, SelectionOptions]:
     return imbalance, selection
 
 
-def _left_unlabeled(cfg: CfgNode, whole: ClassificationDataset) -> ClassificationDataset:
+def _left_unlabeled(
+    cfg: CfgNode, whole: ClassificationDataset, train: ClassificationDataset
+) -> ClassificationDataset:
     """The images of TRAIN that lose their labels."""
     options = read_options(UnlabeledOptions, cfg.CLS.UNLABELED)
     unlabeled = split_off_unlabeled(whole, *_thinning(cfg), options)
@@ -137,6 +142,17 @@ def _left_unlabeled(cfg: CfgNode, whole: ClassificationDataset) -> Classificatio
             f"no image of {whole.name} is unlabeled (lower CLS.IMBALANCE.MAXIMUM or PERCENT, or "
             "name a data set in DATASETS.TRAIN_UNLABELED)"
         )
+    if options.membership == "disjoint":
+        # Published sets hold some images twice, so this is no reason to stop.
+        twice = int(labeled_among(unlabeled, train).sum())
+        if twice:
+            logger.warning(
+                "%s: %d of %d unlabeled images are the same as labeled ones: the set holds them "
+                "more than once",
+                whole.name,
+                twice,
+                len(unlabeled),
+            )
     return unlabeled
 
 

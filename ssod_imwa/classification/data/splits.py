@@ -26,6 +26,7 @@ from ssod_imwa.classification.data.unlabeled import (
     choose_unlabeled,
     unlabeled_counts,
 )
+from ssod_imwa.data.text_files import name_bytes
 from ssod_imwa.errors import DataError
 
 
@@ -171,7 +172,7 @@ def labeled_among(unlabeled: ClassificationDataset, labeled: ClassificationDatas
 
 def _digests(dataset: ClassificationDataset) -> list[bytes]:
     if dataset.images is None:
-        return [file.encode() for file in dataset.files]
+        return [name_bytes(file) for file in dataset.files]
     pixels = dataset.images.flatten(1).numpy()
     return [hashlib.blake2b(image, digest_size=16).digest() for image in pixels]
 

@@ -194,6 +194,22 @@ def test_the_same_image_in_both_sets_is_allowed_or_refused_by_recipe(config):
     build_data(config({**changes, "CLS.UNLABELED.MEMBERSHIP": "joint"}))
 
 
+def test_a_set_that_holds_images_twice_says_so(config, monkeypatch, caplog):
+    digits = load_digit_images("train")
+    doubled = digits.subset([*range(len(digits))] * 2)
+    monkeypatch.setitem(catalog._LOADERS, "doubled", lambda root: doubled)
+    settings = {"DATASETS.TRAIN": ["doubled"], "CLS.IMBALANCE.PERCENT": 50}
+    settings["CLS.IMBALANCE.SPLIT"] = "first"  # each class's first half is equal to its second
+    with caplog.at_level(logging.WARNING):
+        build_data(config(settings))
+    expected = f"{len(digits)} of {len(digits)} unlabeled images are the same as labeled ones"
+    assert expected in caplog.text
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        build_data(config())
+    assert "the same as labeled ones" not in caplog.text
+
+
 def test_an_empty_unlabeled_set_is_refused_and_a_tiny_one_said(config, folders, caplog, tmp_path):
     (tmp_path / "none").mkdir()
     message = problem_of(config(own(**{"DATASETS.TRAIN_UNLABELED": ["folder:none"]})))
