@@ -45,7 +45,7 @@ class ModelOptions(Options):
     weights: str = option(
         "",
         'initial weights: "" (random), "imagenet" (torchvision\'s), a run\'s folder, or a file of '
-        'a run, or of another program with a state dict of this network, or package:NAME, those of "
+        "a run, or of another program with a state dict of this network, or package:NAME, those of "
         "a Python package for timm's network (docs/backbones.md)",
         free=True,
     )
