@@ -196,7 +196,7 @@ def image_fingerprint(dataset: ClassificationDataset) -> str:
     """
     digest = hashlib.sha256(dataset.labels.numpy().tobytes())
     if dataset.images is not None:
-        digest.update(dataset.images.contiguous().numpy())  # not copied: may be gigabytes
+        digest.update(dataset.images.contiguous().numpy().data)  # no copy: it may be gigabytes
     for file in dataset.files:  # without the root, which may move
         digest.update(name_bytes("/".join(Path(file).parts[-2:])))
     return f"{len(dataset)}:{digest.hexdigest()}"
