@@ -28,7 +28,7 @@ from ssod_imwa.analysis.predicting import (
 from ssod_imwa.analysis.prediction_files import common_folder, write_classes, write_detections
 from ssod_imwa.cli import log_to_stderr, require_absent, run_main
 from ssod_imwa.errors import DataError
-from ssod_imwa.runs.trained import read_trained
+from ssod_imwa.runs.trained import read_shipped
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +38,10 @@ def parse_arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "model", type=Path, metavar="RUN_DIR|CHECKPOINT", help="a finished run, or its model file"
+        "model",
+        type=Path,
+        metavar="RUN_DIR|FILE",
+        help="a finished run, its model file, or what tools/export.py wrote",
     )
     parser.add_argument(
         "images", nargs="+", metavar="IMAGE|FOLDER", help="files, or folders with all below them"
@@ -73,7 +76,7 @@ def main() -> None:
     arguments = parse_arguments()
     log_to_stderr()
     require_absent(arguments.output)
-    trained = read_trained(arguments.model)
+    trained = read_shipped(arguments.model)
     trained.require_asked(arguments.asked, reads_data=False)
     paths = find_images(arguments.images)
     predictor = open_predictor(trained, device=arguments.device, threshold=arguments.threshold)

@@ -27,12 +27,18 @@ def trained_classifier(cfg: CfgNode, file: ModelFile) -> nn.Module:
     Raises:
         WeightsError: the weights are not those of the run's configuration.
     """
-    state = build.deployed_state(file.weights)
-    model = build.build_model(cfg, build.number_of_classes(state), weights="")
+    model = build.build_model(cfg, _number_of_classes(file), weights="")
     build.load_weights(model, str(file.path))
     if isinstance(model, Experts) and model.num_experts == 1:
         model = model.experts[0]  # a whole classifier
     return model.eval()
+
+
+def _number_of_classes(file: ModelFile) -> int:
+    """C, by the weights themselves or, where they have a library's names, by the classes'."""
+    if len(file.models) == 1 and "model" in file.models:  # what `exported_content` is
+        return len(file.classes)
+    return build.number_of_classes(build.deployed_state(file.weights))
 
 
 def exported_content(model: nn.Module, cfg: CfgNode, classes: Sequence[str]) -> dict[str, Any]:
@@ -45,7 +51,8 @@ def exported_content(model: nn.Module, cfg: CfgNode, classes: Sequence[str]) -> 
 
     Returns:
         "model", its weights as copies on the CPU, under the names of the network's library if it
-        has one; "classes"; and "input" with "size", the edge of images in pixels, "mean" and "std".
+        has one; "classes"; "input" with "size", the edge of images in pixels, "mean" and "std"; and
+        "config", the run's.
     """
     state = exported_state(model) if _is_of_library(model) else model.state_dict()
     mean, std = (list(values) for values in build.statistics(cfg))
@@ -53,6 +60,7 @@ def exported_content(model: nn.Module, cfg: CfgNode, classes: Sequence[str]) -> 
         "model": {name: x.detach().cpu().clone() for name, x in state.items()},
         "classes": list(classes),
         "input": {"size": cfg.CLS.INPUT.SIZE, "mean": mean, "std": std},
+        "config": cfg.dump(),
     }
 
 

@@ -43,5 +43,5 @@ def _export_detector(trained: TrainedModels, output: Path) -> str:
         output,
         min_size=sizes.MIN_SIZE_TEST,
         max_size=sizes.MAX_SIZE_TEST,
-        classes=trained.classes,
+        about={"classes": list(trained.classes), "config": cfg.dump()},
     )

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from fvcore.common.config import CfgNode
 
+from ssod_imwa.engine.checkpoint.atomic import damage, load_checkpoint
 from ssod_imwa.engine.checkpoint.models import ModelFile, read_models
 from ssod_imwa.errors import UserError
 from ssod_imwa.runs.config import parse_config
@@ -66,6 +67,36 @@ def read_trained(source: str | Path) -> TrainedModels:
     return TrainedModels(
         **vars(file), config=config, modules=tuple(modules), lazy_config=_lazy_config(config)
     )
+
+
+def read_shipped(source: str | Path) -> TrainedModels:
+    """Read a finished run's models, as `read_trained`, or an exported model.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, or neither of the two.
+        ConfigError: the configuration in it is not one of this version.
+    """
+    path = Path(source)
+    content = None if path.is_dir() or damage(path) is not None else load_checkpoint(path)
+    if not isinstance(content, Mapping) or not {"model", "config"} <= content.keys():
+        return read_trained(source)
+    config = parse_config(content["config"], f"configuration in {path}").clone()
+    config.defrost()
+    config.MODEL.WEIGHTS, config.DATASETS.IMPORT = "", []
+    if config.TASK == "detection" and config.MODEL.TOOLKIT == "torchvision":
+        _take_rgb(config)  # as exports do, whatever the run's detector took
+    models = {"model": content["model"]}
+    return TrainedModels(
+        path, models, "model", dict(content), config, lazy_config=_lazy_config(config)
+    )
+
+
+def _take_rgb(config: CfgNode) -> None:
+    """Describe the same detector with the inputs of its first convolution turned around."""
+    if config.INPUT.FORMAT == "BGR":
+        config.INPUT.FORMAT = "RGB"
+        for name in ("PIXEL_MEAN", "PIXEL_STD"):  # in the order of the channels
+            config.MODEL[name] = config.MODEL[name][::-1]
 
 
 def _lazy_config(cfg: CfgNode) -> str:

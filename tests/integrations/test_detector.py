@@ -22,6 +22,7 @@ from ssod_imwa.runs.config import load_config
 pytestmark = [pytest.mark.detectron2, pytest.mark.usefixtures("project")]
 
 CLASSES = 3
+ABOUT = {"classes": ["a", "b", "c"]}
 FASTER_RCNN = "COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml"
 DENSE = ("COCO-Detection/retinanet_R_50_FPN_1x.yaml", "COCO-Detection/fcos_R_50_FPN_1x.py")
 SMALL = {
@@ -453,9 +454,9 @@ def test_an_exported_detector_is_loaded_by_detectron2_alone(tmp_path, monkeypatc
         detector.model.roi_heads.box_predictor.cls_score.weight.normal_(std=0.3)
     monkeypatch.chdir(tmp_path)
     file = Path("detector.pth")
-    code = detector.export(file, min_size=64, max_size=96, classes=("a", "b", "c"))
+    code = detector.export(file, min_size=64, max_size=96, about=ABOUT)
     with pytest.raises(UserError, match=r"detector.yaml is there already"):
-        detector.export(file, min_size=64, max_size=96)
+        detector.export(file, min_size=64, max_size=96, about=ABOUT)
 
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
@@ -475,7 +476,9 @@ def test_an_exported_configuration_is_of_no_machine(tmp_path, monkeypatch):
     from detectron2.config import get_cfg
 
     monkeypatch.chdir(tmp_path)
-    build_detector(config(), CLASSES).export(Path("detector.pth"), min_size=64, max_size=96)
+    build_detector(config(), CLASSES).export(
+        Path("detector.pth"), min_size=64, max_size=96, about=ABOUT
+    )
     settings = yaml.safe_load((tmp_path / "detector.yaml").read_text())
     assert "DEVICE" not in settings["MODEL"]
     assert settings["MODEL"]["WEIGHTS"] == str(tmp_path / "detector.pth")
@@ -487,7 +490,7 @@ def test_an_exported_configuration_is_of_no_machine(tmp_path, monkeypatch):
 def test_an_exported_lazy_detector_is_loaded_by_detectron2_alone(tmp_path, monkeypatch):
     detector = build_detector(config(detector=DENSE[1]), CLASSES)
     monkeypatch.chdir(tmp_path)
-    code = detector.export(Path("detector.pth"), min_size=64, max_size=96, classes=("a", "b", "c"))
+    code = detector.export(Path("detector.pth"), min_size=64, max_size=96, about=ABOUT)
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     names = {}

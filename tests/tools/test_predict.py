@@ -169,6 +169,37 @@ def test_a_classifier_writes_probabilities(predict, tmp_path, photos, experts):
     assert "3 images" in said
 
 
+@pytest.mark.parametrize("pixels", ["RGB", "BGR"])
+def test_an_exported_detector_finds_the_same(call, predict, photos, tmp_path, pixels):
+    cfg = load_config(overrides=overrides({**SMALL_DETECTOR, "INPUT.FORMAT": pixels}))
+    run = write_run(tmp_path / "run", cfg, build_detector(cfg, 2), ["dark", "bright"])
+    assert call("export", run, "--output", tmp_path / "exported.pth")[0] == 0
+    tables = []
+    for model in (run, tmp_path / "exported.pth"):
+        out = tmp_path / f"of_{model.name}"
+        status, _, error = predict(model, photos, "--output", out, "--threshold", "0.2")
+        assert status == 0, error
+        tables.append((out / "detections.csv").read_text())
+    assert tables[0] == tables[1]
+    assert len(tables[0].splitlines()) > 1
+
+
+@pytest.mark.parametrize("name", ["cifar_resnet20", "resnet18"])
+def test_an_exported_classifier_says_the_same(call, predict, photos, tmp_path, name):
+    settings = {"TASK": "classification", "CLS.MODEL.NAME": name, "CLS.INPUT.SIZE": 32}
+    cfg = load_config(overrides=overrides({**settings, "DATASETS.TRAIN": ["folder:x"]}))
+    model = build_model(cfg, 3, weights="").eval()
+    run = write_run(tmp_path / "run", cfg, model, ["x", "y", "z"])
+    assert call("export", run, "--output", tmp_path / "exported.pth")[0] == 0
+    tables = []
+    for source in (run, tmp_path / "exported.pth"):
+        out = tmp_path / f"of_{source.name}"
+        status, _, error = predict(source, photos, "--output", out)
+        assert status == 0, error
+        tables.append((out / "classes.csv").read_text())
+    assert tables[0] == tables[1]
+
+
 def test_mistakes_are_one_line_and_nothing_is_overwritten(predict, detector_run, photos, tmp_path):
     full = tmp_path / "full"
     full.mkdir()

@@ -13,7 +13,7 @@ from torch import nn
 from ssod_imwa.classification.models.base import ImageClassifier
 from ssod_imwa.classification.models.experts import Experts
 from ssod_imwa.classification.models.heads import ScaledClassifier
-from ssod_imwa.engine.checkpoint.atomic import digest_path
+from ssod_imwa.engine.checkpoint.atomic import damage, digest_path
 from ssod_imwa.engine.checkpoint.foreign import check_related, plain_state, read_content
 from ssod_imwa.errors import WeightsError
 
@@ -79,11 +79,11 @@ def foreign_state(model: nn.Module, source: str) -> dict[str, torch.Tensor] | No
         WeightsError: the file holds something else, or several models.
     """
     path = Path(source)
-    if not path.is_file() or digest_path(path).is_file():
-        return None
+    if not path.is_file() or (digest_path(path).is_file() and damage(path) is not None):
+        return None  # whoever reads runs says what is wrong
     content = read_content(path)
-    if isinstance(content, Mapping) and "inference_model" in content:
-        return None  # of a run, without its digest
+    if isinstance(content, Mapping) and {"inference_model", "iteration"} & content.keys():
+        return None  # of a run
     state = plain_state(content, source)
     return renamed_from_library(model, state) if isinstance(model, ImageClassifier) else state
 

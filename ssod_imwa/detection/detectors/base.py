@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -150,16 +150,15 @@ class Detector(nn.Module, ABC):
         if weights:
             load_strictly(self, read_state(weights), weights)
 
-    def export(
-        self, path: Path, *, min_size: int, max_size: int, classes: Sequence[str] = ()
-    ) -> str:
+    def export(self, path: Path, *, min_size: int, max_size: int, about: Mapping[str, Any]) -> str:
         """Write the weights for programs that do not have this package.
 
         Args:
             path: file to write; a second one may be written beside it.
             min_size: edge length in pixels to which those programs resize the shorter edge.
             max_size: bound on the longer edge.
-            classes: names in label order.
+            about: what else the file is to hold: "classes", names in label order, which the lines
+                read, and "config".
 
         Returns:
             Python lines that load the file.

@@ -172,18 +172,16 @@ class Detectron2Detector(Detector):
         complete = state.keys() == self.model.state_dict().keys()
         return {f"model.{name}": x for name, x in state.items()} if complete else None
 
-    def export(
-        self, path: Path, *, min_size: int, max_size: int, classes: Sequence[str] = ()
-    ) -> str:
+    def export(self, path: Path, *, min_size: int, max_size: int, about: Mapping[str, Any]) -> str:
         """Write a checkpoint and, unless a LazyConfig is it, a configuration beside it (.yaml)."""
         if self.source is None:
             raise UserError(f"{self.name} cannot be exported (it was made without a source)")
         state = self.model.state_dict()
         if isinstance(self.source, str):
-            write_exported(path, state, min_size=min_size, max_size=max_size, classes=classes)
+            write_exported(path, state, min_size=min_size, max_size=max_size, about=about)
             return lazy_loading_code(self.source, self.num_classes, path)
         return export_model(
-            state, self.source, path, min_size=min_size, max_size=max_size, classes=classes
+            state, self.source, path, min_size=min_size, max_size=max_size, about=about
         )
 
 

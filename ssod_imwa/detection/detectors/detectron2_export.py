@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ def export_model(
     *,
     min_size: int,
     max_size: int,
-    classes: Sequence[str],
+    about: Mapping[str, Any],
 ) -> str:
     """Write a checkpoint and, beside it, a configuration of the same name with .yaml.
 
@@ -32,7 +32,7 @@ def export_model(
         path: of the checkpoint.
         min_size: edge length in pixels to which images are resized.
         max_size: bound on the longer edge.
-        classes: names in label order.
+        about: what else the file is to hold, see `Detector.export`.
 
     Returns:
         Python lines that load them with nothing but detectron2.
@@ -43,7 +43,7 @@ def export_model(
     settings = path.with_suffix(".yaml")
     if settings.exists():
         raise UserError(f"{settings} is there already (remove it, or choose another name)")
-    write_exported(path, state, min_size=min_size, max_size=max_size, classes=classes)
+    write_exported(path, state, min_size=min_size, max_size=max_size, about=about)
     stock = stock.clone()
     stock.INPUT.MIN_SIZE_TEST, stock.INPUT.MAX_SIZE_TEST = min_size, max_size
     # detectron2 takes relative paths from the working directory, not from the configuration's.

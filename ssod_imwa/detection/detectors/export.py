@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -66,21 +67,21 @@ def write_exported(
     *,
     min_size: int,
     max_size: int,
-    classes: Sequence[str],
+    about: Mapping[str, Any],
 ) -> None:
     """Write a state dict with what else a program has to know of a detector.
 
     Args:
-        path: file to write: "model", "classes", and "input" with the next two.
+        path: file to write: "model", and "input" with the next two.
         state: under the names of who is to load it.
         min_size: edge length in pixels to which the shorter edge is resized.
         max_size: bound on the longer edge.
-        classes: names in label order.
+        about: what else the file is to hold, see `Detector.export`.
     """
     content = {
         "model": {name: x.detach().cpu().clone() for name, x in state.items()},
-        "classes": list(classes),
         "input": {"min_size": min_size, "max_size": max_size},
+        **about,
     }
     write_checkpoint(path, content)
 

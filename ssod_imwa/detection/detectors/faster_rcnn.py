@@ -8,9 +8,10 @@ classification loss, and the heads' initial weights.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from torchvision.ops import clip_boxes_to_image
@@ -76,13 +77,11 @@ class TorchvisionFasterRCNN(TorchvisionDetector):
     def parts(self, images: Sequence[torch.Tensor]) -> FasterRCNNParts:
         return FasterRCNNParts(self, images)
 
-    def export(
-        self, path: Path, *, min_size: int, max_size: int, classes: Sequence[str] = ()
-    ) -> str:
+    def export(self, path: Path, *, min_size: int, max_size: int, about: Mapping[str, Any]) -> str:
         """Write one state dict, which plain torchvision loads."""
         swap = self.options.image.format == "BGR"
         state = exported_state(self.state_dict(), swap_input=swap)
-        write_exported(path, state, min_size=min_size, max_size=max_size, classes=classes)
+        write_exported(path, state, min_size=min_size, max_size=max_size, about=about)
         return loading_code(
             self.options, self.num_classes, str(path), min_size=min_size, max_size=max_size
         )

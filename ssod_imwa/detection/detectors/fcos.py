@@ -8,9 +8,10 @@ positive locations of all ranks, candidates by class probability.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -121,9 +122,7 @@ class TorchvisionFCOS(TorchvisionDetector):
     def parts(self, images: Sequence[torch.Tensor]) -> FCOSParts:
         return FCOSParts(self, images)
 
-    def export(
-        self, path: Path, *, min_size: int, max_size: int, classes: Sequence[str] = ()
-    ) -> str:
+    def export(self, path: Path, *, min_size: int, max_size: int, about: Mapping[str, Any]) -> str:
         """Write a state dict that plain torchvision loads; the scales are in the printed lines.
 
         Raises:
@@ -138,7 +137,7 @@ class TorchvisionFCOS(TorchvisionDetector):
         swap = self.options.image.format == "BGR"
         state = exported_state(self.state_dict(), swap_input=swap)
         del state["head.regression_head.scales"]
-        write_exported(path, state, min_size=min_size, max_size=max_size, classes=classes)
+        write_exported(path, state, min_size=min_size, max_size=max_size, about=about)
         return fcos_loading_code(
             self.options,
             self.num_classes,

@@ -7,9 +7,10 @@ positive anchors of the batch on all ranks, not image by image.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -108,13 +109,11 @@ class TorchvisionRetinaNet(TorchvisionDetector):
     def parts(self, images: Sequence[torch.Tensor]) -> RetinaNetParts:
         return RetinaNetParts(self, images)
 
-    def export(
-        self, path: Path, *, min_size: int, max_size: int, classes: Sequence[str] = ()
-    ) -> str:
+    def export(self, path: Path, *, min_size: int, max_size: int, about: Mapping[str, Any]) -> str:
         """Write one state dict, which plain torchvision loads."""
         swap = self.options.image.format == "BGR"
         state = exported_state(self.state_dict(), swap_input=swap)
-        write_exported(path, state, min_size=min_size, max_size=max_size, classes=classes)
+        write_exported(path, state, min_size=min_size, max_size=max_size, about=about)
         return retinanet_loading_code(
             self.options, self.num_classes, str(path), min_size=min_size, max_size=max_size
         )

@@ -283,7 +283,7 @@ def test_the_printed_lines_make_a_torchvision_model_with_equal_detections(tmp_pa
     names = {}
     classes = ["a", "b", "c"]
     file = tmp_path / "exported.pth"
-    exec(detector.export(file, min_size=96, max_size=128, classes=classes), names)
+    exec(detector.export(file, min_size=96, max_size=128, about={"classes": classes}), names)
     assert names["classes"] == classes  # labels count from 0
     assert names["input_size"] == {"min_size": 96, "max_size": 128}
     model = names["model"]
@@ -304,7 +304,7 @@ def test_a_scale_below_0_cannot_be_exported(tmp_path):
     with torch.no_grad():
         detector.head.regression_head.scales[2] = -0.5
     with pytest.raises(UserError, match="the scale of a level is not positive"):
-        detector.export(tmp_path / "x.pth", min_size=96, max_size=128)
+        detector.export(tmp_path / "x.pth", min_size=96, max_size=128, about={})
     assert not (tmp_path / "x.pth").exists()
 
 

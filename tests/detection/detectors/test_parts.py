@@ -316,7 +316,7 @@ def test_a_detector_of_any_class_is_filled_and_not_exported(tmp_path):
     with pytest.raises(WeightsError, match="no such file"):
         detector.load_weights(str(tmp_path / "y.pth"))
     with pytest.raises(UserError, match="ToyDense cannot be exported"):
-        detector.export(tmp_path / "z.pth", min_size=8, max_size=8)
+        detector.export(tmp_path / "z.pth", min_size=8, max_size=8, about={})
 
 
 def gradients_of(rank, parallel):
