@@ -78,3 +78,11 @@ def test_numbers_out_of_range_are_refused():
         BatchedRandAugment(0)
     with pytest.raises(ValueError, match="cutout = -1 is not allowed"):
         BatchedRandAugment(8, cutout=-1)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_makes_the_same_pixels():
+    images = images_of(600, 32)
+    numbers = torch.from_numpy(np.random.default_rng(1).random((600, NUMBERS)))
+    augment = BatchedRandAugment(32)
+    assert augment(images.cuda(), numbers).cpu().equal(augment(images, numbers))

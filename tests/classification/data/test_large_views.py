@@ -9,11 +9,12 @@ from torchvision.transforms import functional as F
 
 from ssod_imwa.classification.data.augmentation import IMAGENET_STATISTICS, INATURALIST_STATISTICS
 from ssod_imwa.classification.data.large_views import large_view
+from ssod_imwa.classification.data.randaugment import NUMBERS, randaugment
 from ssod_imwa.engine.seeding import seed_everything
 
 STACKS = ["randclsstack", "bcl_randclsstack"]
-NAMES = ["test", "standard", "mae", "randcls", *STACKS, "sim", "bcl_sim", "livt"]
-RANDOM = NAMES[1:]
+RANDOM = ["standard", "mae", "randcls", *STACKS, "sim", "bcl_sim", "livt", "weak", "randaugment"]
+NAMES = ["test", *RANDOM]
 
 
 def photo(height=60, width=80):
@@ -171,7 +172,7 @@ def test_nothing_is_mirrored_if_flips_are_off(name):
         difference = found[..., :12].mean((1, 2, 3)) - found[..., 12:].mean((1, 2, 3))
         counts.append(int((difference < -0.05).sum()))
     # RandAugment may invert, solarize or move what is bright.
-    may_move = 20 if name in ("randcls", *STACKS, "livt") else 0
+    may_move = 20 if name in ("randcls", *STACKS, "livt", "randaugment") else 0
     assert counts[0] <= may_move
     assert counts[1] == 0 if name == "test" else counts[1] > counts[0] + 5
 
@@ -206,3 +207,34 @@ def test_views_that_do_not_exist_are_refused():
         large_view("plain", jitter=True)
     with pytest.raises(ValueError, match="size = 0 is not allowed"):
         large_view("test", size=0, jitter=True)
+
+
+def test_weak_views_are_windows_of_the_reflected_image():
+    image = photo(32, 32)
+    view = large_view("weak", size=32, jitter=True, padding=4)
+    padded = np.pad(image.numpy(), ((0, 0), (4, 4), (4, 4)), mode="reflect")
+    windows = {
+        turned[:, top : top + 32, left : left + 32].tobytes()
+        for turned in (padded, padded[:, :, ::-1])
+        for top in range(9)
+        for left in range(9)
+    }
+    drawn = set()
+    for seed in range(60):
+        pixels = (255 * denormalized(seeded(view, image, seed))).round().byte().numpy().tobytes()
+        assert pixels in windows
+        drawn.add(pixels)
+    assert len(drawn) > 30  # of 162
+
+
+def test_randaugment_is_pillows_of_the_global_generators_numbers():
+    image = photo(32, 32)
+    # Without padding and mirroring nothing else is drawn.
+    view = large_view("randaugment", size=32, jitter=True, padding=0, flip=False, cutout=8)
+    for seed in range(40):
+        with torch.random.fork_rng():
+            seed_everything(seed)
+            numbers = torch.rand(NUMBERS, dtype=torch.float64).tolist()
+        expected = randaugment(F.to_pil_image(image), numbers, cutout=8)
+        pixels = (255 * denormalized(seeded(view, image, seed))).round().byte()
+        assert pixels.equal(F.pil_to_tensor(expected))
