@@ -73,6 +73,13 @@ def run(package, tool, *arguments):
     return done.returncode, done.stdout, done.stderr
 
 
+def test_the_page_shows_the_detection_method_that_the_package_has():
+    ((name, code),) = re.findall(
+        r"```python\n# (\S+)\n(.*?)```", section("A detection method"), re.DOTALL
+    )
+    assert code == (ROOT / name).read_text(), "copy the file into docs/add_a_method.md"
+
+
 def test_a_detection_method_is_added_by_two_files_and_trains_under_imwa(package, detection_config):
     before = take_away("A detection method", package)
     detector = ("--config-file", "configs/models/faster_rcnn_r18_fpn_small.yaml")
@@ -80,7 +87,7 @@ def test_a_detection_method_is_added_by_two_files_and_trains_under_imwa(package,
     assert status == 2
     assert "SSOD.ALGORITHM = 'mean_teacher' is not allowed" in err
     assert len(add("A detection method", package)) == TOUCHED["A detection method"]
-    # The page shows what the package has; lines of other methods may stand between its own.
+    # Lines of other methods may stand between its own.
     for name, text in before.items():
         assert sorted((package / name).read_text().splitlines()) == sorted(text.splitlines())
     cfg = detection_config()
