@@ -6,8 +6,11 @@ import math
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 from support import detector_options
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from torchvision.ops import box_iou, clip_boxes_to_image
 
 from ssod_imwa.data.batches import Batch, Part
@@ -613,6 +616,36 @@ def test_the_teacher_looks_at_as_many_proposals_as_training_or_as_evaluation(cho
     counts.clear()
     method.teacher.model.detect([view.image for view in real_batch()["unlabeled"].views["weak"]])
     assert [count for group in counts for count in group] == [4] * 3
+
+
+def gradients_of_rank(rank, parallel):
+    """Gradients of one rank's batch, alone or exchanged with the other rank."""
+    method = SoftTeacher(detector("FrozenBN"), SoftTeacherOptions(**EAGER))
+    if parallel:
+        method.parallel_student = DistributedDataParallel(method.student, broadcast_buffers=False)
+    torch.manual_seed(rank)
+    # Ranks may have other numbers of images: a drawn batch.
+    losses = method.losses(real_batch(((64, 64),) * (1 + rank)), 0)
+    sum(x for name, x in losses.items() if name.startswith("loss")).backward()
+    return {name: p.grad.clone() for name, p in method.student.named_parameters()}
+
+
+def compare_gradients(rank, folder):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    try:
+        exchanged = gradients_of_rank(rank, parallel=True)
+        alone = [gradients_of_rank(r, parallel=False) for r in range(2)]
+        for name, gradient in exchanged.items():
+            expected = (alone[0][name] + alone[1][name]) / 2
+            torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-6)
+    finally:
+        dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_the_ranks_gradients_are_averaged(tmp_path):
+    mp.start_processes(compare_gradients, (str(tmp_path),), nprocs=2, start_method="fork")
 
 
 @pytest.mark.parametrize(
