@@ -7,7 +7,7 @@ Examples:
   of any weights                %(prog)s --config-file FILE --weights model.pth --output pictures
   weak and strong views with labels and the teacher's pseudo-labels
                                 %(prog)s RUN_DIR --views
-  the views that a classifier is trained on, before it is trained
+  the views that a detector or classifier is trained on, before it is trained
                                 %(prog)s --config-file FILE --views --output pictures
 
 Writes predictions.png, or labeled_views.png and pseudo_labels.png (of a classifier
@@ -78,8 +78,8 @@ def parse_arguments() -> argparse.Namespace:
         needed.append(arguments.weights)
     if arguments.run_dir is None and None in needed:
         parser.error(
-            "give RUN_DIR, or all of --config-file, --weights (not for --views of a "
-            "classifier) and --output"
+            "give RUN_DIR, or --config-file, --output and --weights (--views shows labels without "
+            "weights)"
         )
     if arguments.config_file is not None:
         arguments.config_file, arguments.opts = split_config_file(
@@ -102,7 +102,9 @@ def make_sheets(cfg: CfgNode, arguments: argparse.Namespace) -> dict[str, torch.
             f"{source} is of {cfg.TASK} (must be of detection, or --views; tools/analyze.py draws "
             "classifiers)"
         )
-    weights = arguments.weights or newest_model(cfg.OUTPUT_DIR)
+    weights = arguments.weights
+    if weights is None and arguments.run_dir is not None:
+        weights = newest_model(cfg.OUTPUT_DIR)
     if arguments.views:
         return view_sheets(cfg, weights, images=arguments.images)
     return prediction_sheets(

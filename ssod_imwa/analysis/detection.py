@@ -82,12 +82,14 @@ def find_on_dataset(
     return predict(detector, dataset, batches)
 
 
-def view_sheets(cfg: CfgNode, weights: str | Path, *, images: int) -> dict[str, torch.Tensor]:
+def view_sheets(
+    cfg: CfgNode, weights: str | Path | None, *, images: int
+) -> dict[str, torch.Tensor]:
     """Weak views beside strong ones, with the boxes that training uses.
 
     Args:
         cfg: of the run.
-        weights: of the teacher, as MODEL.WEIGHTS takes them.
+        weights: of the teacher, as MODEL.WEIGHTS takes them; None leaves pseudo-labels out.
         images: at most so many on each sheet.
 
     Returns:
@@ -99,7 +101,7 @@ def view_sheets(cfg: CfgNode, weights: str | Path, *, images: int) -> dict[str, 
     classes = data.labeled.classes
     views, names = _make_views(cfg, data.labeled, images)
     labeled = view_sheet(views, [None] * len(views), names, class_names=classes)
-    if data.unlabeled is None:
+    if data.unlabeled is None or weights is None:
         return {"labeled_views.png": labeled}
     views, names = _make_views(cfg, data.unlabeled, images)
     teacher = _build_detector(cfg, weights, len(classes))

@@ -130,6 +130,16 @@ def test_shows_what_a_dense_teacher_teaches(visualize, run_dir, tmp_path):
     assert out.split() == [str(tmp_path / x) for x in ("labeled_views.png", "pseudo_labels.png")]
 
 
+def test_labels_are_shown_before_anything_is_trained(visualize, run_dir, tmp_path):
+    arguments = ("--config-file", run_dir / "config.yaml", "--output", tmp_path / "before")
+    status, out, _ = visualize(*arguments, "--views", "--images", "2")
+    assert (status, out.split()) == (0, [str(tmp_path / "before" / "labeled_views.png")])
+    visualize(run_dir, "--views", "--images", "2", "--output", tmp_path / "after")
+    before, after = (picture(tmp_path / x / "labeled_views.png") for x in ("before", "after"))
+    assert (before == after).all()
+    assert visualize(*arguments)[0] == 2  # detections need weights
+
+
 def test_supervised_training_has_no_pseudo_labels(visualize, run_dir, tmp_path):
     settings = {**SETTINGS, "SSOD.ALGORITHM": "supervised"}
     del settings["SSOD.BBOX_THRESHOLD"]

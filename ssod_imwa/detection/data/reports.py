@@ -39,6 +39,7 @@ def check_dataset(
         *problem_lines(problems, show_all=show_all),
         summary_line(name, images=len(dataset), problems=problems),
         *class_lines(dataset),
+        *box_lines(dataset),
     ]
     return Report(tuple(lines), is_sound=is_sound(problems))
 
@@ -67,6 +68,35 @@ def class_lines(dataset: DetectionDataset) -> list[str]:
         difficult = sum(int((chosen & a.difficult).sum()) for chosen, a in pairs)
         lines.append(f"  {name:{width}} {images:>7} {boxes[label]:>7} {difficult:>9} {crowds:>7}")
     return lines + imbalance_lines(boxes, "boxes")
+
+
+def box_lines(dataset: DetectionDataset) -> list[str]:
+    """How large and how tall boxes are: what anchors and the size of images are chosen by.
+
+    The edge of a box is the root of its area. Crowds and boxes without area do not count.
+    """
+    edges, shares, ratios = [], [], []
+    for record in dataset.records:
+        if record.annotations is None:
+            continue
+        sizes = record.annotations.boxes[:, 2:] - record.annotations.boxes[:, :2]
+        counted = (
+            ~record.annotations.crowd & (sizes > 0).all(axis=1) & np.isfinite(sizes).all(axis=1)
+        )
+        edge = np.sqrt(sizes[counted].prod(axis=1))
+        edges.append(edge)
+        shares.append(100 * edge / min(record.width, record.height))
+        ratios.append(sizes[counted, 1] / sizes[counted, 0])
+    if not edges or not len(np.concatenate(edges)):
+        return []
+    pixels, percent, tall = (
+        ", ".join(f"{x:.3g}" for x in np.percentile(np.concatenate(values), (5, 50, 95)))
+        for values in (edges, shares, ratios)
+    )
+    return [
+        "  boxes at 5, 50 and 95 %: "
+        f"edge {pixels} px, {percent} % of the image's shorter edge; height over width {tall}"
+    ]
 
 
 def _annotations(dataset: DetectionDataset) -> list[Annotations]:

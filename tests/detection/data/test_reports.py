@@ -3,7 +3,7 @@ from dataclasses import replace
 import numpy as np
 
 from ssod_imwa.detection.data.records import Annotations, DetectionDataset, ImageRecord
-from ssod_imwa.detection.data.reports import class_counts, class_lines
+from ssod_imwa.detection.data.reports import box_lines, class_counts, class_lines
 from ssod_imwa.detection.data.split_reports import split_lines
 
 
@@ -43,3 +43,15 @@ def test_a_split_warns_of_classes_that_it_misses():
     assert line.split()[:4] == ["10", "1", "2", "3"]
     assert line.endswith("cat:2 dog:0 owl:1")
     assert warning == "warning: no labeled box of dog; another fold may have some"
+
+
+def test_edges_of_boxes_are_shown_in_pixels_and_as_shares_of_their_image():
+    """A box of 4 x 9 on an image of 20 x 10: its edge is 6, 60 % of 10."""
+    boxes = np.array([[1, 0, 5, 9], [0, 0, 20, 10], [3, 3, 3, 5]], np.float32)
+    flags = np.array([False, True, False])
+    annotations = Annotations(boxes, np.array([0, 0, 0]), flags, np.zeros(3, bool))
+    birds = DetectionDataset("birds", (ImageRecord("a", 1, 20, 10, annotations),), ("owl",))
+    (line,) = box_lines(birds)
+    assert "edge 6, 6, 6 px, 60, 60, 60 % of" in line
+    assert line.endswith("height over width 2.25, 2.25, 2.25")
+    assert box_lines(birds.subset([0], labeled=False)) == box_lines(dataset()) == []
