@@ -1,5 +1,6 @@
 import argparse
 import ast
+import json
 import re
 import runpy
 import shlex
@@ -210,3 +211,99 @@ def test_the_commands_for_own_images_train(page, tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     subprocess.run(["bash", "-e", "-c", block], cwd=tmp_path, check=True)
     assert "top1" in read_results(tmp_path / "output/birds").headline().metrics
+
+
+# ------------------------------------------------------------------------------ your_own_data.md
+
+OWN_DATA = ROOT / "docs/your_own_data.md"
+SHORT = {
+    "MAX_ITER: 200": "MAX_ITER: 4",
+    "MAX_ITER: 400": "MAX_ITER: 6",
+    "MAX_ITER: 300": "MAX_ITER: 4",
+    "BURN_IN_ITERS: 200 ": "BURN_IN_ITERS: 3 ",
+    "EPOCHS: 6, WARMUP: 0.5": "EPOCHS: 1, WARMUP: 0.5",
+    "IMS_PER_BATCH: 128": "IMS_PER_BATCH: 8",
+}
+
+
+@pytest.fixture
+def own_files(tmp_path, monkeypatch):
+    """The page's YAML files beside `configs`, as the page says; they are the working folder's."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    (tmp_path / "tools").symlink_to(ROOT / "tools")
+    for text in blocks(OWN_DATA, "yaml"):
+        (tmp_path / re.match(r"# (\S+\.yaml)\n", text)[1]).write_text(text)
+    return tmp_path
+
+
+def test_the_files_for_own_data_load_also_as_the_page_changes_them_for_a_gpu(own_files):
+    tasks = {path.stem: load_config(path).TASK for path in sorted(own_files.glob("*.yaml"))}
+    boxes = dict.fromkeys(("cells", "photos", "street"), "detection")
+    assert tasks == {**boxes, "things": "classification"}
+    assert load_config("photos.yaml").SSOD.ALGORITHM == "unbiased_teacher"
+    small = "configs/models/faster_rcnn_r18_fpn_small.yaml, "
+    for name in ("cells", "street"):
+        text = (own_files / f"{name}.yaml").read_text().replace(small, "")
+        (own_files / "gpu.yaml").write_text(text.replace("MODEL:", "MODEL:\n  WEIGHTS: imagenet"))
+        cfg = load_config("gpu.yaml")
+        assert (cfg.MODEL.WEIGHTS, cfg.MODEL.RESNETS.DEPTH) == ("imagenet", 50)
+    page = OWN_DATA.read_text()
+    for setting in ("MODEL: {WEIGHTS: imagenet}", "CLS: {MODEL: {NAME: resnet50}, INPUT"):
+        assert setting in page
+    photographs = "TASK: classification\nMODEL: {WEIGHTS: imagenet}\n"
+    photographs += re.search(r"`(CLS: \{MODEL: .*?)`", page)[1]
+    (own_files / "gpu.yaml").write_text(photographs)
+    assert load_config("gpu.yaml").CLS.INPUT.SIZE == 224
+
+
+def write_own_data(root):
+    """A few images in the places and forms of the page."""
+
+    def draw(path, size=(40, 30)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.effect_noise(size, 60).convert("RGB").save(path)
+
+    categories = [{"id": 1, "name": "cell"}, {"id": 2, "name": "other"}]
+    for split, folder in (("train", "labeled"), ("test", "test")):
+        images, boxes = [], []
+        for i in range(4):
+            draw(root / "cells" / folder / f"{i}.jpg")
+            images.append({"id": i, "file_name": f"{i}.jpg", "width": 40, "height": 30})
+            box = {"id": i, "image_id": i, "category_id": i % 2 + 1, "bbox": [5, 5, 20, 20]}
+            boxes.append(box)
+        content = {"images": images, "annotations": boxes, "categories": categories}
+        (root / f"cells/{split}.json").write_text(json.dumps(content))
+    corners = "<xmin>5</xmin><ymin>5</ymin><xmax>25</xmax><ymax>25</ymax>"
+    xml = f"<annotation><object><name>car</name><bndbox>{corners}</bndbox></object></annotation>"
+    for place in ("Annotations", "ImageSets/Main"):
+        (root / "street" / place).mkdir(parents=True)
+    for i in range(4):
+        draw(root / f"cells/photos/{i}.jpg")
+        draw(root / f"street/JPEGImages/{i}.jpg")
+        (root / f"street/Annotations/{i}.xml").write_text(xml)
+        for kind in ("cup", "hat"):
+            draw(root / f"things/train/{kind}/{i}.png", (32, 32))
+            draw(root / f"things/test/{kind}/{i}.png", (32, 32))
+    for split, names in (("train", "0\n1\n"), ("test", "2\n3\n")):
+        (root / f"street/ImageSets/Main/{split}.txt").write_text(names)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [0, 1, 2], ids=["COCO and photographs", "VOC", "classes"])
+def test_the_commands_for_own_data_run_in_their_order(own_files, monkeypatch, number):
+    block = [text for text in blocks(OWN_DATA, "bash") if "tools/" in text][number]
+    write_own_data(own_files / "mine")
+    page = OWN_DATA.read_text()
+    for whole, short in SHORT.items():
+        assert whole in page
+        for path in own_files.glob("*.yaml"):
+            path.write_text(path.read_text().replace(whole, short))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    block = block.replace("python tools/", f"{sys.executable} tools/")
+    subprocess.run(["bash", "-e", "-c", block], check=True)
+    written = [["pictures", "output/photos/pictures", "predictions", "cells.pth"]]
+    written += [["pictures", "output/street/pictures", "street.pth"]]
+    written += [["output/things/pictures", "things.pth"]]
+    assert [name for name in written[number] if not (own_files / name).exists()] == []
