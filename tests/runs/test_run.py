@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 from support import assert_equal, final_weights, mean_of
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from ssod_imwa.averaging.episodes import EpisodeSchedule
+from ssod_imwa.detection import build
 from ssod_imwa.detection.detectors.build import build_detector
 from ssod_imwa.detection.objectives import SupervisedLoss
 from ssod_imwa.detection.task import DetectionTask
@@ -434,3 +436,53 @@ def test_a_run_says_what_its_teacher_taught_and_judges_it_by_the_hidden_truth(co
     pictures = sorted(path.name for path in (output / "pseudo_labels").iterdir())
     assert pictures == ["member0_t0000001.png", "member0_t0000003.png"]
     assert {"labels.png"} <= run_figures(output).keys()
+
+
+def points_of(folder):
+    """Steps of each TensorBoard scalar, in the order in which it is drawn."""
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
+    events.Reload()
+    return {name: [e.step for e in events.Scalars(name)] for name in events.Tags()["scalars"]}
+
+
+def points_in_rows(cfg):
+    points = {}
+    for row in rows(cfg):
+        for name in (name for name, value in row.items() if (name, value) != ("member", None)):
+            points.setdefault(name, []).append(row["iteration"])
+    return points
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("evaluation", [3, 4])
+def test_tensorboard_shows_no_point_twice_after_a_kill_in_an_evaluation(
+    config, monkeypatch, evaluation
+):
+    """Student and teacher are evaluated after each of 4 steps; the second time is cut short."""
+    cfg = config("IMWA.EPISODES", 4, "SSOD.BURN_IN_ITERS", 0)
+    evaluate, calls = build.evaluate_detections, []
+
+    def killing(*arguments, **options):
+        calls.append(1)
+        if len(calls) == evaluation:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return evaluate(*arguments, **options)
+
+    pid = os.fork()
+    if pid == 0:
+        monkeypatch.setattr(build, "evaluate_detections", killing)
+        run.train(cfg)
+        os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+    assert run.train(cfg, resume_from=True) == 0
+    for _ in range(2):  # a finished run has nothing to add
+        points = {
+            name: steps
+            for name, steps in points_of(cfg.OUTPUT_DIR).items()
+            if name not in ("time", "data_time", "eta_seconds", "peak_memory_mb")
+        }
+        expected = points_in_rows(cfg)
+        del expected["iteration"]
+        assert points == expected
+        assert points["average/teacher/AP"] == [0, 1, 2, 3]
+        assert run.train(cfg, resume_from=True) == 0
