@@ -19,9 +19,10 @@ from rich.text import Text
 
 from ssod_imwa.errors import UserError, printable
 
-# Noise of libraries that a user can do nothing about: torchvision's import under torch >= 2.15, and
-# five lines about every COCO evaluation.
+# Noise of libraries that a user can do nothing about: torchvision's import and the argument of
+# DistributedDataParallel under torch >= 2.14, and five lines about every COCO evaluation.
 warnings.filterwarnings("ignore", message=".*torch.jit.script", category=FutureWarning)
+warnings.filterwarnings("ignore", message=".*broadcast_buffers", category=FutureWarning)
 logging.getLogger("faster_coco_eval").setLevel(logging.WARNING)
 
 EXIT_USER_ERROR = 2

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 # How long a rank waits for the others; the evaluation of a large set on one rank takes minutes.
 TIMEOUT = timedelta(minutes=30)
 _WATCH_SECONDS = 1.0
-_PATIENCE_SECONDS = 5.0
+_PATIENCE_SECONDS = 2.0
 # What Gloo and NCCL say of a process that is gone.
 _LOST = re.compile(r"Connection (closed|reset) by peer|Broken pipe|[Rr]emote process")
 
@@ -116,25 +116,38 @@ def _spawn(
 def _report(
     error: mp.ProcessExitedException,
     world_size: int,
-    mistakes: SimpleQueue[str],
+    mistakes: SimpleQueue[tuple[bool, str]],
     forwarded: list[int],
 ) -> NoReturn:
     """Say why the processes have ended, all of them.
+
+    Args:
+        error: of the first one that ended.
+        world_size: how many there were.
+        mistakes: what they wrote, and whether it is that they lost another one.
+        forwarded: signals to the program.
 
     Raises:
         UserError: one of them raised it, or was killed.
         SystemExit: the program was told to end, or one of them ended with a code.
     """
-    if not mistakes.empty():
-        raise UserError(mistakes.get()) from None
-    if forwarded:
-        raise SystemExit(128 + forwarded[0]) from error
-    if error.exit_code < 0:
+    if error.exit_code < 0 and not forwarded:  # before what the others say, who lost it
         raise UserError(
             f"process {error.error_index + 1} of {world_size} was killed by "
             f"{name_of(-error.exit_code)} (by hand, or by the system when memory ran out); the "
             "others were ended, and the command with --resume goes on from the last checkpoint"
         ) from error
+    lost: list[str] = []
+    real: list[str] = []
+    while not mistakes.empty():
+        is_lost, text = mistakes.get()
+        (lost if is_lost else real).append(text)
+    if real:
+        raise UserError(real[0]) from None
+    if forwarded:
+        raise SystemExit(128 + forwarded[0]) from error
+    if lost:
+        raise UserError(lost[0]) from None
     raise SystemExit(error.exit_code) from error
 
 
@@ -171,7 +184,7 @@ def _run_rank(
     world_size: int,
     init_method: str,
     use_cuda: bool,
-    mistakes: SimpleQueue[str],
+    mistakes: SimpleQueue[tuple[bool, str]],
     launcher: int,
 ) -> None:
     # A signal to the process group would come twice: by itself and from the launcher.
@@ -187,10 +200,10 @@ def _run_rank(
         except LostRankError as error:
             # The launcher asks the first that ends why: let it be the one that failed.
             time.sleep(_PATIENCE_SECONDS)
-            mistakes.put(str(error))
+            mistakes.put((True, str(error)))
             sys.exit(2)
         except UserError as error:
-            mistakes.put(str(error))
+            mistakes.put((False, str(error)))
             sys.exit(2)
         # All ranks leave on a signal, and the first to be gone would have the others terminated.
         if isinstance(status, int) and status > 128:

@@ -5,12 +5,14 @@ import subprocess
 import sys
 import textwrap
 import time
+from multiprocessing import SimpleQueue
 from pathlib import Path
 
 import psutil
 import pytest
 import torch
 import torch.distributed as dist
+import torch.multiprocessing as mp
 from support import needs_fork, on_two_ranks
 from torch import nn
 
@@ -291,6 +293,28 @@ def test_a_signal_to_the_launcher_or_its_group_reaches_each_rank_once(tmp_path, 
 
 def errors_of(text):
     return [line for line in text.splitlines() if line.startswith("error: ")]
+
+
+def test_a_killed_rank_is_named_even_if_another_has_said_that_it_lost_it():
+    lost, real = (True, "has lost another one"), (False, "no such file")
+
+    def report(code, mistakes, forwarded=()):
+        queue = SimpleQueue()
+        for mistake in mistakes:
+            queue.put(mistake)
+        error = mp.ProcessExitedException("", 1, 100, code)
+        launch._report(error, 2, queue, list(forwarded))
+
+    with pytest.raises(UserError, match="process 2 of 2 was killed by SIGKILL"):
+        report(-9, [lost])
+    with pytest.raises(UserError, match="has lost another one"):
+        report(2, [lost])
+    with pytest.raises(UserError, match="no such file"):
+        report(2, [lost, real], [15])
+    for code in (-15, 143, 2):  # told to end, whatever each process made of it
+        with pytest.raises(SystemExit) as stop:
+            report(code, [lost], [15, 2])
+        assert stop.value.code == 143
 
 
 @pytest.mark.slow

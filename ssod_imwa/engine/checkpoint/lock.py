@@ -71,10 +71,14 @@ class RunLock:
     def __init__(self, directory: str | os.PathLike[str]) -> None:
         self.path = Path(directory) / "run.lock"
         self._pid = os.getpid()
-        self._acquire()
         self._released = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="run-lock", daemon=True)
-        self._thread.start()
+        self._acquire()
+        try:
+            self._thread.start()
+        except BaseException:  # a signal may end the program here
+            self.abandon()
+            raise
 
     def __enter__(self) -> RunLock:
         return self

@@ -68,7 +68,12 @@ def prepare_output(
         raise CheckpointError("resume and overwrite contradict each other; give one of them")
     lock: list[RunLock] = []
     refuse_used = not resume and not overwrite
-    on_main(lambda: lock.append(_claim(Path(directory), refuse_used=refuse_used)), run)
+    try:
+        on_main(lambda: lock.append(_claim(Path(directory), refuse_used=refuse_used)), run)
+    except BaseException:  # a signal may end the program while the other ranks are told
+        for held in lock:
+            held.release()
+        raise
     return lock[0] if lock else None
 
 
@@ -83,7 +88,11 @@ def _claim(directory: Path, *, refuse_used: bool) -> RunLock:
     try:
         directory.mkdir(parents=True, exist_ok=True)
         lock = RunLock(directory)
-        remove_stale_temporaries(directory)
+        try:
+            remove_stale_temporaries(directory)
+        except BaseException:
+            lock.release()
+            raise
     except OSError as error:
         raise CheckpointError(f"output directory {directory} is not usable: {error}") from error
     return lock

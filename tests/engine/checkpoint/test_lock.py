@@ -35,6 +35,14 @@ def test_second_run_is_refused_until_the_first_releases(tmp_path):
     RunLock(tmp_path).release()
 
 
+def test_a_lock_that_is_not_held_in_the_end_leaves_no_file(tmp_path, monkeypatch):
+    """A signal that raises SystemExit may come at any line."""
+    monkeypatch.setattr(threading.Thread, "start", lambda self: sys.exit(143))
+    with pytest.raises(SystemExit):
+        RunLock(tmp_path)
+    assert not (tmp_path / "run.lock").exists()
+
+
 def test_a_process_that_ends_at_once_abandons_its_lock_but_not_another_ones(tmp_path):
     lock = RunLock(tmp_path)
     lock.abandon()

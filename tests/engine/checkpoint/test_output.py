@@ -1,12 +1,14 @@
 """Who may use an output directory, and what one process does for all ranks."""
 
 import multiprocessing
+import sys
 
 import pytest
 import torch
 import torch.distributed as dist
 
 from ssod_imwa.averaging.ranks import Group, Ranks
+from ssod_imwa.engine.checkpoint import output
 from ssod_imwa.engine.checkpoint.atomic import WriteError
 from ssod_imwa.engine.checkpoint.output import on_main, prepare_output, resume_files
 from ssod_imwa.errors import CheckpointError
@@ -31,6 +33,18 @@ def test_used_directory_needs_resume_or_overwrite(line, stopped):
         before = line.names(stopped)
         with prepare_output(stopped, **{option: True}):
             assert line.names(stopped) == sorted([*before, "run.lock"])
+
+
+@pytest.mark.parametrize("where", ["claiming", "telling the other ranks"])
+def test_a_signal_while_the_directory_is_claimed_leaves_no_lock(tmp_path, monkeypatch, where):
+    """It raises SystemExit where the lock is held and nobody has it yet."""
+    name, owner = ("remove_stale_temporaries", output)
+    if where != "claiming":
+        name, owner = "all_gather", Group
+    monkeypatch.setattr(owner, name, lambda *_: sys.exit(143))
+    with pytest.raises(SystemExit):
+        prepare_output(tmp_path)
+    assert not (tmp_path / "run.lock").exists()
 
 
 def test_new_directory_is_made_and_locked(tmp_path):
