@@ -131,6 +131,17 @@ def build_order(cfg: CfgNode, train: ClassificationDataset) -> MakeOrder:
     )
 
 
+def balanced_order(cfg: CfgNode, train: ClassificationDataset) -> MakeOrder:
+    """All classes equally often, whatever CLS.SAMPLER says of the labeled stream."""
+    return partial(
+        class_sampler,
+        "class",
+        train.labels,
+        len(train.classes),
+        iterations=cfg.SOLVER.MAX_ITER,
+    )
+
+
 def member_subset(cfg: CfgNode, train: ClassificationDataset, member: int) -> np.ndarray:
     """Positions of the images that are the member's own (BTM's D_m), int64 (n,)."""
     options = read_options(SubsetOptions, cfg.CLS.SAMPLER)

@@ -173,6 +173,11 @@ class ClassificationTask(Task):
                 f"MODEL.WEIGHTS = {weights!r} is not allowed with CLS.ALGORITHM = 'mae' (must be "
                 "'': pre-training draws its weights anew)"
             )
+        if not weights and self.cfg.CLS.ALGORITHM == "cossl":
+            raise ConfigError(
+                "MODEL.WEIGHTS = '' is not allowed with CLS.ALGORITHM = 'cossl' (must be a run of "
+                "FixMatch: CoSSL is its second stage)"
+            )
         normalized = read_options(TauNormOptions, self._stage).tau_norm > 0
         if normalized and weights in ("", "imagenet"):
             raise ConfigError(
@@ -220,14 +225,19 @@ class ClassificationTask(Task):
     def _build_stream(self, name: str, views: tuple[str, ...]) -> Stream:
         if name == "unlabeled":
             return self._unlabeled_stream(views)
-        if name != "labeled":
-            raise ValueError(f"stream {name!r} is not allowed (must be 'labeled' or 'unlabeled')")
+        if name not in ("labeled", "balanced"):
+            raise ValueError(
+                f"stream {name!r} is not allowed (must be 'labeled', 'balanced' or 'unlabeled')"
+            )
         cfg, train = self.cfg, self.data.train
-        transforms = build.build_views(cfg, train, cfg.CLS.INPUT.VIEWS[: len(views)])
+        chosen, order = cfg.CLS.INPUT.VIEWS, build.build_order
+        if name == "balanced":  # CoSSL's, in the unlabeled images' strong views
+            chosen, order = cfg.CLS.INPUT.UNLABELED_VIEWS[1:], build.balanced_order
+        transforms = build.build_views(cfg, train, chosen[: len(views)])
         return Stream(
             name,
             self._train_images,
-            build.build_order(cfg, train),
+            order(cfg, train),
             batch_size=cfg.SOLVER.IMS_PER_BATCH,
             views=dict(zip(views, transforms, strict=True)),
         )

@@ -15,7 +15,7 @@ from ssod_imwa.detection import keys as detection
 from ssod_imwa.errors import ConfigError
 from ssod_imwa.runs.config import load_config
 
-WITH_LOSS = "CLS.ALGORITHM = 'erm' or 'fixmatch' or 'mean_teacher'"
+WITH_LOSS = "CLS.ALGORITHM = 'erm' or 'fixmatch' or 'cossl' or 'mean_teacher'"
 WIDE = "CLS.MODEL.NAME = 'wrn_28_2' or 'wrn_28_8'"
 SUBSETS = "CLS.SAMPLER.NAME = 'balanced_subset'"
 COSINE = "CLS.MODEL.CLASSIFIER = 'cosine' or 'biased_cosine'"

@@ -161,3 +161,18 @@ def test_recipes_split_real_images_as_the_papers_tables_do(real_data, method):
         unlabeled = [n + m for n, m in zip(labeled, unlabeled, strict=True)]
         assert int((~labeler._countable).sum()) == 1236
     assert task.data.unlabeled.counts == unlabeled
+
+
+def test_cossl_goes_on_from_fixmatch(config):
+    first = config(output="first")
+    run.train(first)
+    settings = ("CLS.ALGORITHM", "cossl", "CLS.COSSL.WARMUP_ITERS", 1, *TWO_VIEWS[2:])
+    with pytest.raises(ConfigError, match="must be a run of FixMatch"):
+        run.train(config(*settings))
+    second = config(
+        *settings, "MODEL.WEIGHTS", first.OUTPUT_DIR, "IMWA.MEMBERS", 2, output="second"
+    )
+    assert run.train(second) == 0
+    results = read_results(second.OUTPUT_DIR)
+    assert results.method == "cossl"
+    assert run.evaluate(second) == pytest.approx(results.headline().metrics)

@@ -215,3 +215,22 @@ def test_biases_are_left_out_of_the_decay_when_asked():
     usual = build_optimizer(model, **settings, weight_decay=1e-2, weight_decay_norm=1e-3)
     assert decays(usual)[id(model[0].bias)] == 1e-2
     assert len(usual.param_groups) == 2
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_parameters_whose_gradients_begin_later_step_as_they_would_alone(nesterov):
+    """A part that is frozen at first: the fused kernel wants momenta of all parameters or none."""
+    settings = {"name": "SGD", "lr": 0.1, "momentum": 0.9, "nesterov": nesterov}
+    early, late, alone = (nn.Linear(2, 1, bias=False) for _ in range(3))
+    alone.load_state_dict(late.state_dict())
+    settings |= {"weight_decay": 0.01, "weight_decay_norm": 0.0}
+    together = build_optimizer(nn.ModuleList([early, late]), **settings)
+    reference = build_optimizer(alone, **settings)
+    for step in range(4):
+        early.weight.grad = torch.full_like(early.weight, 1.0 + step)
+        if step >= 2:
+            for layer in (late, alone):
+                layer.weight.grad = torch.full_like(layer.weight, 0.5 * step)
+            reference.step()
+        together.step()
+    assert torch.equal(late.weight, alone.weight)

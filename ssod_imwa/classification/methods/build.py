@@ -20,6 +20,7 @@ from ssod_imwa.classification.labelers.daso import DASO
 from ssod_imwa.classification.losses.build import build_criterion
 from ssod_imwa.classification.methods.base import EMAForm
 from ssod_imwa.classification.methods.bcl import BalancedContrastive, BCLNetwork, BCLOptions
+from ssod_imwa.classification.methods.cossl import CoSSL, CoSSLNetwork, CoSSLOptions
 from ssod_imwa.classification.methods.ecl import ECL, ECLOptions
 from ssod_imwa.classification.methods.erm import EmpiricalRisk, ERMOptions
 from ssod_imwa.classification.methods.expert_network import CollaborativeNetwork
@@ -101,11 +102,12 @@ def build_method(
 
 def _check_views(cfg: CfgNode, method: Method) -> None:
     keys = {"labeled": "VIEWS", "unlabeled": "UNLABELED_VIEWS"}
-    for stream, names in method.reads.items():
-        transforms = cfg.CLS.INPUT[keys[stream]]
+    for stream, key in keys.items():
+        names = method.reads.get(stream, ())
+        transforms = cfg.CLS.INPUT[key] if names else ()
         if len(transforms) != len(names):
             raise ConfigError(
-                f"CLS.INPUT.{keys[stream]} = {transforms} is not allowed with CLS.ALGORITHM = "
+                f"CLS.INPUT.{key} = {transforms} is not allowed with CLS.ALGORITHM = "
                 f"{cfg.CLS.ALGORITHM!r} (must be {len(names)}: {', '.join(names)})"
             )
 
@@ -144,7 +146,7 @@ def _compiled(cfg: CfgNode, method: Method) -> Any:
 def method_name(cfg: CfgNode) -> str:
     """The method in short, as results name it: "cross_entropy + mfw + drw", "ecl"."""
     options = cfg.CLS
-    if options.ALGORITHM in ("fixmatch", "mean_teacher"):
+    if options.ALGORITHM in ("fixmatch", "mean_teacher", "cossl"):
         return _semi_supervised_name(cfg)
     if options.ALGORITHM != "erm":
         return options.ALGORITHM
@@ -263,6 +265,18 @@ def _fixmatch(
     )
 
 
+def _cossl(
+    cfg: CfgNode, options: CoSSLOptions, model: Any, counts: Counts, unlabeled: UnlabeledImages
+) -> Method:
+    return CoSSL(
+        *(CoSSLNetwork(model).to(_device(model)), counts, build_criterion(cfg, counts), options),
+        iterations=cfg.SOLVER.MAX_ITER,
+        ema_decay=cfg.CLS.EMA_DECAY,
+        ema_form=read_options(EMAForm, cfg.CLS),
+        knows_truth=unlabeled.knows_truth,
+    )
+
+
 def _mean_teacher(
     cfg: CfgNode,
     options: MeanTeacherOptions,
@@ -315,6 +329,7 @@ METHODS: dict[str, Entry] = {
     "fixmatch": Entry(
         _fixmatch, FixMatchOptions, "CLS.FIXMATCH", shares=("loss", "classifier", "unlabeled")
     ),
+    "cossl": Entry(_cossl, CoSSLOptions, "CLS.COSSL", shares=("loss", "classifier", "unlabeled")),
     "mean_teacher": Entry(
         *(_mean_teacher, MeanTeacherOptions, "CLS.MEAN_TEACHER"),
         shares=("loss", "classifier", "unlabeled"),
