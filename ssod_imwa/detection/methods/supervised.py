@@ -13,6 +13,7 @@ from ssod_imwa.detection.data.records import Targets, View
 from ssod_imwa.detection.detectors.base import Detector
 from ssod_imwa.detection.methods.base import DetectionMethod
 from ssod_imwa.detection.objectives import SupervisedLoss
+from ssod_imwa.engine.teacher import Teacher
 
 
 @dataclass(frozen=True)
@@ -22,13 +23,20 @@ class SupervisedOptions(Options):
     strong_labeled: bool = option(
         True, "train on a strong view of the labeled images beside the weak one"
     )
+    ema_decay: float = option(
+        0.0,
+        "decay of an average of the student that learns nothing and teaches nothing: at a constant "
+        "rate the better model; 0 keeps none",
+        low=0,
+        high=1,
+    )
 
 
 class Supervised(DetectionMethod):
     """The detector's own losses on labeled images.
 
     Both views by default, as in Unbiased Teacher, so that the comparison with it differs in the
-    unlabeled images alone.
+    unlabeled images alone; with `ema_decay` an average is compared with an average, too.
 
     Args:
         student: the detector.
@@ -38,7 +46,8 @@ class Supervised(DetectionMethod):
     reads: Mapping[str, tuple[str, ...]] = {"labeled": ("weak", "strong")}
 
     def __init__(self, student: Detector, options: SupervisedOptions) -> None:
-        super().__init__(student)
+        decay = options.ema_decay
+        super().__init__(student, Teacher(student, decay) if decay > 0 else None)
         self.options = options
         if not options.strong_labeled:
             self.reads = {"labeled": ("weak",)}

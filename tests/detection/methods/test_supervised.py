@@ -66,3 +66,17 @@ def test_there_is_no_teacher():
 def test_unlabeled_images_are_refused():
     with pytest.raises(ValueError, match="4 of 4 labeled views have no targets"):
         labeled_views(batch(1, 2, labeled=False)["labeled"], strong=True)
+
+
+def test_the_average_follows_the_student_from_the_first_step_on():
+    method = Supervised(Recorder(), SupervisedOptions(ema_decay=0.75))
+    for t, weight in enumerate((3.0, 2.0)):
+        with torch.no_grad():
+            method.student.weight.fill_(weight)
+        method.after_step(t)
+    first = 0.75 * 1 + 0.25 * 3
+    assert method.teacher.model.weight.item() == 0.75 * first + 0.25 * 2
+
+
+def test_no_average_is_kept_by_default():
+    assert Supervised(Recorder(), SupervisedOptions()).teacher is None
