@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import logging
+import time
+
 import torch
 
 from ssod_imwa.errors import UserError
+
+logger = logging.getLogger(__name__)
+# Of the time in float32: processors with instructions for a type take less than all of it.
+SLOW = 1.5
 
 
 def pick_device(name: str) -> torch.device:
@@ -24,3 +31,43 @@ def pick_device(name: str) -> torch.device:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError(f"MODEL.DEVICE = {name!r}: no GPU is found (use auto or cpu)")
     return device
+
+
+def warn_if_slower_than_float32(device: torch.device, dtype: torch.dtype | None) -> None:
+    """Say that mixed precision costs time here: a CPU may have no instructions for its type.
+
+    Args:
+        device: that a run computes on; GPUs are not looked at.
+        dtype: of mixed precision, None for none.
+    """
+    if device.type != "cpu" or dtype is None:
+        return
+    plain, mixed = convolution_seconds(torch.float32), convolution_seconds(dtype)
+    if mixed > SLOW * plain:
+        logger.warning(
+            "a convolution takes %.1f times as long in %s as in float32 (%.1f ms, %.1f ms): this "
+            "CPU has no instructions for it (set SOLVER.AMP.ENABLED False)",
+            mixed / plain,
+            str(dtype).removeprefix("torch."),
+            1000 * mixed,
+            1000 * plain,
+        )
+
+
+def convolution_seconds(dtype: torch.dtype, repeats: int = 3) -> float:
+    """The shortest time of a 3 x 3 convolution and its gradients on the CPU.
+
+    Args:
+        dtype: of autocast; float32 for none.
+        repeats: after one that is not counted.
+    """
+    images = torch.ones(2, 32, 48, 48, requires_grad=True)
+    weight = torch.ones(32, 32, 3, 3, requires_grad=True)
+    seconds = []
+    for _ in range(repeats + 1):
+        start = time.perf_counter()
+        with torch.autocast("cpu", dtype=dtype, enabled=dtype is not torch.float32):
+            maps = torch.nn.functional.conv2d(images, weight, padding=1)
+        torch.autograd.grad(maps.float().sum(), [images, weight])
+        seconds.append(time.perf_counter() - start)
+    return min(seconds[1:])

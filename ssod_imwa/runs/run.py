@@ -23,7 +23,7 @@ from ssod_imwa.config.yaml_text import parse_yaml
 from ssod_imwa.engine.checkpoint.models import check_classes, newest_model
 from ssod_imwa.engine.checkpoint.output import removed
 from ssod_imwa.engine.checkpoint.writing import CheckpointHook, prepare_output, resume
-from ssod_imwa.engine.device import pick_device
+from ssod_imwa.engine.device import pick_device, warn_if_slower_than_float32
 from ssod_imwa.engine.evaluation import EvaluationHook, Evaluations
 from ssod_imwa.engine.hooks import IMWAHook, LRHook
 from ssod_imwa.engine.launch import distribute
@@ -228,6 +228,9 @@ def _assemble(
     )
     batches = task.build_batches(schedule, device, method.reads)
     clip = solver.CLIP_GRADIENTS
+    amp_dtype = getattr(torch, solver.AMP.DTYPE) if solver.AMP.ENABLED else None
+    if task.ranks.run.is_main:
+        warn_if_slower_than_float32(device, amp_dtype)
     trainer = Trainer(
         method,
         schedule,
@@ -236,7 +239,7 @@ def _assemble(
         seed=cfg.SEED,
         first_member=cfg.IMWA.FIRST_MEMBER,
         accumulation=solver.ACCUMULATION_STEPS,
-        amp_dtype=getattr(torch, solver.AMP.DTYPE) if solver.AMP.ENABLED else None,
+        amp_dtype=amp_dtype,
         clip=gradient_clipper(clip.CLIP_TYPE, clip.CLIP_VALUE) if clip.ENABLED else None,
         ranks=task.ranks,
     )
