@@ -33,14 +33,25 @@ from ssod_imwa.classification.models.vit import LayerDecayOptions, ViTOptions
 from ssod_imwa.classification.models.wide_resnet import WideResNetOptions
 from ssod_imwa.classification.prediction import FlipOptions, PostHocOptions
 from ssod_imwa.classification.tracking import SnapshotOptions, TrackingOptions
-from ssod_imwa.config.options import ABOVE_0, Options, Section, Switch, Values, option
+from ssod_imwa.config.options import (
+    ABOVE_0,
+    Options,
+    Section,
+    Switch,
+    Values,
+    beginning_with,
+    option,
+    other_than,
+)
+from ssod_imwa.engine.checkpoint.packages import PIXEL_MEAN, PIXEL_STD
 
 Conditions = Mapping[str, Values]
+IS_LITE = beginning_with("timm:tf_efficientnet_lite")
 
 
 @dataclass(frozen=True)
-class ModelOptions(Options):
-    """MODEL: what the network begins with, and what pixels it is given."""
+class WeightsOptions(Options):
+    """MODEL: what the network begins with."""
 
     weights: str = option(
         "",
@@ -49,8 +60,22 @@ class ModelOptions(Options):
         "a Python package for timm's network (docs/backbones.md)",
         free=True,
     )
+
+
+@dataclass(frozen=True)
+class PixelOptions(Options):
+    """MODEL: what pixels the network is given."""
+
     pixel_mean: list[float] = option([123.675, 116.28, 103.53], "subtracted from pixels (0..255)")
     pixel_std: list[float] = option([58.395, 57.12, 57.375], "divided into pixels (0..255)")
+
+
+@dataclass(frozen=True)
+class LitePixelOptions(PixelOptions):
+    """MODEL: the same for EfficientNet-Lite, whose weights know other pixels."""
+
+    pixel_mean: list[float] = option(PIXEL_MEAN, "subtracted from pixels (0..255)")
+    pixel_std: list[float] = option(PIXEL_STD, "divided into pixels (0..255)")
 
 
 @dataclass(frozen=True)
@@ -249,7 +274,9 @@ SECTIONS = (
     Section("TEST", PostHocOptions, _with("classifier")),
     Section("CLS", TrackingOptions, _with("classifier")),
     Section("CLS", SnapshotOptions, CLASSIFICATION),
-    Section("MODEL", ModelOptions, CLASSIFICATION),
+    Section("MODEL", WeightsOptions, CLASSIFICATION),
+    Section("MODEL", PixelOptions, {**CLASSIFICATION, "CLS.MODEL.NAME": other_than(IS_LITE)}),
+    Section("MODEL", LitePixelOptions, {**CLASSIFICATION, "CLS.MODEL.NAME": IS_LITE}),
     Section("DATASETS", UnlabeledSetOptions, _with("unlabeled")),
     Section("SOLVER", UnlabeledBatchOptions, _with("unlabeled")),
     Section("CLS.INPUT", InputOptions, CLASSIFICATION),

@@ -60,6 +60,7 @@ from ssod_imwa.data.loader import (
 from ssod_imwa.data.order import BatchStream
 from ssod_imwa.data.polling import Poll
 from ssod_imwa.data.streams import Stream
+from ssod_imwa.engine.checkpoint.packages import is_package
 from ssod_imwa.engine.device import pick_device
 from ssod_imwa.engine.label_hook import LabelAdvice, LabelHook
 from ssod_imwa.engine.label_statistics import LabelStatistics
@@ -179,7 +180,7 @@ class ClassificationTask(Task):
                 "FixMatch: CoSSL is its second stage)"
             )
         normalized = read_options(TauNormOptions, self._stage).tau_norm > 0
-        if normalized and weights in ("", "imagenet"):
+        if normalized and (weights in ("", "imagenet") or is_package(weights)):
             raise ConfigError(
                 f"MODEL.WEIGHTS = {weights!r} is not allowed with CLS.STAGE.TAU_NORM (must be the "
                 "run whose classifier is to be normalized)"

@@ -57,6 +57,19 @@ ABOVE_0 = Switch("above 0", lambda value: isinstance(value, (int, float)) and va
 Values = tuple[object, ...] | Switch
 
 
+def beginning_with(prefix: str) -> Switch:
+    """The texts that begin with a prefix."""
+    return Switch(
+        f"beginning with {prefix!r}",
+        lambda value: isinstance(value, str) and value.startswith(prefix),
+    )
+
+
+def other_than(switch: Switch) -> Switch:
+    """All values but these."""
+    return Switch(f"not {switch.words}", lambda value: value not in switch)
+
+
 @dataclass(frozen=True)
 class Option:
     """What a key is beside its name.

@@ -12,6 +12,7 @@ from ssod_imwa.classification.mixers import MIXERS
 from ssod_imwa.config.options import options_by_key, options_of
 from ssod_imwa.config.reader import keys
 from ssod_imwa.detection import keys as detection
+from ssod_imwa.engine.checkpoint.packages import PIXEL_MEAN, PIXEL_STD
 from ssod_imwa.errors import ConfigError
 from ssod_imwa.runs.config import load_config
 
@@ -211,3 +212,11 @@ def test_no_key_of_classification_belongs_to_detection(key):
     value = options_by_key(SECTIONS)[key].default
     with pytest.raises(ConfigError, match=rf"{re.escape(key)} has no meaning with TASK = 'det"):
         load_config(overrides=[key, str(value)])
+
+
+def test_the_pixels_of_the_lite_networks_are_their_weights():
+    settings = ["TASK", "classification", "CLS.MODEL.NAME"]
+    lite = load_config(overrides=[*settings, "timm:tf_efficientnet_lite0"]).MODEL
+    assert (lite.PIXEL_MEAN, lite.PIXEL_STD) == (PIXEL_MEAN, PIXEL_STD)
+    other = load_config(overrides=[*settings, "timm:resnet18"]).MODEL
+    assert other.PIXEL_MEAN == [123.675, 116.28, 103.53]

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ssod_imwa.config.options import Options, Switch, option
+from ssod_imwa.config.options import Options, Switch, beginning_with, option, other_than
 from ssod_imwa.engine.checkpoint.packages import PIXEL_MEAN, PIXEL_STD
 
 
@@ -41,17 +41,10 @@ class ImageOptions(Options):
     )
 
 
-def _begins(prefix: str) -> Switch:
-    return Switch(
-        f"beginning with {prefix!r}",
-        lambda value: isinstance(value, str) and value.startswith(prefix),
-    )
-
-
 TIMM = "timm:"
-IS_TIMM = _begins(TIMM)
-IS_LITE = _begins(f"{TIMM}tf_efficientnet_lite")
-IS_NOT_LITE = Switch(f"not {IS_LITE.words}", lambda value: value not in IS_LITE)
+IS_TIMM = beginning_with(TIMM)
+IS_LITE = beginning_with(f"{TIMM}tf_efficientnet_lite")
+IS_NOT_LITE = other_than(IS_LITE)
 IS_RESNET = Switch("= 'resnet'", lambda value: value == "resnet")
 
 
