@@ -15,7 +15,7 @@ from ssod_imwa.classification.data.augmentation import Statistics
 from ssod_imwa.classification.data.datasets import ClassificationDataset
 from ssod_imwa.classification.data.large_views import large_view
 from ssod_imwa.classification.data.samplers import SAMPLERS, SUBSET, class_sampler
-from ssod_imwa.classification.data.small_views import small_view
+from ssod_imwa.classification.data.small_views import CutoutOptions, PaddingOptions, small_view
 from ssod_imwa.classification.data.subsets import SubsetOptions, member_positions
 from ssod_imwa.classification.methods.build import METHODS
 from ssod_imwa.classification.methods.mae import encoder_state, is_autoencoder
@@ -97,8 +97,8 @@ def build_views(cfg: CfgNode, dataset: ClassificationDataset, names: Sequence[st
         "statistics": statistics(cfg),
         "size": options.SIZE,
         "flip": options.FLIP,
-        "padding": options.PADDING,
-        "cutout": options.CUTOUT,
+        "padding": read_options(PaddingOptions, options).padding,
+        "cutout": read_options(CutoutOptions, options).cutout,
     }
     with as_config_error("CLS.INPUT"):
         if dataset.images is not None:

@@ -9,6 +9,7 @@ from typing import Literal
 from ssod_imwa.classification.data.imbalance import ImbalanceOptions, SelectionOptions
 from ssod_imwa.classification.data.large_views import Resize
 from ssod_imwa.classification.data.samplers import SAMPLERS, SUBSET, SamplerChoice
+from ssod_imwa.classification.data.small_views import PADDED, CutoutOptions, PaddingOptions
 from ssod_imwa.classification.data.unlabeled import UnlabeledOptions
 from ssod_imwa.classification.evaluation import GroupOptions
 from ssod_imwa.classification.extras.abc import ABCOptions
@@ -84,10 +85,6 @@ class InputOptions(Options):
 
     size: int = option(32, "edge of the images that the network sees, in pixels", low=1)
     flip: bool = option(True, "mirror images at random")
-    padding: int = option(
-        4, 'pixels around images for the crops of all but "none" and "sim"', low=0
-    )
-    cutout: int = option(16, 'edge of the gray square of "randaugment", in pixels', low=0)
     jitter: bool = option(True, 'color jitter of the "standard" view')
     test_resize: Resize = option("bilinear", "how test images in files are resized; LiVT: bicubic")
     in_memory: bool = option(
@@ -189,6 +186,16 @@ def _without(shared: Shared) -> Conditions:
     return {**CLASSIFICATION, "CLS.ALGORITHM": tuple(names)}
 
 
+def _holding(*views: str) -> Switch:
+    """The lists of views that hold one of some."""
+    words = f"that hold {' or '.join(map(repr, views))}"
+    # A text is a list that is not yet read.
+    return Switch(
+        words,
+        lambda value: isinstance(value, (list, tuple, str)) and any(x in value for x in views),
+    )
+
+
 def _by_name(
     prefix: str, key: str, options: Iterable[tuple[str, type[Options]]], when: Conditions
 ) -> Iterator[Section]:
@@ -282,6 +289,14 @@ SECTIONS = (
     Section("CLS.INPUT", InputOptions, CLASSIFICATION),
     Section("CLS.INPUT", ViewsOptions, _without("unlabeled")),
     Section("CLS.INPUT", SemiSupervisedViewsOptions, _with("unlabeled")),
+    Section("CLS.INPUT", PaddingOptions, {**CLASSIFICATION, "CLS.INPUT.VIEWS": _holding(*PADDED)}),
+    *(
+        Section("CLS.INPUT", CutoutOptions, {**methods, key: _holding("randaugment")})
+        for methods, key in (
+            (_without("unlabeled"), "CLS.INPUT.VIEWS"),
+            (_with("unlabeled"), "CLS.INPUT.UNLABELED_VIEWS"),
+        )
+    ),
     Section("CLS.IMBALANCE", ImbalanceOptions, CLASSIFICATION),
     *(
         Section("CLS.IMBALANCE", SelectionOptions, {**CLASSIFICATION, key: values})

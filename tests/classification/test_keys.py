@@ -220,3 +220,16 @@ def test_the_pixels_of_the_lite_networks_are_their_weights():
     assert (lite.PIXEL_MEAN, lite.PIXEL_STD) == (PIXEL_MEAN, PIXEL_STD)
     other = load_config(overrides=[*settings, "timm:resnet18"]).MODEL
     assert other.PIXEL_MEAN == [123.675, 116.28, 103.53]
+
+
+def test_details_of_views_belong_to_the_views_that_have_them():
+    assert refusal("CLS.INPUT.CUTOUT", 8) == (
+        "CLS.INPUT.CUTOUT has no meaning with CLS.INPUT.VIEWS = ['plain'] (it belongs to "
+        "CLS.INPUT.VIEWS that hold 'randaugment')"
+    )
+    assert "CLS.INPUT.PADDING has no meaning" in refusal(
+        "CLS.INPUT.VIEWS", ["standard"], "CLS.INPUT.PADDING", 8
+    )
+    fixmatch = ["TASK", "classification", "CLS.ALGORITHM", "fixmatch"]
+    cfg = load_config(overrides=[*fixmatch, "CLS.INPUT.CUTOUT", "8", "CLS.INPUT.PADDING", "2"])
+    assert (cfg.CLS.INPUT.CUTOUT, cfg.CLS.INPUT.PADDING) == (8, 2)

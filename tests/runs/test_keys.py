@@ -167,7 +167,8 @@ def allowed_value(key, allowed):
     if not isinstance(allowed, Switch):
         return allowed[0]
     option = options_by_key(SECTIONS)[key]
-    values = (*option.choices, 1, 0.5, 2)
+    lists = (option.default, ["randaugment"]) if option.is_list else ()
+    values = (*option.choices, *lists, 1, 0.5, 2)
     return next(value for value in values if value in allowed and not option.violation(value))
 
 

@@ -33,9 +33,12 @@ from ssod_imwa.classification.data.auto_augment import CifarAutoAugment
 from ssod_imwa.classification.data.batched_randaugment import BatchedRandAugment
 from ssod_imwa.classification.data.color_augmentation import ORDERS, jitter, make_gray
 from ssod_imwa.classification.data.filters import blur
+from ssod_imwa.config.options import Options, option
 
 SmallViewName = Literal["none", "plain", "jittered", "strong", "sim", "weak", "randaugment"]
 
+# Views that are crops of padded images.
+PADDED = ("plain", "jittered", "strong", "weak", "randaugment")
 # Views that may end with another size than they begin with.
 RESIZING = ("none", "weak", "randaugment")
 
@@ -52,6 +55,20 @@ SIM_GRAY_CHANCE = 0.2
 SIM_BLUR_CHANCE = 0.5
 SIM_BLUR_SIGMA = (0.1, 2.0)  # pixels
 SIM_BLUR_RADIUS = 6
+
+
+@dataclass(frozen=True)
+class PaddingOptions(Options):
+    """Of views that are crops of padded images."""
+
+    padding: int = option(4, "pixels around images, of which crops are taken", low=0)
+
+
+@dataclass(frozen=True)
+class CutoutOptions(Options):
+    """Of FixMatch's strong view."""
+
+    cutout: int = option(16, "edge of the gray square, in pixels; 0 for none", low=0)
 
 
 class BatchView(Protocol):
