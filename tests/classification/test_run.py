@@ -298,6 +298,23 @@ def test_convolutions_see_the_channels_of_a_pixel_side_by_side(config, name):
     assert all(layouts.values())
 
 
+def test_what_is_trained_is_said_at_the_start(config, caplog):
+    caplog.set_level("INFO")
+    cfg = config("SOLVER.MAX_ITER", 2, "IMWA.EPISODES", 1)
+    run.train(cfg)
+    first = next(i for i, line in enumerate(caplog.messages) if line.startswith("classification:"))
+    start = caplog.messages[first : first + 6]
+    assert start == [
+        "classification: cross_entropy on digit_images_train at ratio 20, tested on "
+        "digit_images_test",
+        "images: 478 labeled, 364 tested",
+        "classes: 10 (0, 1, 2, 3, 4, 5, 6, 7, 8, 9)",
+        "device: cpu (1 thread)",
+        "schedule: 2 iterations in 1 episode; 16 images an iteration",
+        f"output folder: {cfg.OUTPUT_DIR}",
+    ]
+
+
 def test_a_class_smaller_than_a_balanced_subset_is_named(config, caplog):
     caplog.set_level("INFO")
     run.train(config("CLS.SAMPLER.NAME", "balanced_subset", "CLS.SAMPLER.PER_CLASS", 8))

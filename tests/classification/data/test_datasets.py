@@ -15,6 +15,7 @@ from ssod_imwa.classification.data.datasets import (
     load_digit_images,
     load_image_folder,
     read_into_memory,
+    warn_of_alike_names,
 )
 from ssod_imwa.classification.data.imbalance import ImbalanceOptions, SelectionOptions
 from ssod_imwa.classification.data.splits import impose_imbalance
@@ -279,3 +280,14 @@ def test_digit_images_are_enlarged_bilinearly():
 def test_long_tailed_digits_fall_exponentially():
     counts = thinned_to(load_digit_images("train"), ratio=20).counts
     assert counts == [int(142 * 20 ** (-c / 9)) for c in range(10)]
+
+
+def test_many_names_that_differ_by_case_alone_are_one_warning(caplog):
+    names = [f"owl {i}" for i in range(9)]
+    warn_of_alike_names("birds", [*names, *map(str.upper, names)])
+    assert caplog.messages == [
+        "birds: classes differ by case alone: 'owl 0' and 'OWL 0', 'owl 1' and 'OWL 1', "
+        "'owl 2' and 'OWL 2' and 6 more"
+    ]
+    warn_of_alike_names("birds", names)
+    assert len(caplog.messages) == 1
