@@ -1,8 +1,8 @@
 """Where the time of a detector's training step goes, per recipe and toolkit.
 
     python benchmarks/detection_step.py                                  # digit scenes, on a CPU
-    python benchmarks/detection_step.py --recipes configs/digits/dense_teacher.yaml --device cuda
-    python benchmarks/detection_step.py --toolkits torchvision detectron2
+    python benchmarks/detection_step.py --recipes configs/digits/dense_teacher.yaml
+    python benchmarks/detection_step.py --toolkits torchvision detectron2 -- MODEL.DEVICE cuda
 
 Each row trains a recipe with this package's trainer, members, views and all, and gives the median
 of each part in milliseconds: waiting for data, the teacher's pass, what makes labels and losses of
