@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 from ssod_imwa.averaging.episodes import EpisodeSchedule, Position
 
-# Steps whose mean duration is taken for those to come.
+# Steps, or evaluations, whose mean duration is taken for those to come.
 WINDOW = 200
 
 
@@ -22,13 +22,14 @@ class TimeLeft:
 
     * the steps left in each phase x the mean duration of the last 200 steps of that phase, so that
       a step that waits for data or starts processes counts with its share,
-    * the evaluations left x the mean duration of an evaluation,
+    * the evaluations left x the mean duration of the last 200 of them,
     * all steps left x the mean of what lies between two steps: averaging, checkpoints, logs.
 
     What was not measured yet is scaled from what was, by the announced work: passes over images,
     which are right within a factor of two or so. So the estimate is rough until each phase was
-    entered and the first evaluation done, and it knows no slowdown that is not announced. The first
-    step of a session, which warms up, counts as long as there is no other.
+    entered and the first evaluations done, and it knows no slowdown that is not announced. The
+    first step and the first evaluation of a session, which warm up, count as long as there is no
+    other.
 
     Args:
         schedule: of the run.
@@ -134,7 +135,8 @@ class TimeLeft:
 
     def _evaluation_seconds(self) -> float:
         if self._evaluated:
-            return self.evaluation_seconds / len(self._evaluated)
+            recent = self._evaluated[1:][-WINDOW:] or self._evaluated
+            return sum(recent) / len(recent)
         return self._seconds_of_work(self._evaluation_work)
 
     def _seconds_of_work(self, work: float) -> float:

@@ -88,6 +88,20 @@ def test_the_first_step_of_a_session_warms_up_and_old_ones_are_forgotten():
     assert left.seconds(schedule.position(9 + WINDOW)) == pytest.approx(990 - WINDOW)
 
 
+def test_the_first_evaluation_of_a_session_warms_up(clock):
+    """It imports what measures AP: 6 s beside 0.5 s, and 39 more to come."""
+    schedule = EpisodeSchedule(1)
+    left = TimeLeft(schedule)
+    left.step(schedule.position(0), 1.0)
+    left.expect([0] * 40, after_row=True)
+    evaluate(left, clock, 6.0)
+    assert left.seconds(schedule.position(0)) == 40 * 6.0
+    for _ in range(3):
+        evaluate(left, clock, 0.5)
+        assert left.seconds(schedule.position(0)) == pytest.approx(40 * 0.5)
+    assert left.evaluation_seconds == pytest.approx(7.5)
+
+
 def test_a_step_that_waits_for_data_counts_with_its_share():
     """A median would not see that every fourth step takes five times as long."""
     schedule = EpisodeSchedule(1000)
