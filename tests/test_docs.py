@@ -187,7 +187,7 @@ def test_make_shows_the_folders_that_its_recipes_are_named_after(target, monkeyp
 
 
 # Settings with which the commands of a page end in seconds.
-SHORT = {
+SHORT_BIRDS = {
     "classification": "CLS.SCHEDULE.EPOCHS 1",
     "semi_supervised_classification": "SOLVER.MAX_ITER 1 TEST.EVAL_PERIOD 0 SOLVER.IMS_PER_BATCH 4 "
     "SOLVER.IMS_PER_BATCH_UNLABELED 4 CLS.INPUT.SIZE 16",
@@ -195,7 +195,7 @@ SHORT = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", SHORT)
+@pytest.mark.parametrize("page", SHORT_BIRDS)
 def test_the_commands_for_own_images_train(page, tmp_path, monkeypatch):
     (block,) = (x for x in blocks(ROOT / f"docs/{page}.md", "bash") if "folder:birds" in x)
     for split, counts in (("train", (40, 20, 4)), ("test", (3, 3, 3)), ("unlabeled", (9, 9, 9))):
@@ -204,7 +204,7 @@ def test_the_commands_for_own_images_train(page, tmp_path, monkeypatch):
             folder.mkdir(parents=True)
             for i in range(count):
                 Image.effect_noise((60, 40), 50).convert("RGB").save(folder / f"{i}.jpg")
-    block = block.replace("OUTPUT_DIR", f"{SHORT[page]} OUTPUT_DIR")
+    block = block.replace("OUTPUT_DIR", f"{SHORT_BIRDS[page]} OUTPUT_DIR")
     block = block.replace("python tools/", f"{sys.executable} {ROOT}/tools/")
     block = block.replace(" configs/", f" {ROOT}/configs/")
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
