@@ -14,8 +14,9 @@ PROJECT = (ROOT / "pyproject.toml").read_text()
 
 # Modules whose package has another name.
 PACKAGES = {"PIL": "pillow", "yaml": "pyyaml", "sklearn": "scikit-learn"}
-# What is imported by another library (torch.utils.tensorboard), and what is optional.
-INDIRECT, OPTIONAL = {"tensorboard"}, {"detectron2", "omegaconf"}  # which detectron2 brings
+# What is imported by another library (torch.utils.tensorboard), and what is optional: omegaconf
+# comes with detectron2; kornia and semilearn are peers that benchmarks do without.
+INDIRECT, OPTIONAL = {"tensorboard"}, {"detectron2", "omegaconf", "kornia", "semilearn"}
 
 
 def listed(name):
@@ -33,7 +34,8 @@ def imported(*folders):
                 names |= {alias.name.split(".")[0] for alias in node.names}
             elif isinstance(node, ast.ImportFrom):
                 names.add(node.module.split(".")[0])
-    ours = {"ssod_imwa", "support", *sys.stdlib_module_names}
+    helpers = {path.stem for path in (ROOT / "tests").glob("*.py")}
+    ours = {"ssod_imwa", *helpers, *sys.stdlib_module_names}
     return {PACKAGES.get(name, name).replace("_", "-") for name in names - ours}
 
 
