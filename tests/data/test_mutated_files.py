@@ -16,6 +16,7 @@ from ssod_imwa.data.image_files import image_size, read_image
 from ssod_imwa.detection.data.catalog import content_fingerprint, load_dataset
 from ssod_imwa.detection.data.reports import check_dataset
 from ssod_imwa.detection.data.split_files import read_index_file, stored_positions
+from ssod_imwa.errors import one_line
 
 IMAGES = [{"id": i, "file_name": f"{i}.png", "width": 12, "height": 9} for i in range(3)]
 COCO = {
@@ -235,7 +236,8 @@ def test_names(root, profile):
     @given(kinds, st.lists(texts, max_size=3))
     def each(kind, places):
         name = ":".join([kind, *places])
+        shown = one_line(name), repr(name)[1:-1]
         for read in (load_dataset, load_images):
-            outcome(lambda r=read: r(name, root=root), ascii(name)[1:-1], str(root), *places)
+            outcome(lambda r=read: r(name, root=root), *shown, str(root), *places)
 
     each()
