@@ -10,6 +10,7 @@ from collections import defaultdict
 from pathlib import Path
 
 import pytest
+import yaml
 from PIL import Image
 
 from ssod_imwa.config.naming import output_folder
@@ -242,12 +243,15 @@ def test_the_files_for_own_data_load_also_as_the_page_changes_them_for_a_gpu(own
     boxes = dict.fromkeys(("cells", "photos", "street"), "detection")
     assert tasks == {**boxes, "things": "classification"}
     assert load_config("photos.yaml").SSOD.ALGORITHM == "unbiased_teacher"
-    small = "configs/models/faster_rcnn_r18_fpn_small.yaml, "
     for name in ("cells", "street"):
-        text = (own_files / f"{name}.yaml").read_text().replace(small, "")
-        (own_files / "gpu.yaml").write_text(text.replace("MODEL:", "MODEL:\n  WEIGHTS: imagenet"))
+        tree = yaml.safe_load((own_files / f"{name}.yaml").read_text())
+        del tree["_BASE_"][0], tree["INPUT"]
+        (own_files / "gpu.yaml").write_text(
+            yaml.safe_dump({**tree, "MODEL": {"WEIGHTS": "imagenet"}})
+        )
         cfg = load_config("gpu.yaml")
         assert (cfg.MODEL.WEIGHTS, cfg.MODEL.RESNETS.DEPTH) == ("imagenet", 50)
+        assert (cfg.INPUT.MIN_SIZE_TEST, cfg.MODEL.BACKBONE.NAME) == (800, "resnet")
     page = OWN_DATA.read_text()
     for setting in ("MODEL: {WEIGHTS: imagenet}", "CLS: {MODEL: {NAME: resnet50}, INPUT"):
         assert setting in page
