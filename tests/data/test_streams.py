@@ -268,10 +268,8 @@ def test_skip_puts_the_successor_in_the_slot_with_the_slots_own_seeds(caplog):
             assert row == [10 * index, 1, position.member, position.t, slot]
     assert replaced > 5
     messages = [record.getMessage() for record in caplog.records]
-    assert sorted(message[:26] for message in messages) == [
-        "image 3 of files cannot be",
-        "image 5 of files cannot be",
-    ]
+    # The others of the kind are counted: one line for each power of ten.
+    assert [message[:26] for message in messages] == ["image 3 of files cannot be"]
 
 
 def test_skip_gives_up_when_nothing_can_be_read():

@@ -65,7 +65,7 @@ def test_nothing_is_shared_where_not_even_locks_fit(small, caplog):
         def shared(self):
             raise AssertionError("records were shared")
 
-    assert TestBatches(Files(), {}, [1], 3, False)._num_workers == 0
+    assert TestBatches(Files(), {}, [1], 3, False, skip=False)._num_workers == 0
     assert len(caplog.messages) == 1
 
 

@@ -29,11 +29,11 @@ class SelfTraining(Method):
 
     def __init__(self, burn_in, labels):
         super().__init__(nn.Linear(2, 1))
-        self.burn_in, self.labels = burn_in, labels
+        self.silent_until, self.labels = burn_in, labels
         self.label_statistics = LabelStatistics(3)
 
     def losses(self, batch, t):
-        if t >= self.burn_in:
+        if t >= self.silent_until:
             labels = torch.tensor(self.labels(t), dtype=torch.int64)
             used = torch.ones(len(labels), dtype=torch.bool)
             empty = 0 if len(labels) else 2
@@ -92,7 +92,7 @@ def test_a_run_without_burn_in_or_labels_announces_nothing(said):
 def test_a_method_without_statistics_is_left_alone(said):
     made = trainer(30)
     made.method.label_statistics = None
-    made.method.burn_in = 100
+    made.method.silent_until = 100
     made.train()
     assert (said(), records(made)) == ([], {})
 

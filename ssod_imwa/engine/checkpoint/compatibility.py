@@ -54,8 +54,6 @@ def check_format(path: str | os.PathLike[str], content: Mapping[str, Any]) -> No
         )
 
 
-def table(found: Iterable[Change]) -> str:
-    """Changes as aligned lines of key, saved, current."""
-    rows = [("key", "saved", "current"), *((c.key, str(c.saved), str(c.current)) for c in found)]
-    widths = [max(len(row[i]) for row in rows) for i in range(2)]
-    return "\n".join(f"  {row[0]:{widths[0]}}  {row[1]:{widths[1]}}  {row[2]}" for row in rows)
+def in_words(found: Iterable[Change]) -> str:
+    """Changes in one line: each key with its saved and its current value."""
+    return ", ".join(f"{c.key} (saved {c.saved}, now {c.current})" for c in found)

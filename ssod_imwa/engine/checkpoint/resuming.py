@@ -13,7 +13,7 @@ from torch import nn
 from ssod_imwa.averaging.checks import checksum
 from ssod_imwa.averaging.weights import named_state
 from ssod_imwa.engine.checkpoint.atomic import WriteError, damage, digest_path, load_checkpoint
-from ssod_imwa.engine.checkpoint.compatibility import changes, check_format, identity, table
+from ssod_imwa.engine.checkpoint.compatibility import changes, check_format, identity, in_words
 from ssod_imwa.engine.checkpoint.output import POINTER, on_main, resume_files, write_pointer
 from ssod_imwa.engine.checkpoint.plain import plain
 from ssod_imwa.engine.trainer import Trainer
@@ -156,8 +156,8 @@ def _check_compatible(
         return None
     if not allow_inexact:
         raise CheckpointError(
-            f"{path} belongs to a run that differs in:\n{table(found)}\n"
-            "undo these changes, or continue inexactly with --allow-inexact-resume"
+            f"{path} belongs to a run that differs in {in_words(found)}; undo these changes, or "
+            "continue inexactly with --allow-inexact-resume"
         )
-    logger.warning("continuing %s inexactly; changed:\n%s", path, table(found))
+    logger.warning("continuing %s inexactly; changed: %s", path, in_words(found))
     return {"global_step": state["trainer"]["iteration"], "changes": [tuple(c) for c in found]}

@@ -382,7 +382,9 @@ def test_boxes_return_from_a_strong_view(name, flips, strengths, sizes, shape, c
     height, width = weak.image.shape[-2:]
     x1, x2 = sorted(corners[:2])
     y1, y2 = sorted(corners[2:])
-    box = torch.tensor([[x1 * width, y1 * height, x2 * width + 1, y2 * height + 1]])
+    # float64: far from the origin float32 has no ten-thousandth of a pixel.
+    corners = [[x1 * width, y1 * height, x2 * width + 1, y2 * height + 1]]
+    box = torch.tensor(corners, dtype=torch.float64)
     there = moved(box, weak, strong)
     back = moved(there, strong, weak)
     tolerance = 1e-4 * (box[:, 2:] - box[:, :2]).repeat(1, 2)
