@@ -29,6 +29,7 @@ class SupervisedOptions(Options):
         "rate the better model; 0 keeps none",
         low=0,
         high=1,
+        decay=True,
     )
 
 
