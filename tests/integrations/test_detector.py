@@ -6,73 +6,28 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import yaml
+from detectron2_toys import (
+    CLASSES,
+    DENSE,
+    FASTER_RCNN,
+    SMALL,
+    TARGETS,
+    config,
+    images,
+    unlabeled_batch,
+)
 from PIL import Image
 from support import Softened
 
 from ssod_imwa.detection.build import build_method
 from ssod_imwa.detection.coco_ap import coco_metrics
-from ssod_imwa.detection.data.records import Annotations, Detections, Targets
+from ssod_imwa.detection.data.records import Annotations, Detections
 from ssod_imwa.detection.detectors.build import build_detector
 from ssod_imwa.detection.objectives import SupervisedLoss
-from ssod_imwa.engine.checkpoint.atomic import write_checkpoint
-from ssod_imwa.errors import ConfigError, UserError, WeightsError
+from ssod_imwa.errors import ConfigError
 from ssod_imwa.runs.config import load_config
 
 pytestmark = [pytest.mark.detectron2, pytest.mark.usefixtures("project")]
-
-CLASSES = 3
-ABOUT = {"classes": ["a", "b", "c"]}
-FASTER_RCNN = "COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml"
-DENSE = ("COCO-Detection/retinanet_R_50_FPN_1x.yaml", "COCO-Detection/fcos_R_50_FPN_1x.py")
-SMALL = {
-    "MODEL.BACKBONE.FREEZE_AT": 0,
-    "MODEL.RESNETS.DEPTH": 18,
-    "MODEL.RESNETS.NORM": "BN",
-    "MODEL.FPN.OUT_CHANNELS": 8,
-    "MODEL.ROI_BOX_HEAD.FC_DIM": 16,
-    "MODEL.ANCHOR_GENERATOR.SIZES": [[16], [32], [64], [128], [256]],
-    "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS": [[1.0]],
-    "MODEL.PIXEL_MEAN": [123.675, 116.28, 103.53],
-    "MODEL.PIXEL_STD": [58.395, 57.12, 57.375],
-    "INPUT.FORMAT": "RGB",
-    "MODEL.ROI_HEADS.LOSS": "FocalLoss",
-    # As many as there are: what is sampled does not depend on the generators.
-    "MODEL.RPN.BATCH_SIZE_PER_IMAGE": 4096,
-    "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": 4096,
-    "MODEL.RPN.IOU_THRESHOLDS": [0.3, 0.7],
-}
-# Where torchvision's detectors have no choice.
-LIKE_TORCHVISION = {
-    "MODEL.RESNETS.RES2_OUT_CHANNELS": 64,
-    "MODEL.ROI_BOX_HEAD.POOLER_TYPE": "ROIAlign",
-    "MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO": 2,
-    "MODEL.RPN.PRE_NMS_TOPK_TRAIN": 2000,
-    "MODEL.WEIGHTS": "",
-}
-
-
-def config(toolkit="detectron2", detector=FASTER_RCNN, **more):
-    settings = {**SMALL, **more}
-    if toolkit == "detectron2":
-        settings |= {"MODEL.TOOLKIT": toolkit, "MODEL.DETECTRON2.CONFIG": detector}
-        settings |= LIKE_TORCHVISION
-    overrides = [text for pair in settings.items() for text in map(str, pair)]
-    return load_config(overrides=overrides)
-
-
-def images():
-    generator = torch.Generator().manual_seed(3)
-    return [
-        torch.randint(0, 256, size, dtype=torch.uint8, generator=generator)
-        for size in ((3, 64, 96), (3, 96, 64))
-    ]
-
-
-TARGETS = [
-    Targets(torch.tensor([[10.0, 12, 40, 44], [50, 8, 90, 60]]), torch.tensor([2, 0])),
-    Targets(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)),
-]
 
 
 def detectron2_state(state):
@@ -292,81 +247,6 @@ def test_methods_have_the_same_loss_terms(pair, settings):
         assert values[0] == pytest.approx(values[1], rel=1e-4), name
 
 
-@pytest.mark.parametrize("detector", DENSE)
-def test_dense_detectors_map_all_locations(detector):
-    model = build_detector(config(detector=detector), CLASSES)
-    assert model.abilities == {"dense"}
-    maps = model.dense_maps(images())
-    height = width = 96  # both images in one batch, padded to multiples of 32
-    per_place = 1 if "fcos" in detector else 3
-    cells = [(-(-height // s), -(-width // s)) for s in (8, 16, 32, 64, 128)]
-    if "fcos" not in detector:
-        per_place = len(SMALL["MODEL.ANCHOR_GENERATOR.SIZES"][0])
-    assert maps.levels == tuple(per_place * rows * columns for rows, columns in cells)
-    assert maps.logits.shape == (2, sum(maps.levels), CLASSES)
-    assert (maps.quality is None) == ("fcos" not in detector)
-    assert not maps.logits.requires_grad
-
-
-@pytest.mark.parametrize("detector", DENSE)
-def test_detections_are_the_best_of_the_maps(detector):
-    """What a detection says stands in the maps at one place: its box and its score."""
-    model = build_detector(config(detector=detector), CLASSES)
-    head = model.model.head
-    with torch.no_grad():
-        for layer in (head.cls_score, head.bbox_pred):
-            layer.weight.normal_(std=0.1)
-        head.cls_score.bias.zero_()
-        (image, _) = images()
-        maps = model.dense_maps([image])
-        (found,) = model.detect([image])
-    scores = maps.logits[0].sigmoid()
-    if maps.quality is not None:
-        scores = (scores * maps.quality[0].sigmoid()[:, None]).sqrt()
-    boxes = maps.boxes[0].clone()
-    boxes[:, 0::2].clamp_(0, image.shape[2])
-    boxes[:, 1::2].clamp_(0, image.shape[1])
-    assert len(found) > 20
-    for box, label, score in zip(found.boxes, found.labels, found.scores, strict=True):
-        near = (boxes - box).abs().amax(1) < 1e-3
-        assert (scores[near, label] - score).abs().min() < 1e-5
-
-
-@pytest.mark.parametrize("detector", DENSE)
-def test_dense_teacher_trains_detectron2s_dense_detectors(detector):
-    method = {"SSOD.ALGORITHM": "dense_teacher", "SSOD.BURN_IN_ITERS": 0}
-    cfg = config(detector=detector, **method, **{"SSOD.EMA_START_ITERS": 0})
-    method = build_method(cfg, build_detector(cfg, CLASSES))
-    method.student.train()
-    losses = method.losses(unlabeled_batch(), 1)
-    assert {"loss_cls_pseudo", "loss_box_reg_pseudo"} <= losses.keys()
-    assert ("loss_quality_pseudo" in losses) == ("fcos" in detector)
-    sum(x for name, x in losses.items() if name.startswith("loss")).backward()
-    trained = [p for p in method.student.parameters() if p.requires_grad]
-    assert all(p.grad is not None and p.grad.isfinite().all() for p in trained)
-
-
-def test_a_two_stage_detector_is_refused_dense_teacher():
-    cfg = config(**{"SSOD.ALGORITHM": "dense_teacher"})
-    message = "DenseTeacher needs .* 'dense' .* detectron2's GeneralizedRCNN does not have"
-    with pytest.raises(ConfigError, match=message):
-        build_method(cfg, build_detector(cfg, CLASSES))
-
-
-def unlabeled_batch():
-    from ssod_imwa.data.batches import Batch, Part
-    from ssod_imwa.detection.data.records import View
-
-    def part(targets):
-        matrix = torch.eye(3, dtype=torch.float64)
-        pairs = zip(images(), targets, strict=True)
-        views = [View(image, matrix, of_image) for image, of_image in pairs]
-        same = dict.fromkeys(("weak", "strong", "colored"), views)
-        return Part(same, None, torch.arange(len(views)))
-
-    return Batch(labeled=part(TARGETS), unlabeled=part([None] * len(TARGETS)))
-
-
 @pytest.mark.parametrize("detector", [FASTER_RCNN, *DENSE])
 def test_every_kind_of_detector_trains_and_detects(detector):
     model = build_detector(config(detector=detector), CLASSES).train()
@@ -377,17 +257,6 @@ def test_every_kind_of_detector_trains_and_detects(detector):
     found = model.detect(images())
     assert [type(found), *map(type, found)] == [list, Detections, Detections]
     assert model.training
-
-
-def test_the_loss_normalizer_of_dense_detectors_is_a_members_state():
-    cfg = config(detector=DENSE[0], **{"SSOD.ALGORITHM": "unbiased_teacher"})
-    method = build_method(cfg, build_detector(cfg, CLASSES))
-    assert method.state_dict() == {}
-    method.student.train()(images(), SupervisedLoss(TARGETS))
-    saved = method.state_dict()
-    assert list(saved.values()) == [method.student.model.loss_normalizer]
-    method.load_state_dict(dict.fromkeys(saved, 12.5))
-    assert method.student.model.loss_normalizer == 12.5
 
 
 def test_detections_do_not_depend_on_the_other_images():
@@ -446,134 +315,3 @@ def test_its_evaluator_counts_as_ours_does(tmp_path):
     for name in ("AP", "AP50", "AP75", "AP-a", "AP-b", "AP-c"):
         assert theirs[name] == pytest.approx(ours[name], abs=1e-6), name
     assert 5 < ours["AP"] < 95
-
-
-def test_an_exported_detector_is_loaded_by_detectron2_alone(tmp_path, monkeypatch):
-    detector = build_detector(config(), CLASSES)
-    with torch.no_grad():
-        detector.model.roi_heads.box_predictor.cls_score.weight.normal_(std=0.3)
-    monkeypatch.chdir(tmp_path)
-    file = Path("detector.pth")
-    code = detector.export(file, min_size=64, max_size=96, about=ABOUT)
-    with pytest.raises(UserError, match=r"detector.yaml is there already"):
-        detector.export(file, min_size=64, max_size=96, about=ABOUT)
-
-    (tmp_path / "elsewhere").mkdir()
-    monkeypatch.chdir(tmp_path / "elsewhere")
-    names = {}
-    exec(code, names)
-    image = images()[0]
-    instances = names["predictor"](image.flip(0).permute(1, 2, 0).numpy())["instances"]
-    found = detector.detect([image])[0]
-    assert len(found) > 0
-    torch.testing.assert_close(instances.pred_boxes.tensor, found.boxes)
-    torch.testing.assert_close(instances.scores, found.scores)
-    assert names["classes"] == ["a", "b", "c"]
-    assert names["input_size"] == {"min_size": 64, "max_size": 96}
-
-
-def test_an_exported_configuration_is_of_no_machine(tmp_path, monkeypatch):
-    from detectron2.config import get_cfg
-
-    monkeypatch.chdir(tmp_path)
-    build_detector(config(), CLASSES).export(
-        Path("detector.pth"), min_size=64, max_size=96, about=ABOUT
-    )
-    settings = yaml.safe_load((tmp_path / "detector.yaml").read_text())
-    assert "DEVICE" not in settings["MODEL"]
-    assert settings["MODEL"]["WEIGHTS"] == str(tmp_path / "detector.pth")
-    cfg = get_cfg()
-    cfg.merge_from_file(str(tmp_path / "detector.yaml"))
-    assert cfg.MODEL.DEVICE == get_cfg().MODEL.DEVICE
-
-
-def test_an_exported_lazy_detector_is_loaded_by_detectron2_alone(tmp_path, monkeypatch):
-    detector = build_detector(config(detector=DENSE[1]), CLASSES)
-    monkeypatch.chdir(tmp_path)
-    code = detector.export(Path("detector.pth"), min_size=64, max_size=96, about=ABOUT)
-    (tmp_path / "elsewhere").mkdir()
-    monkeypatch.chdir(tmp_path / "elsewhere")
-    names = {}
-    exec(code, names)
-    state = names["model"].state_dict()
-    assert all(torch.equal(state[n], x) for n, x in detector.model.state_dict().items())
-    assert names["classes"] == ["a", "b", "c"]
-    assert names["input_size"] == {"min_size": 64, "max_size": 96}
-
-
-def test_advice_about_frozen_random_weights_acts(tmp_path, caplog):
-    """FCOS takes none of our keys: what the warning names is followed to the letter."""
-    build_detector(config(detector=DENSE[1]), CLASSES).warn_if_frozen()
-    warning = caplog.messages[-1]
-    assert "53 batch norms are frozen" in warning
-    assert "MODEL.RESNETS" not in warning
-    for setting in ("freeze_at = 0", 'stem.norm = stages.norm = "BN"', "model.backbone.bottom_up"):
-        assert setting in warning
-    (tmp_path / "fcos.py").write_text(documented("my_project/fcos.py"))
-    caplog.clear()
-    build_detector(config(detector=str(tmp_path / "fcos.py")), CLASSES).warn_if_frozen()
-    assert not caplog.messages
-
-    build_detector(config(**{"MODEL.RESNETS.NORM": "FrozenBN"}), CLASSES).warn_if_frozen()
-    assert "MODEL.BACKBONE.FREEZE_AT 0 MODEL.RESNETS.NORM BN" in caplog.messages[-1]
-
-
-def documented(name):
-    """The Python file of docs/detectron2.md that begins with its name."""
-    page = (Path(__file__).parents[2] / "docs" / "detectron2.md").read_text()
-    return next(
-        block for block in page.split("```python\n") if block.startswith(f"# {name}\n")
-    ).split("```")[0]
-
-
-def test_weights_come_from_our_files_and_from_theirs(tmp_path):
-    trained, ours, theirs = (build_detector(config(), CLASSES) for _ in range(3))
-    write_checkpoint(
-        tmp_path / "ours.pth", {"student": trained.state_dict(), "inference_model": "student"}
-    )
-    torch.save({"model": trained.model.state_dict()}, tmp_path / "theirs.pth")
-    ours.load_weights(str(tmp_path / "ours.pth"))
-    theirs.load_weights(str(tmp_path / "theirs.pth"))
-    for detector in (ours, theirs):
-        state = detector.state_dict()
-        assert all(torch.equal(state[n], x) for n, x in trained.state_dict().items())
-
-
-def test_weights_of_other_trainers_are_unwrapped(tmp_path):
-    trained, detector = (build_detector(config(), CLASSES) for _ in range(2))
-    state = {f"module.{name}": x for name, x in trained.model.state_dict().items()}
-    torch.save({"state_dict": state, "epoch": 3}, tmp_path / "x.pth")
-    detector.load_weights(str(tmp_path / "x.pth"))
-    state = detector.state_dict()
-    assert all(torch.equal(state[n], x) for n, x in trained.state_dict().items())
-    torch.save(trained, tmp_path / "whole.pth")
-    with pytest.raises(WeightsError, match=r"whole\.pth: is a whole pickled module"):
-        detector.load_weights(str(tmp_path / "whole.pth"))
-
-
-def test_wrong_weights_and_detectors_are_one_line(tmp_path):
-    torch.save({"model": {"other.weight": torch.ones(2)}}, tmp_path / "other.pth")
-    detector = build_detector(config(), CLASSES)
-    with pytest.raises(WeightsError, match="nothing in it fits the model"):
-        detector.load_weights(str(tmp_path / "other.pth"))
-    with pytest.raises(WeightsError, match=r"missing.pth.* cannot be loaded"):
-        detector.load_weights(str(tmp_path / "missing.pth"))
-    with pytest.raises(ConfigError, match="must be a file, or one of detectron2's model zoo"):
-        config(detector="COCO-Detection/faster.yaml")
-    with pytest.raises(ConfigError, match="USE_SIGMOID_CE True is not allowed"):
-        build_detector(config(**{"MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE": True}), CLASSES)
-
-
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [
-        ("MODEL.BACKBONE.NAME", "timm:resnet18"),
-        ("MODEL.WEIGHTS", "package:efficientnet_lite0"),
-    ],
-)
-def test_what_torchvisions_detectors_alone_take_is_refused_by_name(key, value):
-    cfg = config().clone()
-    cfg.defrost()
-    cfg.merge_from_list([key, value])
-    with pytest.raises(ConfigError, match=rf"{key} = '{value}' is not allowed with MODEL.TOOLKIT"):
-        build_detector(cfg, CLASSES)
