@@ -278,7 +278,9 @@ class Section:
     when: Mapping[str, Values] = field(default_factory=dict)
     names: tuple[str, ...] | None = None
 
-    def by_key(self) -> dict[str, Option]:
+    # Both are asked for some hundred times whenever a configuration is built.
+    @functools.cached_property
+    def by_key(self) -> Mapping[str, Option]:
         """Options by the full names of their keys."""
         return {
             self._key(name): item
@@ -286,7 +288,8 @@ class Section:
             if self.names is None or name in self.names
         }
 
-    def parts(self) -> list[Section]:
+    @functools.cached_property
+    def parts(self) -> Sequence[Section]:
         """This section, divided by what its options depend on among themselves."""
         names: dict[str, list[str]] = {}
         conditions: dict[str, Mapping[str, Values]] = {}
@@ -305,7 +308,7 @@ class Section:
 
 def options_by_key(sections: Sequence[Section]) -> dict[str, Option]:
     """The options of several sections by the full names of their keys."""
-    return {key: item for section in sections for key, item in section.by_key().items()}
+    return {key: item for section in sections for key, item in section.by_key.items()}
 
 
 def active_sections(sections: Sequence[Section], values: Mapping[str, Any]) -> list[Section]:
@@ -320,14 +323,14 @@ def active_sections(sections: Sequence[Section], values: Mapping[str, Any]) -> l
     for section in _parts(sections):
         if not any(_unmet(section, known)):
             active.append(section)
-            for key, item in section.by_key().items():
+            for key, item in section.by_key.items():
                 known[key] = values.get(key, item.default)
     return active
 
 
 def _parts(sections: Iterable[Section]) -> Iterator[Section]:
     for section in sections:
-        yield from section.parts()
+        yield from section.parts
 
 
 def _unmet(section: Section, values: Mapping[str, Any]) -> Iterator[str]:
@@ -352,7 +355,7 @@ def unmet_conditions(
     nearest: dict[str, list[Values]] = {}
     most = 0
     for section in _parts(sections):
-        if key not in section.by_key():
+        if key not in section.by_key:
             continue
         condition = next(_unmet(section, values))
         met = list(section.when).index(condition)
@@ -413,11 +416,13 @@ def build_tree(sections: Sequence[Section]) -> CfgNode:
     """
     tree = CfgNode()
     for section in sections:
-        for key, item in section.by_key().items():
+        for key, item in section.by_key.items():
             *parents, leaf = key.split(".")
             node = tree
             for part in parents:
-                node = node.setdefault(part, CfgNode())
+                if part not in node:
+                    node[part] = CfgNode()
+                node = node[part]
             if leaf in node:
                 raise ValueError(f"{key} is declared twice")
             node[leaf] = _copied(item.default)

@@ -41,11 +41,11 @@ def keys_page(chapters: Mapping[str, Sequence[Section]]) -> str:
 
 def _tables(sections: Sequence[Section]) -> list[str]:
     """A table for all sections of one prefix and condition, in first order."""
-    sections = [part for section in sections for part in section.parts()]
+    sections = [part for section in sections for part in section.parts]
     common = set.intersection(*(set(_conditions(section)) for section in sections))
     tables: dict[tuple[Any, ...], dict[str, Option]] = {}
     for section in sections:
-        tables.setdefault((section.prefix, _conditions(section)), {}).update(section.by_key())
+        tables.setdefault((section.prefix, _conditions(section)), {}).update(section.by_key)
     blocks = []
     for (prefix, conditions), options in tables.items():
         special = [

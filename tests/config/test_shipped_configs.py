@@ -1,3 +1,4 @@
+import functools
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ def read(*names):
     return load_config([CONFIGS / f"{name}.yaml" for name in names])
 
 
+@functools.cache
 def chain(path):
     """A file and all that it stands on by `_BASE_`."""
     bases = yaml.safe_load(path.read_text()).get("_BASE_", [])
