@@ -13,7 +13,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from fvcore.common.config import CfgNode
 
@@ -102,7 +102,7 @@ def build_config(
     # Values first: a misspelled method would make all its keys look foreign.
     for setting in settings:
         if setting.key in options:
-            _set(tree, setting.key, _checked(setting, options[setting.key]))
+            set_value(tree, setting.key, _checked(setting, options[setting.key]))
     for number, setting in enumerate(settings):
         if setting.key in foreign:
             _set_foreign(tree, setting)
@@ -140,7 +140,8 @@ def value_of(cfg: CfgNode, key: str) -> Any:
     return node
 
 
-def _set(cfg: CfgNode, key: str, value: Any) -> None:
+def set_value(cfg: CfgNode, key: str, value: Any) -> None:
+    """Set the value of a key that is there, given its full name; the tree must not be frozen."""
     group, _, leaf = key.rpartition(".")
     (value_of(cfg, group) if group else cfg)[leaf] = value
 
@@ -222,7 +223,7 @@ def _file_chain(path: Path, seen: tuple[Path, ...] = ()) -> list[tuple[str, dict
 
 def _bases(value: Any, path: Path) -> list[str]:
     names = [value] if isinstance(value, str) else value
-    if not isinstance(names, list) or not all(map(_is_text, names)):
+    if not isinstance(names, list) or not all(map(fits_a_file, names)):
         rule = "must be the name of a YAML file, or a list of names"
         raise ConfigError(f"{path}: {BASE_KEY} = {_shown(value)} is not allowed ({rule})")
     return names
@@ -299,18 +300,18 @@ def _coerce_scalar(setting: Setting, value: Any, wanted: type) -> Any:
     if type(value) is not wanted:
         names = {bool: "True or False", int: "an integer", float: "a number", str: "a text"}
         raise _wrong(setting, value, f"must be {names[wanted]}")
-    if wanted is str and not _is_text(value):
+    if wanted is str and not fits_a_file(value):
         raise _wrong(setting, value, "must be a text that a file can hold")
     return value
 
 
-def _is_text(value: object) -> bool:
+def fits_a_file(value: object) -> TypeGuard[str]:
     """Whether a value is a text that a file can hold: no byte of 0, no half of a character."""
     if not isinstance(value, str) or "\0" in value:
         return False
     try:
         value.encode()
-    except UnicodeEncodeError:
+    except UnicodeEncodeError:  # half a character, or a name on disk that is not UTF-8
         return False
     return True
 

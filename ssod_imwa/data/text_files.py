@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeGuard
 from xml.etree import ElementTree
 
+from ssod_imwa.config.reader import fits_a_file
 from ssod_imwa.errors import DataError
 
 _MARKS = {
@@ -41,13 +42,7 @@ def is_text(value: object) -> TypeGuard[str]:
         >>> [is_text(value) for value in ("owl", " ", "a\0", "\ud800", 7)]
         [True, False, False, False, False]
     """
-    if not isinstance(value, str) or not value.strip() or "\0" in value:
-        return False
-    try:
-        value.encode()
-    except UnicodeEncodeError:  # half a character, or a name on disk that is not UTF-8
-        return False
-    return True
+    return fits_a_file(value) and bool(value.strip())
 
 
 def name_bytes(name: str) -> bytes:

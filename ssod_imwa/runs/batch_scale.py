@@ -8,7 +8,7 @@ from typing import Any
 
 from fvcore.common.config import CfgNode
 
-from ssod_imwa.config.reader import keys, value_of
+from ssod_imwa.config.reader import keys, set_value, value_of
 from ssod_imwa.config.shared import batch_sizes
 from ssod_imwa.errors import ConfigError
 from ssod_imwa.runs.config import DECAY_KEYS, ITERATION_KEYS
@@ -73,8 +73,7 @@ def scale_batch(cfg: CfgNode, images: int) -> tuple[CfgNode, list[Change]]:
         else:
             continue
         if after != before:
-            group, _, leaf = key.rpartition(".")
-            value_of(scaled, group)[leaf] = after
+            set_value(scaled, key, after)
             changes.append(Change(key, before, after))
     scaled.freeze()
     return scaled, changes

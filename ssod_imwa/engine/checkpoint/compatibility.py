@@ -54,6 +54,6 @@ def check_format(path: str | os.PathLike[str], content: Mapping[str, Any]) -> No
         )
 
 
-def in_words(found: Iterable[Change]) -> str:
+def in_words(differences: Iterable[Change]) -> str:
     """Changes in one line: each key with its saved and its current value."""
-    return ", ".join(f"{c.key} (saved {c.saved}, now {c.current})" for c in found)
+    return ", ".join(f"{c.key} (saved {c.saved}, now {c.current})" for c in differences)
