@@ -54,17 +54,16 @@ def warn_if_slower_than_float32(device: torch.device, dtype: torch.dtype | None)
         )
 
 
-def convolution_seconds(dtype: torch.dtype, repeats: int = 3) -> float:
+def convolution_seconds(dtype: torch.dtype) -> float:
     """The shortest time of a 3 x 3 convolution and its gradients on the CPU.
 
     Args:
         dtype: of autocast; float32 for none.
-        repeats: after one that is not counted.
     """
     images = torch.ones(2, 32, 48, 48, requires_grad=True)
     weight = torch.ones(32, 32, 3, 3, requires_grad=True)
     seconds = []
-    for _ in range(repeats + 1):
+    for _ in range(4):  # the first one warms up
         start = time.perf_counter()
         with torch.autocast("cpu", dtype=dtype, enabled=dtype is not torch.float32):
             maps = torch.nn.functional.conv2d(images, weight, padding=1)

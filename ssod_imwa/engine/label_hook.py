@@ -51,7 +51,7 @@ class LabelHook(HookBase):
     for each class `labels/share-NAME` (% of all labels), `labels/precision-NAME` and
     `labels/recall-NAME`. The shares of the labeled images, to compare, are in results.json.
 
-    Announced once: the end of burn-in. Warned of once each: no label over `patience` own
+    Announced once: the end of burn-in. Warned of once each: no label over `PATIENCE` own
     iterations of a member, far more labels than people gave, classes without any.
 
     It belongs before the hook that writes rows. On several ranks that share a batch it counts
@@ -63,7 +63,6 @@ class LabelHook(HookBase):
         labeled_images: how many these are.
         period: global steps between two records.
         advice: the task's words.
-        patience: own iterations.
     """
 
     def __init__(
@@ -74,14 +73,12 @@ class LabelHook(HookBase):
         labeled_images: int,
         period: int,
         advice: LabelAdvice,
-        patience: int = PATIENCE,
     ) -> None:
         self._classes = tuple(classes)
         self._prior = np.array(prior, dtype=np.float64)
         self._labeled_images = labeled_images
         self._period = period
         self._advice = advice
-        self._patience = patience
         self._has_begun = False
         self._said: list[str] = []
         self._partial: LabelCounts | None = None  # of the current period, of this rank
@@ -142,7 +139,7 @@ class LabelHook(HookBase):
         labels = int(counts.used.sum())
         self._silent[member] = 0 if labels else self._silent.get(member, 0) + self._iterations
         self._total = counts if self._total is None else self._total + counts
-        if self._silent[member] >= self._patience:
+        if self._silent[member] >= PATIENCE:
             self._warn(
                 "none",
                 "no %s of the teacher passed the threshold in %d own iterations: nothing is "
@@ -153,7 +150,7 @@ class LabelHook(HookBase):
             )
         per_image = labels / max(counts.images, 1)
         usual = float(self._prior.sum()) / max(self._labeled_images, 1)
-        if counts.images >= self._patience and per_image > TOO_MANY * usual:
+        if counts.images >= PATIENCE and per_image > TOO_MANY * usual:
             self._warn(
                 "many",
                 "the teacher gives %.3g labels an image, the labeled images have %.3g. Likely "

@@ -6,7 +6,7 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -34,9 +34,6 @@ class StopSignals:
     process at once. On leaving, previous handlers are put back and, if they are functions of the
     caller and training ended, called with the signal that was received.
 
-    Args:
-        signals: what to catch; None takes `stop_signals()`.
-
     Attributes:
         number: of the first signal, None if there was none.
         in_training: whether a hook sees to it that a signal is served.
@@ -48,8 +45,8 @@ class StopSignals:
         True
     """
 
-    def __init__(self, signals: Sequence[signal.Signals] | None = None) -> None:
-        self._signals = stop_signals() if signals is None else tuple(signals)
+    def __init__(self) -> None:
+        self._signals = stop_signals()
         self._previous: dict[int, Any] = {}
         self.number: int | None = None
         self.in_training = False

@@ -54,7 +54,7 @@ def trainer(
         torch.optim.SGD(method.student.parameters(), lr=0.01),
         seed=1,
     )
-    hook = LabelHook("abc", prior, labeled_images=4, period=period, advice=ADVICE, patience=10)
+    hook = LabelHook("abc", prior, labeled_images=4, period=period, advice=ADVICE)
     made.register_hooks([hook, *hooks])
     return made
 
@@ -66,6 +66,11 @@ def records(made):
         for name, history in made.storage.histories().items()
         if name.startswith("labels/")
     }
+
+
+@pytest.fixture(autouse=True)
+def patience(monkeypatch):
+    monkeypatch.setattr("ssod_imwa.engine.label_hook.PATIENCE", 10)
 
 
 @pytest.fixture
@@ -148,6 +153,11 @@ def test_labels_without_end_are_warned_of(said):
     assert level == "WARNING"
     assert "the teacher gives 13 labels an image, the labeled images have 4" in warning
     assert "OTHER.KEY" in warning
+
+
+def test_a_few_images_with_many_labels_are_no_sign(said):
+    trainer(30, labels=lambda t: [0, 1, 2] * 8 + [0, 0], period=4).train()  # 8 images a period
+    assert said() == [BEGUN]
 
 
 def test_a_class_without_labels_is_warned_of_once_many_were_due(said):
