@@ -3,6 +3,7 @@
 import functools
 import itertools
 import logging
+import math
 
 import pytest
 import torch
@@ -167,7 +168,7 @@ def test_stores_give_the_same_bits(loop, store, device, accumulate, coefficients
     ("store", "device"), [("dict", "same"), ("stream", "same"), ("dict", "cpu")]
 )
 def test_the_last_members_distance_is_told(members, store, device):
-    """Members (3 + m, 4): with two the mean is (3.5, 4), and both are 0.5 from it."""
+    """Members (3 + m, 4 + m): with two the mean is (3.5, 4.5), and both are 0.71 from it."""
     model = nn.Linear(1, 1)
     schedule = EpisodeSchedule(1, members=members)
     imwa = IMWA(schedule, {"model": model}, store=store, store_device=device)
@@ -175,10 +176,10 @@ def test_the_last_members_distance_is_told(members, store, device):
     for g in range(members):
         imwa.before_step(g)
         nn.init.constant_(model.weight, 3 + g)
-        nn.init.constant_(model.bias, 4)
+        nn.init.constant_(model.bias, 4 + g)
         imwa.after_step(g)
-    mean = 3 + (members - 1) / 2
-    expected = (members - 1) / 2 / (mean**2 + 4**2) ** 0.5
+    apart = (members - 1) / 2
+    expected = math.hypot(apart, apart) / math.hypot(3 + apart, 4 + apart)
     assert imwa.distances == {"model": pytest.approx(expected)}
 
 

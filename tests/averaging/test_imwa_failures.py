@@ -33,6 +33,16 @@ def test_member_that_diverges_stops_the_run(spoiled, store):
         diverging(spoiled, store=store)
 
 
+def test_a_dropped_last_member_has_no_distance():
+    model = nn.Linear(1, 1)
+    imwa = IMWA(EpisodeSchedule(1, members=2), {"m": model}, nonfinite="drop")
+    for g, value in enumerate([1.0, float("inf")]):
+        imwa.before_step(g)
+        nn.init.constant_(model.weight, value)
+        imwa.after_step(g)
+    assert imwa.distances == {}
+
+
 @pytest.mark.parametrize("store", ["dict", "stream"])
 @pytest.mark.parametrize(
     ("spoiled", "expected"), [([0], 2.5), ([1], 2.0), ([2], 1.5), ([0, 2], 2.0)]

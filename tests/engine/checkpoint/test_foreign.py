@@ -62,6 +62,11 @@ def test_what_trainers_and_wrappers_put_around_a_state_is_taken_away(tmp_path, c
     assert all(torch.equal(state[name], x) for name, x in STATE.items())
 
 
+def test_equal_layers_are_no_several_models(tmp_path):
+    state = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)).state_dict()
+    assert read(tmp_path / "x.pth", state).keys() == state.keys()
+
+
 def test_a_file_of_before_the_zip_format_is_read(tmp_path):
     file = tmp_path / "x.pth"
     torch.save({"state_dict": STATE}, file, _use_new_zipfile_serialization=False)

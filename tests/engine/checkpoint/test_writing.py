@@ -197,23 +197,28 @@ def test_models_of_another_format_are_refused(line, tmp_path):
         ),
     ],
 )
-def test_a_state_that_is_not_finite_is_not_written_and_evicts_nothing(line, tmp_path, spoil, name):
+@pytest.mark.parametrize(
+    ("step", "drops_members"),
+    [(2, False), (3, True)],  # at a member's end, what diverged has been dropped already
+)
+def test_a_state_that_is_not_finite_is_not_written_and_evicts_nothing(
+    line, tmp_path, spoil, name, step, drops_members
+):
     class Spoil(HookBase):
         def after_step(self):
-            if self.trainer.iter == 3:
+            if self.trainer.iter == step:
                 spoil(self.trainer)
 
-    trainer = line.build(tmp_path, period=1, keep=1)
+    trainer = line.build(tmp_path, period=1, keep=1, drops_members=drops_members)
     trainer.method.norm = nn.BatchNorm1d(1)
     trainer.method.student.add_module("norm", trainer.method.norm)
     trainer.method.models()["teacher"].add_module("norm", nn.BatchNorm1d(1))
     trainer.register_hooks([Spoil()])
     trainer.hooks.reverse()  # spoil, then write
-    with pytest.raises(
-        CheckpointError, match=f"^{name} is not finite after global step 4, .*02.pth"
-    ):
+    message = f"^{name} is not finite after global step {step + 1}, .*0{step - 1}.pth"
+    with pytest.raises(CheckpointError, match=message):
         trainer.train()
-    assert list(resume_files(tmp_path)) == [2, 1]
+    assert list(resume_files(tmp_path)) == [step - 1, step - 2]
 
 
 def test_a_constant_that_is_infinite_from_the_beginning_is_written(line, tmp_path):
