@@ -77,11 +77,7 @@ class CoSSLNetwork(TrainingNetwork):
     def __init__(self, deployed: ImageClassifier) -> None:
         super().__init__(deployed)
         self.base_head = copy.deepcopy(deployed.classifier)
-        for module in deployed.classifier.modules():
-            reset = getattr(module, "reset_parameters", None)
-            if reset is not None:
-                reset()
-        deployed.initialize(deployed.classifier)
+        deployed.redraw(deployed.classifier)
 
     def outputs(self, *inputs: torch.Tensor) -> CoSSLOutputs:
         features, *images = inputs

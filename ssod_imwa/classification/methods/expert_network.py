@@ -13,7 +13,6 @@ from torch import nn
 
 from ssod_imwa.classification.losses.base import widened
 from ssod_imwa.classification.methods.base import TrainingNetwork
-from ssod_imwa.classification.models.base import ImageClassifier
 from ssod_imwa.classification.models.experts import Experts
 from ssod_imwa.classification.models.heads import projection_head
 
@@ -76,7 +75,7 @@ class CollaborativeNetwork(TrainingNetwork):
         self.width = width
         self.hidden = deployed.num_features if hidden is None else hidden
         self.references = (
-            nn.ModuleList(_classifier_like(expert) for expert in deployed.experts)
+            nn.ModuleList(expert.new_classifier() for expert in deployed.experts)
             if reference
             else None
         )
@@ -143,14 +142,3 @@ def _through(heads: Iterable[nn.Module], features: Sequence[torch.Tensor]) -> to
 def _rows(heads: Iterable[nn.Module], features: Sequence[torch.Tensor]) -> torch.Tensor:
     """As `_through`, with rows of length 1."""
     return F.normalize(widened(_through(heads, features)), dim=2)
-
-
-def _classifier_like(expert: ImageClassifier) -> nn.Module:
-    """A classifier of the same shape, with weights drawn anew."""
-    classifier = copy.deepcopy(expert.classifier)
-    for module in classifier.modules():
-        reset = getattr(module, "reset_parameters", None)
-        if reset is not None:
-            reset()
-    expert.initialize(classifier)
-    return classifier

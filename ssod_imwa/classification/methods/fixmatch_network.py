@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 from typing import NamedTuple
 
 import torch
-from torch import nn
 
 from ssod_imwa.classification.methods.base import TrainingNetwork
 from ssod_imwa.classification.models.base import ImageClassifier
@@ -53,14 +51,7 @@ class FixMatchNetwork(TrainingNetwork):
 
     def __init__(self, deployed: ImageClassifier, *, two_heads: bool = False) -> None:
         super().__init__(deployed)
-        self.base_head: nn.Module | None = None
-        if two_heads:
-            self.base_head = copy.deepcopy(deployed.classifier)
-            for module in self.base_head.modules():
-                reset = getattr(module, "reset_parameters", None)
-                if reset is not None:
-                    reset()
-            deployed.initialize(self.base_head)
+        self.base_head = deployed.new_classifier() if two_heads else None
 
     def outputs(self, *inputs: torch.Tensor) -> HeadOutputs:
         (images,) = inputs

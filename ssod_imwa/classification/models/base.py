@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 
 import torch
@@ -60,3 +61,17 @@ class ImageClassifier(nn.Module):
 
     def initialize(self, part: nn.Module) -> None:
         """Draw the weights of a part whose layers have their own initial values already."""
+
+    def redraw(self, part: nn.Module) -> None:
+        """Draw the weights of a part anew, statistics of batch norms included."""
+        for module in part.modules():
+            reset = getattr(module, "reset_parameters", None)
+            if reset is not None:
+                reset()
+        self.initialize(part)
+
+    def new_classifier(self) -> nn.Module:
+        """A classifier of the same shape as this one's, with weights drawn anew."""
+        classifier = copy.deepcopy(self.classifier)
+        self.redraw(classifier)
+        return classifier

@@ -115,12 +115,7 @@ def set_train_mode(
 def reset_last_block(model: ImageClassifier | Experts) -> None:
     """Draw the weights of each last block anew, statistics included, as on Places-LT."""
     for classifier in _classifiers(model):
-        block = _blocks(classifier.groups[-1])[-1]
-        for module in block.modules():
-            reset = getattr(module, "reset_parameters", None)
-            if reset is not None:
-                reset()
-        classifier.initialize(block)
+        classifier.redraw(_blocks(classifier.groups[-1])[-1])
 
 
 def _classifiers(model: ImageClassifier | Experts) -> list[ImageClassifier]:
