@@ -41,6 +41,17 @@ def checked_counts(counts: Sequence[int] | torch.Tensor) -> torch.Tensor:
     return checked
 
 
+def prior(counts: Sequence[int] | torch.Tensor) -> torch.Tensor:
+    """The prior π_c = n_c / Σ n.
+
+    Example:
+        >>> prior([3, 1])
+        tensor([0.7500, 0.2500])
+    """
+    checked = checked_counts(counts)
+    return (checked / checked.sum()).float()
+
+
 def log_prior(counts: Sequence[int] | torch.Tensor) -> torch.Tensor:
     """The log prior log π_c, with π_c = n_c / Σ n, the prior of balanced softmax, PaCo and GML.
 

@@ -11,6 +11,7 @@ from ssod_imwa.classification.class_counts import (
     ldam_margins,
     log_odds,
     log_prior,
+    prior,
     smoothing_by_class,
 )
 
@@ -36,10 +37,12 @@ def test_counts_that_are_no_row_are_refused(counts):
 
 def test_log_prior_and_log_odds_equal_the_logarithms_of_fractions():
     total = sum(CIFAR10_LT)
-    for prior, odds, count in zip(
-        log_prior(CIFAR10_LT).tolist(), log_odds(CIFAR10_LT).tolist(), CIFAR10_LT, strict=True
+    rows = (prior(CIFAR10_LT), log_prior(CIFAR10_LT), log_odds(CIFAR10_LT))
+    for share, log_share, odds, count in zip(
+        *map(torch.Tensor.tolist, rows), CIFAR10_LT, strict=True
     ):
-        assert prior == pytest.approx(math.log(count / total), rel=1e-6)
+        assert share == pytest.approx(count / total, rel=1e-6)
+        assert log_share == pytest.approx(math.log(count / total), rel=1e-6)
         assert odds == pytest.approx(math.log(count / total / (1 - count / total)), rel=1e-6)
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 
-from ssod_imwa.classification.class_counts import checked_counts
+from ssod_imwa.classification.class_counts import prior
 from ssod_imwa.classification.labelers.base import (
     Labeler,
     PseudoLabels,
@@ -77,12 +77,7 @@ class ACR(StateOfTensors, Labeler):
     name = "acr"
     options_class = ACROptions
     tensors = ("estimate", "divergences", "tau")
-    at_average: ClassVar[Mapping[str, str]] = {
-        "estimate": "kept",
-        "divergences": "kept",
-        "tau": "kept",
-    }
-    averageable = frozenset({"estimate", "divergences", "tau"})
+    averageable = frozenset(tensors)
     needs_tested_head = True
 
     def __init__(
@@ -95,15 +90,14 @@ class ACR(StateOfTensors, Labeler):
         device: torch.device | str = "cpu",
     ) -> None:
         self.options = options
-        prior = prior_of(counts).to(device)
-        self.log_prior = (prior + SMALLEST).log()
-        self.anchors = torch.stack(
-            [prior, torch.full_like(prior, 1 / len(prior)), reversed_by_rank(prior)]
-        )
+        labeled = prior(counts).to(device)
+        uniform = torch.full_like(labeled, 1 / len(labeled))
+        self.log_prior = (labeled + SMALLEST).log()
+        self.anchors = torch.stack([labeled, uniform, reversed_by_rank(labeled)])
         self._countable = (
             torch.ones(unlabeled, dtype=torch.bool) if also_labeled is None else ~also_labeled
         ).to(device)
-        self.estimate = torch.full_like(prior, 1 / len(prior))
+        self.estimate = uniform
         self.divergences = torch.zeros(3, device=device)
         self.tau = torch.tensor(float(options.tau_max), device=device)
 
@@ -154,12 +148,6 @@ class ACR(StateOfTensors, Labeler):
 def _tested(weak: WeakOutputs) -> torch.Tensor:
     assert weak.tested_logits is not None  # the method has seen `needs_tested_head`
     return weak.tested_logits
-
-
-def prior_of(counts: Sequence[int]) -> torch.Tensor:
-    """π (C,), float32: the share of each class in the labeled images."""
-    checked = checked_counts(counts)
-    return (checked / checked.sum()).float()
 
 
 def reversed_by_rank(prior: torch.Tensor) -> torch.Tensor:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 
-from ssod_imwa.classification.labelers.acr import prior_of
+from ssod_imwa.classification.class_counts import prior
 from ssod_imwa.classification.labelers.base import (
     Labeler,
     PseudoLabels,
@@ -62,7 +62,6 @@ class Alignment(StateOfTensors, Labeler):
     name = "alignment"
     options_class = AlignmentOptions
     tensors = ("means", "written")
-    at_average: ClassVar[Mapping[str, str]] = {"means": "kept", "written": "kept"}
     averageable = frozenset({"means"})
 
     def __init__(
@@ -77,8 +76,8 @@ class Alignment(StateOfTensors, Labeler):
     ) -> None:
         self.options = options
         exponent = alignment_exponent(generation, generations, minimum=options.temperature_min)
-        prior = prior_of(counts).to(device) ** exponent
-        self.target = prior / prior.sum()
+        powers = prior(counts).to(device) ** exponent
+        self.target = powers / powers.sum()
         uniform = options.batches_at_start == "uniform"
         classes = len(counts)
         fill = 1 / classes if uniform else 0.0

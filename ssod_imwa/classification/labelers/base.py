@@ -73,9 +73,8 @@ class Labeler(ABC):
     Attributes:
         name: that configurations call it by.
         options_class: type of its options.
-        at_average: entries of `state_dict` -> what becomes of them when members are averaged, see
-            `engine.method.Method`.
-        averageable: those of them whose mean over members is a valid state, too.
+        averageable: entries of `state_dict` whose mean over members is a valid state; the others
+            are each member's own.
         reads_labeled_features: whether `see_labeled` wants the teacher's features of labeled
             images.
         needs_tested_head: whether it reads `tested_logits`.
@@ -85,7 +84,6 @@ class Labeler(ABC):
 
     name: ClassVar[str]
     options_class: ClassVar[type[Options]]
-    at_average: ClassVar[Mapping[str, str]] = {}
     averageable: ClassVar[frozenset[str]] = frozenset()
     reads_labeled_features: ClassVar[bool] = False
     needs_tested_head: ClassVar[bool] = False

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 
-from ssod_imwa.classification.labelers.acr import prior_of
+from ssod_imwa.classification.class_counts import prior
 from ssod_imwa.classification.labelers.base import (
     Labeler,
     PseudoLabels,
@@ -76,9 +75,8 @@ class DARP(StateOfTensors, Labeler):
     name = "darp"
     options_class = DARPOptions
     tensors = ("predicted", "refined")
-    at_average: ClassVar[Mapping[str, str]] = {"predicted": "kept", "refined": "kept"}
     # All members' labels meet the same constraints, so that their mean does.
-    averageable = frozenset({"predicted", "refined"})
+    averageable = frozenset(tensors)
 
     def __init__(
         self,
@@ -124,7 +122,7 @@ def class_totals(counts: Sequence[int], unlabeled: int, estimate: Sequence[float
         (tensor([6., 2.]), tensor([4., 4.]))
     """
     if not estimate:
-        return prior_of(counts) * unlabeled
+        return prior(counts) * unlabeled
     if len(estimate) != len(counts) or min(estimate) <= 0:
         raise ValueError(
             f"totals = {list(estimate)} is not allowed (must be above 0, one for each of the "

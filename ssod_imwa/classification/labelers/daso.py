@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 
@@ -12,6 +12,7 @@ from ssod_imwa.averaging.ranks import Group
 from ssod_imwa.classification.labelers.base import (
     Labeler,
     PseudoLabels,
+    StateOfTensors,
     ThresholdOptions,
     WeakOutputs,
     class_counts_of,
@@ -54,7 +55,7 @@ class DASOOptions(ThresholdOptions):
     )
 
 
-class DASO(Labeler):
+class DASO(StateOfTensors, Labeler):
     """FixMatch's rule on p' = (1 − v_k') p + v_k' q.
 
     p are the linear predictions, k' their class, q = σ(cos(f, c) / T_proto) those of the prototypes
@@ -80,13 +81,9 @@ class DASO(Labeler):
 
     name = "daso"
     options_class = DASOOptions
-    at_average: ClassVar[Mapping[str, str]] = {
-        "prototypes": "kept",
-        "histogram": "kept",
-        "collected": "kept",
-    }
+    tensors = ("histogram", "collected")
     # Members count equally many labels, so the mean of counts is that of distributions.
-    averageable = frozenset({"histogram", "collected"})
+    averageable = frozenset(tensors)
     reads_labeled_features = True
 
     def __init__(
@@ -162,13 +159,8 @@ class DASO(Labeler):
             self.collected.zero_()
 
     def state_dict(self) -> dict[str, Any]:
-        return {
-            "prototypes": self.prototypes.state_dict(),
-            "histogram": self.histogram,
-            "collected": self.collected,
-        }
+        return {"prototypes": self.prototypes.state_dict(), **super().state_dict()}
 
-    def load_state_dict(self, state: Any) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.prototypes.load_state_dict(state["prototypes"])
-        self.histogram.copy_(state["histogram"])
-        self.collected.copy_(state["collected"])
+        super().load_state_dict(state)

@@ -205,7 +205,7 @@ def _check_composition(
 
 def _policies(labeler: Labeler, *, averaged: bool) -> dict[str, str]:
     """What becomes of each entry of the state when members are averaged."""
-    policies = dict(labeler.at_average)
-    if averaged:
-        policies |= dict.fromkeys(labeler.averageable, "averaged")
-    return {f"{LABELER}.{key}": value for key, value in policies.items()}
+    mixed = labeler.averageable if averaged else ()
+    return {
+        f"{LABELER}.{key}": "averaged" if key in mixed else "kept" for key in labeler.state_dict()
+    }
