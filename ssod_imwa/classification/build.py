@@ -148,6 +148,36 @@ def member_subset(cfg: CfgNode, train: ClassificationDataset, member: int) -> np
     return member_positions(train.labels, len(train.classes), options, seed=cfg.SEED, member=member)
 
 
+def check_weights(cfg: CfgNode) -> None:
+    """Refuse initial weights that the method would not begin with.
+
+    Raises:
+        ConfigError: MODEL.WEIGHTS does not go with CLS.ALGORITHM or CLS.STAGE.
+    """
+    weights, stage = cfg.MODEL.WEIGHTS, cfg.CLS.get("STAGE")
+    if weights and cfg.CLS.ALGORITHM == "mae":
+        raise ConfigError(
+            f"MODEL.WEIGHTS = {weights!r} is not allowed with CLS.ALGORITHM = 'mae' (must be "
+            "'': pre-training draws its weights anew)"
+        )
+    if not weights and cfg.CLS.ALGORITHM == "cossl":
+        raise ConfigError(
+            "MODEL.WEIGHTS = '' is not allowed with CLS.ALGORITHM = 'cossl' (must be a run of "
+            "FixMatch: CoSSL is its second stage)"
+        )
+    normalized = read_options(TauNormOptions, stage).tau_norm > 0
+    if normalized and (weights in ("", "imagenet") or is_package(weights)):
+        raise ConfigError(
+            f"MODEL.WEIGHTS = {weights!r} is not allowed with CLS.STAGE.TAU_NORM (must be the "
+            "run whose classifier is to be normalized)"
+        )
+    if normalized and read_options(StageOptions, stage).reset_classifier:
+        raise ConfigError(
+            "CLS.STAGE.RESET_CLASSIFIER = True is not allowed with CLS.STAGE.TAU_NORM (must be "
+            "False: a new classifier has nothing to normalize)"
+        )
+
+
 def build_model(cfg: CfgNode, classes: int, *, weights: str) -> ImageClassifier | Experts:
     """The network of CLS.MODEL and CLS.STAGE.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
@@ -25,6 +24,7 @@ from ssod_imwa.classification.data.images import ImagesInFiles, ImagesInMemory, 
 from ssod_imwa.classification.data.imbalance import ImbalanceOptions
 from ssod_imwa.classification.data.samplers import SUBSET
 from ssod_imwa.classification.data.splits import labeled_among
+from ssod_imwa.classification.data.subsets import report_short_classes
 from ssod_imwa.classification.data.validation import check_readable
 from ssod_imwa.classification.generations import GenerationOptions
 from ssod_imwa.classification.keys import MergeOptions
@@ -35,7 +35,6 @@ from ssod_imwa.classification.methods.erm import ERMOptions
 from ssod_imwa.classification.methods.expert_network import ContrastiveBranch
 from ssod_imwa.classification.methods.mae import reconstruction_error
 from ssod_imwa.classification.models.base import ImageClassifier
-from ssod_imwa.classification.models.classifiers import TauNormOptions
 from ssod_imwa.classification.models.experts import Experts
 from ssod_imwa.classification.models.freezing import StageOptions, set_train_mode
 from ssod_imwa.classification.models.mae import MaskedAutoencoder
@@ -60,7 +59,6 @@ from ssod_imwa.data.loader import (
 from ssod_imwa.data.order import BatchStream
 from ssod_imwa.data.polling import Poll
 from ssod_imwa.data.streams import Stream
-from ssod_imwa.engine.checkpoint.packages import is_package
 from ssod_imwa.engine.device import pick_device
 from ssod_imwa.engine.label_hook import LabelAdvice, LabelHook
 from ssod_imwa.engine.label_statistics import LabelStatistics
@@ -78,8 +76,6 @@ from ssod_imwa.task import (
     evaluate_sets,
     image_counts,
 )
-
-logger = logging.getLogger(__name__)
 
 ADVICE = LabelAdvice(
     label="label",
@@ -111,7 +107,7 @@ class ClassificationTask(Task):
         self.device = pick_device(cfg.MODEL.DEVICE)
         self.method = methods.method_name(cfg)
         if cfg.CLS.SAMPLER.NAME == SUBSET:
-            _report_short_classes(train, cfg.CLS.SAMPLER.PER_CLASS)
+            report_short_classes(train.classes, train.counts, cfg.CLS.SAMPLER.PER_CLASS)
         imbalance = read_options(ImbalanceOptions, cfg.CLS.IMBALANCE)
         ratio = f" at ratio {imbalance.ratio:g}" if imbalance.ratio else ""
         if imbalance.profile == "step" and ratio:
@@ -137,18 +133,13 @@ class ClassificationTask(Task):
 
     def build_method(self, device: torch.device) -> Method:
         train, weights = self.data.train, self.cfg.MODEL.WEIGHTS
-        self._check_weights(weights)
+        build.check_weights(self.cfg)
         model = build.build_model(self.cfg, len(train.classes), weights=weights)
         unlabeled = self._unlabeled_images()
         method = methods.build_method(self.cfg, model.to(device), train.counts, unlabeled)
         if unlabeled is not None:
             method.label_statistics = LabelStatistics(len(train.classes))
         return method
-
-    @property
-    def _labeled(self) -> ClassificationDataset:
-        """The training images with labels of their own, which come first."""
-        return self.data.train.subset(range(sum(self.data.labeled_counts)))
 
     @property
     def initialization(self) -> tuple[int | str, ...]:
@@ -163,33 +154,9 @@ class ClassificationTask(Task):
         return UnlabeledImages(
             len(unlabeled),
             self.data.labeled_counts,
-            also_labeled=labeled_among(unlabeled, self._labeled) if is_joint else None,
+            also_labeled=labeled_among(unlabeled, self.data.labeled) if is_joint else None,
             knows_truth=bool((unlabeled.labels >= 0).any()),
         )
-
-    def _check_weights(self, weights: str) -> None:
-        """Refuse initial weights that the method would not begin with."""
-        if weights and self.cfg.CLS.ALGORITHM == "mae":
-            raise ConfigError(
-                f"MODEL.WEIGHTS = {weights!r} is not allowed with CLS.ALGORITHM = 'mae' (must be "
-                "'': pre-training draws its weights anew)"
-            )
-        if not weights and self.cfg.CLS.ALGORITHM == "cossl":
-            raise ConfigError(
-                "MODEL.WEIGHTS = '' is not allowed with CLS.ALGORITHM = 'cossl' (must be a run of "
-                "FixMatch: CoSSL is its second stage)"
-            )
-        normalized = read_options(TauNormOptions, self._stage).tau_norm > 0
-        if normalized and (weights in ("", "imagenet") or is_package(weights)):
-            raise ConfigError(
-                f"MODEL.WEIGHTS = {weights!r} is not allowed with CLS.STAGE.TAU_NORM (must be the "
-                "run whose classifier is to be normalized)"
-            )
-        if normalized and read_options(StageOptions, self._stage).reset_classifier:
-            raise ConfigError(
-                "CLS.STAGE.RESET_CLASSIFIER = True is not allowed with CLS.STAGE.TAU_NORM (must be "
-                "False: a new classifier has nothing to normalize)"
-            )
 
     @property
     def _stage(self) -> CfgNode | None:
@@ -427,22 +394,3 @@ class ClassificationTask(Task):
                 train_counts=train.counts,
             )
         return metrics[name]
-
-
-def _report_short_classes(train: ClassificationDataset, per_class: int) -> None:
-    """Say which classes give all they have to a balanced subset, as in BTM's experiments."""
-    short = [
-        f"{name} ({count})"
-        for name, count in zip(train.classes, train.counts, strict=True)
-        if count < per_class
-    ]
-    if short:
-        listed = ", ".join(short[:5]) + (", ..." if len(short) > 5 else "")
-        logger.info(
-            "%d of %d classes have fewer than CLS.SAMPLER.PER_CLASS = %d images and give all of "
-            "them, none twice: %s",
-            len(short),
-            len(train.classes),
-            per_class,
-            listed,
-        )

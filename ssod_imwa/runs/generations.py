@@ -121,8 +121,7 @@ def _label(cfg: CfgNode, path: Path, ranks: Ranks) -> None:
     counts = task.data.labeled_counts
     rows = torch.arange(len(unlabeled))
     if cfg.CLS.UNLABELED.MEMBERSHIP == "joint":  # labeled images are in the next set anyway
-        labeled = task.data.train.subset(range(sum(counts)))
-        rows = rows[~labeled_among(unlabeled, labeled)]
+        rows = rows[~labeled_among(unlabeled, task.data.labeled)]
     probabilities = torch.from_numpy(logits)[rows].softmax(1)
     chosen, labels = choose_labels(probabilities, keep_rates(counts, alpha=_options(cfg).alpha))
     positions = rows[chosen]

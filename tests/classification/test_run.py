@@ -177,8 +177,7 @@ def test_a_member_trains_on_the_union_of_its_subsets(config):
     made = open_task(cfg)
     train = made.data.train
     subsets = [
-        set(balanced_subset(train.labels, 10, 10, seed=cfg.SEED, number=n).positions.tolist())
-        for n in (0, 1)
+        set(balanced_subset(train.labels, 10, 10, seed=cfg.SEED, number=n).tolist()) for n in (0, 1)
     ]
     union = subsets[0] | subsets[1]
     assert len(subsets[0]) < len(union) == made.cfg.SOLVER.MAX_ITER

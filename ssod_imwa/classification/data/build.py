@@ -43,6 +43,11 @@ class ClassificationData:
     tests: tuple[ClassificationDataset, ...]
     labeled_counts: list[int]
 
+    @property
+    def labeled(self) -> ClassificationDataset:
+        """The training images with labels of their own, which come first."""
+        return self.train.subset(range(sum(self.labeled_counts)))
+
 
 def build_data(cfg: CfgNode) -> ClassificationData:
     """Read the data sets, thin the labeled training set and choose the unlabeled images.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +16,8 @@ from ssod_imwa.classification.data.imbalance import (
 )
 from ssod_imwa.config.options import Options, option
 from ssod_imwa.engine.seeding import counted_generator
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -28,23 +32,12 @@ class SubsetOptions(Options):
     )
 
 
-@dataclass(frozen=True, eq=False)
-class BalancedSubset:
-    """A few-shot part of a data set.
-
-    Attributes:
-        positions: int64 (n,), class after class, no image twice.
-        short: class -> its number of images, for classes with fewer than N_C images.
-    """
-
-    positions: np.ndarray
-    short: dict[int, int]
-
-
 def balanced_subset(
     labels: Labels, classes: int, per_class: int, *, seed: int, number: int
-) -> BalancedSubset:
-    """N_C random images of each class (BTM's subset D_number).
+) -> np.ndarray:
+    """Positions of N_C random images of each class (BTM's subset D_number), int64 (n,).
+
+    They come class after class, no image twice.
 
     A class with fewer images gives all it has, without repetition, as in BTM's experiments.
 
@@ -60,9 +53,8 @@ def balanced_subset(
         ValueError: `per_class` is out of range.
 
     Example:
-        >>> subset = balanced_subset([0, 0, 0, 0, 1], 2, 3, seed=1, number=0)
-        >>> len(subset.positions), subset.short
-        (4, {1: 1})
+        >>> len(balanced_subset([0, 0, 0, 0, 1], 2, 3, seed=1, number=0))
+        4
     """
     check_at_least_1(per_class=per_class)
     groups = positions_by_class(labels, classes)
@@ -73,8 +65,7 @@ def balanced_subset(
         )
         for c, group in enumerate(groups)
     ]
-    short = {c: len(group) for c, group in enumerate(groups) if len(group) < per_class}
-    return BalancedSubset(np.concatenate(chosen), short)
+    return np.concatenate(chosen)
 
 
 def member_positions(
@@ -103,7 +94,26 @@ def member_positions(
     """
     numbers = range(member * options.subsets, (member + 1) * options.subsets)
     subsets = [
-        balanced_subset(labels, classes, options.per_class, seed=seed, number=number).positions
+        balanced_subset(labels, classes, options.per_class, seed=seed, number=number)
         for number in numbers
     ]
     return subsets[0] if len(subsets) == 1 else np.unique(np.concatenate(subsets))
+
+
+def report_short_classes(classes: Sequence[str], counts: Sequence[int], per_class: int) -> None:
+    """Say which classes give all they have to a balanced subset, as in BTM's experiments."""
+    short = [
+        f"{name} ({count})"
+        for name, count in zip(classes, counts, strict=True)
+        if count < per_class
+    ]
+    if short:
+        listed = ", ".join(short[:5]) + (", ..." if len(short) > 5 else "")
+        logger.info(
+            "%d of %d classes have fewer than CLS.SAMPLER.PER_CLASS = %d images and give all of "
+            "them, none twice: %s",
+            len(short),
+            len(classes),
+            per_class,
+            listed,
+        )
