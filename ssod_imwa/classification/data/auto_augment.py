@@ -11,7 +11,6 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from torch.nn.functional import pad
 from torchvision.transforms import AutoAugment, AutoAugmentPolicy
 from torchvision.transforms.v2 import functional as F
 
@@ -22,6 +21,7 @@ from ssod_imwa.classification.data.color_augmentation import (
     groups,
 )
 from ssod_imwa.classification.data.filters import adjust_sharpness
+from ssod_imwa.classification.data.lookup import OnDevices, look_up_pixels, look_up_values
 
 # 25 pairs of (operation, probability, magnitude 0..9), arXiv 1805.09501, table 7.
 POLICIES = AutoAugment(AutoAugmentPolicy.CIFAR10).policies
@@ -94,7 +94,7 @@ class CifarAutoAugment:
             [[probability for _, probability, _ in pair] for pair in POLICIES], dtype=torch.float64
         )
         self._kinds = torch.tensor([KINDS.index(_kind(variant)) for variant in variants])
-        self._tables = {torch.device("cpu"): _make_tables(variants, size)}
+        self._tables = OnDevices(_make_tables(variants, size))
 
     def __call__(self, images: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
         """Augment.
@@ -122,25 +122,14 @@ class CifarAutoAugment:
     def _change(self, kind: str, images: torch.Tensor, variants: torch.Tensor) -> torch.Tensor:
         if kind in ADAPTING:
             return ADAPTING[kind](images)
-        tables = self._tables_on(images.device)
+        tables = self._tables.on(images.device)
         if kind in BLENDING:
             return BLENDING[kind](images, tables.factors[variants])
         if kind == "ShearY":
             return _sheared(images, tables.rows[variants], tables.parts[variants], self.fill)
-        pixels = images.flatten(2)
         if kind == "map":
-            values = pixels.flatten(1).long()
-            return tables.values[variants].gather(1, values).view_as(images)
-        # Pixel 0 is the one that fills.
-        filled = pad(pixels, (1, 0), value=self.fill)
-        sources = tables.sources[variants][:, None].expand_as(pixels)
-        return filled.gather(2, sources).view_as(images)
-
-    def _tables_on(self, device: torch.device) -> _Tables:
-        if device not in self._tables:
-            here = self._tables[torch.device("cpu")]
-            self._tables[device] = _Tables(*(table.to(device) for table in here))
-        return self._tables[device]
+            return look_up_values(images, tables.values[variants])
+        return look_up_pixels(images, tables.sources[variants], fill=self.fill)
 
 
 class _Tables(NamedTuple):

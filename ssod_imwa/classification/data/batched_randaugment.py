@@ -17,6 +17,8 @@ from PIL import Image
 
 from ssod_imwa.classification.checks import check_at_least_0, check_at_least_1
 from ssod_imwa.classification.data.color_augmentation import groups
+from ssod_imwa.classification.data.filters import smooth_means
+from ssod_imwa.classification.data.lookup import OnDevices, look_up_pixels, look_up_values
 from ssod_imwa.classification.data.randaugment import (
     APPLIED,
     CHANCE,
@@ -70,7 +72,7 @@ class BatchedRandAugment:
         check_at_least_0(cutout=cutout)
         self.size = size
         self.cutout = cutout
-        self._tables = {torch.device("cpu"): _make_tables(size)}
+        self._tables = OnDevices(_make_tables(size))
 
     def __call__(self, images: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
         """Augment.
@@ -98,22 +100,12 @@ class BatchedRandAugment:
     def _change(self, kind: str, images: torch.Tensor, variants: torch.Tensor) -> torch.Tensor:
         if kind in ADAPTING:
             return ADAPTING[kind](images)
-        tables = self._tables_on(images.device)
+        tables = self._tables.on(images.device)
         if kind in BLENDING:
             return BLENDING[kind](images, tables.factors[variants])
         if kind == "map":
-            values = images.flatten(1).long()
-            return tables.values[variants].gather(1, values).view_as(images)
-        # A pixel beyond the last is what moving uncovers.
-        pixels = torch.nn.functional.pad(images.flatten(2), (0, 1))
-        sources = tables.sources[variants].long()[:, None].expand(-1, 3, -1)
-        return pixels.gather(2, sources).view_as(images)
-
-    def _tables_on(self, device: torch.device) -> _Tables:
-        if device not in self._tables:
-            here = self._tables[torch.device("cpu")]
-            self._tables[device] = _Tables(*(table.to(device) for table in here))
-        return self._tables[device]
+            return look_up_values(images, tables.values[variants])
+        return look_up_pixels(images, tables.sources[variants])
 
 
 class _Tables(NamedTuple):
@@ -122,7 +114,7 @@ class _Tables(NamedTuple):
     values: torch.Tensor
     """uint8 (V, 256): new for old value."""
     sources: torch.Tensor
-    """int32 (V, H * W): the pixel that comes here, H * W for none."""
+    """int32 (V, H * W): 1 + the pixel that comes here, 0 for none."""
     factors: torch.Tensor
     """float32 (V,): of the image in a blend."""
 
@@ -140,11 +132,9 @@ def _make_tables(size: int) -> _Tables:
         values.append(np.asarray(mapped)[0, :, 0])
         sources.append(np.asarray(moved).ravel())
         factors.append(factor(level))
-    # Pillow leaves 0 where there is no pixel, and numbers begin with 1.
-    places_from = torch.from_numpy(np.stack(sources)) - 1
     return _Tables(
         torch.from_numpy(np.stack(values)),
-        torch.where(places_from < 0, size * size, places_from),
+        torch.from_numpy(np.stack(sources)),  # Pillow leaves 0 where there is no pixel
         torch.tensor(factors, dtype=torch.float32),
     )
 
@@ -182,15 +172,11 @@ def _adjust_contrast(images: torch.Tensor, factors: torch.Tensor) -> torch.Tenso
 
 
 def _adjust_sharpness(images: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
-    """Towards means over 3 x 3 pixels, of which the middle counts 5 of 13; the border stays."""
+    """Towards `smooth_means`; the border stays."""
     if min(images.shape[2:]) <= 2:
         return images
     smooth = images.float()
-    rows = smooth[:, :, :-2] + smooth[:, :, 1:-1] + smooth[:, :, 2:]
-    total = rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:]
-    inner = smooth[:, :, 1:-1, 1:-1]
-    # Exact sums, and a thirteenth is never just between two whole numbers.
-    inner.copy_(total.add_(inner, alpha=4).div_(13).round_())
+    smooth[:, :, 1:-1, 1:-1] = smooth_means(smooth)
     return _blend(images, smooth, factors)
 
 

@@ -7,10 +7,7 @@ import torch.nn.functional as F
 
 
 def adjust_sharpness(images: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
-    """Images moved away from (factor > 1) or towards their means over 3 x 3 pixels.
-
-    The mean gives the pixel itself 5 of 13 parts, as Pillow's smooth filter does, and is rounded.
-    Pixels on the border stay.
+    """Images moved away from (factor > 1) or towards their `smooth_means`; the border stays.
 
     Args:
         images: uint8 (B, C, H, W).
@@ -30,13 +27,29 @@ def adjust_sharpness(images: torch.Tensor, factors: torch.Tensor) -> torch.Tenso
         return images.clone()
     result = images.float()
     inner = result[:, :, 1:-1, 1:-1]
-    # Sums of whole numbers are exact, whatever their order; a thirteenth is never just between two.
-    rows = result[:, :, :-2] + result[:, :, 1:-1] + result[:, :, 2:]
-    total = rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:]
-    mean = total.add_(inner, alpha=4).div_(13).round_()
+    mean = smooth_means(result)
     complement = (1 - factors.to(images.device, non_blocking=True)).float()[:, None, None, None]
     inner.addcmul_(mean.sub_(inner), complement)
     return result.clamp_(0, 255).to(torch.uint8)
+
+
+def smooth_means(images: torch.Tensor) -> torch.Tensor:
+    """Means over 3 x 3 pixels, rounded, of which the middle counts 5 of 13: Pillow's smooth filter.
+
+    Args:
+        images: float32 (B, C, H, W) of whole numbers, H and W at least 3.
+
+    Returns:
+        (B, C, H - 2, W - 2), of all pixels but those on the border.
+
+    Example:
+        >>> smooth_means(torch.tensor([[0.0, 0, 0], [0, 130, 0], [0, 0, 13]])[None, None])
+        tensor([[[[51.]]]])
+    """
+    # Sums of whole numbers are exact, whatever their order; a thirteenth is never just between two.
+    rows = images[:, :, :-2] + images[:, :, 1:-1] + images[:, :, 2:]
+    total = rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:]
+    return total.add_(images[:, :, 1:-1, 1:-1], alpha=4).div_(13).round_()
 
 
 def blur(images: torch.Tensor, sigmas: torch.Tensor, *, radius: int) -> torch.Tensor:
