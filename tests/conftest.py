@@ -1,5 +1,6 @@
 import json
 import os
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -114,6 +115,41 @@ def detection_config(root, tmp_path):
         return load_config(overrides=[*pairs, *map(str, overrides)])
 
     return load
+
+
+@pytest.fixture
+def digits_config(tmp_path):
+    """A function that loads a run of seconds on small images of digits, changed by KEY VALUE pairs.
+
+    Of a pair that is given twice the last one counts.
+    """
+
+    def load(*overrides, output="run"):
+        settings = {
+            "TASK": "classification",
+            "OUTPUT_DIR": tmp_path / output,
+            "DATASETS.TRAIN": ["digit_images_train"],
+            "DATASETS.TEST": ["digit_images_test"],
+            "CLS.MODEL.NAME": "cifar_resnet20",
+            "CLS.INPUT.FLIP": False,
+            "TEST.IMS_PER_BATCH": 128,
+            "LOG_PERIOD": 1,
+        }
+        pairs = [x for pair in settings.items() for x in pair]
+        return load_config(overrides=[str(x) for x in (*pairs, *overrides)])
+
+    return load
+
+
+@pytest.fixture
+def digits_fixmatch_config(digits_config):
+    """`digits_config` of FixMatch: 20 labeled images of the largest class."""
+    return partial(
+        digits_config,
+        *("CLS.ALGORITHM", "fixmatch", "CLS.IMBALANCE.RATIO", 10, "CLS.IMBALANCE.MAXIMUM", 20),
+        *("SOLVER.BASE_LR", 0.01, "SOLVER.WARMUP_ITERS", 0, "SOLVER.IMS_PER_BATCH", 4),
+        *("SOLVER.IMS_PER_BATCH_UNLABELED", 4, "DATALOADER.NUM_WORKERS", 0),
+    )
 
 
 @pytest.fixture

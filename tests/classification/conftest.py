@@ -1,7 +1,8 @@
-"""A toy network with batches of random images, for tests of what is measured on a classifier."""
+"""Runs on digits, and a toy network with batches of random images to measure something on."""
 
 from __future__ import annotations
 
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -44,6 +45,16 @@ def batches(images, labels, size=4):
     """In an order that is not the data set's, as several processes deliver them."""
     order = torch.arange(len(labels)).flip(0)
     return [Part({"image": images[at]}, labels[at], at) for at in order.split(size)]
+
+
+@pytest.fixture
+def config(digits_config):
+    """A function that loads a run of seconds on long-tailed digits, changed by KEY VALUE pairs."""
+    return partial(
+        digits_config,
+        *("CLS.IMBALANCE.RATIO", 20, "SOLVER.MAX_ITER", 4, "SOLVER.BASE_LR", 0.1),
+        *("SOLVER.WARMUP_ITERS", 1, "SOLVER.IMS_PER_BATCH", 16),
+    )
 
 
 @pytest.fixture

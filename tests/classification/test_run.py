@@ -1,20 +1,14 @@
 """Whole classification runs, on long-tailed digits with tiny networks."""
 
-import json
-import math
 import os
-import re
-import shutil
 import signal
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 from fvcore.nn import FlopCountAnalysis
 from support import assert_equal, final_weights, mean_of
 
-from ssod_imwa.analysis.build import open_run
 from ssod_imwa.averaging.episodes import EpisodeSchedule
 from ssod_imwa.classification import build, task
 from ssod_imwa.classification.data.subsets import balanced_subset
@@ -23,38 +17,11 @@ from ssod_imwa.engine.checkpoint.models import read_models
 from ssod_imwa.engine.hooks import LRHook
 from ssod_imwa.errors import ConfigError, DataError, UserError
 from ssod_imwa.runs import run
-from ssod_imwa.runs.config import load_config
 from ssod_imwa.runs.open import open_task
 from ssod_imwa.runs.results import read_results
 from ssod_imwa.runs.trained import read_trained
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-@pytest.fixture
-def config(tmp_path):
-    """A function that loads a run of seconds, changed by KEY VALUE pairs."""
-
-    def load(*overrides, output="run"):
-        settings = {
-            "TASK": "classification",
-            "OUTPUT_DIR": tmp_path / output,
-            "DATASETS.TRAIN": ["digit_images_train"],
-            "DATASETS.TEST": ["digit_images_test"],
-            "CLS.MODEL.NAME": "cifar_resnet20",
-            "CLS.IMBALANCE.RATIO": 20,
-            "CLS.INPUT.FLIP": False,
-            "SOLVER.MAX_ITER": 4,
-            "SOLVER.BASE_LR": 0.1,
-            "SOLVER.WARMUP_ITERS": 1,
-            "SOLVER.IMS_PER_BATCH": 16,
-            "TEST.IMS_PER_BATCH": 128,
-            "LOG_PERIOD": 1,
-        }
-        pairs = [str(x) for pair in settings.items() for x in pair]
-        return load_config(overrides=[*pairs, *map(str, overrides)])
-
-    return load
 
 
 def test_a_run_leaves_results_in_percent_that_evaluation_repeats(config):
@@ -198,87 +165,6 @@ def test_mirror_images_are_judged_beside_the_images(config):
         assert {"top1", "h_mean", "ece"} <= flipped
 
 
-def test_a_second_stage_starts_from_the_first_and_trains_its_part_alone(config):
-    first = config(output="first")
-    run.train(first)
-    second = config(
-        *("MODEL.WEIGHTS", first.OUTPUT_DIR, "CLS.STAGE.PART", "classifier"),
-        *("CLS.STAGE.RESET_CLASSIFIER", True, "CLS.SAMPLER.NAME", "class"),
-        output="second",
-    )
-    run.train(second)
-    before, after = final_weights(first), final_weights(second)
-    changed = {name for name in before if not torch.equal(before[name], after[name])}
-    assert changed == {"student.classifier.weight", "student.classifier.bias"}
-
-
-def test_learnable_scales_are_all_that_lws_trains(config):
-    first = config(output="first")
-    run.train(first)
-    second = config(
-        *("MODEL.WEIGHTS", first.OUTPUT_DIR, "CLS.STAGE.PART", "scale"),
-        *("CLS.STAGE.LEARNABLE_SCALE", True, "CLS.SAMPLER.NAME", "class"),
-        output="second",
-    )
-    run.train(second)
-    before, after = final_weights(first), final_weights(second)
-    assert torch.equal(
-        before["student.classifier.weight"], after["student.classifier.classifier.weight"]
-    )
-    assert not torch.equal(after["student.classifier.scale"], torch.ones(10))
-
-
-def test_a_run_goes_on_from_a_stage_with_scales_by_folding_them(config):
-    scaled = config("CLS.STAGE.LEARNABLE_SCALE", "True")
-    run.train(scaled)
-    before = read_trained(scaled.OUTPUT_DIR).weights
-    scale = before["classifier.scale"]
-    assert not scale.eq(1).all()
-    # A rate of 0 leaves the weights that the run started from.
-    after = config("MODEL.WEIGHTS", scaled.OUTPUT_DIR, "SOLVER.BASE_LR", "0", output="next")
-    run.train(after)
-    weights = read_trained(after.OUTPUT_DIR).weights
-    inner = "classifier.classifier."
-    assert weights["classifier.weight"].equal(scale[:, None] * before[f"{inner}weight"])
-    assert weights["classifier.bias"].equal(scale * before[f"{inner}bias"])
-
-
-def test_tau_norm_is_the_first_stage_with_normalized_weights_and_no_bias(config):
-    first = config(output="first")
-    run.train(first)
-    second = config(
-        *("MODEL.WEIGHTS", first.OUTPUT_DIR, "CLS.STAGE.TAU_NORM", 0.6),
-        *("CLS.STAGE.PART", "classifier", "SOLVER.BASE_LR", 0, "SOLVER.MAX_ITER", 1),
-        output="second",
-    )
-    run.train(second)
-    before, after = final_weights(first), final_weights(second)
-    expected = before["student.classifier.weight"].double()
-    for c, row in enumerate(expected):
-        expected[c] = row / sum(float(x) ** 2 for x in row) ** (0.6 / 2)
-    torch.testing.assert_close(after.pop("student.classifier.weight"), expected.float())
-    assert not after.pop("student.classifier.bias").any()
-    assert_equal(after, {name: before[name] for name in after})
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ((), "MODEL.WEIGHTS = '' is not allowed with CLS.STAGE.TAU_NORM"),
-        (("CLS.MODEL.CLASSIFIER", "cosine"), "unless CLS.MODEL.CLASSIFIER is linear"),
-        (("CLS.STAGE.RESET_CLASSIFIER", True), "a new classifier has nothing to normalize"),
-    ],
-)
-def test_tau_norm_needs_a_trained_linear_classifier(config, changes, message):
-    weights = ()
-    if changes:
-        first = config(*changes, output="first")
-        run.train(first)
-        weights = ("MODEL.WEIGHTS", first.OUTPUT_DIR)
-    with pytest.raises(ConfigError, match=re.escape(message)):
-        run.train(config("CLS.STAGE.TAU_NORM", 1.0, *changes, *weights))
-
-
 @pytest.mark.parametrize("name", ["cifar_resnet20", "wrn_28_2", "resnet18"])
 def test_convolutions_see_the_channels_of_a_pixel_side_by_side(config, name):
     task = open_task(config("CLS.MODEL.NAME", name))
@@ -354,88 +240,6 @@ def test_batch_norms_are_recomputed_with_frozen_experts_beside_a_key_network(con
     assert run.train(cfg) == 0
 
 
-# ------------------------------------------------------------------------------------ bad records
-
-
-@pytest.fixture
-def files(config, tmp_path, write_image):
-    """A run on two classes of images in files, the second of which is rare."""
-    for split, count in (("train", 4), ("test", 2)):
-        for name in ("cat", "dog"):
-            for i in range(count):
-                write_image(tmp_path / split / name / f"{i}.png", width=32, height=32)
-
-    def load(*overrides):
-        return config(
-            *("DATASETS.ROOT", tmp_path, "CLS.IMBALANCE.RATIO", 0, "SOLVER.IMS_PER_BATCH", 4),
-            *("DATASETS.TRAIN", "['folder:train']", "DATASETS.TEST", "['folder:test']"),
-            *("CLS.INPUT.VIEWS", "['test']", "CLS.INPUT.SIZE", 32, "DATALOADER.NUM_WORKERS", 0),
-            *overrides,
-        )
-
-    return load
-
-
-def cut_off(path):
-    path.write_bytes(path.read_bytes()[:-200])
-
-
-def test_a_test_image_that_is_cut_off_stops_the_run_before_it_trains(files, tmp_path):
-    cut_off(tmp_path / "test" / "dog" / "1.png")
-    cfg = files("DATASETS.ON_BAD_RECORD", "skip")
-    with pytest.raises(DataError, match=r"data set folder:test cannot be read: image .*dog/1\.png"):
-        run.train(cfg)
-    assert not os.path.exists(cfg.OUTPUT_DIR)
-
-
-@pytest.mark.parametrize("in_memory", [False, True])
-def test_unreadable_training_images_stop_the_run_or_are_replaced(
-    files, tmp_path, caplog, in_memory
-):
-    cut_off(tmp_path / "train" / "cat" / "2.png")
-    settings = ["CLS.INPUT.IN_MEMORY", in_memory]
-    settings += ["CLS.INPUT.VIEWS", "['none']"] if in_memory else []
-    with pytest.raises(DataError, match=r"cat/2\.png cannot be read"):
-        run.train(files(*settings))
-    cfg = files(*settings, "DATASETS.ON_BAD_RECORD", "skip")
-    caplog.clear()
-    assert run.train(cfg, overwrite=True) == 0
-    assert len([line for line in caplog.messages if "cat/2.png" in line]) == 1
-
-
-def test_what_looks_at_training_images_leaves_unreadable_ones_out(files, tmp_path, caplog):
-    """Class tracking, BTM's merging by the members' images, and the analysis of the run."""
-    cut_off(tmp_path / "train" / "cat" / "2.png")
-    settings = ["CLS.TRACK_PERIOD", 4, *MERGED, "CLS.SAMPLER.PER_CLASS", 4, "IMWA.MEMBERS", 2]
-    with pytest.raises(DataError, match=r"cat/2\.png cannot be read"):
-        run.train(files(*settings))
-    cfg = files(*settings, "DATASETS.ON_BAD_RECORD", "skip")
-    assert run.train(cfg, overwrite=True) == 0
-    lines = Path(cfg.OUTPUT_DIR, "classes.json").read_text().splitlines()
-    rows = [json.loads(line) for line in lines]
-    assert [row["member"] for row in rows] == [0, 1]
-    # 7 images: 3 cats that can be read and 4 dogs, each predicted as one of them.
-    cats, dogs = rows[-1]["ratio"]
-    assert cats * 3 + dogs * 4 == pytest.approx(7, abs=1e-4)
-    assert any("cat/2.png" in line and "is left out" in line for line in caplog.messages)
-    extracted = open_run(cfg.OUTPUT_DIR).extract_train()
-    assert extracted.labels.tolist() == [0] * 3 + [1] * 4
-
-
-def test_a_class_that_is_not_tested_has_no_figures_and_leaves_the_means_alone(files, tmp_path):
-    shutil.rmtree(tmp_path / "test" / "dog")
-    for i in range(20):
-        shutil.copy(tmp_path / "train/dog/0.png", tmp_path / "train" / "dog" / f"more{i}.png")
-    cfg = files()
-    run.train(cfg)
-    metrics = read_results(cfg.OUTPUT_DIR).headline().metrics
-    assert math.isnan(metrics["recall-dog"])
-    assert math.isnan(metrics["medium"])
-    assert metrics["few"] == metrics["top1"] == metrics["recall-cat"]
-    text = Path(cfg.OUTPUT_DIR, "results.json").read_text()
-    assert '"recall-dog": null' in text
-
-
 # -------------------------------------------------------------------------------------- bad input
 
 MERGED = ("CLS.SAMPLER.NAME", "balanced_subset", "CLS.MERGE", "greedy_h")
@@ -473,67 +277,3 @@ def test_bad_input_stops_before_anything_is_written(config, settings, error, mes
         run.train(cfg)
     assert "\n" not in str(caught.value)
     assert not os.path.exists(os.path.join(cfg.OUTPUT_DIR, "metrics.json"))
-
-
-# -------------------------------------------------------------------------------------- compiling
-
-
-@pytest.fixture
-def compiled_graphs(monkeypatch):
-    """The graphs that torch.compile captures, which run as they are: nothing is generated."""
-    graphs, torch_compile = [], torch.compile
-
-    def keep(graph, inputs):
-        graphs.append(graph)
-        return graph
-
-    monkeypatch.setattr(torch, "compile", lambda x, mode=None: torch_compile(x, backend=keep))
-    yield graphs
-    torch.compiler.reset()
-
-
-def test_a_compiled_run_trains_and_saves_the_plain_network(config, compiled_graphs):
-    settings = ("IMWA.MEMBERS", 2, "IMWA.EPISODES", 2, "CLS.EMA_DECAY", 0.9)
-    plain = config(*settings, output="plain")
-    compiled = config(*settings, "CLS.MODEL.COMPILE", "default", output="compiled")
-    run.train(plain)
-    assert not compiled_graphs
-    run.train(compiled)
-    # The trial, and one for all members, episodes and evaluations.
-    assert len(compiled_graphs) == 2
-    assert_equal(final_weights(plain), final_weights(compiled))
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
-def test_compiled_training_differs_by_rounding(config):
-    settings = ("SOLVER.MAX_ITER", 2, "SOLVER.BASE_LR", 0.01)
-    plain = config(*settings, output="plain")
-    compiled = config(*settings, "CLS.MODEL.COMPILE", "default", output="compiled")
-    for cfg in (plain, compiled):
-        run.train(cfg)
-    expected, found = final_weights(plain), final_weights(compiled)
-    assert found.keys() == expected.keys()
-    for name, values in expected.items():
-        torch.testing.assert_close(found[name], values, rtol=1e-3, atol=1e-4)
-
-
-@pytest.mark.parametrize("kind", ["mfw", "manifold"])
-def test_mixing_inside_a_compiled_network_is_refused(config, kind):
-    cfg = config(
-        *("CLS.MODEL.COMPILE", "default", "CLS.MIX.KIND", kind, "CLS.MIX.LAYERS", ["layer3"])
-    )
-    message = f"CLS.MODEL.COMPILE = 'default' is not allowed with CLS.MIX.KIND = '{kind}'"
-    with pytest.raises(ConfigError, match=re.escape(message)):
-        run.train(cfg)
-
-
-def test_a_machine_without_compiler_is_told_in_one_line(config, monkeypatch):
-    from torch._inductor import config as inductor
-
-    monkeypatch.setattr(inductor.cpp, "cxx", (None, "/no/compiler"))
-    monkeypatch.setattr(inductor, "force_disable_caches", True)
-    torch.compiler.reset()
-    with pytest.raises(ConfigError, match=r"nothing can be compiled here \(.+\)$") as caught:
-        run.train(config("CLS.MODEL.COMPILE", "default"))
-    assert "\n" not in str(caught.value)

@@ -1,6 +1,7 @@
 """Whole runs with labeled and unlabeled digits, of every composition, with tiny networks."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -42,34 +43,8 @@ COMPOSITIONS = {
 
 
 @pytest.fixture
-def config(tmp_path):
-    """A function that loads a run of seconds, changed by KEY VALUE pairs."""
-
-    def load(*overrides, output="run"):
-        settings = {
-            "TASK": "classification",
-            "OUTPUT_DIR": tmp_path / output,
-            "DATASETS.TRAIN": ["digit_images_train"],
-            "DATASETS.TEST": ["digit_images_test"],
-            "CLS.ALGORITHM": "fixmatch",
-            "CLS.EMA_DECAY": 0.9,
-            "CLS.MODEL.NAME": "cifar_resnet20",
-            "CLS.IMBALANCE.RATIO": 10,
-            "CLS.IMBALANCE.MAXIMUM": 20,
-            "CLS.INPUT.FLIP": False,
-            "SOLVER.MAX_ITER": 2,
-            "SOLVER.BASE_LR": 0.01,
-            "SOLVER.WARMUP_ITERS": 0,
-            "SOLVER.IMS_PER_BATCH": 4,
-            "SOLVER.IMS_PER_BATCH_UNLABELED": 4,
-            "TEST.IMS_PER_BATCH": 128,
-            "LOG_PERIOD": 1,
-            "DATALOADER.NUM_WORKERS": 0,
-        }
-        pairs = [str(x) for pair in settings.items() for x in pair]
-        return load_config(overrides=[*pairs, *map(str, overrides)])
-
-    return load
+def config(digits_fixmatch_config):
+    return partial(digits_fixmatch_config, "CLS.EMA_DECAY", 0.9, "SOLVER.MAX_ITER", 2)
 
 
 @pytest.mark.parametrize("name", COMPOSITIONS)

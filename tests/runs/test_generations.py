@@ -2,6 +2,7 @@
 
 import json
 import signal
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,6 @@ from support import assert_equal, final_weights
 from ssod_imwa.engine.hooks import LRHook
 from ssod_imwa.errors import CheckpointError, ConfigError
 from ssod_imwa.runs import run
-from ssod_imwa.runs.config import load_config
 from ssod_imwa.runs.generations import all_generations
 from ssod_imwa.runs.open import open_task
 from ssod_imwa.runs.results import read_results
@@ -20,38 +20,14 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture
-def config(tmp_path):
-    def load(*overrides, output="run"):
-        settings = {
-            "TASK": "classification",
-            "OUTPUT_DIR": tmp_path / output,
-            "DATASETS.TRAIN": ["digit_images_train"],
-            "DATASETS.TEST": ["digit_images_test"],
-            "CLS.ALGORITHM": "fixmatch",
-            "CLS.LABELER.NAME": "alignment",
-            "CLS.LOSS.NAME": "balanced_softmax",
-            "CLS.CREST.GENERATIONS": 2,
-            "CLS.EMA_DECAY": 0.5,
-            "CLS.MODEL.NAME": "cifar_resnet20",
-            "CLS.IMBALANCE.RATIO": 10,
-            "CLS.IMBALANCE.MAXIMUM": 20,
-            "CLS.UNLABELED.MAXIMUM": 30,
-            "CLS.INPUT.FLIP": False,
-            "IMWA.MEMBERS": 2,
-            "IMWA.EPISODES": 4,
-            "SOLVER.MAX_ITER": 8,
-            "SOLVER.BASE_LR": 0.01,
-            "SOLVER.WARMUP_ITERS": 0,
-            "SOLVER.IMS_PER_BATCH": 4,
-            "SOLVER.IMS_PER_BATCH_UNLABELED": 4,
-            "TEST.IMS_PER_BATCH": 128,
-            "LOG_PERIOD": 1,
-            "DATALOADER.NUM_WORKERS": 0,
-        }
-        pairs = [str(x) for pair in settings.items() for x in pair]
-        return load_config(overrides=[*pairs, *map(str, overrides)])
-
-    return load
+def config(digits_fixmatch_config):
+    """Two generations of CReST+ with two members in two episodes each."""
+    return partial(
+        digits_fixmatch_config,
+        *("CLS.LABELER.NAME", "alignment", "CLS.LOSS.NAME", "balanced_softmax"),
+        *("CLS.CREST.GENERATIONS", 2, "CLS.EMA_DECAY", 0.5, "CLS.UNLABELED.MAXIMUM", 30),
+        *("IMWA.MEMBERS", 2, "IMWA.EPISODES", 4, "SOLVER.MAX_ITER", 8),
+    )
 
 
 def test_generations_begin_anew_on_more_labels(config):

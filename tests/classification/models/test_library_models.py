@@ -7,7 +7,6 @@ from ssod_imwa.classification.models.build import build_classifier
 from ssod_imwa.classification.models.library_models import LibraryClassifier
 from ssod_imwa.engine.checkpoint.packages import read_package
 from ssod_imwa.errors import ConfigError, WeightsError
-from ssod_imwa.runs.config import load_config
 from ssod_imwa.runs.open import open_task
 
 
@@ -40,20 +39,6 @@ def test_names_that_no_library_has_are_refused_in_one_line():
         with pytest.raises(ValueError, match=f"{name} is not allowed") as caught:
             build_classifier(name, 7, image_size=32)
         assert "\n" not in str(caught.value)
-
-
-@pytest.fixture
-def config(tmp_path):
-    def load(*settings):
-        pairs = {
-            "TASK": "classification",
-            "OUTPUT_DIR": str(tmp_path),
-            "DATASETS.TRAIN": "['digit_images_train']",
-            "DATASETS.TEST": "['digit_images_test']",
-        }
-        return load_config(overrides=[*(x for pair in pairs.items() for x in pair), *settings])
-
-    return load
 
 
 @pytest.mark.skipif(

@@ -1,0 +1,94 @@
+"""Whole runs of second stages, which go on from the weights of a first one."""
+
+import re
+
+import pytest
+import torch
+from support import assert_equal, final_weights
+
+from ssod_imwa.errors import ConfigError
+from ssod_imwa.runs import run
+from ssod_imwa.runs.trained import read_trained
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def test_a_second_stage_starts_from_the_first_and_trains_its_part_alone(config):
+    first = config(output="first")
+    run.train(first)
+    second = config(
+        *("MODEL.WEIGHTS", first.OUTPUT_DIR, "CLS.STAGE.PART", "classifier"),
+        *("CLS.STAGE.RESET_CLASSIFIER", True, "CLS.SAMPLER.NAME", "class"),
+        output="second",
+    )
+    run.train(second)
+    before, after = final_weights(first), final_weights(second)
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"student.classifier.weight", "student.classifier.bias"}
+
+
+def test_learnable_scales_are_all_that_lws_trains(config):
+    first = config(output="first")
+    run.train(first)
+    second = config(
+        *("MODEL.WEIGHTS", first.OUTPUT_DIR, "CLS.STAGE.PART", "scale"),
+        *("CLS.STAGE.LEARNABLE_SCALE", True, "CLS.SAMPLER.NAME", "class"),
+        output="second",
+    )
+    run.train(second)
+    before, after = final_weights(first), final_weights(second)
+    assert torch.equal(
+        before["student.classifier.weight"], after["student.classifier.classifier.weight"]
+    )
+    assert not torch.equal(after["student.classifier.scale"], torch.ones(10))
+
+
+def test_a_run_goes_on_from_a_stage_with_scales_by_folding_them(config):
+    scaled = config("CLS.STAGE.LEARNABLE_SCALE", "True")
+    run.train(scaled)
+    before = read_trained(scaled.OUTPUT_DIR).weights
+    scale = before["classifier.scale"]
+    assert not scale.eq(1).all()
+    # A rate of 0 leaves the weights that the run started from.
+    after = config("MODEL.WEIGHTS", scaled.OUTPUT_DIR, "SOLVER.BASE_LR", "0", output="next")
+    run.train(after)
+    weights = read_trained(after.OUTPUT_DIR).weights
+    inner = "classifier.classifier."
+    assert weights["classifier.weight"].equal(scale[:, None] * before[f"{inner}weight"])
+    assert weights["classifier.bias"].equal(scale * before[f"{inner}bias"])
+
+
+def test_tau_norm_is_the_first_stage_with_normalized_weights_and_no_bias(config):
+    first = config(output="first")
+    run.train(first)
+    second = config(
+        *("MODEL.WEIGHTS", first.OUTPUT_DIR, "CLS.STAGE.TAU_NORM", 0.6),
+        *("CLS.STAGE.PART", "classifier", "SOLVER.BASE_LR", 0, "SOLVER.MAX_ITER", 1),
+        output="second",
+    )
+    run.train(second)
+    before, after = final_weights(first), final_weights(second)
+    expected = before["student.classifier.weight"].double()
+    for c, row in enumerate(expected):
+        expected[c] = row / sum(float(x) ** 2 for x in row) ** (0.6 / 2)
+    torch.testing.assert_close(after.pop("student.classifier.weight"), expected.float())
+    assert not after.pop("student.classifier.bias").any()
+    assert_equal(after, {name: before[name] for name in after})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ((), "MODEL.WEIGHTS = '' is not allowed with CLS.STAGE.TAU_NORM"),
+        (("CLS.MODEL.CLASSIFIER", "cosine"), "unless CLS.MODEL.CLASSIFIER is linear"),
+        (("CLS.STAGE.RESET_CLASSIFIER", True), "a new classifier has nothing to normalize"),
+    ],
+)
+def test_tau_norm_needs_a_trained_linear_classifier(config, changes, message):
+    weights = ()
+    if changes:
+        first = config(*changes, output="first")
+        run.train(first)
+        weights = ("MODEL.WEIGHTS", first.OUTPUT_DIR)
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        run.train(config("CLS.STAGE.TAU_NORM", 1.0, *changes, *weights))
