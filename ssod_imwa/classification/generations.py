@@ -96,7 +96,7 @@ def choose_labels(
     chosen = []
     for k, rate in enumerate(rates.tolist()):
         positions = (predicted == k).nonzero()[:, 0]
-        # The smallest step above: 0.3 of 10 is 2.9999... in floating point.
+        # The smallest step above: 0.29 of 100 is 28.9999... in floating point.
         count = int(rate * len(positions) + 1e-9)
         order = confidence[positions].argsort(descending=True, stable=True)
         chosen.append(positions[order[:count]])

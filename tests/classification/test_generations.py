@@ -42,6 +42,12 @@ def test_the_surest_labels_of_each_class_are_kept():
     assert positions.tolist() == sorted(positions.tolist())
 
 
+def test_equal_labels_are_kept_from_the_first_on_and_shares_are_whole_where_they_should_be():
+    probabilities = torch.tensor([[0.7, 0.3]]).repeat(100, 1)
+    positions, _ = choose_labels(probabilities, torch.tensor([0.29, 1.0], dtype=torch.float64))
+    assert positions.tolist() == list(range(29))
+
+
 def images(count, *, is_labeled=True):
     pixels = torch.arange(count, dtype=torch.uint8)[:, None, None, None].expand(count, 3, 2, 2)
     labels = torch.zeros(count, dtype=torch.int64) if is_labeled else -torch.ones(count).long()
