@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from fvcore.common.config import CfgNode
 from support import assert_equal, final_weights
 
+from ssod_imwa.averaging.ranks import Ranks
 from ssod_imwa.engine.hooks import LRHook
 from ssod_imwa.errors import CheckpointError, ConfigError
-from ssod_imwa.runs import run
+from ssod_imwa.runs import generations, run
 from ssod_imwa.runs.generations import all_generations
 from ssod_imwa.runs.open import open_task
 from ssod_imwa.runs.results import read_results
@@ -97,3 +99,24 @@ def test_one_member_needs_no_episodes(config):
 def test_one_checkpoint_is_no_place_to_go_on_with_several_generations(config):
     with pytest.raises(CheckpointError, match="of one of 2 generations: continue with --resume"):
         run.train(config(), resume_from="model_0000003.pth")
+
+
+@pytest.mark.parametrize(("resumes", "labeled"), [(True, []), (False, [1])])
+def test_labels_of_an_earlier_call_are_taken_by_one_that_resumes(
+    tmp_path, monkeypatch, resumes, labeled
+):
+    numbers = {str(tmp_path / f"generation{number}"): number for number in (1, 2)}
+    (tmp_path / "generation1").mkdir()
+    (tmp_path / "generation1" / generations.LABELS_FILE).write_text("{}")
+    trained, made = [], []
+
+    def train_one(cfg):
+        trained.append(numbers[cfg.OUTPUT_DIR])
+        return 0
+
+    monkeypatch.setattr(
+        generations, "_label", lambda cfg, path, ranks: made.append(numbers[cfg.OUTPUT_DIR])
+    )
+    cfgs = [CfgNode({"OUTPUT_DIR": folder}) for folder in numbers]
+    assert generations.train_all(cfgs, Ranks.alone(), train_one, resumes=resumes) == 0
+    assert (trained, made) == ([1, 2], labeled)
