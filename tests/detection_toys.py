@@ -1,7 +1,9 @@
 """Small detectors and batches for tests of methods."""
 
+from functools import partial
+
 import torch
-from support import detector_options
+from support import detector_options, on_two_ranks
 from torch import nn
 
 from ssod_imwa.data.batches import Batch, Part
@@ -127,3 +129,13 @@ def pictures(first, count, targets=BOX):
         return Part(views, None, torch.arange(count))
 
     return Batch(labeled=part(first, labeled=True), unlabeled=part(first + 50, labeled=False))
+
+
+def check_mean_of_gradients(gradients_of, folder, *, rtol=1e-4, atol=1e-6):
+    """Two ranks exchange the mean of what each has alone: `gradients_of(rank, parallel=...)`."""
+    exchanged = on_two_ranks(partial(gradients_of, parallel=True), folder)
+    alone = [gradients_of(rank, parallel=False) for rank in range(2)]
+    for name, gradient in exchanged[0].items():
+        assert torch.equal(gradient, exchanged[1][name])
+        expected = (alone[0][name] + alone[1][name]) / 2
+        torch.testing.assert_close(gradient, expected, rtol=rtol, atol=atol)

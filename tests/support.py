@@ -40,6 +40,7 @@ def on_ranks(size, function, folder):
 def _child(function, rank, size, folder):
     code = 1
     try:
+        torch.set_num_threads(1)  # a fork has none of the parent's threads and would wait for them
         place = f"file://{folder}/rendezvous"
         with launch._process_group(rank, size, rank, place, use_cuda=False):
             torch.save(function(rank), folder / f"result{rank}.pt")

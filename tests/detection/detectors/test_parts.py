@@ -2,9 +2,8 @@
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 import torch.nn.functional as F
+from detection_toys import check_mean_of_gradients
 from support import Softened, detector_options
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -319,7 +318,7 @@ def test_a_detector_of_any_class_is_filled_and_not_exported(tmp_path):
         detector.export(tmp_path / "z.pth", min_size=8, max_size=8, about={})
 
 
-def gradients_of(rank, parallel):
+def gradients_of(rank, *, parallel):
     detector = faster_rcnn()
     student = DistributedDataParallel(detector, broadcast_buffers=False) if parallel else detector
     torch.manual_seed(rank)
@@ -330,19 +329,6 @@ def gradients_of(rank, parallel):
     return {name: p.grad.clone() for name, p in detector.named_parameters()}
 
 
-def compare_gradients(rank, folder):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    try:
-        exchanged = gradients_of(rank, parallel=True)
-        alone = [gradients_of(other, parallel=False) for other in range(2)]
-        for name, gradient in exchanged.items():
-            expected = (alone[0][name] + alone[1][name]) / 2
-            torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-6)
-    finally:
-        dist.destroy_process_group()
-
-
 @pytest.mark.slow
 def test_an_objective_under_ddp_averages_the_ranks_gradients(tmp_path):
-    mp.start_processes(compare_gradients, (str(tmp_path),), nprocs=2, start_method="fork")
+    check_mean_of_gradients(gradients_of, tmp_path)

@@ -1,11 +1,15 @@
 import math
-from functools import partial
 
 import pytest
 import torch
 from dense_toys import cross_entropy, overlap_by_hand, sigmoid
-from detection_toys import BOX, pictures, small_fcos, small_retinanet
-from support import on_two_ranks
+from detection_toys import (
+    BOX,
+    check_mean_of_gradients,
+    pictures,
+    small_fcos,
+    small_retinanet,
+)
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -406,12 +410,7 @@ def gradients_of(rank, *, parallel):
 @pytest.mark.slow
 def test_two_forward_passes_under_ddp_average_the_ranks_gradients(tmp_path):
     """The regions are each rank's own; both images have one box, so the divisors are equal."""
-    exchanged = on_two_ranks(partial(gradients_of, parallel=True), tmp_path)
-    alone = [gradients_of(rank, parallel=False) for rank in range(2)]
-    for name, gradient in exchanged[0].items():
-        assert torch.equal(gradient, exchanged[1][name])
-        expected = (alone[0][name] + alone[1][name]) / 2
-        torch.testing.assert_close(gradient, expected, rtol=1e-3, atol=1e-5)
+    check_mean_of_gradients(gradients_of, tmp_path, rtol=1e-3, atol=1e-5)
 
 
 def test_a_run_with_geometric_strong_views_is_refused_before_it_begins(detection_config):

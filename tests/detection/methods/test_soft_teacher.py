@@ -4,8 +4,7 @@ import copy
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
+from detection_toys import check_mean_of_gradients
 from soft_teacher_loops import CLASSES, Reference, Toy, noise_of, soft_teacher, toy_batch
 from support import detector_options
 from torch.nn.parallel import DistributedDataParallel
@@ -319,7 +318,7 @@ def test_the_teacher_looks_at_as_many_proposals_as_training_or_as_evaluation(cho
     assert [count for group in counts for count in group] == [4] * 3
 
 
-def gradients_of_rank(rank, parallel):
+def gradients_of_rank(rank, *, parallel):
     """Gradients of one rank's batch, alone or exchanged with the other rank."""
     method = SoftTeacher(detector("FrozenBN"), SoftTeacherOptions(**EAGER))
     if parallel:
@@ -331,22 +330,9 @@ def gradients_of_rank(rank, parallel):
     return {name: p.grad.clone() for name, p in method.student.named_parameters()}
 
 
-def compare_gradients(rank, folder):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    try:
-        exchanged = gradients_of_rank(rank, parallel=True)
-        alone = [gradients_of_rank(r, parallel=False) for r in range(2)]
-        for name, gradient in exchanged.items():
-            expected = (alone[0][name] + alone[1][name]) / 2
-            torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-6)
-    finally:
-        dist.destroy_process_group()
-
-
 @pytest.mark.slow
 def test_the_ranks_gradients_are_averaged(tmp_path):
-    mp.start_processes(compare_gradients, (str(tmp_path),), nprocs=2, start_method="fork")
+    check_mean_of_gradients(gradients_of_rank, tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,13 @@
 import copy
+from functools import partial
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from detection_toys import (
     NAMES,
     LinearDetector,
     batch,
+    check_mean_of_gradients,
     pictures,
     small_faster_rcnn,
     small_fcos,
@@ -159,7 +159,7 @@ def test_batches_without_pseudo_labels_give_gradients_for_all_parameters():
     assert all(g is not None and g.isfinite().all() for g in gradients)
 
 
-def gradients_of_rank(rank, norm, parallel):
+def gradients_of_rank(rank, *, norm, parallel):
     """Gradients of one rank's batch, alone or exchanged with the other rank."""
     options = UnbiasedTeacherOptions(burn_in_iters=0, bbox_threshold=0.0)
     method = UnbiasedTeacher(small_faster_rcnn(norm), options)
@@ -171,23 +171,10 @@ def gradients_of_rank(rank, norm, parallel):
     return {name: p.grad.clone() for name, p in method.student.named_parameters()}
 
 
-def compare_gradients(rank, norm, folder):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    try:
-        exchanged = gradients_of_rank(rank, norm, parallel=True)
-        alone = [gradients_of_rank(r, norm, parallel=False) for r in range(2)]
-        for name, gradient in exchanged.items():
-            expected = (alone[0][name] + alone[1][name]) / 2
-            torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-6)
-    finally:
-        dist.destroy_process_group()
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("norm", ["BN", "FrozenBN"])
 def test_two_forward_passes_under_ddp_average_the_ranks_gradients(tmp_path, norm):
-    mp.start_processes(compare_gradients, (norm, str(tmp_path)), nprocs=2, start_method="fork")
+    check_mean_of_gradients(partial(gradients_of_rank, norm=norm), tmp_path)
 
 
 @pytest.mark.parametrize(
