@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ssod_imwa.detection.detectors.export import backbone_lines, final_lines
+from ssod_imwa.detection.detectors.export import backbone_lines, final_lines, image_statistics
 from ssod_imwa.detection.detectors.faster_rcnn_modules import anchor_shapes
 from ssod_imwa.detection.detectors.options import DetectorOptions, FCOSOptions, RetinaNetOptions
 
@@ -98,13 +98,7 @@ def retinanet_loading_code(
 def _common_arguments(
     options: DetectorOptions, num_classes: int, min_size: int, max_size: int
 ) -> list[str]:
-    pixels = options.pixels
-    mean, std = (
-        [float(f"{x / 255:.7g}") for x in values]
-        for values in (pixels.pixel_mean, pixels.pixel_std)
-    )
-    if options.image.format == "BGR":
-        mean, std = mean[::-1], std[::-1]
+    mean, std = image_statistics(options)
     return [
         "backbone",
         str(num_classes),
@@ -130,11 +124,5 @@ def _backbone_lines(options: DetectorOptions) -> list[str]:
 
 def _code(lines: list[str], options: DetectorOptions, path: str) -> str:
     code = ["# Labels count from 0.", "import torch", *lines]
-    if options.resnets.stride_in_1x1:
-        code += [
-            "for part in model.backbone.body.modules():",
-            "    if hasattr(part, 'conv3'):",
-            "        part.conv1.stride, part.conv2.stride = part.conv2.stride, part.conv1.stride",
-        ]
-    code += final_lines(path, background=False)
+    code += final_lines(options, path, background=False)
     return "\n".join(code) + "\n"

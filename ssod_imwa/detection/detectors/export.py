@@ -1,4 +1,7 @@
-"""A trained Faster R-CNN as plain torchvision weights, and the lines that load them."""
+"""A trained Faster R-CNN as plain torchvision weights, and the lines that load them.
+
+`dense_export.py` prints those of dense detectors.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +48,7 @@ def exported_state(
     Batch norms' step counters are added where ours are frozen, because torchvision asks for them.
 
     Args:
-        state: of a `TorchvisionFasterRCNN`.
+        state: of a detector of torchvision's parts.
         swap_input: turn the first convolution's inputs around, for a detector of BGR images, since
             torchvision's takes RGB.
     """
@@ -86,15 +89,32 @@ def write_exported(
     write_checkpoint(path, content)
 
 
-def final_lines(path: str, *, background: bool) -> list[str]:
-    """The lines that fill `model`, and say what it takes and gives.
+def image_statistics(options: DetectorOptions) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of red, green and blue, for pixels in 0..1."""
+    order = 1 if options.image.format == "RGB" else -1
+    mean, std = (
+        [float(f"{x / 255:.7g}") for x in values[::order]]
+        for values in (options.pixels.pixel_mean, options.pixels.pixel_std)
+    )
+    return mean, std
+
+
+def final_lines(options: DetectorOptions, path: str, *, background: bool) -> list[str]:
+    """The lines that complete and fill `model`, and say what it takes and gives.
 
     Args:
+        options: of the exported detector.
         path: of `write_exported`.
         background: whether label 0 is that of no class.
     """
     names = "['background', *content['classes']]" if background else "content['classes']"
+    strides = [
+        "for part in model.backbone.body.modules():",
+        "    if hasattr(part, 'conv3'):",
+        "        part.conv1.stride, part.conv2.stride = part.conv2.stride, part.conv1.stride",
+    ]
     return [
+        *(strides if options.resnets.stride_in_1x1 else []),
         f"content = torch.load({path!r}, weights_only=True)",
         "model.load_state_dict(content['model'])",
         "model.eval()",
@@ -127,24 +147,13 @@ def loading_code(
         arguments.append(f"rpn_anchor_generator=AnchorGenerator({sizes!r}, {ratios!r})")
     build = _stock_lines if _is_stock(options) else _general_lines
     lines += build(options, num_classes + 1, arguments)
-    if options.resnets.stride_in_1x1:
-        lines += [
-            "for part in model.backbone.body.modules():",
-            "    if hasattr(part, 'conv3'):",
-            "        part.conv1.stride, part.conv2.stride = part.conv2.stride, part.conv1.stride",
-        ]
-    lines += final_lines(path, background=True)
+    lines += final_lines(options, path, background=True)
     return "\n".join(lines) + "\n"
 
 
 def _settings(options: FasterRCNNOptions, min_size: int, max_size: int) -> dict[str, object]:
-    rpn, roi_heads, pixels = options.rpn, options.roi_heads, options.pixels
-    mean, std = (
-        [float(f"{x / 255:.7g}") for x in values]
-        for values in (pixels.pixel_mean, pixels.pixel_std)
-    )
-    if options.image.format == "BGR":
-        mean, std = mean[::-1], std[::-1]
+    rpn, roi_heads = options.rpn, options.roi_heads
+    mean, std = image_statistics(options)
     return {
         "min_size": min_size,
         "max_size": max_size,

@@ -18,7 +18,7 @@ from torchvision.ops import clip_boxes_to_image
 
 from ssod_imwa.detection.data.records import Detections, Targets
 from ssod_imwa.detection.detectors.backbones import Backbone, build_backbone
-from ssod_imwa.detection.detectors.export import exported_state, loading_code, write_exported
+from ssod_imwa.detection.detectors.export import loading_code
 from ssod_imwa.detection.detectors.faster_rcnn_modules import (
     BoxHeads,
     ProposalNetwork,
@@ -79,9 +79,7 @@ class TorchvisionFasterRCNN(TorchvisionDetector):
 
     def export(self, path: Path, *, min_size: int, max_size: int, about: Mapping[str, Any]) -> str:
         """Write one state dict, which plain torchvision loads."""
-        swap = self.options.image.format == "BGR"
-        state = exported_state(self.state_dict(), swap_input=swap)
-        write_exported(path, state, min_size=min_size, max_size=max_size, about=about)
+        self.write_state(path, min_size=min_size, max_size=max_size, about=about)
         return loading_code(
             self.options, self.num_classes, str(path), min_size=min_size, max_size=max_size
         )

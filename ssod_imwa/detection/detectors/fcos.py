@@ -30,7 +30,6 @@ from ssod_imwa.detection.detectors.dense import (
     one_hot_targets,
 )
 from ssod_imwa.detection.detectors.dense_export import fcos_loading_code
-from ssod_imwa.detection.detectors.export import exported_state, write_exported
 from ssod_imwa.detection.detectors.locations import (
     Locations,
     assign_locations,
@@ -134,10 +133,8 @@ class TorchvisionFCOS(TorchvisionDetector):
                 f"{self.name} cannot be exported (the scale of a level is not positive, which "
                 "plain torchvision cannot express)"
             )
-        swap = self.options.image.format == "BGR"
-        state = exported_state(self.state_dict(), swap_input=swap)
-        del state["head.regression_head.scales"]
-        write_exported(path, state, min_size=min_size, max_size=max_size, about=about)
+        without = {"head.regression_head.scales"}
+        self.write_state(path, min_size=min_size, max_size=max_size, about=about, without=without)
         return fcos_loading_code(
             self.options,
             self.num_classes,

@@ -33,7 +33,6 @@ from ssod_imwa.detection.detectors.dense import (
     one_hot_targets,
 )
 from ssod_imwa.detection.detectors.dense_export import retinanet_loading_code
-from ssod_imwa.detection.detectors.export import exported_state, write_exported
 from ssod_imwa.detection.detectors.faster_rcnn_modules import anchor_shapes
 from ssod_imwa.detection.detectors.locations import Assignment
 from ssod_imwa.detection.detectors.options import RetinaNetOptions
@@ -111,9 +110,7 @@ class TorchvisionRetinaNet(TorchvisionDetector):
 
     def export(self, path: Path, *, min_size: int, max_size: int, about: Mapping[str, Any]) -> str:
         """Write one state dict, which plain torchvision loads."""
-        swap = self.options.image.format == "BGR"
-        state = exported_state(self.state_dict(), swap_input=swap)
-        write_exported(path, state, min_size=min_size, max_size=max_size, about=about)
+        self.write_state(path, min_size=min_size, max_size=max_size, about=about)
         return retinanet_loading_code(
             self.options, self.num_classes, str(path), min_size=min_size, max_size=max_size
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from torchvision.models.detection.image_list import ImageList
 from ssod_imwa.detection.detectors.backbones import Backbone
 from ssod_imwa.detection.detectors.base import Detector, padded_size
 from ssod_imwa.detection.detectors.caffe import read_caffe_resnet
+from ssod_imwa.detection.detectors.export import exported_state, write_exported
 from ssod_imwa.detection.detectors.options import TIMM, DetectorOptions
 from ssod_imwa.detection.detectors.weights import (
     CAFFE_INPUT,
@@ -23,10 +24,16 @@ from ssod_imwa.detection.detectors.weights import (
     load_part,
     load_resnet,
     load_strictly,
-    read_state,
+    state_in,
 )
+from ssod_imwa.engine.checkpoint.foreign import read_content
 from ssod_imwa.engine.checkpoint.packages import is_package, package_of, read_package
 from ssod_imwa.errors import WeightsError
+
+# Keys of exported files: the channel order that the model takes, and our tensors that torchvision's
+# model does not have.
+CHANNEL_ORDER = "channel_order"
+LEFT_OUT = "left_out"
 
 
 class TorchvisionDetector(Detector):
@@ -77,7 +84,7 @@ class TorchvisionDetector(Detector):
 
         Raises:
             WeightsError: the file is missing, damaged, or its names and shapes are not the model's;
-                or the backbone expects another input than the detector feeds it.
+                or what it holds expects another input than the detector feeds it.
         """
         if weights == "":
             return
@@ -93,7 +100,7 @@ class TorchvisionDetector(Detector):
         elif weights.endswith(".pkl"):
             check_input(self.options, CAFFE_INPUT, weights)
             load_resnet(body, read_caffe_resnet(Path(weights)), weights)
-        elif "conv1.weight" in (state := read_state(weights)):
+        elif "conv1.weight" in (state := self._read_state(weights)):
             check_input(self.options, TORCHVISION_INPUT, weights)
             load_resnet(body, state, weights)
         else:
@@ -112,11 +119,25 @@ class TorchvisionDetector(Detector):
                 f"'{TIMM}{name}' (must be package:NAME, or a file of a detector's or of timm's "
                 "weights)"
             )
-        state = read_state(weights)
+        state = self._read_state(weights)
         if any(x.startswith("backbone.") for x in state):
             self._load_all(state, weights)
         else:
             load_part(body, state, weights)
+
+    def _read_state(self, weights: str) -> Mapping[str, Any]:
+        """The state dict in a file; one that `write_state` wrote must fit INPUT.FORMAT."""
+        content, order = read_content(Path(weights)), self.options.image.format
+        state = state_in(content, weights)
+        if not {CHANNEL_ORDER, LEFT_OUT} <= content.keys():
+            return state
+        if (written := content[CHANNEL_ORDER]) != order:
+            raise WeightsError(
+                f"{weights}: is an export, which takes {written} images, not {order} (set "
+                f"INPUT.FORMAT {written}, and turn MODEL.PIXEL_MEAN and MODEL.PIXEL_STD around; or "
+                "name the run's own file)"
+            )
+        return {**state, **content[LEFT_OUT]}
 
     def _load_all(self, state: Mapping[str, Any], source: str) -> None:
         check_classes(
@@ -128,6 +149,32 @@ class TorchvisionDetector(Detector):
             background_rows=self.background_rows,
         )
         load_strictly(self, state, source)
+
+    def write_state(
+        self,
+        path: Path,
+        *,
+        min_size: int,
+        max_size: int,
+        about: Mapping[str, Any],
+        without: Collection[str] = (),
+    ) -> None:
+        """Write the state dict that plain torchvision loads, whose models take RGB.
+
+        What it cannot load is written beside it, for `load_weights`.
+
+        Args:
+            path: see `Detector.export`.
+            min_size: see there.
+            max_size: see there.
+            about: see there.
+            without: names of tensors that torchvision's model does not have.
+        """
+        swap = self.options.image.format == "BGR"
+        state = exported_state(self.state_dict(), swap_input=swap)
+        left_out = {name: state.pop(name) for name in without}
+        about = {**about, CHANNEL_ORDER: "RGB", LEFT_OUT: left_out}
+        write_exported(path, state, min_size=min_size, max_size=max_size, about=about)
 
     def batch(self, images: Sequence[torch.Tensor]) -> ImageList:
         """Normalize and pad with zeros, the mean color, at the right and at the bottom."""

@@ -299,6 +299,21 @@ def test_the_printed_lines_make_a_torchvision_model_with_equal_detections(tmp_pa
     torch.testing.assert_close(ours.boxes, plain["boxes"], rtol=1e-3, atol=2e-2)
 
 
+@pytest.mark.parametrize("build", BUILDERS)
+def test_an_export_fills_a_detector_of_rgb_alone(tmp_path, build):
+    trained, detector = build(), build()
+    with torch.no_grad():
+        for x in trained.parameters():  # scales, too, which torchvision's FCOS does not have
+            x.add_(0.01)
+    file = tmp_path / "exported.pth"
+    trained.export(file, min_size=96, max_size=128, about={})
+    detector.load_weights(str(file))
+    for name, x in trained.state_dict().items():
+        assert torch.equal(detector.state_dict()[name], x)
+    with pytest.raises(WeightsError, match="is an export, which takes RGB images, not BGR"):
+        build(common={**COMMON, "image": ImageOptions(format="BGR")}).load_weights(str(file))
+
+
 def test_a_scale_below_0_cannot_be_exported(tmp_path):
     detector = fcos()
     with torch.no_grad():

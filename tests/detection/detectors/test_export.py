@@ -6,6 +6,7 @@ from torchvision.models.detection import FasterRCNN, fasterrcnn_resnet50_fpn
 from ssod_imwa.detection.detectors.export import exported_state, loading_code
 from ssod_imwa.detection.detectors.faster_rcnn import build_faster_rcnn
 from ssod_imwa.detection.detectors.options import FasterRCNNOptions
+from ssod_imwa.errors import WeightsError
 
 SMALL = detector_options(
     resnets={"depth": 18},
@@ -88,6 +89,29 @@ def test_the_printed_lines_make_a_model_with_equal_predictions(tmp_path, base, g
     assert (ours.labels + 1).tolist() == plain["labels"].tolist()
     torch.testing.assert_close(ours.scores, plain["scores"], rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(ours.boxes, plain["boxes"], rtol=1e-3, atol=2e-2)
+
+
+@pytest.mark.parametrize("groups", [{}, TIMM], ids=["resnet", "timm"])
+def test_an_export_takes_rgb_whatever_the_detector_took(tmp_path, groups):
+    pixels = {"pixel_mean": [100.0, 110.0, 120.0], "pixel_std": [50.0, 60.0, 70.0]}
+    bgr = trained_detector(SMALL, **groups, image={"format": "BGR"}, pixels=pixels)
+    file = tmp_path / "exported.pth"
+    bgr.export(file, min_size=96, max_size=128, about={"classes": []})
+    image = torch.randint(256, (3, 96, 128), dtype=torch.uint8)
+    (expected,) = bgr.detect([image])
+    with pytest.raises(WeightsError) as caught:
+        bgr.load_weights(str(file))
+    assert str(caught.value) == (
+        f"{file}: is an export, which takes RGB images, not BGR (set INPUT.FORMAT RGB, and turn "
+        "MODEL.PIXEL_MEAN and MODEL.PIXEL_STD around; or name the run's own file)"
+    )
+    assert torch.equal(bgr.detect([image])[0].boxes, expected.boxes)  # nothing was changed
+    turned = {name: values[::-1] for name, values in pixels.items()}
+    rgb = build_faster_rcnn(detector_options(SMALL, **groups, pixels=turned), num_classes=3)
+    rgb.load_weights(str(file))
+    (found,) = rgb.detect([image])
+    assert len(found) > 0
+    torch.testing.assert_close(found.boxes, expected.boxes, rtol=1e-3, atol=2e-2)
 
 
 def test_exported_tensors_are_copies():
