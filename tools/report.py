@@ -37,7 +37,11 @@ def parse_arguments() -> argparse.Namespace:
         "--no-models", action="store_true", help="do not run models for example pictures"
     )
     parser.add_argument(
-        "--images", type=int, default=200, metavar="N", help="test images to look at (200)"
+        "--images",
+        type=int,
+        default=200,
+        metavar="N",
+        help="test images that detectors look at (200)",
     )
     arguments = parser.parse_args()
     if arguments.images < 1:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -88,9 +89,13 @@ class TrainedRun:
         """Random numbers that are a function of the run's seed and the purpose."""
         return counted_generator(self.seed, "analysis", *purpose)
 
-    def extract_test(self) -> Extracted:
-        """Features and logits of the first test set."""
+    @cached_property
+    def _test(self) -> Extracted:
         return extract(self.model, self.task.test_batches(self.task.data.tests[0]))
+
+    def extract_test(self) -> Extracted:
+        """Features and logits of the first test set, which is gone through once."""
+        return self._test
 
     def extract_train(self) -> Extracted:
         """The same of the training images, not augmented."""

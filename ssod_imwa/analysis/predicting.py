@@ -2,8 +2,9 @@
 
 Example::
 
-    predictor = open_predictor(read_trained("output/run"), device="auto", threshold=0.5)
-    for prediction in predict_images(predictor, ["a.jpg", "b.jpg"], batch_size=4, unreadable=[]):
+    predictor = open_predictor(read_shipped("output/run"), device="auto", threshold=0.5)
+    paths = find_images(["photos", "another.jpg"])
+    for prediction in predict_images(predictor, paths, batch_size=4, unreadable=[]):
         print(prediction.path, prediction.detections)
 """
 
@@ -162,10 +163,10 @@ class ClassificationPredictor(Predictor):
 
 
 def open_predictor(trained: TrainedModels, *, device: str, threshold: float) -> Predictor:
-    """The model to evaluate and ship of a finished run, ready to look at images.
+    """The model that a finished run ships, or an exported one, ready to look at images.
 
     Args:
-        trained: of a finished run.
+        trained: see `runs.trained.read_shipped`.
         device: as MODEL.DEVICE.
         threshold: detections with a score above it count; classifiers do not read it.
 

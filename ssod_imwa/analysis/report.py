@@ -17,8 +17,15 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from ssod_imwa.runs.burn_in import burn_in_of
-from ssod_imwa.runs.comparison import folder_names, folder_of, read_groups
-from ssod_imwa.runs.results import MODELS, Evaluation, Results, main_metrics, read_results
+from ssod_imwa.runs.comparison import folder_names, folder_of
+from ssod_imwa.runs.results import (
+    MODELS,
+    Evaluation,
+    Results,
+    group_runs,
+    main_metrics,
+    read_results,
+)
 from ssod_imwa.runs.run import CONFIG_FILE, read_settings
 from ssod_imwa.visualization.label_plots import has_labels, labels_figure
 from ssod_imwa.visualization.page import Page
@@ -77,7 +84,11 @@ def read_runs(folders: Sequence[str | Path]) -> list[Run]:
 def add_overview(page: Page, runs: Sequence[Run]) -> None:
     """Final figures, and what the runs do differently."""
     page.section("Results")
-    groups, _ = read_groups([run.folder for run in runs])
+    groups = group_runs(
+        [run.results for run in runs],
+        names=[run.name for run in runs],
+        settings=[None if run.settings is None else dict(run.settings) for run in runs],
+    )
     header, rows = comparison_rows(groups)
     page.table(
         header,
@@ -141,18 +152,22 @@ def _add_course(page: Page, run: Run) -> None:
 
 
 def _add_averaging(page: Page, run: Run) -> None:
-    metric = next(iter(main_metrics([run.results])), None)
-    gains = [] if metric is None else _gains(run.results, metric)
+    metric = next(iter(main_metrics([run.results])), "")
+    gains = _gains(run.results, metric)
     distances = [row for row in run.rows if any(name.startswith(DISTANCE) for name in row)]
     if not gains and not distances:
         return
     page.heading("What averaging did")
-    page.figure(
-        _averaging_figure(metric or "", gains, distances),
-        words=f"Left: gain in {metric} (points) of each average over the mean of its members. "
-        "Right: distance of the last member from the average, relative to the average's length.",
-    )
+    if distances:
+        page.figure(
+            _distances_figure(distances),
+            words="Distance of the last member from the average, relative to the average's length.",
+        )
     if gains:
+        page.figure(
+            _gains_figure(metric, gains),
+            words=f"Gain in {metric} (points) of each average over the mean of its members.",
+        )
         rows = []
         for x in gains:
             figures = [percent(value) for value in (x.members, x.best, x.average)]
@@ -240,25 +255,34 @@ def _gains(results: Results, metric: str) -> list[_Gain]:
     return gains
 
 
-def _averaging_figure(
-    metric: str, gains: Sequence[_Gain], distances: Sequence[Mapping[str, Any]]
-) -> Figure:
-    figure, ((left, right),) = panels(1, 2)
-    for number, model in enumerate(MODELS):
-        points = [(x.episode + 1, x.average - x.members) for x in gains if x.model == model]
-        if points:
-            x, y = zip(*points, strict=True)
-            left.plot(x, y, color=color(number), marker=marker(number), label=model)
-        name = DISTANCE + model
-        rows = [(row["episode"] + 1, row[name]) for row in distances if name in row]
-        if rows:
-            x, y = zip(*rows, strict=True)
-            right.plot(x, y, color=color(number), marker=marker(number), label=model)
-    left.axhline(0, color="black", lw=0.8)
-    finish(left, x="episode", y=f"gain in {metric} (points)")
-    finish(right, x="episode", y="relative distance")
-    for axis in (left, right):
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+def _gains_figure(metric: str, gains: Sequence[_Gain]) -> Figure:
+    points: dict[str, list[tuple[int, float]]] = {
+        model: [(x.episode, x.average - x.members) for x in gains if x.model == model]
+        for model in MODELS
+    }
+    figure = _episodes_figure(points, f"gain in {metric} (points)")
+    figure.axes[0].axhline(0, color="black", lw=0.8)
+    return figure
+
+
+def _distances_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    points: dict[str, list[tuple[int, float]]] = {
+        model: [(r["episode"], r[DISTANCE + model]) for r in rows if DISTANCE + model in r]
+        for model in MODELS
+    }
+    return _episodes_figure(points, "relative distance")
+
+
+def _episodes_figure(points: Mapping[str, Sequence[tuple[int, float]]], what: str) -> Figure:
+    """A line for each model over episodes, which are counted from 1."""
+    figure, ((axis,),) = panels(1, 1, width=7)
+    for number, (model, line) in enumerate(points.items()):
+        if line:
+            episodes, values = zip(*line, strict=True)
+            x = [episode + 1 for episode in episodes]
+            axis.plot(x, values, color=color(number), marker=marker(number), label=model)
+    finish(axis, x="episode", y=what)
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     return figure
 
 

@@ -39,7 +39,7 @@ def add_examples(page: Page, runs: Sequence[Run], *, images: int) -> None:
     Args:
         page: receives the section.
         runs: the first one is looked at, in detection beside the second.
-        images: at most so many test images are looked at.
+        images: at most so many test images are looked at by a detector; a classifier sees all.
     """
     page.section("Examples")
     add = _add_detections if runs[0].results.task == "detection" else _add_classifications
@@ -58,21 +58,25 @@ class _Seen:
     names: list[str]
     findings: list[list[Detections]]
 
-    def agreement(self, first: Sequence[Detections], second: Sequence[Annotations]) -> np.ndarray:
-        """F1 of each image's detections above the threshold; 1 where there is nothing in either."""
-        scores = []
-        for found, truth in zip(first, second, strict=True):
-            passed = found.scores > THRESHOLD
-            judged = judge_labels([found], [truth], [passed])
-            said, there = int(judged.judged.sum()), len(judged.objects)
-            right = int((judged.right & judged.judged).sum())
-            scores.append(2 * right / (said + there) if said + there else 1.0)
-        return np.array(scores)
+
+def agreement(first: Sequence[Detections], second: Sequence[Annotations]) -> np.ndarray:
+    """F1 of each image's detections above the threshold with labels, float64 (N,).
+
+    2 x right / (found + labeled), without what lies on objects that do not count; 1 where there is
+    nothing in either.
+    """
+    scores = []
+    for found, truth in zip(first, second, strict=True):
+        judged = judge_labels([found], [truth], [found.scores > THRESHOLD])
+        counted, labeled = int(judged.judged.sum()), len(judged.objects)
+        right = int((judged.right & judged.judged).sum())
+        scores.append(2 * right / (counted + labeled) if counted + labeled else 1.0)
+    return np.array(scores)
 
 
 def _add_detections(page: Page, runs: Sequence[Run], images: int) -> None:
     seen = _look(runs[:2], images)
-    quality = seen.agreement(seen.findings[0], seen.truths)
+    quality = agreement(seen.findings[0], seen.truths)
     order = np.argsort(quality, kind="stable")
     first = seen.names[0]
     page.text(
@@ -87,7 +91,7 @@ def _add_detections(page: Page, runs: Sequence[Run], images: int) -> None:
         _add_sheet(page, seen, positions, quality, models=[0])
     if len(seen.findings) > 1:
         as_truth = [_as_truth(found) for found in seen.findings[1]]
-        apart = seen.agreement(seen.findings[0], as_truth)
+        apart = agreement(seen.findings[0], as_truth)
         page.heading(f"{first} and {seen.names[1]} disagree most on")
         chosen = np.argsort(apart, kind="stable")[:SHOWN]
         _add_sheet(page, seen, chosen, apart, models=[0, 1])

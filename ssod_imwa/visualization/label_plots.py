@@ -67,7 +67,9 @@ def _draw_classes(
 ) -> None:
     """Shares of the classes, the most frequent labeled class first."""
     prefix = f"{PREFIX}share-"
-    names = [name.removeprefix(prefix) for name in last[-1] if name.startswith(prefix)]
+    # Of any row: one without a label has no shares.
+    shown = dict.fromkeys(name for row in last for name in row if name.startswith(prefix))
+    names = [name.removeprefix(prefix) for name in shown]
     names.sort(key=lambda name: -class_counts.get(name, 0))
     shares = [_mean(last, prefix + name) for name in names]
     places = np.arange(len(names))
@@ -86,7 +88,7 @@ def _draw_scores(
 ) -> None:
     """Histograms of scores at the beginning and at the end."""
     prefix = f"{PREFIX}scores-"
-    names = sorted(name for name in last[-1] if name.startswith(prefix))
+    names = sorted({name for row in last for name in row if name.startswith(prefix)})
     places = np.array([float(name.removeprefix(prefix)) for name in names])
     width = 1 / max(len(names), 1)
     first = rows[: len(last)]

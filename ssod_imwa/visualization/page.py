@@ -25,7 +25,7 @@ _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 0 auto; padding: 1rem; }
 h1 { font-size: 1.6rem; } h2 { font-size: 1.25rem; margin-top: 2.5rem; }
 h3 { font-size: 1.05rem; margin: 1.5rem 0 0; }
-p.weak, figcaption, caption { color: var(--weak); text-align: left; }
+figcaption, caption { color: var(--weak); text-align: left; }
 nav a { margin-right: 1rem; } a { color: LinkText; }
 figure { margin: 1rem 0; overflow-x: auto; }
 figure svg { max-width: 100%; height: auto; } figure svg text { fill: currentColor; }
@@ -48,7 +48,7 @@ document.querySelectorAll("th button").forEach(button => button.addEventListener
   const up = head.getAttribute("aria-sort") !== "ascending", column = head.cellIndex;
   const key = row => row.cells[column].textContent.trim();
   const compare = (a, b) => {
-    const x = parseFloat(key(a).replace(",", "")), y = parseFloat(key(b).replace(",", ""));
+    const x = parseFloat(key(a).replaceAll(",", "")), y = parseFloat(key(b).replaceAll(",", ""));
     if (isNaN(x) !== isNaN(y)) return isNaN(x) ? 1 : -1;
     const order = isNaN(x) ? key(a).localeCompare(key(b)) : x - y;
     return up ? order : -order;
@@ -65,7 +65,6 @@ class Page:
 
     Args:
         title: of the page.
-        language: of its texts.
 
     Example:
         >>> page = Page("Two runs")
@@ -75,9 +74,8 @@ class Page:
         True
     """
 
-    def __init__(self, title: str, *, language: str = "en") -> None:
+    def __init__(self, title: str) -> None:
         self._title = title
-        self._language = language
         self._sections: list[tuple[str, str]] = []
         self._parts: list[str] = []
         self._figures = 0
@@ -156,7 +154,7 @@ class Page:
             f'<a href="#{anchor}">{html.escape(name)}</a>' for anchor, name in self._sections
         )
         return (
-            f'<!doctype html>\n<html lang="{self._language}"><head><meta charset="utf-8">'
+            '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
             '<meta name="viewport" content="width=device-width, initial-scale=1">'
             f"<title>{title}</title><style>{_STYLE}</style></head><body>"
             f'<header><h1>{title}</h1><nav aria-label="sections">{links}</nav></header><main>'

@@ -122,9 +122,14 @@ def test_boxes_are_those_of_the_detector(predict, detector_run, photos, tmp_path
 
 def test_the_batch_size_changes_nothing(predict, detector_run, photos, tmp_path):
     for size in ("1", "3"):
-        predict(detector_run, photos, "--output", tmp_path / size, "--batch-size", size)
+        threshold = ("--threshold", "0.1")
+        predict(detector_run, photos, "--output", tmp_path / size, "--batch-size", size, *threshold)
     tables = [rows(tmp_path / size / "detections.csv") for size in ("1", "3")]
+    for name in ("score", "x1", "y1", "x2", "y2"):
+        one, three = ([float(row[name]) for row in table] for table in tables)
+        assert one == pytest.approx(three, abs=0.02), name
     assert [row["file"] for row in tables[0]] == [row["file"] for row in tables[1]]
+    assert len({row["file"] for row in tables[0]}) == 3
 
 
 def test_images_that_cannot_be_read_are_named_and_left_out(predict, detector_run, photos, tmp_path):

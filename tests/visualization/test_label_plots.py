@@ -53,3 +53,10 @@ def test_shares_stand_beside_those_of_the_labeled_objects_the_most_frequent_firs
 def test_scores_are_drawn_for_the_beginning_and_the_end():
     *_, scores = labels_figure(rows(10), {}).axes
     assert heights(scores, "beginning") == heights(scores, "end of the run") == [10.0] * 10
+
+
+def test_a_last_row_without_labels_hides_no_class():
+    silent = {"iteration": 99, "labels/per_image": 0.0, "labels/empty_images": 100.0}
+    _, _, classes, scores = labels_figure([*rows(9), silent], {}).axes
+    assert [tick.get_text() for tick in classes.get_xticklabels()] == ["a", "b"]
+    assert heights(scores, "end of the run") == [5.0] * 10  # of the last two rows, one is silent
