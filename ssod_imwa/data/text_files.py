@@ -57,6 +57,8 @@ def _bytes(path: str | Path) -> bytes:
         raise
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror})") from error
+    except ValueError as error:  # a byte of 0, or half of a character
+        raise DataError(f"{str(path)!r} cannot be read (no file has such a name)") from error
 
 
 def _decoded(path: Path, content: bytes) -> str:

@@ -1,3 +1,5 @@
+import re
+
 import pytest
 
 from ssod_imwa.data.text_files import read_flag, read_json, read_text, read_xml
@@ -20,6 +22,12 @@ def test_a_wrong_byte_after_a_byte_order_mark_is_named(tmp_path):
     (tmp_path / "x.txt").write_bytes(b"\xef\xbb\xbfa\n\xf6 ab")
     with pytest.raises(DataError, match=r"x.txt:2: is not UTF-8 text \(byte 0xf6"):
         read_text(tmp_path / "x.txt")
+
+
+@pytest.mark.parametrize("name", ["a\0b", "\ud800"])
+def test_a_name_that_no_file_has_is_refused(tmp_path, name):
+    with pytest.raises(DataError, match=re.escape(f"{str(tmp_path / name)!r} cannot be read")):
+        read_text(tmp_path / name)
 
 
 def test_json_may_begin_with_a_byte_order_mark_and_drop_a_key(tmp_path):
