@@ -73,7 +73,7 @@ def lively(detector):
             if name.endswith(("cls_logits.weight", "bbox_reg.weight", "bbox_ctrness.weight")):
                 x.normal_(std=0.1)
             if name.endswith("scales"):
-                x.copy_(torch.tensor([0.8, 1.1, 1.3, 0.9, 1.2]))
+                x.copy_(torch.tensor([0.8, 1.1, 1.3, 0.9, 1.2])[: len(x)])
     return detector
 
 

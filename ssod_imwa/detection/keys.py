@@ -14,6 +14,7 @@ from ssod_imwa.detection.detectors.options import (
     IS_RESNET,
     AnchorOptions,
     BackboneOptions,
+    DenseLevelOptions,
     DetectionOptions,
     FCOSHeadOptions,
     FocalOptions,
@@ -190,6 +191,7 @@ TORCHVISION = {**DETECTION, "MODEL.TOOLKIT": ("torchvision",)}
 TWO_STAGE = {**TORCHVISION, "MODEL.META_ARCHITECTURE": ("GeneralizedRCNN",)}
 FCOS = {**TORCHVISION, "MODEL.META_ARCHITECTURE": ("FCOS",)}
 RETINANET = {**TORCHVISION, "MODEL.META_ARCHITECTURE": ("RetinaNet",)}
+DENSE = {**TORCHVISION, "MODEL.META_ARCHITECTURE": ("FCOS", "RetinaNet")}
 WITH_ANCHORS = {**TORCHVISION, "MODEL.META_ARCHITECTURE": ("GeneralizedRCNN", "RetinaNet")}
 DETECTRON2 = {**DETECTION, "MODEL.TOOLKIT": ("detectron2",)}
 UNLABELED = {
@@ -232,6 +234,7 @@ SECTIONS = (
     Section("MODEL.RESNETS", ResNetOptions, {**TORCHVISION, "MODEL.BACKBONE.NAME": IS_RESNET}),
     Section("MODEL.FPN", FPNOptions, TORCHVISION),
     Section("MODEL.FPN", LevelOptions, TWO_STAGE),
+    Section("MODEL.FPN", DenseLevelOptions, DENSE),
     Section("MODEL.ANCHOR_GENERATOR", AnchorOptions, WITH_ANCHORS),
     Section("MODEL.RPN", RPNOptions, TWO_STAGE),
     Section("MODEL.ROI_HEADS", ROIHeadsOptions, TWO_STAGE),

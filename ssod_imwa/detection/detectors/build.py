@@ -15,6 +15,7 @@ from ssod_imwa.detection.detectors.options import (
     TIMM,
     AnchorOptions,
     BackboneOptions,
+    DenseLevelOptions,
     DetectionOptions,
     FasterRCNNOptions,
     FCOSHeadOptions,
@@ -89,14 +90,18 @@ def faster_rcnn_options(cfg: CfgNode) -> FasterRCNNOptions:
 
 def fcos_options(cfg: CfgNode) -> FCOSOptions:
     """The settings of torchvision's FCOS in a configuration."""
-    fcos = read_options(FCOSHeadOptions, cfg.MODEL.FCOS)
-    return FCOSOptions(**_common_options(cfg), fcos=fcos)
+    return FCOSOptions(
+        **_common_options(cfg),
+        levels=read_options(DenseLevelOptions, cfg.MODEL.FPN),
+        fcos=read_options(FCOSHeadOptions, cfg.MODEL.FCOS),
+    )
 
 
 def retinanet_options(cfg: CfgNode) -> RetinaNetOptions:
     """The settings of torchvision's RetinaNet in a configuration."""
     return RetinaNetOptions(
         **_common_options(cfg),
+        levels=read_options(DenseLevelOptions, cfg.MODEL.FPN),
         anchor_generator=read_options(AnchorOptions, cfg.MODEL.ANCHOR_GENERATOR),
         retinanet=read_options(RetinaNetHeadOptions, cfg.MODEL.RETINANET),
     )

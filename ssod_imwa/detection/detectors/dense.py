@@ -14,26 +14,25 @@ from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from ssod_imwa.detection.data.records import Detections
 from ssod_imwa.detection.detectors.backbones import Backbone, build_backbone
-from ssod_imwa.detection.detectors.dense_export import STRIDES
-from ssod_imwa.detection.detectors.options import DetectorOptions
+from ssod_imwa.detection.detectors.options import FCOSOptions, RetinaNetOptions
 from ssod_imwa.detection.detectors.parts import DenseMaps, Parts
 from ssod_imwa.detection.detectors.torchvision_detector import TorchvisionDetector
 
 
-def make_dense_backbone(options: DetectorOptions) -> Backbone:
-    """A backbone with the pyramid p3..p7, with random weights."""
+def make_dense_backbone(options: FCOSOptions | RetinaNetOptions) -> Backbone:
+    """A backbone with random weights whose pyramid has two levels beyond the backbone's maps."""
     channels = options.fpn.out_channels
     return build_backbone(
         options.backbone,
         options.resnets,
         options.fpn,
-        levels=(3, 4, 5),
+        levels=options.levels.levels,
         extra_blocks=CoarseLevels(channels, channels),
     )
 
 
 class CoarseLevels(LastLevelP6P7):
-    """p6 and p7, in float32 under autocast, too.
+    """The two coarsest levels, in float32 under autocast, too.
 
     On a CPU, torch 2.14 leaves memory as it was in bfloat16's gradient of a convolution with stride
     2 on maps one pixel high, which p6 of small images is.
@@ -48,11 +47,25 @@ class CoarseLevels(LastLevelP6P7):
 
 
 class StridedAnchors(AnchorGenerator):
-    """Anchors that stand `STRIDES` pixels apart, in float32 whatever type the features have.
+    """Anchors that stand a level's stride apart, in float32 whatever type the features have.
 
-    torchvision's stand image size // map size pixels apart, which is less on p6 and p7 unless
-    images are padded to multiples of 128.
+    torchvision's stand image size // map size pixels apart, which is less on the two coarsest
+    levels unless images are padded to multiples of the last stride.
+
+    Args:
+        sizes: edge lengths of the anchors of each level.
+        ratios: height over width, of each level.
+        strides: of each level, in pixels.
     """
+
+    def __init__(
+        self,
+        sizes: tuple[tuple[float, ...], ...],
+        ratios: tuple[tuple[float, ...], ...],
+        strides: Sequence[int],
+    ) -> None:
+        super().__init__(sizes, ratios)
+        self.strides = strides
 
     def forward(
         self, image_list: ImageList, feature_maps: list[torch.Tensor]
@@ -63,7 +76,7 @@ class StridedAnchors(AnchorGenerator):
     def grid_anchors(
         self, grid_sizes: list[list[int]], strides: list[list[torch.Tensor]]
     ) -> list[torch.Tensor]:
-        fixed = [[torch.tensor(stride)] * 2 for stride in STRIDES]
+        fixed = [[torch.tensor(stride)] * 2 for stride in self.strides]
         return super().grid_anchors(grid_sizes, fixed)
 
 

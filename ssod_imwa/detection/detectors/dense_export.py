@@ -15,8 +15,6 @@ from ssod_imwa.detection.detectors.export import backbone_lines, final_lines, im
 from ssod_imwa.detection.detectors.faster_rcnn_modules import anchor_shapes
 from ssod_imwa.detection.detectors.options import DetectorOptions, FCOSOptions, RetinaNetOptions
 
-STRIDES = (8, 16, 32, 64, 128)
-
 
 def fcos_loading_code(
     options: FCOSOptions,
@@ -40,16 +38,17 @@ def fcos_loading_code(
         min_size: edge length in pixels to which torchvision resizes the shorter edge.
         max_size: bound on the longer edge.
     """
-    fcos = options.fcos
+    fcos, strides = options.fcos, options.levels.strides
     arguments = [
         *_common_arguments(options, num_classes, min_size, max_size),
-        f"anchor_generator=Anchors({tuple((stride,) for stride in STRIDES)}, ((1.0,),) * 5)",
+        f"anchor_generator=Anchors({[(stride,) for stride in strides]}, "
+        f"((1.0,),) * {len(strides)})",
         f"head=FCOSHead({options.fpn.out_channels}, 1, {num_classes}, {fcos.num_convs})",
         "score_thresh=0.0",
         f"nms_thresh={fcos.nms_thresh_test!r}",
         f"topk_candidates={fcos.topk_candidates_test}",
     ]
-    sizes = [scale * stride for scale, stride in zip(scales, STRIDES, strict=True)]
+    sizes = [scale * stride for scale, stride in zip(scales, strides, strict=True)]
     lines = [
         *_backbone_lines(options),
         "from torchvision.models.detection.fcos import FCOS, FCOSHead",
@@ -74,7 +73,7 @@ def retinanet_loading_code(
     Args: as of `fcos_loading_code`.
     """
     retinanet = options.retinanet
-    sizes, ratios = anchor_shapes(options.anchor_generator)
+    sizes, ratios = anchor_shapes(options.anchor_generator, len(options.levels.strides))
     norm = "partial(torch.nn.GroupNorm, 32)" if retinanet.norm == "GN" else "None"
     places = len(sizes[0]) * len(ratios[0])
     head = f"{options.fpn.out_channels}, {places}, {num_classes}, norm_layer={norm}"
@@ -96,7 +95,7 @@ def retinanet_loading_code(
 
 
 def _common_arguments(
-    options: DetectorOptions, num_classes: int, min_size: int, max_size: int
+    options: FCOSOptions | RetinaNetOptions, num_classes: int, min_size: int, max_size: int
 ) -> list[str]:
     mean, std = image_statistics(options)
     return [
@@ -107,17 +106,18 @@ def _common_arguments(
         f"image_mean={mean!r}",
         f"image_std={std!r}",
         f"detections_per_img={options.detections.detections_per_image}",
+        f"size_divisible={2 ** max(options.levels.levels)}",
     ]
 
 
-def _backbone_lines(options: DetectorOptions) -> list[str]:
+def _backbone_lines(options: FCOSOptions | RetinaNetOptions) -> list[str]:
     channels = options.fpn.out_channels
     return [
-        *backbone_lines(options, [3, 4, 5], f"LastLevelP6P7({channels}, {channels})"),
+        *backbone_lines(options, options.levels.levels, f"LastLevelP6P7({channels}, {channels})"),
         "from torchvision.models.detection.anchor_utils import AnchorGenerator",
         "class Anchors(AnchorGenerator):",
         "    def grid_anchors(self, grid_sizes, strides):",
-        f"        strides = [[torch.tensor(stride)] * 2 for stride in {STRIDES}]",
+        f"        strides = [[torch.tensor(stride)] * 2 for stride in {options.levels.strides}]",
         "        return super().grid_anchors(grid_sizes, strides)",
     ]
 

@@ -159,7 +159,7 @@ def make_box_heads(options: FasterRCNNOptions, num_classes: int) -> BoxHeads:
 
 
 def anchor_shapes(
-    options: AnchorOptions, count: int = 5
+    options: AnchorOptions, count: int
 ) -> tuple[tuple[tuple[float, ...], ...], tuple[tuple[float, ...], ...]]:
     """Sizes and aspect ratios of the anchors of each level.
 

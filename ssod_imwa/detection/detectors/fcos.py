@@ -1,4 +1,4 @@
-"""FCOS on a feature pyramid p3..p7, made of torchvision's parts.
+"""FCOS on a feature pyramid, made of torchvision's parts.
 
 The parameter names are those of `torchvision.models.detection.FCOS`, beside a scale for each level,
 so that weights move to it (`dense_export.py`). What differs from torchvision's own model is what
@@ -22,7 +22,6 @@ from torchvision.ops import generalized_box_iou_loss, sigmoid_focal_loss
 from ssod_imwa.detection.data.records import Detections, Targets
 from ssod_imwa.detection.detectors.backbones import Backbone
 from ssod_imwa.detection.detectors.dense import (
-    STRIDES,
     DenseParts,
     best_detections,
     check_groups,
@@ -53,9 +52,9 @@ class ScaledRegressionHead(FCOSRegressionHead):
     Source: FCOS (arXiv 1904.01355, section 3.2), with ReLU in place of the exponential.
     """
 
-    def __init__(self, channels: int, num_convs: int) -> None:
+    def __init__(self, channels: int, num_convs: int, levels: int) -> None:
         super().__init__(channels, 1, num_convs)
-        self.scales = nn.Parameter(torch.ones(len(STRIDES)))
+        self.scales = nn.Parameter(torch.ones(levels))
 
     def forward(self, x: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         distances, quality = [], []
@@ -74,17 +73,18 @@ class FCOSHead(nn.Module):
         channels: of the features, a multiple of 32.
         num_classes: C.
         num_convs: convolutions of a tower.
+        levels: number of levels.
         prior_prob: class probability that training starts from.
     """
 
     def __init__(
-        self, channels: int, num_classes: int, *, num_convs: int, prior_prob: float
+        self, channels: int, num_classes: int, *, num_convs: int, levels: int, prior_prob: float
     ) -> None:
         super().__init__()
         self.classification_head = FCOSClassificationHead(
             channels, 1, num_classes, num_convs, prior_prob
         )
-        self.regression_head = ScaledRegressionHead(channels, num_convs)
+        self.regression_head = ScaledRegressionHead(channels, num_convs, levels)
 
     def forward(
         self, features: list[torch.Tensor]
@@ -98,7 +98,7 @@ class TorchvisionFCOS(TorchvisionDetector):
     """FCOS; `build_fcos` makes one.
 
     Args:
-        backbone: with the pyramid p3..p7.
+        backbone: with the pyramid.
         head: predicts at all locations.
         options: what these were made with.
         num_classes: C.
@@ -151,12 +151,13 @@ class FCOSParts(DenseParts):
     def __init__(self, detector: TorchvisionFCOS, images: Sequence[torch.Tensor]) -> None:
         super().__init__(detector, images)
         self._head, self._options = detector.head, detector.options.fcos
+        self._strides = detector.options.levels.strides
         self._num_classes, self._limit = detector.num_classes, detector.options.detections
 
     @cached_property
     def _locations(self) -> Locations:
         sizes = [(level.shape[-2], level.shape[-1]) for level in self._features]
-        return grid_locations(sizes, STRIDES, self._batch.tensors.device)
+        return grid_locations(sizes, self._strides, self._batch.tensors.device)
 
     @cached_property
     def _maps(self) -> DenseMaps:
@@ -246,12 +247,19 @@ def build_fcos(options: FCOSOptions | None = None, *, num_classes: int) -> Torch
     options = options or FCOSOptions()
     check_options(options, num_classes)
     fcos, channels = options.fcos, options.fpn.out_channels
+    levels = len(options.levels.strides)
     check_gamma(fcos.focal_loss_gamma)
-    check_lengths({"sizes_of_interest": (fcos.sizes_of_interest, len(STRIDES) - 1)})
+    check_lengths({"sizes_of_interest": (fcos.sizes_of_interest, levels - 1)})
     if fcos.sizes_of_interest != sorted(fcos.sizes_of_interest):
         raise ValueError(
             f"sizes_of_interest = {fcos.sizes_of_interest} is not allowed (must be ascending)"
         )
     check_groups(channels)
-    head = FCOSHead(channels, num_classes, num_convs=fcos.num_convs, prior_prob=fcos.prior_prob)
+    head = FCOSHead(
+        channels,
+        num_classes,
+        num_convs=fcos.num_convs,
+        levels=levels,
+        prior_prob=fcos.prior_prob,
+    )
     return TorchvisionFCOS(make_dense_backbone(options), head, options, num_classes=num_classes)

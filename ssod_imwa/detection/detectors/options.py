@@ -102,7 +102,7 @@ class FPNOptions(Options):
 
 @dataclass(frozen=True)
 class LevelOptions(Options):
-    """MODEL.FPN, of two-stage detectors; dense ones stand on the levels 3, 4 and 5."""
+    """MODEL.FPN, of two-stage detectors."""
 
     levels: list[int] = option(
         [2, 3, 4, 5],
@@ -114,13 +114,32 @@ class LevelOptions(Options):
 
 
 @dataclass(frozen=True)
+class DenseLevelOptions(Options):
+    """MODEL.FPN, of dense detectors."""
+
+    levels: list[int] = option(
+        [3, 4, 5],
+        "which of the backbone's maps the pyramid stands on: 2 has a quarter of the image's edges, "
+        "3 an eighth, ...; two levels are added behind the last",
+        low=1,
+        high=6,
+    )
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """Pixels between the locations of each level, of the two that are added, too."""
+        last = max(self.levels)
+        return tuple(2**level for level in (*self.levels, last + 1, last + 2))
+
+
+@dataclass(frozen=True)
 class AnchorOptions(Options):
     """MODEL.ANCHOR_GENERATOR."""
 
     sizes: list[list[float]] = option(
         [[32], [64], [128], [256], [512]],
-        "edge lengths in pixels, a list for each level: Faster R-CNN's MODEL.FPN.LEVELS and one "
-        "more, RetinaNet's p3..p7",
+        "edge lengths in pixels, a list for each level: MODEL.FPN.LEVELS and one more of Faster "
+        "R-CNN, two more of RetinaNet",
         above=0,
     )
     aspect_ratios: list[list[float]] = option(
@@ -296,6 +315,7 @@ class FasterRCNNOptions(DetectorOptions):
 class FCOSOptions(DetectorOptions):
     """All settings of `build_fcos`, by group."""
 
+    levels: DenseLevelOptions = field(default_factory=DenseLevelOptions)
     fcos: FCOSHeadOptions = field(default_factory=FCOSHeadOptions)
 
 
@@ -309,5 +329,6 @@ def _nine_anchors() -> AnchorOptions:
 class RetinaNetOptions(DetectorOptions):
     """All settings of `build_retinanet`, by group."""
 
+    levels: DenseLevelOptions = field(default_factory=DenseLevelOptions)
     anchor_generator: AnchorOptions = field(default_factory=_nine_anchors)
     retinanet: RetinaNetHeadOptions = field(default_factory=RetinaNetHeadOptions)

@@ -75,7 +75,7 @@ class TorchvisionRetinaNet(TorchvisionDetector):
     """RetinaNet; `build_retinanet` makes one.
 
     Args:
-        backbone: with the pyramid p3..p7.
+        backbone: with the pyramid.
         head: predicts for all anchors.
         options: what these were made with.
         num_classes: C.
@@ -95,7 +95,9 @@ class TorchvisionRetinaNet(TorchvisionDetector):
     ) -> None:
         super().__init__(backbone, options, num_classes=num_classes)
         self.head = head
-        self.anchor_generator = StridedAnchors(*anchor_shapes(options.anchor_generator))
+        strides = options.levels.strides
+        sizes, ratios = anchor_shapes(options.anchor_generator, len(strides))
+        self.anchor_generator = StridedAnchors(sizes, ratios, strides)
         background, foreground = options.retinanet.iou_thresholds
         # Every box has its best anchors, however low their IoU.
         self.matcher = Matcher(foreground, background, allow_low_quality_matches=True)
@@ -229,7 +231,7 @@ def build_retinanet(
         )
     if retinanet.norm == "GN":
         check_groups(channels)
-    sizes, ratios = anchor_shapes(options.anchor_generator)
+    sizes, ratios = anchor_shapes(options.anchor_generator, len(options.levels.strides))
     head = RetinaNetHead(
         channels,
         len(sizes[0]) * len(ratios[0]),

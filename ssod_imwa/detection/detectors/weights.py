@@ -173,12 +173,14 @@ def load_part(body: nn.Module, state: Mapping[str, Any], source: str) -> None:
 
 
 def load_resnet(body: nn.Module, state: Mapping[str, Any], source: str) -> None:
-    """Fill a backbone with a ResNet's weights, without its classifier.
+    """Fill a backbone with a ResNet's weights, without its classifier and stages it does not have.
 
     Raises:
         WeightsError: as `load_strictly`.
     """
-    features = {name: x for name, x in state.items() if not name.startswith("fc.")}
+    stages = {name for name, _ in body.named_children()}
+    unused = {"fc", "layer2", "layer3", "layer4"} - stages
+    features = {name: x for name, x in state.items() if name.partition(".")[0] not in unused}
     load_strictly(body, features, source)
 
 

@@ -5,11 +5,13 @@ import math
 import pytest
 import torch
 from dense_toys import (
+    ANCHORS,
     BACKGROUND,
     BUILDERS,
     CLASSES,
     COMMON,
     IMAGES,
+    SIZES,
     TARGETS,
     fcos,
     images,
@@ -28,6 +30,7 @@ from ssod_imwa.detection.detectors.dense import best_detections, one_hot_targets
 from ssod_imwa.detection.detectors.options import (
     AnchorOptions,
     BackboneOptions,
+    DenseLevelOptions,
     DetectionOptions,
     FPNOptions,
     ImageOptions,
@@ -68,6 +71,36 @@ def test_maps_hold_all_locations_of_the_padded_batch(build):
     again = detector.parts(IMAGES).dense_maps()
     torch.testing.assert_close(again.boxes, maps.boxes)
     assert again.boxes.requires_grad
+
+
+FINE = {"levels": DenseLevelOptions([2, 3, 4])}
+
+
+@pytest.mark.parametrize(
+    ("levels", "sizes", "counts"),
+    [([2, 3, 4], 4, (384, 96, 24, 6, 2)), ([3, 4], 3, (96, 24, 6, 2))],
+)
+def test_a_pyramid_stands_on_other_levels(levels, sizes, counts):
+    changes = {"levels": DenseLevelOptions(levels)}
+    detector = fcos(common={**COMMON, **changes}, sizes_of_interest=SIZES[:sizes])
+    assert detector.dense_maps(IMAGES).levels == counts
+    assert detector.size_divisor == 2 ** levels[-1]
+    points, strides = detector.parts(IMAGES)._locations.points, changes["levels"].strides
+    assert strides == tuple(2 ** (levels[0] + number) for number in range(len(counts)))
+    for level, stride in zip(points.split(list(counts)), strides, strict=True):
+        assert level.tolist() == [
+            [x, y] for y in range(0, 64, stride) for x in range(0, 96, stride)
+        ]
+    anchors = AnchorOptions(sizes=ANCHORS.sizes[: len(counts)], aspect_ratios=[[1.0, 2.0]])
+    maps = retinanet(common={**COMMON, **changes}, anchors=anchors).dense_maps(IMAGES)
+    assert maps.levels == tuple(4 * count for count in counts)
+
+
+def test_anchors_of_fine_levels_stand_on_the_points_of_fcos():
+    parts = retinanet(common={**COMMON, **FINE}).parts(IMAGES)
+    points = fcos(common={**COMMON, **FINE}).parts(IMAGES)._locations.points
+    centers = (parts._anchors[:, :2] + parts._anchors[:, 2:]) / 2
+    assert torch.equal(centers, points.repeat_interleave(4, 0))
 
 
 def test_boxes_of_fcos_are_points_plus_scaled_distances():
@@ -220,6 +253,7 @@ def test_labels_outside_the_classes_are_no_targets():
     ("build", "changes", "match"),
     [
         (fcos, {"sizes_of_interest": [1.0]}, r"sizes_of_interest = .*must have 4 values"),
+        (fcos, {"common": {**COMMON, "levels": DenseLevelOptions([3, 4])}}, "must have 3 values"),
         (fcos, {"sizes_of_interest": [9.0, 8.0, 90.0, 99.0]}, "must be ascending"),
         (fcos, {"focal_loss_gamma": 0.5}, "gamma = 0.5"),
         (fcos, {"quality": "size"}, "quality = 'size'"),
@@ -276,7 +310,9 @@ def test_they_train_on_bodies_of_timm(build):
 
 @pytest.mark.parametrize("build", BUILDERS)
 @pytest.mark.parametrize(
-    "changes", [{}, {"image": ImageOptions(format="BGR")}, LITE], ids=["RGB", "BGR", "timm"]
+    "changes",
+    [{}, {"image": ImageOptions(format="BGR")}, LITE, FINE],
+    ids=["RGB", "BGR", "timm", "fine"],
 )
 def test_the_printed_lines_make_a_torchvision_model_with_equal_detections(tmp_path, build, changes):
     detector = build(common={**SMALL, **changes}, score_thresh_test=0.05)

@@ -290,6 +290,25 @@ def test_torchvision_resnet_file_fills_the_backbone(tmp_path):
     assert torch.equal(detector.backbone.body.conv1.weight, resnet.conv1.weight)
 
 
+def test_stages_that_a_backbone_does_not_have_are_left_out_and_no_others(tmp_path):
+    resnet, anchors = torchvision.models.resnet18(), {"sizes": [[8], [16], [32]]}
+    torch.save(resnet.state_dict(), tmp_path / "x.pth")
+    detector = small_detector(levels={"levels": [2, 3]}, anchor_generator=anchors)
+    detector.load_weights(str(tmp_path / "x.pth"))
+    assert equal_states(
+        detector.backbone.body.state_dict(),
+        {
+            n: x
+            for n, x in resnet.state_dict().items()
+            if not n.startswith(("layer4", "layer3", "fc"))
+        },
+    )
+    without = {n: x for n, x in resnet.state_dict().items() if not n.startswith("layer2")}
+    torch.save(without, tmp_path / "y.pth")
+    with pytest.raises(WeightsError, match="layer2"):
+        detector.load_weights(str(tmp_path / "y.pth"))
+
+
 def test_another_number_of_classes_is_explained(tmp_path):
     torch.save(small_detector(num_classes=80).state_dict(), tmp_path / "x.pth")
     with pytest.raises(WeightsError, match="trained on 80 classes, the model has 3"):
