@@ -16,7 +16,6 @@ from torch import nn
 
 from ssod_imwa.analysis.embedding import balanced_sample
 from ssod_imwa.analysis.post_hoc import accuracies
-from ssod_imwa.averaging.episodes import EpisodeSchedule
 from ssod_imwa.classification.data.datasets import ClassificationDataset
 from ssod_imwa.classification.features import Extracted, extract
 from ssod_imwa.classification.methods.base import deployed
@@ -29,6 +28,7 @@ from ssod_imwa.engine.seeding import counted_generator
 from ssod_imwa.errors import UserError
 from ssod_imwa.runs.config import load_config
 from ssod_imwa.runs.run import CONFIG_FILE
+from ssod_imwa.runs.schedule import build_schedule
 
 
 @dataclass(frozen=True)
@@ -175,9 +175,7 @@ def percent(run: TrainedRun, scores: np.ndarray, labels: np.ndarray) -> dict[str
 def build_recompute(run: TrainedRun) -> Callable[[nn.Module], object]:
     """A function that re-estimates a network's batch norms on IMWA.BN_BATCHES training batches."""
     cfg = run.task.cfg
-    schedule = EpisodeSchedule(
-        cfg.SOLVER.MAX_ITER, episodes=cfg.IMWA.EPISODES, members=cfg.IMWA.MEMBERS
-    )
+    schedule = build_schedule(cfg)
     recompute = run.task.build_bn_recomputation(
         run.task.build_batches(schedule, run.task.device, {"labeled": ("image",)}),
         count=min(cfg.IMWA.BN_BATCHES, len(schedule)),

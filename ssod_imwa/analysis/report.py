@@ -117,10 +117,12 @@ def add_run(page: Page, run: Run) -> None:
     """The course of one run: figures, averages, labels, classes, resources, command."""
     results = run.results
     page.section(run.name)
+    first = results.common_iterations
+    common = f", the first {first} of them in common" if first else ""
     page.text(
         f"{results.method} on {results.dataset}; M = {results.imwa['members']} members, "
         f"E = {results.imwa['episodes']} episodes, T = {results.iterations} iterations of each "
-        f"member, seed {results.seed}."
+        f"member{common}, seed {results.seed}."
     )
     _add_course(page, run)
     _add_averaging(page, run)
@@ -160,7 +162,7 @@ def _add_averaging(page: Page, run: Run) -> None:
     page.heading("What averaging did")
     if distances:
         page.figure(
-            _distances_figure(distances),
+            _distances_figure(run.results, distances),
             words="Distance of the last member from the average, relative to the average's length.",
         )
     if gains:
@@ -172,7 +174,7 @@ def _add_averaging(page: Page, run: Run) -> None:
         for x in gains:
             figures = [percent(value) for value in (x.members, x.best, x.average)]
             more = [percent(x.average - value, sign=True) for value in (x.members, x.best)]
-            rows.append([str(x.episode + 1), x.model, *figures, *more])
+            rows.append([str(x.episode), x.model, *figures, *more])
         header = ["episode", "model", "mean of members", "best member", "average"]
         header += ["gain over mean", "gain over best"]
         page.table(header, rows, caption=f"{metric} (%) before and after each average.")
@@ -215,9 +217,8 @@ def _add_classes(page: Page, run: Run) -> None:
 def _add_resources(page: Page, run: Run) -> None:
     results = run.results
     page.heading("Resources and command")
-    steps = results.iterations * results.imwa["members"]
     rows = [
-        ["optimizer steps of all members", f"{steps:,}"],
+        ["optimizer steps of all members", f"{results.global_steps:,}"],
         ["wall time, interruptions left out", str(timedelta(seconds=round(results.wall_time)))],
         ["peak memory", f"{results.peak_memory / 2**30:.2f} GiB"],
         *([name, version] for name, version in results.versions.items()),
@@ -251,7 +252,8 @@ def _gains(results: Results, metric: str) -> list[_Gain]:
             if len(members) > 1 and averages:
                 average = averages[-1].metrics.get(metric, math.nan)
                 mean, best = float(np.mean(members)), max(members)
-                gains.append(_Gain(episode, model, mean, best, average))
+                number = results.episode_number(episode)
+                gains.append(_Gain(number, model, mean, best, average))
     return gains
 
 
@@ -265,9 +267,13 @@ def _gains_figure(metric: str, gains: Sequence[_Gain]) -> Figure:
     return figure
 
 
-def _distances_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
+def _distances_figure(results: Results, rows: Sequence[Mapping[str, Any]]) -> Figure:
     points: dict[str, list[tuple[int, float]]] = {
-        model: [(r["episode"], r[DISTANCE + model]) for r in rows if DISTANCE + model in r]
+        model: [
+            (results.episode_number(row["episode"]), row[DISTANCE + model])
+            for row in rows
+            if DISTANCE + model in row
+        ]
         for model in MODELS
     }
     return _episodes_figure(points, "relative distance")
@@ -279,8 +285,7 @@ def _episodes_figure(points: Mapping[str, Sequence[tuple[int, float]]], what: st
     for number, (model, line) in enumerate(points.items()):
         if line:
             episodes, values = zip(*line, strict=True)
-            x = [episode + 1 for episode in episodes]
-            axis.plot(x, values, color=color(number), marker=marker(number), label=model)
+            axis.plot(episodes, values, color=color(number), marker=marker(number), label=model)
     finish(axis, x="episode", y=what)
     axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     return figure

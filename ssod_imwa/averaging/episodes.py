@@ -1,5 +1,6 @@
 """Which episode, member and own iteration a global step is."""
 
+from bisect import bisect_right
 from typing import NamedTuple
 
 
@@ -14,6 +15,8 @@ class Position(NamedTuple):
     starts_member: bool
     ends_member: bool
     ends_episode: bool
+    members: int
+    """How many members are trained in this episode: 1 in the common part, else M."""
 
 
 class EpisodeSchedule:
@@ -23,11 +26,22 @@ class EpisodeSchedule:
     differ by at most one and every member sees each t once. M = 1 is plain training, E = 1 is
     vanilla model weight averaging (IMWA paper, arXiv 2404.16331, eqs. 1-5).
 
+    With a common part of S iterations (0 < S < T), these are trained once, by member 0, before
+    members part: an episode 0 of one member, which the E episodes of M members follow, with
+    b_e = S + floor((e - 1) * (T - S) / E). S = T is plain training, whatever M and E.
+
     Args:
         iterations: T, optimizer steps of one member over the whole run.
-        episodes: E, 1..T.
+        episodes: E, 1..T - S.
         members: M, at least 1.
+        start: S, own iterations before members part, 0..T.
         accumulation: for loops that count micro-batches: every b_e must be a multiple of it.
+
+    Attributes:
+        episodes: all of them, the common part included.
+        members: M, 1 if members never part.
+        start: S, 0 if members never part.
+        parting: number of the first episode after the common part: 1, or 0 if there is none.
 
     Raises:
         TypeError: an argument is not an integer.
@@ -37,52 +51,77 @@ class EpisodeSchedule:
         >>> schedule = EpisodeSchedule(4, episodes=2, members=2)
         >>> [(p.episode, p.member, p.t) for p in map(schedule.position, range(len(schedule)))]
         [(0, 0, 0), (0, 0, 1), (0, 1, 0), (0, 1, 1), (1, 0, 2), (1, 0, 3), (1, 1, 2), (1, 1, 3)]
+        >>> schedule = EpisodeSchedule(4, episodes=1, members=2, start=2)
+        >>> [(p.episode, p.member, p.t) for p in map(schedule.position, range(len(schedule)))]
+        [(0, 0, 0), (0, 0, 1), (1, 0, 2), (1, 0, 3), (1, 1, 2), (1, 1, 3)]
     """
 
     def __init__(
-        self, iterations: int, *, episodes: int = 1, members: int = 1, accumulation: int = 1
+        self,
+        iterations: int,
+        *,
+        episodes: int = 1,
+        members: int = 1,
+        start: int = 0,
+        accumulation: int = 1,
     ) -> None:
-        arguments = {
-            "iterations": iterations,
-            "episodes": episodes,
-            "members": members,
-            "accumulation": accumulation,
-        }
-        for name, value in arguments.items():
-            if isinstance(value, bool) or not isinstance(value, int):
-                raise TypeError(f"{name} = {value!r} is not allowed (must be an integer)")
-            if value < 1:
-                raise ValueError(f"{name} = {value} is not allowed (must be at least 1)")
-        if episodes > iterations:
-            raise ValueError(f"episodes = {episodes} is not allowed (must be 1..T = {iterations})")
-        self.iterations = iterations
-        self.episodes = episodes
-        self.members = members
+        _check_counts(iterations=iterations, episodes=episodes, members=members)
+        _check_counts(accumulation=accumulation)
+        _check_counts(low=0, start=start)
+        if start > iterations:
+            raise ValueError(f"start = {start} is not allowed (must be 0..T = {iterations})")
+        if start == iterations:
+            episodes, members, start = 1, 1, 0
+        if episodes > iterations - start:
+            of_members = "T - start" if start else "T"
+            raise ValueError(
+                f"episodes = {episodes} is not allowed (must be 1..{of_members} = "
+                f"{iterations - start})"
+            )
         if accumulation > 1:
-            _check_accumulation(iterations, episodes, accumulation)
+            _check_accumulation(iterations, episodes, start, accumulation)
+        self.iterations = iterations
+        self.members = members
+        self.parting = 1 if start else 0
+        self.episodes = self.parting + episodes
+        self.start = start
+        self._begins = _begins(iterations, episodes, start)
 
     def __len__(self) -> int:
-        """Optimizer steps of the whole run, M * T."""
-        return self.members * self.iterations
+        """Optimizer steps of the whole run: M * T, of a common part of S M * (T - S) + S."""
+        return self.start + self.members * (self.iterations - self.start)
 
     def bounds(self, episode: int) -> tuple[int, int]:
         """First own iteration of an episode and of the next one."""
+        self._check_episode(episode)
+        return self._begins[episode], self._begins[episode + 1]
+
+    def members_in(self, episode: int) -> int:
+        """How many members are trained in an episode."""
+        self._check_episode(episode)
+        return 1 if episode < self.parting else self.members
+
+    def number(self, episode: int) -> int:
+        """An episode's number for people and periods: from 1, and 0 for the common part."""
+        self._check_episode(episode)
+        return episode + 1 - self.parting
+
+    def _check_episode(self, episode: int) -> None:
         if not 0 <= episode < self.episodes:
             raise IndexError(f"episode = {episode} is not in 0..{self.episodes - 1}")
-        return (
-            episode * self.iterations // self.episodes,
-            (episode + 1) * self.iterations // self.episodes,
-        )
 
     def position(self, global_step: int) -> Position:
-        """The episode, member and own iteration of a global step 0..M*T-1."""
+        """The episode, member and own iteration of a global step 0..len-1."""
         if not 0 <= global_step < len(self):
             raise IndexError(f"global_step = {global_step} is not in 0..{len(self) - 1}")
-        # The episode that holds own iteration x is the largest e with floor(e*T/E) <= x.
-        on_average = global_step // self.members
-        episode = ((on_average + 1) * self.episodes - 1) // self.iterations
-        first, end = self.bounds(episode)
-        member, j = divmod(global_step - self.members * first, end - first)
+        if global_step < self.start:
+            episode, members = 0, 1
+        else:
+            # Where all members would be if they trained side by side since they parted.
+            abreast = self.start + (global_step - self.start) // self.members
+            episode, members = bisect_right(self._begins, abreast) - 1, self.members
+        first, end = self._begins[episode], self._begins[episode + 1]
+        member, j = divmod(global_step - self._first_step(episode), end - first)
         ends_member = j == end - first - 1
         return Position(
             global_step=global_step,
@@ -91,28 +130,57 @@ class EpisodeSchedule:
             t=first + j,
             starts_member=j == 0,
             ends_member=ends_member,
-            ends_episode=ends_member and member == self.members - 1,
+            ends_episode=ends_member and member == members - 1,
+            members=members,
         )
 
     def global_step(self, member: int, t: int) -> int:
-        """The global step at which a member takes its own iteration t."""
-        if not 0 <= member < self.members:
-            raise IndexError(f"member = {member} is not in 0..{self.members - 1}")
+        """The global step at which a member takes its own iteration t.
+
+        Raises:
+            IndexError: there is no such iteration, or another member takes it for all.
+        """
         if not 0 <= t < self.iterations:
             raise IndexError(f"t = {t} is not in 0..{self.iterations - 1}")
-        first, end = self.bounds(((t + 1) * self.episodes - 1) // self.iterations)
-        return self.members * first + member * (end - first) + t - first
+        episode = bisect_right(self._begins, t) - 1
+        members = self.members_in(episode)
+        if not 0 <= member < members:
+            raise IndexError(f"member = {member} is not in 0..{members - 1}")
+        first, end = self._begins[episode], self._begins[episode + 1]
+        return self._first_step(episode) + member * (end - first) + t - first
+
+    def _first_step(self, episode: int) -> int:
+        """The global step with which an episode begins."""
+        if episode < self.parting:
+            return 0
+        return self.start + self.members * (self._begins[episode] - self.start)
 
 
-def _check_accumulation(iterations: int, episodes: int, accumulation: int) -> None:
+def _begins(iterations: int, episodes: int, start: int) -> list[int]:
+    """b_0..b_E of all episodes, of the common one, too, and T."""
+    length = iterations - start
+    begins = [start + e * length // episodes for e in range(episodes + 1)]
+    return [0, *begins] if start else begins
+
+
+def _check_counts(*, low: int = 1, **counts: int) -> None:
+    for name, value in counts.items():
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise TypeError(f"{name} = {value!r} is not allowed (must be an integer)")
+        if value < low:
+            raise ValueError(f"{name} = {value} is not allowed (must be at least {low})")
+
+
+def _check_accumulation(iterations: int, episodes: int, start: int, accumulation: int) -> None:
     def fits(count: int) -> bool:
-        return all(e * iterations // count % accumulation == 0 for e in range(count + 1))
+        return all(b % accumulation == 0 for b in _begins(iterations, count, start))
 
     if fits(episodes):
         return
-    valid = [e for e in range(1, iterations // accumulation + 1) if fits(e)]
+    valid = [e for e in range(1, (iterations - start) // accumulation + 1) if fits(e)]
     nearest = sorted(valid, key=lambda e: abs(e - episodes))[:2]
-    fix = f"nearest valid: {sorted(nearest)}" if nearest else "T itself is not a multiple"
+    whole = "T itself is not a multiple" if not start else "T or start is not a multiple"
+    fix = f"nearest valid: {sorted(nearest)}" if nearest else whole
     raise ValueError(
         f"episodes = {episodes} with accumulation = {accumulation} and T = {iterations} is not "
         f"allowed (every episode must begin on a multiple of accumulation; {fix})"

@@ -175,16 +175,7 @@ class IMWA:
         self._spoiled: list[int] = []
         self.distances: dict[str, float] = {}
         if schedule.members > 1:  # one member is plain training
-            length = schedule.iterations // schedule.episodes
-            logger.info(
-                "IMWA: %d members, %d episode%s of about %d iteration%s, optimizer state: %s",
-                schedule.members,
-                schedule.episodes,
-                "s" if schedule.episodes > 1 else "",
-                length,
-                "s" if length > 1 else "",
-                optimizer_state,
-            )
+            _announce(schedule, optimizer_state)
 
     def before_step(self, global_step: int) -> None:
         """Remember, at an episode's first step, what its members begin with."""
@@ -192,15 +183,21 @@ class IMWA:
         if not position.starts_member or position.member != 0:
             return
         self._weights.check_frozen()
-        if self._optimizer is not None:
-            self._optimizer.begin_episode(first=position.episode == 0)
-        if self.schedule.members == 1:
+        if self._optimizer is not None and position.episode == 0:
+            self._optimizer.begin_run()
+        if position.members == 1:
             return
-        for state in self._member_state.values():
-            state.begin_episode(first=position.episode == 0)
+        for state in self._states_of_members():
+            if position.episode == self.schedule.parting:
+                state.part()
+            state.begin_episode()
         self._forget_members()
         self._store.remember_start(self._weights.live())
         self._weights.clear_gradients()
+
+    def _states_of_members(self) -> list[OptimizerStates | MemberState]:
+        optimizer = [] if self._optimizer is None else [self._optimizer]
+        return [*optimizer, *self._member_state.values()]
 
     def after_step(self, global_step: int) -> bool:
         """At a member's end, store it and re-seed the next; at an episode's end, average.
@@ -217,10 +214,10 @@ class IMWA:
         if not position.ends_member:
             return False
         self._weights.check_frozen()
-        if self.schedule.members > 1:
+        if position.members > 1:
             self._end_member(position)
         elif self._optimizer is not None:
-            self._optimizer.end_episode(None)
+            self._optimizer.end_alone()
         if position.ends_episode:
             self._agree(position)
         return position.ends_episode
@@ -276,9 +273,7 @@ class IMWA:
         if not spoiled:
             self._store.add(position.member, live)
         self._store.reseed_(live)
-        if self._optimizer is not None:
-            self._optimizer.next_member(position.member, spoiled=spoiled)
-        for state in self._member_state.values():
+        for state in self._states_of_members():
             state.next_member(position.member, spoiled=spoiled)
         if position.member + 1 == self.schedule.members - 1:
             self._store.drop_start()
@@ -358,12 +353,28 @@ class IMWA:
             "iterations": self.schedule.iterations,
             "episodes": self.schedule.episodes,
             "members": self.schedule.members,
+            "start": self.schedule.start,
             "store": self._store.kind,
             "optimizer_state": self.optimizer_state,
             "has_optimizer": self._optimizer is not None,
             "member_state": sorted(self._member_state),
             "accumulate": self.accumulate,
         }
+
+
+def _announce(schedule: EpisodeSchedule, optimizer_state: str) -> None:
+    episodes = schedule.episodes - schedule.parting
+    length = (schedule.iterations - schedule.start) // episodes
+    logger.info(
+        "IMWA: %s%d members, %d episode%s of about %d iteration%s, optimizer state: %s",
+        f"after {schedule.start} iterations in common " if schedule.start else "",
+        schedule.members,
+        episodes,
+        "s" if episodes > 1 else "",
+        length,
+        "s" if length > 1 else "",
+        optimizer_state,
+    )
 
 
 def _coefficients(

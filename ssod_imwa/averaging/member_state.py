@@ -62,7 +62,7 @@ class KeptState:
         self._initial: dict[str, Any] | None = None
         self._saved: dict[int, dict[str, Any]] = {}
 
-    def begin_run(self) -> None:
+    def part(self) -> None:
         """Remember the state that every member begins its first episode with."""
         self._initial = self._capture()
 
@@ -166,10 +166,13 @@ class MemberState:
         self._kept = None if kept is None else KeptState(kept, members)
         self._averaged = None if averaged is None else AveragedState(averaged)
 
-    def begin_episode(self, *, first: bool) -> None:
+    def part(self) -> None:
+        """Remember, where members part, what each of them begins with."""
+        if self._kept is not None:
+            self._kept.part()
+
+    def begin_episode(self) -> None:
         """Remember, at an episode's first step, what its members begin with."""
-        if first and self._kept is not None:
-            self._kept.begin_run()
         if self._averaged is not None:
             self._averaged.begin_episode()
 

@@ -38,17 +38,21 @@ class OptimizerStates:
         self._start: dict[str, Any] = {}
         self._finished: list[dict[str, Any]] = []
 
-    def begin_episode(self, *, first: bool) -> None:
-        """Remember, at an episode's first step, what its later members begin with."""
-        if first and self.policy == "reset":
+    def begin_run(self) -> None:
+        """Remember, at the first step of all, what a reset goes back to."""
+        if self.policy == "reset":
             self._initial = self._capture()["state"]
-        if self.members == 1:
-            return
+
+    def part(self) -> None:
+        """Remember, where members part, what each of them begins with."""
+        if self.policy == "keep":
+            self._kept.part()
+
+    def begin_episode(self) -> None:
+        """Remember, at an episode's first step, what its later members begin with."""
         if self.policy != "keep":
             self._start = {"param_groups": copy.deepcopy(self._groups())}
             self._finished = []
-        elif first:
-            self._kept.begin_run()
         if self.policy == "average":
             self._start = self._capture()
 
@@ -78,20 +82,24 @@ class OptimizerStates:
             spoiled: whether the live member is not one of them.
             accumulate: see `average`.
         """
-        if self.policy != "average" or self.members == 1:
+        if self.policy != "average":
             return None
         states = self._finished if spoiled else [*self._finished, self._capture()]
         return average_slots([state["state"] for state in states], weights, accumulate=accumulate)
 
     def end_episode(self, averaged: Any, *, spoiled: Sequence[int] = ()) -> None:
         """Give the optimizer the state with which member 0 begins the next episode."""
-        if self.policy == "reset":
-            self._load(self._initial, self._groups())
-        elif self.policy == "average" and self.members > 1:
+        self.end_alone()
+        if self.policy == "average":
             self._load(averaged, self._groups())
             self._finished = []
-        elif self.policy == "keep" and self.members > 1:
+        elif self.policy == "keep":
             self._kept.switch(self.members - 1, 0, spoiled=spoiled)
+
+    def end_alone(self) -> None:
+        """As `end_episode` of an episode with one member: its state goes on, or is reset."""
+        if self.policy == "reset":
+            self._load(self._initial, self._groups())
 
     def _groups(self) -> list[dict[str, Any]]:
         return self.optimizer.state_dict()["param_groups"]

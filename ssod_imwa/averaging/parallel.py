@@ -134,8 +134,8 @@ class ParallelIMWA:
         if not position.starts_member:
             return
         self._weights.check_frozen()
-        if self._optimizer is not None:
-            self._optimizer.begin_episode(first=position.episode == 0)
+        if self._optimizer is not None and position.episode == 0:
+            self._optimizer.begin_run()
         self._check_equal(f"at the start of episode {position.episode}")
 
     def after_step(self, step: int) -> bool:
@@ -165,7 +165,7 @@ class ParallelIMWA:
         states = self._average_states(weights)
         copy_(live, mean)
         if self._optimizer is not None:
-            self._optimizer.end_episode(None)
+            self._optimizer.end_alone()
         if slots is not None and self.optimizer is not None:
             groups = self.optimizer.state_dict()["param_groups"]
             self.optimizer.load_state_dict({"state": slots, "param_groups": groups})

@@ -36,6 +36,7 @@ from ssod_imwa.classification.models.vit import ViTOptions
 from ssod_imwa.classification.models.weights import foreign_state, load_encoder
 from ssod_imwa.classification.models.wide_resnet import WideResNetOptions
 from ssod_imwa.config.options import read_options
+from ssod_imwa.config.shared import most_episodes
 from ssod_imwa.data.order import MakeOrder
 from ssod_imwa.engine.checkpoint.models import read_models
 from ssod_imwa.engine.checkpoint.packages import (
@@ -63,11 +64,12 @@ def with_iterations(cfg: CfgNode, train: ClassificationDataset) -> CfgNode:
         images = len(member_subset(cfg, train, cfg.IMWA.FIRST_MEMBER))
     per_epoch = images / cfg.SOLVER.IMS_PER_BATCH
     iterations = round(schedule.EPOCHS * per_epoch)
-    if iterations < cfg.IMWA.EPISODES:
+    if most_episodes(cfg, iterations) < cfg.IMWA.EPISODES:
+        beyond = f" beyond IMWA.START = {cfg.IMWA.START:g} of them" if cfg.IMWA.START else ""
         raise ConfigError(
             f"CLS.SCHEDULE.EPOCHS = {schedule.EPOCHS:g} is {iterations} iterations of "
             f"SOLVER.IMS_PER_BATCH = {cfg.SOLVER.IMS_PER_BATCH} images (must be at least "
-            f"IMWA.EPISODES = {cfg.IMWA.EPISODES})"
+            f"IMWA.EPISODES = {cfg.IMWA.EPISODES}{beyond})"
         )
     cfg = cfg.clone()
     cfg.defrost()

@@ -210,6 +210,13 @@ class IMWAOptions(Options):
         "E: episodes; 1 with several members is vanilla model weight averaging, the paper uses 20",
         low=1,
     )
+    start: float = option(
+        0.0,
+        "share of MAX_ITER that one member trains before members part, each of which goes on from "
+        "there; 1 is plain training",
+        low=0,
+        high=1,
+    )
     first_member: int = option(
         0,
         "number of the first member: MEMBERS 1, FIRST_MEMBER 3 trains member 3 of a larger run by "
@@ -264,6 +271,31 @@ def batch_sizes(cfg: CfgNode) -> dict[str, int]:
     }
 
 
+def common_iterations(share: float, iterations: int) -> int:
+    """S, the own iterations of the common part: IMWA.START, a share, of T, rounded."""
+    return round(share * iterations)
+
+
+def most_episodes(cfg: CfgNode, iterations: int) -> int:
+    """How many episodes, of at least one own iteration each, fit behind the common part.
+
+    Where all is common part, there are none, and any number will do.
+    """
+    common = common_iterations(cfg.IMWA.START, iterations)
+    return iterations - common if common < iterations else cfg.IMWA.EPISODES
+
+
+def _check_episodes(cfg: CfgNode, source: str) -> None:
+    solver, imwa = cfg.SOLVER, cfg.IMWA
+    most = most_episodes(cfg, solver.MAX_ITER)
+    if most < imwa.EPISODES:
+        share = f" (1 - IMWA.START = {imwa.START:g})" if imwa.START else ""
+        raise ConfigError(
+            f"{source}: IMWA.EPISODES = {imwa.EPISODES} is not allowed "
+            f"(must be 1..SOLVER.MAX_ITER{share} = {most})"
+        )
+
+
 def check_shared(cfg: CfgNode, source: str) -> None:
     """Rules that tie several shared keys together; `source` is named in their errors.
 
@@ -273,11 +305,7 @@ def check_shared(cfg: CfgNode, source: str) -> None:
     solver, imwa = cfg.SOLVER, cfg.IMWA
     if not cfg.OUTPUT_DIR:  # an unset shell variable; Path("") is the current folder
         raise ConfigError(f"{source}: OUTPUT_DIR = '' is not allowed (must name a folder)")
-    if imwa.EPISODES > solver.MAX_ITER:
-        raise ConfigError(
-            f"{source}: IMWA.EPISODES = {imwa.EPISODES} is not allowed "
-            f"(must be 1..SOLVER.MAX_ITER = {solver.MAX_ITER})"
-        )
+    _check_episodes(cfg, source)
     for key, images in batch_sizes(cfg).items():
         if images % solver.ACCUMULATION_STEPS:
             raise ConfigError(

@@ -64,7 +64,8 @@ class EvaluationHook(HookBase):
         period: own iterations ("running", 0 for never) or episodes between two evaluations; the
             last episode is always evaluated, and 0 evaluates only that one.
         writers: receive a row with all metrics of an evaluation.
-        instead: hooks that evaluate the same weights; where one of them is due, this one is not.
+        instead: hooks that evaluate the same weights, of averages where they are of one member;
+            where one of them is due, this one is not.
     """
 
     def __init__(
@@ -129,7 +130,7 @@ class EvaluationHook(HookBase):
 
     def _is_swapped_out(self, position: Position) -> bool:
         """Whether IMWA replaces the live weights after this step."""
-        return position.ends_member and self.trainer.schedule.members > 1
+        return position.ends_member and position.members > 1
 
     def state_dict(self) -> dict[str, Any]:
         return {"records": self._stage_records()}
@@ -147,12 +148,21 @@ class EvaluationHook(HookBase):
         """Whether the step at this position ends with an evaluation."""
         if self._stage == "running":
             due = self._period > 0 and (position.t + 1) % self._period == 0
-            return due and not any(hook.is_due(position) for hook in self._instead)
-        if not (position.ends_member if self._stage == "member" else position.ends_episode):
-            return False
-        number = position.episode + 1
-        is_last = number == self.trainer.schedule.episodes
-        return is_last or (self._period > 0 and number % self._period == 0)
+            return due and not any(hook.covers(position) for hook in self._instead)
+        schedule = self.trainer.schedule
+        if self._stage == "member":
+            # One member is its own average: none is evaluated in a common part.
+            ends = position.ends_member and position.members == schedule.members
+        else:
+            ends = position.ends_episode
+        is_last = position.episode == schedule.episodes - 1
+        number = schedule.number(position.episode)
+        return ends and (is_last or (self._period > 0 and number % self._period == 0))
+
+    def covers(self, position: Position) -> bool:
+        """Whether it evaluates the live weights that a member has after the step."""
+        is_of_member = self._stage != "average" or position.members == 1
+        return is_of_member and self.is_due(position)
 
     def due_steps(self) -> list[int]:
         """The global steps that end with an evaluation, in ascending order."""
@@ -164,7 +174,7 @@ class EvaluationHook(HookBase):
             if self._stage == "running" and self._period > 0:
                 period = self._period
                 iterations |= set(range((first // period + 1) * period - 1, end, period))
-            for member in range(schedule.members):
+            for member in range(schedule.members_in(episode)):
                 steps = (schedule.global_step(member, t) for t in sorted(iterations))
                 due += [g for g in steps if self.is_due(schedule.position(g))]
         return due

@@ -180,12 +180,17 @@ def place(schedule: EpisodeSchedule, position: Position) -> str:
         >>> schedule = EpisodeSchedule(100, episodes=5, members=2)
         >>> place(schedule, schedule.position(30))
         'episode 1/5  member 2/2  iteration 11/20'
+        >>> schedule = EpisodeSchedule(100, episodes=5, members=2, start=50)
+        >>> place(schedule, schedule.position(30)), place(schedule, schedule.position(65))
+        ('common part  iteration 31/50', 'episode 1/5  member 2/2  iteration 6/10')
     """
     first, end = schedule.bounds(position.episode)
+    iteration = f"iteration {position.t - first + 1}/{end - first}"
+    if position.episode < schedule.parting:
+        return f"common part  {iteration}"
     return (
-        f"episode {position.episode + 1}/{schedule.episodes}  "
-        f"member {position.member + 1}/{schedule.members}  "
-        f"iteration {position.t - first + 1}/{end - first}"
+        f"episode {schedule.number(position.episode)}/{schedule.episodes - schedule.parting}  "
+        f"member {position.member + 1}/{position.members}  {iteration}"
     )
 
 

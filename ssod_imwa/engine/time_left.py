@@ -116,14 +116,17 @@ class TimeLeft:
 
     def _steps_left(self, position: Position) -> list[int]:
         """Steps of all members in each phase after that at a position."""
-        first, end = self._schedule.bounds(position.episode)
-        before = position.member  # members that have done their part of the episode
-        after = self._schedule.members - 1 - before
-        nexts = {end: before, first: after}
-        nexts[position.t + 1] = nexts.get(position.t + 1, 0) + 1
-        ends = [*self._starts[1:], self._schedule.iterations]
+        schedule = self._schedule
+        first, end = schedule.bounds(position.episode)
+        after = position.members - 1 - position.member  # members that follow in the episode
+        parts = (
+            (position.t + 1, end, 1),
+            (first, end, after),
+            (end, schedule.iterations, schedule.members),
+        )
+        ends = [*self._starts[1:], schedule.iterations]
         return [
-            sum(members * max(0, stop - max(start, t)) for t, members in nexts.items())
+            sum(n * max(0, min(stop, last) - max(start, t)) for t, last, n in parts)
             for start, stop in zip(self._starts, ends, strict=True)
         ]
 

@@ -12,6 +12,7 @@ from typing import Any
 from fvcore.common.config import CfgNode
 
 from ssod_imwa.config.reader import keys, value_of
+from ssod_imwa.config.shared import most_episodes
 from ssod_imwa.engine.checkpoint.atomic import write_text
 from ssod_imwa.engine.checkpoint.output import FINAL
 from ssod_imwa.errors import ConfigError
@@ -88,7 +89,7 @@ def scaled(cfg: CfgNode, factor: float) -> CfgNode:
         group, _, leaf = key.rpartition(".")
         node = value_of(cfg, group)
         node[leaf] = _scaled(node[leaf], factor)
-    cfg.IMWA.EPISODES = min(cfg.IMWA.EPISODES, cfg.SOLVER.MAX_ITER)
+    cfg.IMWA.EPISODES = min(cfg.IMWA.EPISODES, most_episodes(cfg, cfg.SOLVER.MAX_ITER))
     cfg.freeze()
     return cfg
 

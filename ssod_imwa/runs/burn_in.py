@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from ssod_imwa.averaging.episodes import EpisodeSchedule
 from ssod_imwa.runs.results import Results
+from ssod_imwa.runs.schedule import schedule_of
 
 
 @dataclass(frozen=True)
@@ -14,8 +15,8 @@ class BurnIn:
 
     Attributes:
         iterations: B, own iterations of a member until then.
-        global_steps: for each member, steps of the whole run until then.
-        episodes: episodes until then, with a fraction.
+        global_steps: for each member, steps of the whole run until then; one in the common part.
+        episodes: episodes until then, with a fraction; of a common part -1..0.
 
     Example:
         >>> BurnIn.of(EpisodeSchedule(8, episodes=2, members=2), 6)
@@ -29,18 +30,16 @@ class BurnIn:
     @classmethod
     def of(cls, schedule: EpisodeSchedule, iterations: int) -> BurnIn:
         """The end of burn-in in a schedule that goes on after it."""
-        steps = [schedule.global_step(member, iterations) for member in range(schedule.members)]
-        episode = schedule.position(steps[0]).episode
+        episode = schedule.position(schedule.global_step(0, iterations)).episode
+        members = range(schedule.members_in(episode))
+        steps = tuple(schedule.global_step(member, iterations) for member in members)
         first, end = schedule.bounds(episode)
-        return cls(iterations, tuple(steps), episode + (iterations - first) / (end - first))
+        finished = schedule.number(episode) - 1
+        return cls(iterations, steps, finished + (iterations - first) / (end - first))
 
 
 def burn_in_of(results: Results) -> BurnIn | None:
     """That of a run; None if it has none, or ends in it."""
     if not 0 < results.burn_in < results.iterations:
         return None
-    imwa = results.imwa
-    schedule = EpisodeSchedule(
-        results.iterations, episodes=imwa["episodes"], members=imwa["members"]
-    )
-    return BurnIn.of(schedule, results.burn_in)
+    return BurnIn.of(schedule_of(results), results.burn_in)

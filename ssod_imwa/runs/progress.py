@@ -19,6 +19,7 @@ from ssod_imwa.engine.time_left import TimeLeft
 from ssod_imwa.engine.trainer import HookBase
 from ssod_imwa.engine.writers import MetricsHook
 from ssod_imwa.errors import one_line
+from ssod_imwa.runs.schedule import build_schedule
 from ssod_imwa.task import Batches, Evaluator, Task
 
 logger = logging.getLogger(__name__)
@@ -35,13 +36,8 @@ def log_summary(task: Task, device: torch.device) -> None:
 def summary_lines(task: Task, device: torch.device) -> list[str]:
     """A heading and the contents of a run, a line each, beginning with what it says."""
     cfg = task.cfg
-    iterations, members, episodes = cfg.SOLVER.MAX_ITER, cfg.IMWA.MEMBERS, cfg.IMWA.EPISODES
     names = [one_line(name) for name in task.classes[:_SHOWN]]
     more = ", ..." if len(task.classes) > _SHOWN else ""
-    schedule = _counted(iterations, "iteration")
-    if members > 1:
-        schedule += f" of each of {members} members, {iterations * members} global steps in all,"
-    schedule += f" in {_counted(episodes, 'episode')}"
     batch = " + ".join(map(str, batch_sizes(cfg).values()))
     on = f" on {_counted(task.ranks.run.size, 'process')}" if task.ranks.run.size > 1 else ""
     return [
@@ -49,9 +45,17 @@ def summary_lines(task: Task, device: torch.device) -> list[str]:
         "images: " + ", ".join(f"{count} {kind}" for kind, count in task.images.items()),
         f"classes: {len(task.classes)} ({', '.join(names)}{more})",
         f"device: {_device_name(device)}{on}",
-        f"schedule: {schedule}; {batch} images an iteration",
+        f"schedule: {_schedule_in_words(build_schedule(cfg))}; {batch} images an iteration",
         f"output folder: {cfg.OUTPUT_DIR}",
     ]
+
+
+def _schedule_in_words(schedule: EpisodeSchedule) -> str:
+    words = _counted(schedule.iterations, "iteration")
+    if schedule.members > 1:
+        words += f" of each of {schedule.members} members, {len(schedule)} global steps in all,"
+    common = f" the first {schedule.start} in common, then" if schedule.start else ""
+    return f"{words}{common} in {_counted(schedule.episodes - schedule.parting, 'episode')}"
 
 
 def _counted(count: int, noun: str) -> str:

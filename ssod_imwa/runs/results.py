@@ -13,6 +13,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
+from ssod_imwa.config.options import options_of
+from ssod_imwa.config.shared import IMWAOptions, common_iterations
 from ssod_imwa.engine.checkpoint import atomic
 from ssod_imwa.errors import UserError
 
@@ -62,7 +64,7 @@ class Evaluation:
         model: "student" or "teacher".
         stage: "running" inside an episode, "member" before it is averaged, "average" at the end of
             an episode, "final" at that of the run.
-        episode: from 0.
+        episode: from 0; the common part, if there is one, is 0.
         member: from 0; None for averages.
         metrics: percent; NaN where the data set has nothing to measure (null in the file).
         global_step: step of the run after which it was made.
@@ -112,6 +114,30 @@ class Results:
     burn_in: int = 0
     versions: dict[str, str] = field(default_factory=versions)
 
+    @property
+    def common_iterations(self) -> int:
+        """S, own iterations that one member trains before members part, 0..T."""
+        return common_iterations(self.imwa.get("start", 0.0), self.iterations)
+
+    @property
+    def members(self) -> int:
+        """M, 1 if members never part."""
+        return 1 if self.common_iterations == self.iterations else int(self.imwa["members"])
+
+    @property
+    def global_steps(self) -> int:
+        """Optimizer steps of all members."""
+        return self.common_iterations + self.members * (self.iterations - self.common_iterations)
+
+    def episode_number(self, episode: int) -> int:
+        """What people call an episode: counted from 1, the common part is 0."""
+        return episode + (0 if 0 < self.common_iterations < self.iterations else 1)
+
+    def is_of_one(self, evaluation: Evaluation) -> bool:
+        """Whether it is of an episode with one member, who is its own average."""
+        t = evaluation.t
+        return self.members == 1 or (t is not None and t < self.common_iterations)
+
     def headline(self, model: Model | None = None) -> Evaluation:
         """The last evaluation of the averages: the teacher's if there is one, or `model`'s.
 
@@ -132,11 +158,11 @@ class Results:
 
         Of one member all of its own, of several those of their averages.
         """
-        alone = self.imwa["members"] == 1
         return [
             x
             for x in self.evaluations
-            if x.model == model and (x.member is None or (alone and x.stage == "running"))
+            if x.model == model
+            and (x.member is None or (x.stage == "running" and self.is_of_one(x)))
         ]
 
     def summary(self) -> dict[str, dict[str, dict[str, float]]]:
@@ -390,9 +416,17 @@ def _split(positions: Iterable[int], keys: Sequence[Any]) -> list[list[int]]:
     return list(groups.values())
 
 
+_DEFAULTS = {name.lower(): item.default for name, item in options_of(IMWAOptions).items()}
+
+
 def _recipe(run: Results) -> list[Any]:
-    settings = {key: value for key, value in run.imwa.items() if key != "first_member"}
-    if run.imwa["members"] == 1:  # nothing is averaged, so how and when makes no difference
+    settings = {
+        key: value
+        for key, value in run.imwa.items()
+        # Runs of versions without a key are those of its default.
+        if key != "first_member" and value != _DEFAULTS.get(key)
+    }
+    if run.members == 1:  # nothing is averaged, so how and when makes no difference
         settings = {"members": 1}
     return [run.task, run.dataset, run.method, run.iterations, settings]
 

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from fvcore.common.config import CfgNode
 
-from ssod_imwa.averaging.episodes import EpisodeSchedule
 from ssod_imwa.averaging.imwa import IMWA
 from ssod_imwa.averaging.ranks import Ranks
 from ssod_imwa.config.options import read_options
@@ -47,6 +46,7 @@ from ssod_imwa.runs.hooks import ConfigHook, ResultsHook
 from ssod_imwa.runs.open import open_task
 from ssod_imwa.runs.progress import build_time_left, expect_evaluations, log_summary, watched
 from ssod_imwa.runs.results import FILE_NAME
+from ssod_imwa.runs.schedule import build_schedule
 from ssod_imwa.task import Batches, Evaluator, Task
 
 logger = logging.getLogger(__name__)
@@ -205,9 +205,7 @@ def _assemble(
     task: Task, device: torch.device, signals: StopSignals, *, overwrite: bool
 ) -> tuple[Trainer, SignalHook]:
     cfg = task.cfg
-    schedule = EpisodeSchedule(
-        cfg.SOLVER.MAX_ITER, episodes=cfg.IMWA.EPISODES, members=cfg.IMWA.MEMBERS
-    )
+    schedule = build_schedule(cfg)
     # All members of all runs with this seed start from the same weights.
     seed_everything(cfg.SEED, "initial weights", *task.initialization)
     method = task.build_method(device)
@@ -257,6 +255,7 @@ def _build_imwa(task: Task, trainer: Trainer, batches: Batches) -> IMWA:
     if settings.BN == "recompute":
         count = min(settings.BN_BATCHES, len(trainer.schedule))
         recompute = task.build_bn_recomputation(batches, count=count)
+    coefficients = task.coefficients(trainer.method)
     return IMWA(
         trainer.schedule,
         trainer.method.models(),
@@ -269,7 +268,8 @@ def _build_imwa(task: Task, trainer: Trainer, batches: Batches) -> IMWA:
         recompute_bn=recompute,
         nonfinite=settings.NONFINITE,
         accumulate=settings.ACCUMULATE,
-        coefficients=task.coefficients(trainer.method),
+        # Members that never part have no average to weigh them in.
+        coefficients=coefficients if trainer.schedule.members > 1 else None,
         ranks=task.ranks,
     )
 
@@ -356,8 +356,6 @@ def _build_evaluations(
         period=test.EVAL_EPISODES,
         writers=writers,
     )
-    # One member is its own average.
-    same = [averages] if task.cfg.IMWA.MEMBERS == 1 else []
     running = EvaluationHook(
         "running evaluation",
         polling,
@@ -365,7 +363,7 @@ def _build_evaluations(
         stage="running",
         period=test.EVAL_PERIOD,
         writers=writers,
-        instead=[*([members] if test.EVAL_MEMBERS else []), *same],
+        instead=[*([members] if test.EVAL_MEMBERS else []), averages],
         evaluate_to_end=to_end,
     )
     return running, members, averages

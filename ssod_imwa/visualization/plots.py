@@ -178,7 +178,7 @@ def episodes_figure(
 ) -> Figure:
     """Figures after each episode: members before averaging as dots, averages as lines.
 
-    Episodes and members are counted from 1.
+    Episodes and members are counted from 1; episode 0 is the part that members have in common.
 
     Args:
         results: of one run.
@@ -206,12 +206,15 @@ def episodes_figure(
     for axis, metric in zip(figure.axes, metrics, strict=True):
         for number, model in enumerate(MODELS):
             of_model = [x for x in evaluations if x.model == model]
-            _draw_episodes(axis, of_model, metric, model, color(number))
+            _draw_episodes(axis, results, of_model, metric, color=color(number), model=model)
         axis.set_xlabel("episode")
         axis.set_ylabel(f"{metric} (%)")
         axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-        axis.set_xlim(0.5, max(x.episode for x in results.evaluations) + 1.5)
-        if burn_in is not None and burn_in.episodes > 0.5:
+        first, last = (
+            results.episode_number(x) for x in (0, max(x.episode for x in results.evaluations))
+        )
+        axis.set_xlim(first - 0.5, last + 0.5)
+        if burn_in is not None and burn_in.episodes > first - 0.5:
             mark_burn_in(axis, [burn_in.episodes])
         axis.grid(alpha=0.3)
         axis.legend()
@@ -340,7 +343,13 @@ def _column(
 
 
 def _draw_episodes(
-    axis: Axes, evaluations: Sequence[Evaluation], metric: str, model: str, color: str
+    axis: Axes,
+    results: Results,
+    evaluations: Sequence[Evaluation],
+    metric: str,
+    *,
+    model: str,
+    color: str,
 ) -> None:
     # The final evaluation is of the last average, so one of the two may be there or both.
     averages = {x.episode: x.metrics.get(metric, math.nan) for x in evaluations if x.member is None}
@@ -348,12 +357,12 @@ def _draw_episodes(
     if averages:
         shape = "o" if model == "teacher" else "s"
         label = f"{model}, average" if len(members) > 1 else model
-        episodes = [episode + 1 for episode in averages]
+        episodes = [results.episode_number(episode) for episode in averages]
         axis.plot(episodes, list(averages.values()), color=color, marker=shape, label=label)
     for number, member in enumerate(members):
         of_member = [x for x in evaluations if x.member == member]
         axis.scatter(
-            [x.episode + 1 for x in of_member],
+            [results.episode_number(x.episode) for x in of_member],
             [x.metrics.get(metric, math.nan) for x in of_member],
             facecolors="none",
             edgecolors=color,

@@ -25,7 +25,8 @@ _MODEL_NAMES = {"student": "student", "teacher": "teacher (EMA)"}
 def results_table(results: Results, *, metrics: Sequence[str] | None = None) -> Table:
     """One row per episode and member or average, the figures of student and teacher in columns.
 
-    Episodes and members are counted from 1, as in the log. Evaluations inside episodes are summed
+    Episodes and members are counted from 1, as in the log; episode 0 is the part that members have
+    in common. Evaluations inside episodes are summed
     up in three rows at the end.
 
     Args:
@@ -46,7 +47,7 @@ def results_table(results: Results, *, metrics: Sequence[str] | None = None) -> 
     for item in results.evaluations:
         if item.stage == "running":
             continue
-        weights = _weights(item, members=results.imwa["members"])
+        weights = _weights(item, of_one=results.is_of_one(item))
         rows.setdefault((item.episode, weights), {})[item.model] = item
     last = None
     for (episode, weights), evaluations in rows.items():
@@ -60,7 +61,7 @@ def results_table(results: Results, *, metrics: Sequence[str] | None = None) -> 
         if last is not None and last != episode:
             table.add_section()
         table.add_row(
-            "" if last == episode else str(episode + 1),
+            "" if last == episode else str(results.episode_number(episode)),
             weights,
             *cells,
             style=None if weights.startswith("member") else "bold",
@@ -177,11 +178,11 @@ def spread_text(spread: Spread, *, sign: bool = False) -> str:
     return mean if math.isnan(spread.std) else f"{mean} ± {spread.std:.2f}"
 
 
-def _weights(item: Evaluation, *, members: int) -> str:
+def _weights(item: Evaluation, *, of_one: bool) -> str:
     if item.member is not None:
         return f"member {item.member + 1}"
     # One member is plain training: nothing was averaged.
-    return "episode's end" if item.stage == "average" and members == 1 else item.stage
+    return "episode's end" if item.stage == "average" and of_one else item.stage
 
 
 def _draws(group: Group) -> str:
@@ -214,11 +215,11 @@ def _common_start(names: Sequence[str]) -> str:
 def _imwa(run: Results, *, among: Sequence[Group] = ()) -> str:
     """The settings in short: what they do, then what differs among the runs shown."""
     members, episodes = run.imwa["members"], run.imwa["episodes"]
-    text = "no averaging" if members == 1 else f"M = {members}, E = {episodes}"
-    if members == 1:
-        return text
+    if run.members == 1:
+        return "no averaging"
+    text = f"M = {members}, E = {episodes}"
     hidden = ("members", "episodes", "first_member")
-    among = [group for group in among if group.imwa["members"] > 1]
+    among = [group for group in among if group.runs[0].members > 1]
     for key in sorted({key for group in among for key in group.imwa} - set(hidden)):
         if len({str(group.imwa.get(key)) for group in among}) > 1:
             text += f", {key} = {run.imwa.get(key)}"

@@ -1,18 +1,24 @@
 """The serial order, against nested loops."""
 
+import numpy as np
 import pytest
 
 from ssod_imwa.averaging.episodes import EpisodeSchedule, Position
 
 
-def in_order(iterations, episodes, members):
+def in_order(iterations, episodes, members, start=0):
     """Episodes, in each its members, of each its own iterations: by plain loops."""
-    begins = [e * iterations // episodes for e in range(episodes + 1)]
-    for episode in range(episodes):
-        for member in range(members):
-            for t in range(begins[episode], begins[episode + 1]):
-                last = t == begins[episode + 1] - 1
-                yield episode, member, t, t == begins[episode], last, last and member == members - 1
+    lengths = [start] if start else []
+    lengths += np.diff([e * (iterations - start) // episodes for e in range(episodes + 1)]).tolist()
+    first = 0
+    for episode, length in enumerate(lengths):
+        of_episode = 1 if start and episode == 0 else members
+        for member in range(of_episode):
+            for t in range(first, first + length):
+                last = t == first + length - 1
+                ends = last and member == of_episode - 1
+                yield episode, member, t, t == first, last, ends, of_episode
+        first += length
 
 
 @pytest.mark.parametrize("members", [1, 2, 3])
@@ -28,6 +34,42 @@ def test_positions_against_plain_loops(iterations, episodes, members):
     assert len(schedule) == members * iterations == len(expected)
     for position in expected:
         assert schedule.global_step(position.member, position.t) == position.global_step
+
+
+@pytest.mark.parametrize("members", [1, 2, 3])
+@pytest.mark.parametrize(
+    ("iterations", "episodes", "start"), [(2, 1, 1), (7, 3, 3), (10, 2, 1), (12, 5, 7), (9, 1, 8)]
+)
+def test_a_common_part_precedes_the_episodes_of_several_members(
+    iterations, episodes, start, members
+):
+    schedule = EpisodeSchedule(iterations, episodes=episodes, members=members, start=start)
+    expected = [
+        Position(g, *rest) for g, rest in enumerate(in_order(iterations, episodes, members, start))
+    ]
+    assert [schedule.position(g) for g in range(len(schedule))] == expected
+    assert len(schedule) == len(expected) == start + members * (iterations - start)
+    for position in expected:
+        assert schedule.global_step(position.member, position.t) == position.global_step
+        assert schedule.members_in(position.episode) == position.members
+    assert schedule.bounds(0) == (0, start)
+    assert [schedule.number(e) for e in range(schedule.episodes)] == list(range(episodes + 1))
+
+
+def test_other_members_take_no_iteration_of_the_common_part():
+    schedule = EpisodeSchedule(10, episodes=2, members=2, start=4)
+    assert schedule.global_step(0, 3) == 3
+    with pytest.raises(IndexError, match="member = 1 is not in"):
+        schedule.global_step(1, 3)
+    assert schedule.global_step(1, 4) == 7
+
+
+@pytest.mark.parametrize(("episodes", "members"), [(1, 1), (2, 3), (50, 2)])
+def test_a_common_part_of_all_iterations_is_plain_training(episodes, members):
+    schedule = EpisodeSchedule(10, episodes=episodes, members=members, start=10)
+    plain = EpisodeSchedule(10)
+    assert vars(schedule) == vars(plain)
+    assert [schedule.position(g) for g in range(10)] == [plain.position(g) for g in range(10)]
 
 
 @pytest.mark.parametrize(("iterations", "episodes"), [(180_000, 20), (180_001, 200), (97, 96)])
@@ -58,6 +100,20 @@ def test_bad_arguments_are_refused(arguments, error, message):
         EpisodeSchedule(iterations, episodes=episodes, members=members)
 
 
+@pytest.mark.parametrize(
+    ("start", "episodes", "error", "message"),
+    [
+        (-1, 1, ValueError, r"start = -1 is not allowed \(must be at least 0\)"),
+        (11, 1, ValueError, r"start = 11 is not allowed \(must be 0..T = 10\)"),
+        (0.5, 1, TypeError, "start = 0.5 is not allowed"),
+        (8, 3, ValueError, r"episodes = 3 is not allowed \(must be 1..T - start = 2\)"),
+    ],
+)
+def test_a_bad_common_part_is_refused(start, episodes, error, message):
+    with pytest.raises(error, match=message):
+        EpisodeSchedule(10, episodes=episodes, members=2, start=start)
+
+
 @pytest.mark.parametrize("call", ["position(-1)", "position(20)", "bounds(5)", "bounds(-1)"])
 def test_steps_outside_the_run_are_refused(call):
     schedule = EpisodeSchedule(10, episodes=5, members=2)
@@ -75,3 +131,6 @@ def test_micro_batches_must_not_straddle_episodes():
         EpisodeSchedule(12, episodes=4, accumulation=4)
     with pytest.raises(ValueError, match="T itself is not a multiple"):
         EpisodeSchedule(10, episodes=1, accumulation=4)
+    assert len(EpisodeSchedule(12, episodes=2, start=4, accumulation=4)) == 12
+    with pytest.raises(ValueError, match="T or start is not a multiple"):
+        EpisodeSchedule(12, episodes=2, start=3, accumulation=4)

@@ -1,5 +1,6 @@
 """IMWA around a plain loop, against loops and closed forms without it."""
 
+import copy
 import functools
 import itertools
 import logging
@@ -43,18 +44,23 @@ def test_one_member_keeps_no_copy_and_its_gradients(loop):
 
 
 @pytest.mark.parametrize(
-    ("episodes", "members", "expected"),
+    ("episodes", "members", "start", "expected"),
     [
-        (1, 1, []),
-        (3, 1, []),
-        (1, 2, ["IMWA: 2 members, 1 episode of about 6 iterations, optimizer state: keep"]),
-        (6, 3, ["IMWA: 3 members, 6 episodes of about 1 iteration, optimizer state: keep"]),
+        (1, 1, 0, ""),
+        (3, 1, 0, ""),
+        (3, 2, 6, ""),
+        (1, 2, 0, "2 members, 1 episode of about 6 iterations"),
+        (6, 3, 0, "3 members, 6 episodes of about 1 iteration"),
+        (2, 2, 2, "after 2 iterations in common 2 members, 2 episodes of about 2 iterations"),
     ],
 )
-def test_averaging_is_announced_and_plain_training_is_not(caplog, episodes, members, expected):
+def test_averaging_is_announced_and_plain_training_is_not(
+    caplog, episodes, members, start, expected
+):
     caplog.set_level(logging.INFO)
-    IMWA(EpisodeSchedule(6, episodes=episodes, members=members), {"model": nn.Linear(1, 1)})
-    assert caplog.messages == expected
+    schedule = EpisodeSchedule(6, episodes=episodes, members=members, start=start)
+    IMWA(schedule, {"model": nn.Linear(1, 1)})
+    assert caplog.messages == ([f"IMWA: {expected}, optimizer state: keep"] if expected else [])
 
 
 def test_reset_differs_from_plain_training(loop):
@@ -216,6 +222,78 @@ def test_policies_start_members_with_the_right_momentum(optimizer_state):
         "carry": [1, 0.5 * 1 + 10, 0.5 * 10.5 + 1, 0.5 * 6.25 + 10],
     }
     assert momenta == expected[optimizer_state]
+
+
+@pytest.mark.parametrize("optimizer_state", POLICIES)
+def test_members_part_with_the_common_parts_momentum(optimizer_state):
+    """As above, after two steps of member 0 with the gradient 100."""
+    model = nn.Linear(1, 1, bias=False)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0, momentum=0.5)
+    schedule = EpisodeSchedule(4, episodes=2, members=2, start=2)
+    imwa = IMWA(schedule, {"m": model}, optimizer=optimizer, optimizer_state=optimizer_state)
+    momenta = []
+    for g in range(len(schedule)):
+        imwa.before_step(g)
+        member = schedule.position(g).member
+        model.weight.grad = torch.full((1, 1), 100.0 if g < 2 else [1.0, 10.0][member])
+        optimizer.step()
+        momenta.append(optimizer.state[model.weight]["momentum_buffer"].item())
+        imwa.after_step(g)
+    parting = 0.5 * 100 + 100  # 150
+    first, second = 0.5 * parting + 1, 0.5 * parting + 10  # 76, 85
+    expected = {
+        "keep": [first, second, 0.5 * first + 1, 0.5 * second + 10],
+        "average": [first, second, 0.5 * 80.5 + 1, 0.5 * 80.5 + 10],
+        "reset": [1, 10, 1, 10],
+        "carry": [first, 0.5 * first + 10, 0.5 * 48 + 1, 0.5 * 25 + 10],
+    }
+    assert momenta == [100, parting, *expected[optimizer_state]]
+
+
+@pytest.mark.parametrize("start", [0, 1, 4, 6])
+def test_members_that_part_late_are_averaged_from_there(loop, start):
+    """Against a plain loop: `start` steps, then two members from copies of all there is."""
+
+    def copy_of(run):
+        other = loop.Run()
+        for name, model in other.models.items():
+            model.load_state_dict(run.models[name].state_dict())
+        other.optimizer.load_state_dict(copy.deepcopy(run.optimizer.state_dict()))
+        other.scheduler.load_state_dict(run.scheduler.state_dict())
+        other.queue = run.queue.clone()
+        return other
+
+    together = loop.trained(EpisodeSchedule(7, episodes=1, members=2, start=start))
+    common = loop.Run()
+    for t in range(start):
+        common.step(0, t)
+    members = [copy_of(common) for _ in range(2)]
+    for m, t in itertools.product(range(2), range(start, 7)):
+        members[m].step(m, t)
+    assert not torch.equal(*[run.student[0].weight for run in members])
+    loop.assert_same(together.weights(), average([run.weights() for run in members]))
+
+
+@pytest.mark.parametrize("optimizer_state", POLICIES)
+def test_members_that_never_part_are_plain_training_bitwise(loop, optimizer_state):
+    schedule = EpisodeSchedule(7, episodes=3, members=2, start=7)
+    wrapped = loop.trained(schedule, optimizer_state=optimizer_state)
+    plain = loop.Run()
+    plain.train(EpisodeSchedule(7))
+    loop.assert_same(wrapped.weights(), plain.weights())
+
+
+def test_every_member_parts_with_the_common_parts_own_state(loop):
+    schedule = EpisodeSchedule(4, episodes=2, members=2, start=2)
+    run = loop.Run()
+    imwa = run.imwa(schedule)
+    seen = []
+    for g in range(len(schedule)):
+        imwa.before_step(g)
+        seen.append(run.queue[0].item())
+        run.queue += 1 + 10 * schedule.position(g).member
+        imwa.after_step(g)
+    assert seen == [0, 1, 2, 2, 3, 13]
 
 
 def test_methods_own_state_is_per_member(loop):

@@ -11,11 +11,12 @@ from ssod_imwa.averaging.imwa import IMWA
 POLICIES = ["keep", "average", "reset", "carry"]
 
 
+@pytest.mark.parametrize("start", [0, 2])
 @pytest.mark.parametrize("store", ["dict", "stream"])
 @pytest.mark.parametrize("optimizer_state", POLICIES)
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
-def test_every_step_can_be_resumed_from_bitwise(loop, optimizer, optimizer_state, store):
-    schedule = EpisodeSchedule(4, episodes=2, members=3)
+def test_every_step_can_be_resumed_from_bitwise(loop, optimizer, optimizer_state, store, start):
+    schedule = EpisodeSchedule(4 + start, episodes=2, members=3, start=start)
     options = {"optimizer_state": optimizer_state, "store": store, "bn": "keep"}
     straight = loop.Run(optimizer=optimizer)
     imwa = straight.imwa(schedule, **options)
@@ -71,6 +72,7 @@ def test_state_keys_are_pinned(loop):
     [
         (EpisodeSchedule(4, episodes=4, members=2), {}, "episodes is 4 but was 2"),
         (EpisodeSchedule(4, episodes=2, members=3), {}, "members is 3 but was 2"),
+        (EpisodeSchedule(4, members=2, start=1), {}, "start is 1 but was 0"),
         (EpisodeSchedule(4, episodes=2, members=2), {"store": "stream"}, "store is 'stream' but"),
         (
             EpisodeSchedule(4, episodes=2, members=2),

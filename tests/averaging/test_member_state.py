@@ -37,7 +37,7 @@ def test_kept_state_is_not_changed_by_training():
         return optimizer.state_dict()["state"][0]["momentum_buffer"].item()
 
     kept = KeptState(optimizer, 3)
-    kept.begin_run()
+    kept.part()
     step(1.0)
     kept.switch(0, 1)
     assert optimizer.state_dict()["state"] == {}

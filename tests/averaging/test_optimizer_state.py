@@ -51,7 +51,9 @@ def test_param_groups_belong_to_the_member(policy):
     optimizer = adam_after(0)
     states = OptimizerStates(optimizer, policy, 2)
     group = optimizer.param_groups[0]
-    states.begin_episode(first=True)
+    states.begin_run()
+    states.part()
+    states.begin_episode()
     group["lr"] = 0.05
     states.next_member(0)
     assert optimizer.param_groups[0]["lr"] == 0.1
@@ -64,7 +66,9 @@ def test_param_groups_belong_to_the_member(policy):
 def test_state_loads_with_weights_only(policy):
     optimizer = adam_after(2)
     states = OptimizerStates(optimizer, policy, 3)
-    states.begin_episode(first=True)
+    states.begin_run()
+    states.part()
+    states.begin_episode()
     states.next_member(0)
     buffer = io.BytesIO()
     torch.save(states.state_dict(), buffer)

@@ -31,11 +31,14 @@ def evaluate(left, clock, seconds=SECONDS["evaluation"]):
         clock.now += seconds
 
 
-@pytest.mark.parametrize(("episodes", "members"), [(1, 1), (3, 2), (4, 3), (13, 1)])
+@pytest.mark.parametrize("start", [0, 4])
+@pytest.mark.parametrize(("episodes", "members"), [(1, 1), (3, 2), (4, 3), (9, 1)])
 @pytest.mark.parametrize("burn_in", [0, 5, 13])
-def test_the_estimate_is_what_a_plain_loop_over_the_rest_sums_up(clock, episodes, members, burn_in):
+def test_the_estimate_is_what_a_plain_loop_over_the_rest_sums_up(
+    clock, episodes, members, burn_in, start
+):
     """Announced work is right here, so the estimate is at every step, measured or not."""
-    schedule = EpisodeSchedule(13, episodes=episodes, members=members)
+    schedule = EpisodeSchedule(13, episodes=episodes, members=members, start=start)
     phases = {0: 1.0, burn_in: 4.0} if burn_in < 13 else {0: 1.0}
     left = TimeLeft(schedule, phases, evaluation_work=14.0 if burn_in else 3.5 * 4)
     positions = [schedule.position(g) for g in range(len(schedule))]

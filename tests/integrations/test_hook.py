@@ -54,15 +54,29 @@ def test_one_episode_is_the_mean_of_stock_runs(project, tmp_path):
             assert torch.equal(tensor, mean.to(tensor.dtype)), name
 
 
+def test_members_that_never_part_are_the_stock_trainer(project, tmp_path):
+    stock = trained(project, tmp_path / "stock")
+    whole = project.ITERATIONS
+    hook = project.IMWAHook(whole, members=2, episodes=3, start=whole)
+    late = trained(project, tmp_path / "imwa", hook=hook)
+    assert late.max_iter == whole
+    assert_equal(weights(late), weights(stock))
+
+
 @pytest.mark.parametrize(
-    ("members", "stop", "workers"),
-    [(1, 4, 0), (1, 6, 0), (1, 6, 1), *((2, stop, 0) for stop in (3, 4, 6, 8, 12, 17)), (2, 6, 1)],
+    ("members", "stop", "workers", "start"),
+    [
+        *((1, 4, 0, 0), (1, 6, 0, 0), (1, 6, 1, 0)),
+        *((2, stop, 0, 0) for stop in (3, 4, 6, 8, 12, 17)),
+        (2, 6, 1, 0),
+        *((2, stop, 0, 4) for stop in (2, 4, 5, 6)),
+    ],
 )
-def test_a_resumed_run_equals_one_never_stopped(project, tmp_path, members, stop, workers):
+def test_a_resumed_run_equals_one_never_stopped(project, tmp_path, members, stop, workers, start):
     settings = {"DATALOADER__NUM_WORKERS": workers, "SOLVER__CHECKPOINT_PERIOD": 1}
 
     def hook():
-        return project.IMWAHook(project.ITERATIONS, members=members, episodes=3)
+        return project.IMWAHook(project.ITERATIONS, members=members, episodes=3, start=start)
 
     whole = trained(project, tmp_path / "whole", hook=hook(), **settings)
 

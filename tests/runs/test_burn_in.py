@@ -7,8 +7,11 @@ from ssod_imwa.runs.results import Results
 
 @pytest.mark.parametrize(("episodes", "members"), [(1, 1), (1, 2), (4, 3), (11, 2)])
 @pytest.mark.parametrize("iterations", [1, 5, 10])
-def test_the_end_is_where_a_walk_through_the_schedule_meets_it(episodes, members, iterations):
-    schedule = EpisodeSchedule(11, episodes=episodes, members=members)
+@pytest.mark.parametrize("start", [0, 6])
+def test_the_end_is_where_a_walk_through_the_schedule_meets_it(
+    episodes, members, iterations, start
+):
+    schedule = EpisodeSchedule(11 + start, episodes=episodes, members=members, start=start)
     end = BurnIn.of(schedule, iterations)
     positions = list(map(schedule.position, range(len(schedule))))
     first = [p for p in positions if p.t == iterations]  # of each member, after its burn-in
@@ -16,15 +19,16 @@ def test_the_end_is_where_a_walk_through_the_schedule_meets_it(episodes, members
     own = [p for p in positions if p.member == 0]
     before = {p.episode for p in own if p.t < iterations}
     whole = {e for e in before if all(p.t < iterations for p in own if p.episode == e)}
-    assert len(whole) <= end.episodes <= len(before)
+    common = 1 if start else 0  # it ends where episode 1 begins
+    assert len(whole) - common <= end.episodes <= len(before) - common
 
 
-def results(burn_in):
+def results(burn_in, **imwa):
     return Results(
         task="detection",
         dataset="digits",
         method="unbiased_teacher",
-        imwa={"members": 2, "episodes": 3},
+        imwa={"members": 2, "episodes": 3, **imwa},
         seed=1,
         iterations=12,
         wall_time=1.0,
@@ -41,3 +45,6 @@ def test_runs_that_have_none_or_end_in_it_have_no_end_of_it(burn_in):
 
 def test_the_schedule_is_that_of_the_run():
     assert burn_in_of(results(6)) == BurnIn(6, (10, 14), 1.5)
+    assert burn_in_of(results(6, start=0.75)) == BurnIn(6, (6,), 6 / 9 - 1)
+    assert burn_in_of(results(6, start=0.25)) == BurnIn(6, (9, 12), 1.0)
+    assert burn_in_of(results(6, start=1.0)) == BurnIn(6, (6,), 0.5)

@@ -188,7 +188,15 @@ def test_any_other_setting_makes_another_group(change):
 
 def test_how_nothing_is_averaged_makes_no_difference():
     plain = [results(i, imwa={"members": 1, "episodes": e}) for i, e in enumerate((1, 20))]
-    assert len(group_runs(plain)) == 1
+    never_part = results(2, imwa={"members": 2, "episodes": 4, "start": 1.0})
+    assert len(group_runs([*plain, never_part])) == 1
+
+
+def test_a_run_of_a_version_without_a_key_is_one_of_its_default():
+    imwa = {"members": 2, "episodes": 4}
+    old, new = results(1, imwa=imwa), results(2, imwa={**imwa, "start": 0.0})
+    assert len(group_runs([old, new])) == 1
+    assert len(group_runs([old, results(3, imwa={**imwa, "start": 0.25})])) == 2
 
 
 def test_a_run_given_twice_is_refused():
@@ -250,6 +258,22 @@ def test_the_summary_of_one_member_is_of_all_its_evaluations():
     }
     assert ece["best"] == 3.0
     assert run.headline().metrics["AP"] == 4.0
+
+
+def test_the_summary_of_members_that_part_late_begins_with_what_they_have_in_common():
+    evaluations = (
+        at(0, 20.0),
+        at(1, 10.0, stage="average", member=None),
+        at(2, 90.0, member=1),
+        at(3, 30.0, stage="final", member=None),
+    )
+    imwa = {"members": 2, "episodes": 1, "start": 0.5}
+    run = results(imwa=imwa, evaluations=evaluations, iterations=4)
+    assert [x.t for x in run.series("student")] == [0, 1, 3]
+    assert (run.global_steps, run.episode_number(0), run.episode_number(1)) == (6, 0, 1)
+    for start, steps in ((0.0, 8), (1.0, 4)):
+        whole = results(imwa={**imwa, "start": start}, iterations=4)
+        assert (whole.global_steps, whole.episode_number(0)) == (steps, 1)
 
 
 def test_the_summary_of_several_members_is_of_their_averages(tmp_path):

@@ -20,6 +20,7 @@ from ssod_imwa.classification.labelers.daso import DASO
 from ssod_imwa.classification.labelers.threshold import Threshold
 from ssod_imwa.classification.models.base import ImageClassifier
 from ssod_imwa.config.options import Options, option, read_options
+from ssod_imwa.config.shared import common_iterations
 from ssod_imwa.errors import ConfigError, as_config_error
 
 logger = logging.getLogger(__name__)
@@ -99,11 +100,18 @@ def _check_schedule(cfg: CfgNode) -> None:
             f"CLS.LABELER.QUEUE = {labeler.QUEUE} is not allowed (must be at least "
             f"SOLVER.IMS_PER_BATCH = {batch})"
         )
-    episode = cfg.SOLVER.MAX_ITER / cfg.IMWA.EPISODES
-    if ACR.name == labeler.NAME and cfg.IMWA.MEMBERS > 1 and episode % labeler.EPOCH:
+    common = common_iterations(cfg.IMWA.START, cfg.SOLVER.MAX_ITER)
+    episode = (cfg.SOLVER.MAX_ITER - common) / cfg.IMWA.EPISODES
+    averages = cfg.IMWA.MEMBERS > 1 and episode > 0
+    if (
+        ACR.name == labeler.NAME
+        and averages
+        and (common % labeler.EPOCH or episode % labeler.EPOCH)
+    ):
         logger.warning(
-            "an episode of %g iterations is no multiple of CLS.LABELER.EPOCH = %d: averages fall "
+            "an episode of %g iterations%s is no multiple of CLS.LABELER.EPOCH = %d: averages fall "
             "between two adjustments of ACR",
             episode,
+            f" after {common} in common" if common else "",
             labeler.EPOCH,
         )

@@ -180,7 +180,8 @@ class CheckpointHook(HookBase):
     def _is_due(self) -> bool:
         periodic = self.period > 0 and (self.trainer.iter + 1) % self.period == 0
         position = self.trainer.position
-        return periodic or (position.ends_episode and (position.episode + 1) % self.episodes == 0)
+        number = self.trainer.schedule.number(position.episode)
+        return periodic or (position.ends_episode and number % self.episodes == 0)
 
     def _on_main(self, function: Callable[[], None]) -> None:
         on_main(function, self.trainer.ranks.run)

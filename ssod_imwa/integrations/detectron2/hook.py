@@ -67,6 +67,7 @@ class IMWAHook(detectron2.engine.HookBase):
         iterations: T, steps of one member.
         members: M.
         episodes: E.
+        start: own iterations before members part, trained once; see `EpisodeSchedule`.
         teacher: name of the trainer's attribute that holds a second model, averaged apart; "" for
             none. The project's own checkpointer has to save it.
         averaged_state: further averages of the model, by name: modules, or objects with an
@@ -91,6 +92,7 @@ class IMWAHook(detectron2.engine.HookBase):
         *,
         members: int = 2,
         episodes: int = 1,
+        start: int = 0,
         teacher: str = "",
         averaged_state: Mapping[str, Average] | None = None,
         build_loader: Callable[[], Iterable[Any]] | None = None,
@@ -99,7 +101,7 @@ class IMWAHook(detectron2.engine.HookBase):
         member_state: Mapping[str, Stateful] | None = None,
         options: Mapping[str, Any] | None = None,
     ) -> None:
-        self.schedule = EpisodeSchedule(iterations, episodes=episodes, members=members)
+        self.schedule = EpisodeSchedule(iterations, episodes=episodes, members=members, start=start)
         if taken := {"student", "teacher"} & set(averaged_state or {}):
             raise ValueError(f"averaged_state[{min(taken)!r}] is not allowed (the name is taken)")
         self._teacher = teacher
@@ -190,7 +192,7 @@ class IMWAHook(detectron2.engine.HookBase):
         if position.ends_member:
             self._wait_for_metrics()
         first = self.trainer.iter == self.trainer.start_iter
-        if self.schedule.members > 1 and (first or position.ends_member):
+        if position.members > 1 and (first or position.ends_member):
             self._unknown.report(self.trainer)
         self._imwa.after_step(self.trainer.iter)
         self._after_step = generator_states()

@@ -62,10 +62,11 @@ def _schedulers(trainer: TrainerBase) -> list[tuple[d2_hooks.LRScheduler, Any]]:
 def check_length(trainer: TrainerBase, schedule: EpisodeSchedule) -> None:
     """Raise ValueError if a trainer is not set to M * T steps, or its learning rates not to T."""
     if trainer.max_iter != len(schedule):
+        common = f", {schedule.start} of them in common," if schedule.start else ""
         raise ValueError(
             f"the trainer is set to {trainer.max_iter} steps, but {schedule.members} members of "
-            f"{schedule.iterations} iterations are {len(schedule)} (use IMWAHook.register, or pass "
-            "that number to train)"
+            f"{schedule.iterations} iterations{common} are {len(schedule)} (use IMWAHook.register, "
+            "or pass that number to train)"
         )
     check_rates(trainer, schedule)
 

@@ -1,0 +1,131 @@
+"""Whole runs whose members part late (IMWA.START)."""
+
+import json
+import signal
+from functools import partial
+from pathlib import Path
+
+import pytest
+from support import assert_equal, final_weights
+
+from ssod_imwa.engine.hooks import LRHook
+from ssod_imwa.errors import ConfigError
+from ssod_imwa.runs import run
+from ssod_imwa.runs.results import read_results
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+IMWA = ("IMWA.MEMBERS", 2, "IMWA.EPISODES", 2)
+
+
+@pytest.fixture
+def config(digits_config):
+    """Runs of a small network and its EMA on long-tailed digits."""
+    settings = ("CLS.IMBALANCE.RATIO", 20, "CLS.EMA_DECAY", 0.9, "SOLVER.BASE_LR", 0.1)
+    settings += ("SOLVER.MAX_ITER", 4, "SOLVER.WARMUP_ITERS", 1, "SOLVER.IMS_PER_BATCH", 16)
+    return partial(digits_config, *settings, "DATALOADER.NUM_WORKERS", 0)
+
+
+def rows(cfg):
+    """metrics.json without what depends on the clock and the machine."""
+    lines = Path(cfg.OUTPUT_DIR, "metrics.json").read_text().splitlines()
+    free = ("time", "data_time", "eta_seconds", "peak_memory_mb")
+    return [{k: v for k, v in json.loads(line).items() if k not in free} for line in lines]
+
+
+def test_members_that_never_part_are_the_plain_run(config):
+    """Its models, its metrics, its evaluations and what is concluded from them."""
+    options = ("TEST.EVAL_MEMBERS", True, "TEST.EVAL_PERIOD", 1)
+    plain = config(*options, output="plain")
+    late = config(*options, *IMWA, "IMWA.START", 1.0, output="late")
+    for cfg in (plain, late):
+        run.train(cfg)
+    assert_equal(final_weights(plain), final_weights(late))
+    assert rows(plain) == rows(late)
+    first, second = (read_results(cfg.OUTPUT_DIR) for cfg in (plain, late))
+    assert str(first.evaluations) == str(second.evaluations)
+    assert str(first.summary()) == str(second.summary())
+    assert first.global_steps == second.global_steps == 4
+
+
+def test_the_common_part_is_evaluated_as_an_average_and_not_as_a_member(config):
+    options = ("SOLVER.MAX_ITER", 6, "TEST.EVAL_MEMBERS", True, "TEST.EVAL_PERIOD", 2)
+    cfg = config(*options, *IMWA, "IMWA.START", 1 / 3, "TEST.EVAL_EPISODES", 2)
+    run.train(cfg)
+    results = read_results(cfg.OUTPUT_DIR)
+    students = [
+        (x.stage, x.episode, x.member, x.t) for x in results.evaluations if x.model == "student"
+    ]
+    assert students == [
+        ("average", 0, None, 1),
+        ("running", 1, 0, 3),
+        ("running", 1, 1, 3),
+        ("member", 2, 0, 5),
+        ("member", 2, 1, 5),
+        ("final", 2, None, 5),
+    ]
+    # The course of the run is judged by its common part, too.
+    assert [x.t for x in results.series("student")] == [1, 5]
+    steps = [(row["episode"], row["member"], row["t"]) for row in rows(cfg) if "total_loss" in row]
+    order = [(1, 0, 2), (1, 0, 3), (1, 1, 2), (1, 1, 3), (2, 0, 4), (2, 0, 5), (2, 1, 4), (2, 1, 5)]
+    assert steps == [(0, 0, 0), (0, 0, 1), *order]
+    assert results.global_steps == len(steps)
+
+
+@pytest.mark.parametrize(
+    "stop",
+    [
+        pytest.param(1, marks=pytest.mark.slow),  # inside the common part
+        2,  # its last step
+        pytest.param(3, marks=pytest.mark.slow),  # the first one of the first member
+        pytest.param(4, marks=pytest.mark.slow),  # the first one of the second member
+    ],
+)
+def test_a_resumed_run_equals_one_that_never_stopped(config, monkeypatch, stop):
+    settings = (*IMWA, "IMWA.START", 0.6, "SOLVER.MAX_ITER", 5, "SOLVER.OPTIMIZER", "AdamW")
+    whole = config(*settings, output="whole")
+    parts = config(*settings, output="parts")
+    run.train(whole)
+    before_step = LRHook.before_step
+
+    def interrupted(hook):
+        before_step(hook)
+        if hook.trainer.iter == stop:
+            signal.raise_signal(signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LRHook, "before_step", interrupted)
+        assert run.train(parts) == 128 + signal.SIGTERM
+    assert run.train(parts, resume_from=True) == 0
+    assert_equal(final_weights(whole), final_weights(parts))
+    assert rows(whole) == rows(parts)
+    first, second = (read_results(cfg.OUTPUT_DIR).evaluations for cfg in (whole, parts))
+    assert str(first) == str(second)
+
+
+@pytest.mark.parametrize(
+    ("start", "message"),
+    [
+        (1.5, r"IMWA.START = 1.5 is not allowed \(must be 0..1\)"),
+        (0.75, r"IMWA.EPISODES = 2 is not allowed \(must be 1..SOLVER.MAX_ITER \(1 - IMWA.START"),
+    ],
+)
+def test_a_start_that_leaves_no_room_is_refused(config, start, message):
+    with pytest.raises(ConfigError, match=message):
+        config(*IMWA, "IMWA.START", start)
+
+
+def test_the_log_says_what_is_trained_in_common(config, caplog):
+    caplog.set_level("INFO")
+    run.train(config(*IMWA, "IMWA.START", 0.5))
+    words = (
+        "schedule: 4 iterations of each of 2 members, 6 global steps in all, the first 2 in common,"
+        " then in 2 episodes; 16 images an iteration"
+    )
+    assert words in caplog.messages
+    assert any(line.startswith("common part  iteration 2/2  average") for line in caplog.messages)
+
+
+def test_weights_of_members_that_never_part_are_not_asked_for(config):
+    weights = ("IMWA.COEFFICIENTS", [0.25, 0.75], "SOLVER.MAX_ITER", 1, "IMWA.MEMBERS", 2)
+    assert run.train(config(*weights, "IMWA.START", 1.0)) == 0
