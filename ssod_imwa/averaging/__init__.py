@@ -3,6 +3,7 @@
 from ssod_imwa.averaging.ema import ModelEMA, constant_decay, warmup_decay
 from ssod_imwa.averaging.episodes import EpisodeSchedule, Position
 from ssod_imwa.averaging.imwa import IMWA
+from ssod_imwa.averaging.lengths import lengths_by_rate
 from ssod_imwa.averaging.parallel import ParallelIMWA
 from ssod_imwa.averaging.ranks import Group, Ranks
 from ssod_imwa.averaging.weights import (
@@ -28,6 +29,7 @@ __all__ = [
     "average",
     "constant_decay",
     "copy_",
+    "lengths_by_rate",
     "lerp_",
     "named_state",
     "snapshot",

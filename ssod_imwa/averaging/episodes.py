@@ -1,6 +1,8 @@
 """Which episode, member and own iteration a global step is."""
 
 from bisect import bisect_right
+from collections.abc import Sequence
+from itertools import accumulate
 from typing import NamedTuple
 
 
@@ -30,17 +32,21 @@ class EpisodeSchedule:
     members part: an episode 0 of one member, which the E episodes of M members follow, with
     b_e = S + floor((e - 1) * (T - S) / E). S = T is plain training, whatever M and E.
 
+    Episodes of several members may have given lengths instead, such as `lengths_by_rate`.
+
     Args:
         iterations: T, optimizer steps of one member over the whole run.
         episodes: E, 1..T - S.
         members: M, at least 1.
         start: S, own iterations before members part, 0..T.
+        lengths: own iterations of each of the E episodes, with the sum T - S; None for equal ones.
         accumulation: for loops that count micro-batches: every b_e must be a multiple of it.
 
     Attributes:
         episodes: all of them, the common part included.
         members: M, 1 if members never part.
         start: S, 0 if members never part.
+        lengths: those that were given, or None.
         parting: number of the first episode after the common part: 1, or 0 if there is none.
 
     Raises:
@@ -63,6 +69,7 @@ class EpisodeSchedule:
         episodes: int = 1,
         members: int = 1,
         start: int = 0,
+        lengths: Sequence[int] | None = None,
         accumulation: int = 1,
     ) -> None:
         _check_counts(iterations=iterations, episodes=episodes, members=members)
@@ -71,21 +78,26 @@ class EpisodeSchedule:
         if start > iterations:
             raise ValueError(f"start = {start} is not allowed (must be 0..T = {iterations})")
         if start == iterations:
-            episodes, members, start = 1, 1, 0
+            episodes, members, start, lengths = 1, 1, 0, None
         if episodes > iterations - start:
             of_members = "T - start" if start else "T"
             raise ValueError(
                 f"episodes = {episodes} is not allowed (must be 1..{of_members} = "
                 f"{iterations - start})"
             )
-        if accumulation > 1:
-            _check_accumulation(iterations, episodes, start, accumulation)
         self.iterations = iterations
         self.members = members
         self.parting = 1 if start else 0
         self.episodes = self.parting + episodes
         self.start = start
-        self._begins = _begins(iterations, episodes, start)
+        self.lengths = None if lengths is None else tuple(lengths)
+        if lengths is None:
+            self._begins = _begins(iterations, episodes, start)
+            _check_accumulation(iterations, episodes, start, accumulation)
+        else:
+            _check_lengths(lengths, episodes, iterations - start)
+            self._begins = list(accumulate([start, *lengths] if start else lengths, initial=0))
+            _check_aligned(self._begins, accumulation)
 
     def __len__(self) -> int:
         """Optimizer steps of the whole run: M * T, of a common part of S M * (T - S) + S."""
@@ -169,6 +181,24 @@ def _check_counts(*, low: int = 1, **counts: int) -> None:
             raise TypeError(f"{name} = {value!r} is not allowed (must be an integer)")
         if value < low:
             raise ValueError(f"{name} = {value} is not allowed (must be at least {low})")
+
+
+def _check_lengths(lengths: Sequence[int], episodes: int, iterations: int) -> None:
+    for number, length in enumerate(lengths):
+        _check_counts(**{f"lengths[{number}]": length})
+    if len(lengths) != episodes or sum(lengths) != iterations:
+        raise ValueError(
+            f"lengths = {list(lengths)} are not allowed (must be {episodes}, one an episode, with "
+            f"the sum {iterations})"
+        )
+
+
+def _check_aligned(begins: Sequence[int], accumulation: int) -> None:
+    if uneven := [b for b in begins if b % accumulation]:
+        raise ValueError(
+            f"accumulation = {accumulation} is not allowed with an episode that begins or ends at "
+            f"iteration {uneven[0]} (must be a multiple)"
+        )
 
 
 def _check_accumulation(iterations: int, episodes: int, start: int, accumulation: int) -> None:

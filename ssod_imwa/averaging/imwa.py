@@ -354,6 +354,7 @@ class IMWA:
             "episodes": self.schedule.episodes,
             "members": self.schedule.members,
             "start": self.schedule.start,
+            "lengths": self.schedule.lengths and list(self.schedule.lengths),
             "store": self._store.kind,
             "optimizer_state": self.optimizer_state,
             "has_optimizer": self._optimizer is not None,
@@ -365,13 +366,17 @@ class IMWA:
 def _announce(schedule: EpisodeSchedule, optimizer_state: str) -> None:
     episodes = schedule.episodes - schedule.parting
     length = (schedule.iterations - schedule.start) // episodes
+    about = f"about {length}"
+    if schedule.lengths is not None:
+        length = max(schedule.lengths)
+        about = f"{min(schedule.lengths)} to {length}"
     logger.info(
-        "IMWA: %s%d members, %d episode%s of about %d iteration%s, optimizer state: %s",
+        "IMWA: %s%d members, %d episode%s of %s iteration%s, optimizer state: %s",
         f"after {schedule.start} iterations in common " if schedule.start else "",
         schedule.members,
         episodes,
         "s" if episodes > 1 else "",
-        length,
+        about,
         "s" if length > 1 else "",
         optimizer_state,
     )

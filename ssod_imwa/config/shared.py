@@ -217,6 +217,11 @@ class IMWAOptions(Options):
         low=0,
         high=1,
     )
+    episode_lengths: Literal["uniform", "qsr"] = option(
+        "uniform",
+        'how long the E episodes are: alike, or by the quadratic synchronization rule "qsr", '
+        "inversely proportional to the squared learning rate",
+    )
     first_member: int = option(
         0,
         "number of the first member: MEMBERS 1, FIRST_MEMBER 3 trains member 3 of a larger run by "

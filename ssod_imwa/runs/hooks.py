@@ -74,6 +74,7 @@ class ResultsHook(HookBase):
             class_counts=dict(zip(task.classes, task.class_counts, strict=True)),
             burn_in=self.trainer.method.burn_in,
             iterations=cfg.SOLVER.MAX_ITER,
+            episode_lengths=self.trainer.schedule.lengths or (),
             wall_time=self._checkpoint.seconds,
             peak_memory=peak_memory(),
             evaluations=tuple(Evaluation(**record) for record in self._evaluations.records),

@@ -26,7 +26,7 @@ LOWER_IS_BETTER = ("ece", "reconstruction_error", "zero_recall_classes")
 STAGES = ("running", "member", "average", "final")
 _PACKAGES = ("ssod_imwa", "torch", "torchvision", "numpy", "faster-coco-eval")
 
-_OPTIONAL = {"fold", "global_step", "t", "class_counts", "burn_in"}
+_OPTIONAL = {"fold", "global_step", "t", "class_counts", "burn_in", "episode_lengths"}
 _KINDS = {
     "dataset": str,
     "method": str,
@@ -97,6 +97,7 @@ class Results:
         fold: of the labeled images.
         class_counts: labeled objects (of a classifier, images) of each class that it learned from.
         burn_in: B, own iterations of a member in which it learned labeled images alone.
+        episode_lengths: own iterations of the episodes of several members if they are not alike.
         versions: of Python and the packages that decide the figures.
     """
 
@@ -112,6 +113,7 @@ class Results:
     fold: int | None = None
     class_counts: dict[str, int] = field(default_factory=dict)
     burn_in: int = 0
+    episode_lengths: tuple[int, ...] = ()
     versions: dict[str, str] = field(default_factory=versions)
 
     @property
@@ -248,7 +250,8 @@ def _parse(values: Any) -> Results:
             raise ValueError(
                 f"imwa.{key} = {values['imwa'].get(key)!r} is not allowed (must be int)"
             )
-    return Results(**{**values, "evaluations": tuple(evaluations)})
+    lengths = tuple(values.get("episode_lengths", ()))
+    return Results(**{**values, "evaluations": tuple(evaluations), "episode_lengths": lengths})
 
 
 def _check_keys(values: Mapping[str, Any], kind: type, where: str) -> None:

@@ -17,7 +17,7 @@ from ssod_imwa.averaging.imwa import IMWA
 from ssod_imwa.averaging.ranks import Ranks
 from ssod_imwa.config.options import read_options
 from ssod_imwa.config.reader import keys, value_of
-from ssod_imwa.config.shared import PartOfCosineOptions, SGDOptions, batch_sizes
+from ssod_imwa.config.shared import SGDOptions, batch_sizes
 from ssod_imwa.config.yaml_text import parse_yaml
 from ssod_imwa.engine.checkpoint.models import check_classes, newest_model
 from ssod_imwa.engine.checkpoint.output import removed
@@ -29,7 +29,7 @@ from ssod_imwa.engine.launch import distribute
 from ssod_imwa.engine.memory import keep_freed_memory
 from ssod_imwa.engine.seeding import seed_everything
 from ssod_imwa.engine.signals import SignalHook, StopSignals
-from ssod_imwa.engine.solver import build_optimizer, gradient_clipper, lr_multiplier
+from ssod_imwa.engine.solver import build_optimizer, gradient_clipper
 from ssod_imwa.engine.terminal import EvaluationProgress, TerminalWriter
 from ssod_imwa.engine.time_left import TimeLeft
 from ssod_imwa.engine.trainer import HookBase, Trainer
@@ -46,7 +46,7 @@ from ssod_imwa.runs.hooks import ConfigHook, ResultsHook
 from ssod_imwa.runs.open import open_task
 from ssod_imwa.runs.progress import build_time_left, expect_evaluations, log_summary, watched
 from ssod_imwa.runs.results import FILE_NAME
-from ssod_imwa.runs.schedule import build_schedule
+from ssod_imwa.runs.schedule import build_multiplier, build_schedule
 from ssod_imwa.task import Batches, Evaluator, Task
 
 logger = logging.getLogger(__name__)
@@ -302,22 +302,13 @@ def _build_hooks(
         drops_members=cfg.IMWA.NONFINITE == "drop",
     )
     signal_hook = SignalHook(signals, checkpoint.save_now)
-    multiplier = lr_multiplier(
-        solver.LR_SCHEDULER_NAME,
-        max_iter=solver.MAX_ITER,
-        steps=solver.STEPS,
-        gamma=solver.GAMMA,
-        warmup_iters=solver.WARMUP_ITERS,
-        warmup_factor=solver.WARMUP_FACTOR,
-        cosine_cycles=read_options(PartOfCosineOptions, solver).cosine_cycles,
-    )
     evaluations = Evaluations()
     watch = partial(watched, task, progress, time_left)
     running, members, averages = _build_evaluations(
         task, evaluations, watch(signal_hook.poll), watch(), writers
     )
     hooks = [
-        LRHook(multiplier),
+        LRHook(build_multiplier(cfg)),
         *([running] if cfg.TEST.EVAL_PERIOD else []),
         *([members] if cfg.TEST.EVAL_MEMBERS else []),
         *task.hooks(),

@@ -2,21 +2,60 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from fvcore.common.config import CfgNode
 
 from ssod_imwa.averaging.episodes import EpisodeSchedule
-from ssod_imwa.config.shared import common_iterations
+from ssod_imwa.averaging.lengths import lengths_by_rate
+from ssod_imwa.config.options import read_options
+from ssod_imwa.config.shared import PartOfCosineOptions, common_iterations
+from ssod_imwa.engine.solver import lr_multiplier
+from ssod_imwa.errors import ConfigError
 from ssod_imwa.runs.results import Results
 
 
 def build_schedule(cfg: CfgNode) -> EpisodeSchedule:
-    """That of a configuration whose iterations are known (`Task.cfg`)."""
+    """That of a configuration whose iterations are known (`Task.cfg`).
+
+    Raises:
+        ConfigError: the learning rate is 0 for so long that it cannot divide a run into episodes.
+    """
     imwa, iterations = cfg.IMWA, cfg.SOLVER.MAX_ITER
+    start = common_iterations(imwa.START, iterations)
     return EpisodeSchedule(
         iterations,
         episodes=imwa.EPISODES,
         members=imwa.MEMBERS,
-        start=common_iterations(imwa.START, iterations),
+        start=start,
+        lengths=_lengths_by_rate(cfg, start) if imwa.EPISODE_LENGTHS == "qsr" else None,
+    )
+
+
+def _lengths_by_rate(cfg: CfgNode, start: int) -> list[int] | None:
+    multiplier = build_multiplier(cfg)
+    rates = [multiplier(t) for t in range(start, cfg.SOLVER.MAX_ITER)]
+    if not rates:
+        return None
+    try:
+        return lengths_by_rate(rates, cfg.IMWA.EPISODES)
+    except ValueError as error:
+        raise ConfigError(
+            f"IMWA.EPISODE_LENGTHS = 'qsr' is not allowed: {error} (keys: IMWA.EPISODES, SOLVER)"
+        ) from error
+
+
+def build_multiplier(cfg: CfgNode) -> Callable[[int], float]:
+    """The factor of all learning rates at a member's own iteration."""
+    solver = cfg.SOLVER
+    return lr_multiplier(
+        solver.LR_SCHEDULER_NAME,
+        max_iter=solver.MAX_ITER,
+        steps=solver.STEPS,
+        gamma=solver.GAMMA,
+        warmup_iters=solver.WARMUP_ITERS,
+        warmup_factor=solver.WARMUP_FACTOR,
+        cosine_cycles=read_options(PartOfCosineOptions, solver).cosine_cycles,
     )
 
 
@@ -27,4 +66,5 @@ def schedule_of(results: Results) -> EpisodeSchedule:
         episodes=results.imwa["episodes"],
         members=results.imwa["members"],
         start=results.common_iterations,
+        lengths=results.episode_lengths or None,
     )

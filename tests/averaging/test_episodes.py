@@ -134,3 +134,34 @@ def test_micro_batches_must_not_straddle_episodes():
     assert len(EpisodeSchedule(12, episodes=2, start=4, accumulation=4)) == 12
     with pytest.raises(ValueError, match="T or start is not a multiple"):
         EpisodeSchedule(12, episodes=2, start=3, accumulation=4)
+
+
+@pytest.mark.parametrize("start", [0, 3])
+def test_episodes_have_the_lengths_that_are_given(start):
+    lengths = [1, 4, 2]
+    schedule = EpisodeSchedule(start + 7, episodes=3, members=2, start=start, lengths=lengths)
+    common = [start] if start else []
+    bounds = [schedule.bounds(e) for e in range(schedule.episodes)]
+    assert [end - first for first, end in bounds] == [*common, *lengths]
+    seen = [schedule.position(g) for g in range(len(schedule))]
+    ends = [p.global_step + 1 for p in seen if p.ends_episode]
+    assert ends == np.cumsum([*common, 2, 8, 4]).tolist()
+    assert all(schedule.global_step(p.member, p.t) == p.global_step for p in seen)
+    for t in range(start, start + 7):
+        assert [p.member for p in seen if p.t == t] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("lengths", "more", "error", "message"),
+    [
+        ([4, 4], {}, ValueError, r"lengths = \[4, 4\] are not allowed \(must be 2, .* the sum 7\)"),
+        ([7], {}, ValueError, "must be 2, one an episode"),
+        ([7, 0], {}, ValueError, r"lengths\[1\] = 0 is not allowed"),
+        ([3.5, 3.5], {}, TypeError, r"lengths\[0\] = 3.5 is not allowed"),
+        ([3, 4], {"accumulation": 2}, ValueError, "begins or ends at iteration 3"),
+        ([3, 3], {"start": 1, "accumulation": 3}, ValueError, "at iteration 1 "),
+    ],
+)
+def test_bad_lengths_are_refused(lengths, more, error, message):
+    with pytest.raises(error, match=message):
+        EpisodeSchedule(7, episodes=2, lengths=lengths, **more)

@@ -51,6 +51,7 @@ def test_one_member_keeps_no_copy_and_its_gradients(loop):
         (3, 2, 6, ""),
         (1, 2, 0, "2 members, 1 episode of about 6 iterations"),
         (6, 3, 0, "3 members, 6 episodes of about 1 iteration"),
+        ([1, 5], 2, 0, "2 members, 2 episodes of 1 to 5 iterations"),
         (2, 2, 2, "after 2 iterations in common 2 members, 2 episodes of about 2 iterations"),
     ],
 )
@@ -58,7 +59,9 @@ def test_averaging_is_announced_and_plain_training_is_not(
     caplog, episodes, members, start, expected
 ):
     caplog.set_level(logging.INFO)
-    schedule = EpisodeSchedule(6, episodes=episodes, members=members, start=start)
+    lengths = episodes if isinstance(episodes, list) else None
+    episodes = len(lengths) if lengths else episodes
+    schedule = EpisodeSchedule(6, episodes=episodes, members=members, start=start, lengths=lengths)
     IMWA(schedule, {"model": nn.Linear(1, 1)})
     assert caplog.messages == ([f"IMWA: {expected}, optimizer state: keep"] if expected else [])
 

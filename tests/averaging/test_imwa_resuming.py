@@ -72,6 +72,7 @@ def test_state_keys_are_pinned(loop):
     [
         (EpisodeSchedule(4, episodes=4, members=2), {}, "episodes is 4 but was 2"),
         (EpisodeSchedule(4, episodes=2, members=3), {}, "members is 3 but was 2"),
+        (EpisodeSchedule(4, episodes=2, members=2, lengths=[1, 3]), {}, r"lengths is \[1, 3\] but"),
         (EpisodeSchedule(4, members=2, start=1), {}, "start is 1 but was 0"),
         (EpisodeSchedule(4, episodes=2, members=2), {"store": "stream"}, "store is 'stream' but"),
         (

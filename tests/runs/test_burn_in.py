@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from ssod_imwa.averaging.episodes import EpisodeSchedule
@@ -45,6 +47,11 @@ def test_runs_that_have_none_or_end_in_it_have_no_end_of_it(burn_in):
 
 def test_the_schedule_is_that_of_the_run():
     assert burn_in_of(results(6)) == BurnIn(6, (10, 14), 1.5)
+    uneven = (
+        replace(results(6), episode_lengths=(4, 4, 4)),
+        replace(results(6), episode_lengths=(1, 3, 8)),
+    )
+    assert [burn_in_of(x).episodes for x in uneven] == [1.5, 2.25]
     assert burn_in_of(results(6, start=0.75)) == BurnIn(6, (6,), 6 / 9 - 1)
     assert burn_in_of(results(6, start=0.25)) == BurnIn(6, (9, 12), 1.0)
     assert burn_in_of(results(6, start=1.0)) == BurnIn(6, (6,), 0.5)

@@ -100,18 +100,24 @@ def _check_schedule(cfg: CfgNode) -> None:
             f"CLS.LABELER.QUEUE = {labeler.QUEUE} is not allowed (must be at least "
             f"SOLVER.IMS_PER_BATCH = {batch})"
         )
-    common = common_iterations(cfg.IMWA.START, cfg.SOLVER.MAX_ITER)
-    episode = (cfg.SOLVER.MAX_ITER - common) / cfg.IMWA.EPISODES
-    averages = cfg.IMWA.MEMBERS > 1 and episode > 0
-    if (
-        ACR.name == labeler.NAME
-        and averages
-        and (common % labeler.EPOCH or episode % labeler.EPOCH)
-    ):
-        logger.warning(
-            "an episode of %g iterations%s is no multiple of CLS.LABELER.EPOCH = %d: averages fall "
-            "between two adjustments of ACR",
-            episode,
-            f" after {common} in common" if common else "",
-            labeler.EPOCH,
-        )
+    if ACR.name == labeler.NAME and cfg.IMWA.MEMBERS > 1:
+        _warn_of_averages_between_adjustments(cfg)
+
+
+def _warn_of_averages_between_adjustments(cfg: CfgNode) -> None:
+    epoch, imwa, iterations = cfg.CLS.LABELER.EPOCH, cfg.IMWA, cfg.SOLVER.MAX_ITER
+    common = common_iterations(imwa.START, iterations)
+    episode = (iterations - common) / imwa.EPISODES
+    if imwa.EPISODE_LENGTHS != "uniform":
+        words = f"episodes of IMWA.EPISODE_LENGTHS = {imwa.EPISODE_LENGTHS!r} are"
+    elif common % epoch:
+        words = f"IMWA.START = {imwa.START:g} of {iterations} iterations is"
+    elif episode % epoch:
+        words = f"an episode of {episode:g} iterations is"
+    else:
+        return
+    logger.warning(
+        "%s no multiple of CLS.LABELER.EPOCH = %d: averages fall between two adjustments of ACR",
+        words,
+        epoch,
+    )

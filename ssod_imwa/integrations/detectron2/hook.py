@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import detectron2.engine
@@ -68,6 +68,7 @@ class IMWAHook(detectron2.engine.HookBase):
         members: M.
         episodes: E.
         start: own iterations before members part, trained once; see `EpisodeSchedule`.
+        lengths: of the episodes, if they are not alike; see `EpisodeSchedule`.
         teacher: name of the trainer's attribute that holds a second model, averaged apart; "" for
             none. The project's own checkpointer has to save it.
         averaged_state: further averages of the model, by name: modules, or objects with an
@@ -93,6 +94,7 @@ class IMWAHook(detectron2.engine.HookBase):
         members: int = 2,
         episodes: int = 1,
         start: int = 0,
+        lengths: Sequence[int] | None = None,
         teacher: str = "",
         averaged_state: Mapping[str, Average] | None = None,
         build_loader: Callable[[], Iterable[Any]] | None = None,

@@ -1,6 +1,7 @@
-"""Whole runs whose members part late (IMWA.START)."""
+"""Whole runs under the keys of docs/averaging.md."""
 
 import json
+import math
 import signal
 from functools import partial
 from pathlib import Path
@@ -12,10 +13,12 @@ from ssod_imwa.engine.hooks import LRHook
 from ssod_imwa.errors import ConfigError
 from ssod_imwa.runs import run
 from ssod_imwa.runs.results import read_results
+from ssod_imwa.runs.schedule import schedule_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 IMWA = ("IMWA.MEMBERS", 2, "IMWA.EPISODES", 2)
+QSR = ("IMWA.EPISODE_LENGTHS", "qsr", "SOLVER.LR_SCHEDULER_NAME", "WarmupCosineLR")
 
 
 @pytest.fixture
@@ -72,17 +75,21 @@ def test_the_common_part_is_evaluated_as_an_average_and_not_as_a_member(config):
     assert results.global_steps == len(steps)
 
 
+LATE = ("IMWA.START", 0.6, "SOLVER.MAX_ITER", 5, "SOLVER.OPTIMIZER", "AdamW")
+
+
 @pytest.mark.parametrize(
-    "stop",
+    ("changes", "stop"),
     [
-        pytest.param(1, marks=pytest.mark.slow),  # inside the common part
-        2,  # its last step
-        pytest.param(3, marks=pytest.mark.slow),  # the first one of the first member
-        pytest.param(4, marks=pytest.mark.slow),  # the first one of the second member
+        pytest.param(LATE, 1, marks=pytest.mark.slow),  # inside the common part
+        (LATE, 2),  # its last step
+        pytest.param(LATE, 3, marks=pytest.mark.slow),  # the first one of the first member
+        pytest.param(LATE, 4, marks=pytest.mark.slow),  # the first one of the second member
+        pytest.param(QSR, 5, marks=pytest.mark.slow),
     ],
 )
-def test_a_resumed_run_equals_one_that_never_stopped(config, monkeypatch, stop):
-    settings = (*IMWA, "IMWA.START", 0.6, "SOLVER.MAX_ITER", 5, "SOLVER.OPTIMIZER", "AdamW")
+def test_a_resumed_run_equals_one_that_never_stopped(config, monkeypatch, changes, stop):
+    settings = (*IMWA, *changes)
     whole = config(*settings, output="whole")
     parts = config(*settings, output="parts")
     run.train(whole)
@@ -129,3 +136,32 @@ def test_the_log_says_what_is_trained_in_common(config, caplog):
 def test_weights_of_members_that_never_part_are_not_asked_for(config):
     weights = ("IMWA.COEFFICIENTS", [0.25, 0.75], "SOLVER.MAX_ITER", 1, "IMWA.MEMBERS", 2)
     assert run.train(config(*weights, "IMWA.START", 1.0)) == 0
+
+
+def test_episodes_by_rate_end_where_the_sum_of_squared_rates_says(config):
+    """SOLVER's cosine over 8 iterations; the first is of the warm-up, with almost no rate."""
+    cfg = config(*QSR, *IMWA, "SOLVER.MAX_ITER", 8, "IMWA.EPISODES", 3)
+    run.train(cfg)
+    rates = [0.001] + [0.5 * (1 + math.cos(math.pi * t / 8)) for t in range(1, 8)]
+    sums = [sum(rate**2 for rate in rates[: t + 1]) for t in range(8)]
+    ends = [max(t for t in range(8) if sums[t] <= e / 3 * sums[-1]) for e in (1, 2)]
+    results = read_results(cfg.OUTPUT_DIR)
+    assert [x.t for x in results.evaluations if x.model == "student"] == [*ends, 7]
+    assert results.episode_lengths == (ends[0] + 1, ends[1] - ends[0], 7 - ends[1])
+    bounds = [schedule_of(results).bounds(e)[1] - 1 for e in range(3)]
+    assert bounds == [*ends, 7]
+
+
+def test_a_plain_run_keeps_its_bits_wherever_its_episodes_end(config):
+    uniform = config(*QSR[2:], "IMWA.EPISODES", 3, output="uniform")
+    by_rate = config(*QSR, "IMWA.EPISODES", 3, output="by_rate")
+    for cfg in (uniform, by_rate):
+        run.train(cfg)
+    assert_equal(final_weights(uniform), final_weights(by_rate))
+
+
+def test_a_rate_that_is_0_for_too_long_is_a_users_error(config):
+    falls = ("SOLVER.LR_SCHEDULER_NAME", "WarmupMultiStepLR", "SOLVER.GAMMA", 0.0)
+    cfg = config(*IMWA, *falls, "SOLVER.STEPS", [1], "IMWA.EPISODE_LENGTHS", "qsr")
+    with pytest.raises(ConfigError, match=r"'qsr' is not allowed: episodes = 2 .* 1\.\.1, the it"):
+        run.train(cfg)
