@@ -103,6 +103,17 @@ class Task(ABC):
         """A function that re-estimates the batch norms of averaged models on some batches."""
 
     @abstractmethod
+    def build_training_loss(self, images: int) -> Callable[[nn.Module], float]:
+        """A function from a model to its plain supervised loss on images that it learns from.
+
+        These are labeled, not augmented, and kept in memory, the same in every process. A call is
+        in eval mode, without gradient, and leaves no trace.
+
+        Args:
+            images: how many; all if there are no more.
+        """
+
+    @abstractmethod
     def fingerprints(self) -> dict[str, Any]:
         """What identifies the training data, by what it is."""
 

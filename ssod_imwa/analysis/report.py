@@ -12,12 +12,13 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from ssod_imwa.runs.advice import advise, numbers_in
 from ssod_imwa.runs.burn_in import burn_in_of
 from ssod_imwa.runs.comparison import folder_names, folder_of
+from ssod_imwa.runs.gains import Gain, average_gains
 from ssod_imwa.runs.results import (
     MODELS,
     Evaluation,
@@ -27,6 +28,7 @@ from ssod_imwa.runs.results import (
     read_results,
 )
 from ssod_imwa.runs.run import CONFIG_FILE, read_settings
+from ssod_imwa.visualization.advice_plots import advice_figure
 from ssod_imwa.visualization.label_plots import has_labels, labels_figure
 from ssod_imwa.visualization.page import Page
 from ssod_imwa.visualization.plots import (
@@ -155,11 +157,19 @@ def _add_course(page: Page, run: Run) -> None:
 
 def _add_averaging(page: Page, run: Run) -> None:
     metric = next(iter(main_metrics([run.results])), "")
-    gains = _gains(run.results, metric)
+    gains = average_gains(run.results.evaluations, metric)
     distances = [row for row in run.rows if any(name.startswith(DISTANCE) for name in row)]
-    if not gains and not distances:
+    numbers = numbers_in(run.rows)
+    if not gains and not distances and not numbers:
         return
     page.heading("What averaging did")
+    if numbers:
+        page.text(f"After the last average: {advise(list(numbers.values())).text}.")
+        page.figure(
+            advice_figure({run.results.episode_number(e): x for e, x in numbers.items()}),
+            words="Loss of members and averages on training images, what averaging took from it, "
+            "and how far members were apart.",
+        )
     if distances:
         page.figure(
             _distances_figure(run.results, distances),
@@ -167,14 +177,15 @@ def _add_averaging(page: Page, run: Run) -> None:
         )
     if gains:
         page.figure(
-            _gains_figure(metric, gains),
+            _gains_figure(run.results, metric, gains),
             words=f"Gain in {metric} (points) of each average over the mean of its members.",
         )
         rows = []
         for x in gains:
             figures = [percent(value) for value in (x.members, x.best, x.average)]
             more = [percent(x.average - value, sign=True) for value in (x.members, x.best)]
-            rows.append([str(x.episode), x.model, *figures, *more])
+            number = str(run.results.episode_number(x.episode))
+            rows.append([number, x.model, *figures, *more])
         header = ["episode", "model", "mean of members", "best member", "average"]
         header += ["gain over mean", "gain over best"]
         page.table(header, rows, caption=f"{metric} (%) before and after each average.")
@@ -230,36 +241,13 @@ def _add_resources(page: Page, run: Run) -> None:
         page.code(f"python tools/train_net.py --config-file {config} OUTPUT_DIR output/again")
 
 
-@dataclass(frozen=True)
-class _Gain:
-    episode: int
-    model: str
-    members: float
-    best: float
-    average: float
-
-
-def _gains(results: Results, metric: str) -> list[_Gain]:
-    """The averages whose members were evaluated, too."""
-    gains = []
-    for model in MODELS:
-        for episode in sorted({x.episode for x in results.evaluations}):
-            of_episode = [
-                x for x in results.evaluations if (x.model, x.episode) == (model, episode)
-            ]
-            members = [x.metrics.get(metric, math.nan) for x in of_episode if x.stage == "member"]
-            averages = [x for x in of_episode if x.stage in ("average", "final")]
-            if len(members) > 1 and averages:
-                average = averages[-1].metrics.get(metric, math.nan)
-                mean, best = float(np.mean(members)), max(members)
-                number = results.episode_number(episode)
-                gains.append(_Gain(number, model, mean, best, average))
-    return gains
-
-
-def _gains_figure(metric: str, gains: Sequence[_Gain]) -> Figure:
+def _gains_figure(results: Results, metric: str, gains: Sequence[Gain]) -> Figure:
     points: dict[str, list[tuple[int, float]]] = {
-        model: [(x.episode, x.average - x.members) for x in gains if x.model == model]
+        model: [
+            (results.episode_number(x.episode), x.average - x.members)
+            for x in gains
+            if x.model == model
+        ]
         for model in MODELS
     }
     figure = _episodes_figure(points, f"gain in {metric} (points)")

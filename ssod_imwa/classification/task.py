@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,7 @@ from ssod_imwa.classification.tracking import (
     SnapshotHook,
     TrackingOptions,
 )
+from ssod_imwa.classification.training_loss import spread_over_classes, training_loss
 from ssod_imwa.config.options import read_options
 from ssod_imwa.config.shared import check_shared
 from ssod_imwa.data.batches import Batch
@@ -332,6 +333,17 @@ class ClassificationTask(Task):
             return deployed(model)(torch.cat(views))
 
         return build_recomputation(batches, count=count, set_train_mode=set_mode, forward=classify)
+
+    def build_training_loss(self, images: int) -> Callable[[nn.Module], float]:
+        train = self.data.train
+        chosen = train.subset(spread_over_classes(train.labels.numpy(), images))
+        batches = build_test_batches(
+            open_images(chosen, self.device),
+            build.build_test_view(self.cfg, chosen),
+            batch_size=self.cfg.TEST.IMS_PER_BATCH,
+            on_bad_record=self.cfg.DATASETS.ON_BAD_RECORD,
+        )
+        return partial(training_loss, batches=list(batches))
 
     def fingerprints(self) -> dict[str, Any]:
         prints = {"training images": image_fingerprint(self.data.train)}

@@ -252,6 +252,14 @@ class IMWAOptions(Options):
     coefficients: list[float] = option(
         [], "weight of each member in the average, summing to 1; [] is 1/M each", low=0, high=1
     )
+    advise: int = option(
+        0,
+        "labeled images that are kept in memory, on which each average is compared with its "
+        "members: says whether averaging pays (docs/when_averaging_helps.md); 0 does not, and one "
+        "member has no average",
+        low=0,
+        free=True,
+    )
 
 
 SECTIONS = (

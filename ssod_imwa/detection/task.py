@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,11 @@ from torch import nn
 from ssod_imwa.averaging.episodes import EpisodeSchedule
 from ssod_imwa.averaging.ranks import Ranks
 from ssod_imwa.data.batches import Batch
+from ssod_imwa.data.loader import build_test_batches
 from ssod_imwa.data.polling import Poll
 from ssod_imwa.detection import build
 from ssod_imwa.detection.data.catalog import content_fingerprint
+from ssod_imwa.detection.data.images import DetectionImages
 from ssod_imwa.detection.data.reports import class_counts
 from ssod_imwa.detection.data.validation import check_readable
 from ssod_imwa.detection.detectors.base import Detector
@@ -23,6 +26,7 @@ from ssod_imwa.detection.detectors.build import build_detector
 from ssod_imwa.detection.label_pictures import FOLDER, LabelPictureHook
 from ssod_imwa.detection.methods.supervised import images_and_targets
 from ssod_imwa.detection.objectives import SupervisedLoss
+from ssod_imwa.detection.training_loss import training_loss
 from ssod_imwa.engine.label_hook import LabelAdvice, LabelHook
 from ssod_imwa.engine.label_statistics import LabelStatistics
 from ssod_imwa.engine.method import Method
@@ -121,6 +125,18 @@ class DetectionTask(Task):
         return build_recomputation(
             batches, count=count, set_train_mode=lambda model: model.train(), forward=learn
         )
+
+    def build_training_loss(self, images: int) -> Callable[[nn.Module], float]:
+        labeled = self.data.labeled
+        count = min(images, len(labeled))
+        chosen = labeled.subset([i * len(labeled) // count for i in range(count)])
+        batches = build_test_batches(
+            DetectionImages.labeled(chosen),
+            build.build_test_view(self.cfg),
+            batch_size=self.cfg.TEST.IMS_PER_BATCH,
+            on_bad_record=self.cfg.DATASETS.ON_BAD_RECORD,
+        )
+        return partial(training_loss, batches=list(batches))
 
     def lr_factor(self, name: str) -> float:
         # A toolkit that makes its own backbones has its own keys for them.

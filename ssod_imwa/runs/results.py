@@ -281,7 +281,12 @@ MAIN_METRICS = (
 
 def main_metrics(runs: Iterable[Results]) -> list[str]:
     """Names of the figures to show first, those of each data set."""
-    names = dict.fromkeys(name for run in runs for x in run.evaluations for name in x.metrics)
+    return main_metrics_of(x for run in runs for x in run.evaluations)
+
+
+def main_metrics_of(evaluations: Iterable[Evaluation]) -> list[str]:
+    """Likewise, of evaluations."""
+    names = dict.fromkeys(name for x in evaluations for name in x.metrics)
     of_experts = ("expert", "experts")
     return [
         name

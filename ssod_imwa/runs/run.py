@@ -40,6 +40,7 @@ from ssod_imwa.engine.writers import (
     Writer,
 )
 from ssod_imwa.errors import CheckpointError, UserError
+from ssod_imwa.runs.advice_hooks import build_advice
 from ssod_imwa.runs.config import FREE_KEYS, defaults_of
 from ssod_imwa.runs.generations import all_generations, train_all
 from ssod_imwa.runs.hooks import ConfigHook, ResultsHook
@@ -243,7 +244,9 @@ def _assemble(
     )
     imwa = _build_imwa(task, trainer, batches)
     time_left = build_time_left(task, method, batches, schedule)
-    hooks, signal_hook = _build_hooks(task, trainer, imwa, signals, time_left, overwrite=overwrite)
+    hooks, signal_hook = _build_hooks(
+        task, trainer, imwa, batches, signals, time_left, overwrite=overwrite
+    )
     trainer.register_hooks([*hooks, signal_hook])
     expect_evaluations(time_left, hooks)
     return trainer, signal_hook
@@ -278,6 +281,7 @@ def _build_hooks(
     task: Task,
     trainer: Trainer,
     imwa: IMWA,
+    batches: Batches,
     signals: StopSignals,
     time_left: TimeLeft,
     *,
@@ -303,6 +307,7 @@ def _build_hooks(
     )
     signal_hook = SignalHook(signals, checkpoint.save_now)
     evaluations = Evaluations()
+    advice = build_advice(task, batches, evaluations)
     watch = partial(watched, task, progress, time_left)
     running, members, averages = _build_evaluations(
         task, evaluations, watch(signal_hook.poll), watch(), writers
@@ -312,10 +317,13 @@ def _build_hooks(
         *([running] if cfg.TEST.EVAL_PERIOD else []),
         *([members] if cfg.TEST.EVAL_MEMBERS else []),
         *task.hooks(),
+        *advice.before_average,
         IMWAHook(imwa),
+        *advice.after_average,
         MetricsHook(writers, cfg.LOG_PERIOD, time_left),
         checkpoint,
         averages,
+        *advice.after_evaluation,
         ConfigHook(output / CONFIG_FILE, cfg),
         ResultsHook(output / FILE_NAME, task, evaluations, checkpoint),
     ]

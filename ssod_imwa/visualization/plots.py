@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from ssod_imwa.errors import UserError
+from ssod_imwa.runs.advice import numbers_in
 from ssod_imwa.runs.burn_in import BurnIn, burn_in_of
 from ssod_imwa.runs.results import (
     FILE_NAME,
@@ -27,6 +28,7 @@ from ssod_imwa.runs.results import (
     main_metrics,
     read_results,
 )
+from ssod_imwa.visualization.advice_plots import advice_figure
 from ssod_imwa.visualization.label_plots import has_labels, labels_figure
 from ssod_imwa.visualization.style import DPI, color, dash, marker
 
@@ -44,7 +46,7 @@ def run_figures(run_dir: str | Path, *, metrics: Sequence[str] | None = None) ->
     """The figures of a run that has begun, by file name.
 
     "episodes.png" is there once it was evaluated, "course.png" if it was inside episodes,
-    "labels.png" once a teacher labels.
+    "labels.png" once a teacher labels, "advice.png" with IMWA.ADVISE.
 
     Args:
         run_dir: its OUTPUT_DIR.
@@ -57,6 +59,9 @@ def run_figures(run_dir: str | Path, *, metrics: Sequence[str] | None = None) ->
     results = read_results(run_dir) if (Path(run_dir) / FILE_NAME).exists() else None
     burn_in = None if results is None else burn_in_of(results)
     figures = {"training.png": training_figure(rows, burn_in=burn_in)}
+    if numbers := numbers_in(rows):
+        number = (lambda e: e + 1) if results is None else results.episode_number
+        figures["advice.png"] = advice_figure({number(e): x for e, x in numbers.items()})
     if has_labels(rows):
         figures["labels.png"] = labels_figure(rows, results.class_counts if results else {})
     if results is not None and (results.evaluations or metrics is not None):
