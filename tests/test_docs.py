@@ -166,7 +166,9 @@ def test_training_commands_are_found():
     assert any("configs/voc_mini/imwa.yaml" in arguments for _, arguments in results)
 
 
-@pytest.mark.parametrize("target", ["demo", "compare", "demo-classification", "test", "test-all"])
+@pytest.mark.parametrize(
+    "target", ["demo", "compare", "demo-classification", "demo-semi", "test", "test-all"]
+)
 def test_make_targets_name_files_that_exist(target):
     done = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -1,7 +1,8 @@
-"""Every run of supervised classification's tables can be built: data, schedule, order, method.
+"""Every run of classification's tables can be built: data, schedule, streams, method.
 
 Images are on the meta device, which has shapes and no numbers, and so are networks; the labels of
-large sets have the published numbers of images and classes.
+large sets have the published numbers of images and classes. What is semi-supervised also does a
+step, on noise.
 """
 
 from pathlib import Path
@@ -15,16 +16,21 @@ from ssod_imwa.averaging import ema
 from ssod_imwa.averaging.episodes import EpisodeSchedule
 from ssod_imwa.classification import build, task
 from ssod_imwa.classification.data import build as data
+from ssod_imwa.classification.data import splits
 from ssod_imwa.classification.data.datasets import ClassificationDataset
 from ssod_imwa.classification.data.imbalance import imbalanced_counts
 from ssod_imwa.classification.data.lists import PUBLISHED_LISTS
+from ssod_imwa.classification.labelers.build import UnlabeledImages
 from ssod_imwa.classification.methods import moco, paco
+from ssod_imwa.classification.methods.build import build_method, method_name
 from ssod_imwa.classification.models.feature_queue import FeatureQueue
 from ssod_imwa.classification.task import ClassificationTask
+from ssod_imwa.data.batches import Batch, Part
 from ssod_imwa.engine.solver import lr_multiplier
 from ssod_imwa.errors import WeightsError
 from ssod_imwa.papers.reproduction import run_config
 from ssod_imwa.papers.tables import needed_runs, read_table
+from ssod_imwa.runs.generations import all_generations
 
 TABLES = Path(__file__).parents[2] / "configs/tables"
 
@@ -52,11 +58,18 @@ SETS = {
     "imagenet_lt_train": (published("ImageNet_LT_train", 5), None),
     "places_lt_train": (published("Places_LT_train", 5), None),
     "inaturalist18_train": (published("iNaturalist18_train", 2), None),
+    "stl10_train": ([500] * 10, 96),
+    "stl10_32_train": ([500] * 10, 32),
+    "imagenet127_32_train": (long_tail(1_281_167, 127, fewest=1000), 32),
+    "imagenet127_64_train": (long_tail(1_281_167, 127, fewest=1000), 64),
 }
+UNLABELED = {"stl10_unlabeled": (100_000, 96), "stl10_32_unlabeled": (100_000, 32)}
 TESTS = {
     **{f"{name.removesuffix('train')}test": name for name in SETS},
     "tiny_imagenet_val": "tiny_imagenet_train",
     "inaturalist18_val": "inaturalist18_train",
+    "imagenet127_32_val": "imagenet127_32_train",
+    "imagenet127_64_val": "imagenet127_64_train",
 }
 
 
@@ -68,8 +81,18 @@ def load_images(name, **settings):
     classes = tuple(str(c) for c in range(len(counts)))
     if edge is None:
         return ClassificationDataset(name, labels, classes, files=("image.jpg",) * len(labels))
-    images = torch.empty((len(labels), 3, edge, edge), dtype=torch.uint8, device="meta")
-    return ClassificationDataset(name, labels, classes, images=images)
+    return ClassificationDataset(name, labels, classes, images=without_pixels(len(labels), edge))
+
+
+def load_unlabeled(name, *, classes, **settings):
+    count, edge = UNLABELED[name]
+    labels = torch.full((count,), -1)
+    images = without_pixels(count, edge)
+    return ClassificationDataset(name, labels, classes, images=images, is_labeled=False)
+
+
+def without_pixels(count, edge):
+    return torch.empty((count, 3, edge, edge), dtype=torch.uint8, device="meta")
 
 
 def on_meta(function):
@@ -90,6 +113,17 @@ class SmallQueue(FeatureQueue):
         super().__init__(min(size, 64), dim, **settings)
 
 
+def replace_data(monkeypatch):
+    """Data sets of the right size without pixels."""
+    monkeypatch.setattr(data, "load_images", load_images)
+    monkeypatch.setattr(data, "load_unlabeled", load_unlabeled)
+    # Images are told apart by their pixels.
+    monkeypatch.setattr(splits, "_digests", lambda dataset: [object() for _ in dataset.labels])
+    monkeypatch.setattr(data, "with_pseudo_labels", lambda train, unlabeled, path: train)
+    monkeypatch.setattr(task, "check_readable", lambda dataset: None)
+    monkeypatch.setattr(task, "pick_device", lambda name: torch.device("meta"))
+
+
 class Builder:
     """Builds the runs of a table, each from the network of the one that it comes after."""
 
@@ -97,8 +131,7 @@ class Builder:
         self.table = table
         self.states = {}
         self.built = {}
-        monkeypatch.setattr(data, "load_images", load_images)
-        monkeypatch.setattr(task, "check_readable", lambda dataset: None)
+        replace_data(monkeypatch)
         monkeypatch.setattr(build, "foreign_state", lambda model, source: None)
         monkeypatch.setattr(build, "read_models", self.read_models)
         # What looks at numbers: there are none.
@@ -115,10 +148,11 @@ class Builder:
     def build(self, run):
         initial = None if run.after is None else Path("runs") / run.after
         cfg = run_config(self.table, run, seed=1, output=Path("runs") / run.name, initial=initial)
-        made = ClassificationTask(cfg)
-        check_schedule(made.cfg)
-        check_order(made)
-        self.states[run.name] = self._build_once(made, run)
+        for generation in all_generations(cfg):
+            made = ClassificationTask(generation)
+            check_schedule(made.cfg)
+            check_order(made)
+            self.states[run.name] = self._build_once(made, run)
 
     def _build_once(self, made, run):
         """The student's state; runs that differ by data and schedule alone share it."""
@@ -126,13 +160,15 @@ class Builder:
         cfg.defrost()
         for name in ("SOLVER", "IMWA", "TEST", "DATASETS", "OUTPUT_DIR", "MODEL", "SEED"):
             del cfg[name]
-        for name in ("IMBALANCE", "SCHEDULE", "SAMPLER"):
-            del cfg.CLS[name]
+        for name in ("IMBALANCE", "SCHEDULE", "SAMPLER", "UNLABELED", "CREST"):
+            cfg.CLS.pop(name, None)
         state = self.states.get(run.after)
         key = (cfg.dump(), len(made.classes), id(state))
         if key not in self.built:
             method = made.build_method(torch.device("meta"))
-            check_views(made, method.reads["labeled"])
+            check_views(made, method.reads)
+            schedule = EpisodeSchedule(made.cfg.SOLVER.MAX_ITER)
+            made.build_batches(schedule, made.device, method.reads)
             made.parameter_groups(method.student)
             made.hooks()
             self.built[key] = method.student.state_dict()
@@ -165,19 +201,22 @@ def check_order(made):
     assert 0 <= min(batch) <= max(batch) < len(train)
 
 
-def check_views(made, names):
+def check_views(made, reads):
     options, train = made.cfg.CLS.INPUT, made.data.train
     views = build.build_views(made.cfg, train, options.VIEWS)
-    assert len(views) == len(names)
+    assert len(views) == len(reads["labeled"])
+    views.append(build.build_test_view(made.cfg, train))
+    if "unlabeled" in reads:
+        assert len(options.UNLABELED_VIEWS) == len(reads["unlabeled"])
+        views += build.build_views(made.cfg, made.data.unlabeled, options.UNLABELED_VIEWS)
     size = options.SIZE
-    image = torch.zeros(3, size, size, dtype=torch.uint8)
-    for view in (*views, build.build_test_view(made.cfg, train)):
+    for view in views:
         if train.images is None:
             seen = view(torch.zeros(3, size + 40, size + 60, dtype=torch.uint8))
         else:
-            assert train.images.shape[1:] == image.shape
-            seen = view(image[None], torch.rand(1, view.numbers, dtype=torch.float64))[0]
-        assert seen.shape == image.shape
+            stored = torch.zeros(1, *train.images.shape[1:], dtype=torch.uint8)
+            seen = view(stored, torch.rand(1, view.numbers, dtype=torch.float64))[0]
+        assert seen.shape == (3, size, size)
 
 
 @pytest.mark.slow
@@ -187,8 +226,6 @@ def test_every_run_of_a_table_can_be_built(path, monkeypatch):
     first = run_config(table, next(iter(table.runs.values())), seed=1, output=Path("out"))
     if first.TASK != "classification" or not set(first.DATASETS.TRAIN) <= set(SETS):
         pytest.skip("a table of detection, or of data sets that are not above")
-    if "UNLABELED" in first.CLS:
-        pytest.skip("unlabeled images are compared by their pixels, which are not there")
     builder = Builder(table, monkeypatch)
     for run in needed_runs(table, table.rows):
         try:
@@ -214,3 +251,65 @@ def test_a_stage_that_does_not_fit_the_one_before_is_found(tmp_path, monkeypatch
     builder.build(first)
     with pytest.raises(WeightsError, match=r"runs/first is of another network than CLS.MODEL"):
         builder.build(second)
+
+
+def semi_supervised_recipes():
+    """A run of each method on each data set and network."""
+    recipes = {}
+    for path in sorted([*TABLES.glob("imwa_*.yaml"), TABLES / "cissic_small.yaml"]):
+        table = read_table(path)
+        for run in table.runs.values():
+            cfg = run_config(table, run, seed=1, output=Path("out"))
+            if cfg.TASK != "classification":
+                break
+            if "UNLABELED" in cfg.CLS:
+                name = f"{method_name(cfg)}, {cfg.DATASETS.TRAIN[0]}, {cfg.CLS.MODEL.NAME}"
+                recipes.setdefault(name, cfg)
+    return recipes
+
+
+RECIPES = semi_supervised_recipes()
+
+
+def test_there_are_tables_of_all_semi_supervised_methods():
+    methods = {name.split(",")[0] for name in RECIPES}
+    for images in ("cifar10", "cifar100", "stl10", "imagenet127_32", "imagenet127_64"):
+        assert any(f"{images}_train" in name for name in RECIPES)
+    assert methods >= {
+        *("mean_teacher", "fixmatch", "fixmatch + la", "fixmatch + darp", "fixmatch + crest"),
+        *("fixmatch + crest+", "fixmatch + abc", "fixmatch + daso", "acr", "cossl"),
+        *("fixmatch + la + darp", "fixmatch + la + crest+", "fixmatch + la + daso"),
+        "fixmatch + abc + daso",
+    }
+
+
+def small_batch(cfg, reads, classes):
+    size = cfg.CLS.INPUT.SIZE
+    draw = torch.Generator().manual_seed(0)
+
+    def part(views):
+        labels = torch.randint(classes, (2,), generator=draw)
+        images = {view: torch.rand(2, 3, size, size, generator=draw) for view in views}
+        return Part(images, labels, torch.arange(2))
+
+    return Batch(**{stream: part(views) for stream, views in reads.items()})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(RECIPES))
+def test_a_step_of_each_semi_supervised_recipe(name):
+    cfg = RECIPES[name]
+    classes = len(SETS[cfg.DATASETS.TRAIN[0]][0])
+    counts = [2 * classes - k for k in range(classes)]
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = build.build_model(cfg, classes, weights="")
+        method = build_method(cfg, model, counts, UnlabeledImages(3 * classes, counts))
+    method.set_train_mode()
+    late = round(0.8 * cfg.SOLVER.MAX_ITER)  # past every warm-up, and DARP refines its labels
+    losses = method.losses(small_batch(cfg, method.reads, classes), late)
+    terms = [value for key, value in losses.items() if key.startswith("loss")]
+    torch.stack(terms).sum().backward()
+    assert all(torch.isfinite(term) for term in terms)
+    assert all(p.grad is not None for p in method.student.parameters() if p.requires_grad)
+    method.after_step(late)
