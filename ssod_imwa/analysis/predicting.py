@@ -125,11 +125,15 @@ class ClassificationPredictor(Predictor):
         model: in eval mode, on its device: images (B, 3, H, W) to logits (B, C) or (K, B, C).
         cfg: of its run.
         classes: names in label order.
+
+    Raises:
+        ConfigError: it sees cached features and no images.
     """
 
     batch_size = CLASSIFICATION_BATCH
 
     def __init__(self, model: nn.Module, cfg: CfgNode, classes: tuple[str, ...]) -> None:
+        classification.check_sees_images(cfg)
         self.classes = classes
         self._model = model
         self._cfg = cfg

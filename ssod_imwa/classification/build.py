@@ -12,7 +12,9 @@ from fvcore.common.config import CfgNode
 from torch import nn
 
 from ssod_imwa.classification.data.augmentation import Statistics
+from ssod_imwa.classification.data.build import ClassificationData, InputOptions
 from ssod_imwa.classification.data.datasets import ClassificationDataset
+from ssod_imwa.classification.data.feature_sets import FeatureDataset, feature_view
 from ssod_imwa.classification.data.large_views import large_view
 from ssod_imwa.classification.data.samplers import SAMPLERS, SUBSET, class_sampler
 from ssod_imwa.classification.data.small_views import CutoutOptions, PaddingOptions, small_view
@@ -28,6 +30,8 @@ from ssod_imwa.classification.models.classifiers import (
     tau_normalized,
 )
 from ssod_imwa.classification.models.experts import Experts, ExpertsOptions
+from ssod_imwa.classification.models.feature_head import NAME as FEATURE_HEAD
+from ssod_imwa.classification.models.feature_head import FeatureHeadOptions
 from ssod_imwa.classification.models.freezing import StageOptions, reset_last_block
 from ssod_imwa.classification.models.heads import ScaledClassifier, ScaleOptions
 from ssod_imwa.classification.models.library_models import TIMM, LibraryClassifier
@@ -83,17 +87,68 @@ def with_iterations(cfg: CfgNode, train: ClassificationDataset) -> CfgNode:
 
 
 def statistics(cfg: CfgNode) -> Statistics:
-    """Mean and deviation of pixels of 0..1, from those of 0..255."""
+    """Mean and deviation of pixels of 0..1, from those of 0..255.
+
+    Raises:
+        ConfigError: the network sees no pixels.
+    """
+    check_sees_images(cfg)
     mean, std = cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD
     return Statistics(tuple(x / 255 for x in mean), tuple(x / 255 for x in std))
 
 
+def check_sees_images(cfg: CfgNode) -> None:
+    """Refuse a head on cached features where images are drawn, predicted or exported for.
+
+    Raises:
+        ConfigError: the network sees no pixels.
+    """
+    if cfg.CLS.MODEL.NAME == FEATURE_HEAD:
+        raise ConfigError(
+            f"CLS.MODEL.NAME = {FEATURE_HEAD!r} is not allowed here (must be a network of images: "
+            "a head on cached features sees no pixels)"
+        )
+
+
+def check_features(cfg: CfgNode, data: ClassificationData) -> None:
+    """Refuse a head on images, another network on features, and features of several networks.
+
+    Raises:
+        ConfigError: CLS.MODEL does not go with the data sets, or one of them not with another.
+    """
+    name, train = cfg.CLS.MODEL.NAME, data.train
+    others = [] if data.unlabeled is None else [data.unlabeled]
+    for dataset in (train, *others, *data.tests):
+        if isinstance(dataset, FeatureDataset) != (name == FEATURE_HEAD):
+            kind = "cached features" if name != FEATURE_HEAD else "images"
+            rule = f"be {FEATURE_HEAD!r}" if name != FEATURE_HEAD else "be a network of images"
+            raise ConfigError(
+                f"CLS.MODEL.NAME = {name!r} is not allowed with {dataset.name}, which holds {kind} "
+                f"(must {rule})"
+            )
+        if not isinstance(dataset, FeatureDataset) or not isinstance(train, FeatureDataset):
+            continue
+        if dataset.source != train.source:
+            raise ConfigError(
+                f"features of {dataset.name} are by {dataset.source}, those of {train.name} by "
+                f"{train.source} (must be the same)"
+            )
+        if dataset.width != cfg.CLS.MODEL.WIDTH:
+            raise ConfigError(
+                f"CLS.MODEL.WIDTH = {cfg.CLS.MODEL.WIDTH} is not allowed with {dataset.name} (must "
+                f"be {dataset.width}, the features of an image)"
+            )
+
+
 def build_views(cfg: CfgNode, dataset: ClassificationDataset, names: Sequence[str]) -> list[Any]:
-    """The views of CLS.INPUT with these names, for images in memory or in files.
+    """The views of CLS.INPUT with these names, for images in memory or in files, or features.
 
     Raises:
         ConfigError: a name is not one of theirs.
     """
+    if isinstance(dataset, FeatureDataset):
+        with as_config_error("CLS.INPUT"):
+            return [feature_view(name, dataset) for name in names]
     options = cfg.CLS.INPUT
     common = {
         "statistics": statistics(cfg),
@@ -230,10 +285,11 @@ def _build_network(cfg: CfgNode, classes: int, *, imagenet: bool) -> ImageClassi
             classes,
             classifier=read_options(ClassifierOptions, node).classifier,
             scale=read_options(CosineOptions, node).scale,
-            image_size=cfg.CLS.INPUT.SIZE,
+            image_size=read_options(InputOptions, cfg.CLS.INPUT).size,
             pretrained=imagenet,
             drop_path=read_options(ViTOptions, node).drop_path,
             wide_resnet=read_options(WideResNetOptions, node),
+            feature_head=read_options(FeatureHeadOptions, node),
         )
 
     # The heads of ECL and NCL stand on experts, even on one alone.

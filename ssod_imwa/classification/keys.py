@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Literal
 
+from ssod_imwa.classification.data.build import InputOptions
 from ssod_imwa.classification.data.imbalance import ImbalanceOptions, SelectionOptions
-from ssod_imwa.classification.data.large_views import Resize
 from ssod_imwa.classification.data.samplers import SAMPLERS, SUBSET, SamplerChoice
 from ssod_imwa.classification.data.small_views import PADDED, CutoutOptions, PaddingOptions
 from ssod_imwa.classification.data.unlabeled import UnlabeledOptions
@@ -28,6 +28,8 @@ from ssod_imwa.classification.models.classifiers import (
     TauNormOptions,
 )
 from ssod_imwa.classification.models.experts import ExpertsOptions
+from ssod_imwa.classification.models.feature_head import NAME as FEATURE_HEAD
+from ssod_imwa.classification.models.feature_head import FeatureHeadOptions
 from ssod_imwa.classification.models.freezing import StageOptions
 from ssod_imwa.classification.models.heads import ScaleOptions
 from ssod_imwa.classification.models.vit import LayerDecayOptions, ViTOptions
@@ -42,12 +44,16 @@ from ssod_imwa.config.options import (
     Values,
     beginning_with,
     option,
-    other_than,
 )
 from ssod_imwa.engine.checkpoint.packages import PIXEL_MEAN, PIXEL_STD
 
 Conditions = Mapping[str, Values]
 IS_LITE = beginning_with("timm:tf_efficientnet_lite")
+SEES_PIXELS = Switch(f"not {FEATURE_HEAD!r}", lambda name: name != FEATURE_HEAD)
+OTHER_PIXELS = Switch(
+    f"{SEES_PIXELS.words} nor {IS_LITE.words}",
+    lambda name: name in SEES_PIXELS and name not in IS_LITE,
+)
 
 
 @dataclass(frozen=True)
@@ -77,19 +83,6 @@ class LitePixelOptions(PixelOptions):
 
     pixel_mean: list[float] = option(PIXEL_MEAN, "subtracted from pixels (0..255)")
     pixel_std: list[float] = option(PIXEL_STD, "divided into pixels (0..255)")
-
-
-@dataclass(frozen=True)
-class InputOptions(Options):
-    """CLS.INPUT: how images are read and augmented."""
-
-    size: int = option(32, "edge of the images that the network sees, in pixels", low=1)
-    flip: bool = option(True, "mirror images at random")
-    jitter: bool = option(True, 'color jitter of the "standard" view')
-    test_resize: Resize = option("bilinear", "how test images in files are resized; LiVT: bicubic")
-    in_memory: bool = option(
-        False, 'read the files of "folder:" and "list:" sets into memory; they must be of SIZE'
-    )
 
 
 @dataclass(frozen=True)
@@ -171,6 +164,7 @@ THINNED: Mapping[str, Values] = {
     ),
 }
 CLASSIFICATION: Conditions = {"TASK": ("classification",)}
+PIXELS: Conditions = {**CLASSIFICATION, "CLS.MODEL.NAME": SEES_PIXELS}
 FIXMATCH: Conditions = {**CLASSIFICATION, "CLS.ALGORITHM": ("fixmatch",)}
 
 
@@ -259,6 +253,7 @@ SECTIONS = (
         WideResNetOptions,
         {**CLASSIFICATION, "CLS.MODEL.NAME": tuple(WIDE_RESNETS)},
     ),
+    Section("CLS.MODEL", FeatureHeadOptions, {**CLASSIFICATION, "CLS.MODEL.NAME": (FEATURE_HEAD,)}),
     Section("CLS.MODEL", ExpertsOptions, _with("experts")),
     Section("CLS.MODEL", ClassifierOptions, _with("classifier")),
     Section(
@@ -277,21 +272,21 @@ SECTIONS = (
     Section("CLS", EMAOptions, _with("classifier")),
     Section("CLS", EMAForm, {**_with("unlabeled"), "CLS.EMA_DECAY": ABOVE_0}),
     Section("CLS", GroupOptions, _with("classifier")),
-    Section("TEST", FlipOptions, _with("classifier")),
+    Section("TEST", FlipOptions, {**_with("classifier"), **PIXELS}),
     Section("TEST", PostHocOptions, _with("classifier")),
     Section("CLS", TrackingOptions, _with("classifier")),
     Section("CLS", SnapshotOptions, CLASSIFICATION),
     Section("MODEL", WeightsOptions, CLASSIFICATION),
-    Section("MODEL", PixelOptions, {**CLASSIFICATION, "CLS.MODEL.NAME": other_than(IS_LITE)}),
+    Section("MODEL", PixelOptions, {**CLASSIFICATION, "CLS.MODEL.NAME": OTHER_PIXELS}),
     Section("MODEL", LitePixelOptions, {**CLASSIFICATION, "CLS.MODEL.NAME": IS_LITE}),
     Section("DATASETS", UnlabeledSetOptions, _with("unlabeled")),
     Section("SOLVER", UnlabeledBatchOptions, _with("unlabeled")),
-    Section("CLS.INPUT", InputOptions, CLASSIFICATION),
+    Section("CLS.INPUT", InputOptions, PIXELS),
     Section("CLS.INPUT", ViewsOptions, _without("unlabeled")),
     Section("CLS.INPUT", SemiSupervisedViewsOptions, _with("unlabeled")),
-    Section("CLS.INPUT", PaddingOptions, {**CLASSIFICATION, "CLS.INPUT.VIEWS": _holding(*PADDED)}),
+    Section("CLS.INPUT", PaddingOptions, {**PIXELS, "CLS.INPUT.VIEWS": _holding(*PADDED)}),
     *(
-        Section("CLS.INPUT", CutoutOptions, {**methods, key: _holding("randaugment")})
+        Section("CLS.INPUT", CutoutOptions, {**PIXELS, **methods, key: _holding("randaugment")})
         for methods, key in (
             (_without("unlabeled"), "CLS.INPUT.VIEWS"),
             (_with("unlabeled"), "CLS.INPUT.UNLABELED_VIEWS"),

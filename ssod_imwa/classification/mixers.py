@@ -96,12 +96,14 @@ class Mixer(ABC):
         options_class: type of its options.
         mixes_labels: whether targets are shares of classes.
         mixes_features: whether it may mix inside the network.
+        cuts_pixels: whether it takes pixels of another image, which cached features do not have.
     """
 
     name: ClassVar[str]
     options_class: ClassVar[type[Options]] = Options
     mixes_labels: ClassVar[bool] = True
     mixes_features: ClassVar[bool] = False
+    cuts_pixels: ClassVar[bool] = False
 
     def __init__(self, counts: Sequence[int], options: Options, network: Network) -> None:
         self.classes = len(counts)
@@ -160,6 +162,7 @@ class MixupOrCutMix(Mixup):
     """Mixup or CutMix, each as often; shares of CutMix are uniform."""
 
     name = "mixup_or_cutmix"
+    cuts_pixels = True
 
     def draw(self, labels: torch.Tensor, shape: torch.Size) -> Mixing:
         permutation = _permutation(labels)

@@ -39,7 +39,7 @@ from ssod_imwa.classification.models.experts import Experts
 from ssod_imwa.classification.models.freezing import StageOptions, set_train_mode
 from ssod_imwa.classification.models.mae import MaskedAutoencoder
 from ssod_imwa.classification.models.vit import LayerDecayOptions, ViT, layer_decay_groups
-from ssod_imwa.classification.prediction import evaluate_classifier
+from ssod_imwa.classification.prediction import FlipOptions, evaluate_classifier
 from ssod_imwa.classification.tracking import (
     CLASSES_FILE,
     SNAPSHOT_FOLDER,
@@ -100,6 +100,7 @@ class ClassificationTask(Task):
     def __init__(self, cfg: CfgNode, ranks: Ranks = Ranks.alone()) -> None:
         super().__init__(cfg, ranks)
         self.data = build_data(cfg)
+        build.check_features(cfg, self.data)
         for test in self.data.tests:
             check_readable(test)  # else found when the first episode is over
         train = self.data.train
@@ -245,7 +246,7 @@ class ClassificationTask(Task):
             classes=test.classes,
             train_counts=self.data.labeled_counts,
             group_rule=self.cfg.CLS.GROUP_RULE,
-            flip=self.cfg.TEST.FLIP,
+            flip=read_options(FlipOptions, self.cfg.TEST).flip,
             post_hoc_tau=self.cfg.TEST.POST_HOC_TAU,
             poll=poll,
         )

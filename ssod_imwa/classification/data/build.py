@@ -11,6 +11,7 @@ from fvcore.common.config import CfgNode
 from ssod_imwa.classification.data.catalog import load_images, load_unlabeled
 from ssod_imwa.classification.data.datasets import ClassificationDataset
 from ssod_imwa.classification.data.imbalance import ImbalanceOptions, SelectionOptions
+from ssod_imwa.classification.data.large_views import Resize
 from ssod_imwa.classification.data.splits import (
     impose_imbalance,
     join_unlabeled,
@@ -20,11 +21,24 @@ from ssod_imwa.classification.data.splits import (
 )
 from ssod_imwa.classification.data.unlabeled import UnlabeledOptions
 from ssod_imwa.classification.generations import GenerationOptions, with_pseudo_labels
-from ssod_imwa.config.options import read_options
+from ssod_imwa.config.options import Options, option, read_options
 from ssod_imwa.data.registration import import_modules
 from ssod_imwa.errors import ConfigError, DataError
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class InputOptions(Options):
+    """CLS.INPUT: how images are read and augmented."""
+
+    size: int = option(32, "edge of the images that the network sees, in pixels", low=1)
+    flip: bool = option(True, "mirror images at random")
+    jitter: bool = option(True, 'color jitter of the "standard" view')
+    test_resize: Resize = option("bilinear", "how test images in files are resized; LiVT: bicubic")
+    in_memory: bool = option(
+        False, 'read the files of "folder:" and "list:" sets into memory; they must be of SIZE'
+    )
 
 
 @dataclass(frozen=True)
@@ -117,7 +131,7 @@ def _load_labeled(
         name,
         root=cfg.DATASETS.ROOT,
         classes=classes,
-        in_memory=cfg.CLS.INPUT.IN_MEMORY,
+        in_memory=read_options(InputOptions, cfg.CLS.INPUT).in_memory,
         on_bad_record=on_bad_record,
     )
     if not dataset.is_labeled:
@@ -174,7 +188,7 @@ def _load_unlabeled(cfg: CfgNode, train: ClassificationDataset) -> Classificatio
             name,
             root=sets.ROOT,
             classes=train.classes,
-            in_memory=cfg.CLS.INPUT.IN_MEMORY,
+            in_memory=read_options(InputOptions, cfg.CLS.INPUT).in_memory,
             on_bad_record=sets.ON_BAD_RECORD,
         )
         for name in sets.TRAIN_UNLABELED

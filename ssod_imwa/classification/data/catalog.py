@@ -21,6 +21,7 @@ from ssod_imwa.classification.data.datasets import (
     load_plain_folder,
     read_into_memory,
 )
+from ssod_imwa.classification.data.feature_sets import read_features
 from ssod_imwa.classification.data.imagenet127 import load_imagenet127
 from ssod_imwa.classification.data.lists import load_list_file
 from ssod_imwa.classification.data.stl10 import IMAGES as STL10_IMAGES
@@ -119,8 +120,9 @@ def load_images(
     """A classification data set by its name or by its place.
 
     Args:
-        name: one of `available_images()`, or "folder:FOLDER" (a folder of images for each class)
-            or "list:FILE.txt:IMAGES" (lines "PATH LABEL"), relative to the root.
+        name: one of `available_images()`, or "folder:FOLDER" (a folder of images for each class),
+            "list:FILE.txt:IMAGES" (lines "PATH LABEL") or "features:FILE" (cached features; with
+            ":fit" or ":held_out" a part of them), relative to the root.
         root: folder of all data sets; None or "" takes $DETECTRON2_DATASETS, else "datasets".
         classes: names in label order that a "folder:" or "list:" has to have, those of the
             training set.
@@ -140,6 +142,9 @@ def load_images(
     elif kind == "list" and ":" in place:
         file, _, images = place.partition(":")
         dataset = load_list_file(folder / file, folder / images, **settings)
+    elif kind == "features" and place:
+        file, _, part = place.partition(":")
+        return read_features(folder / file, name=name, part=part)
     elif name in _LOADERS:
         return _LOADERS[name](folder)
     else:
@@ -147,7 +152,8 @@ def load_images(
         hint = f"; did you mean {near[0]}?" if near else ""
         raise DataError(
             f"data set {name!r} is not known for classification (must be one of "
-            f"{', '.join(available_images())}, folder:FOLDER or list:FILE.txt:IMAGES){hint}"
+            f"{', '.join(available_images())}, folder:FOLDER, list:FILE.txt:IMAGES or "
+            f"features:FILE){hint}"
         )
     return read_into_memory(dataset, on_bad_record=on_bad_record) if in_memory else dataset
 

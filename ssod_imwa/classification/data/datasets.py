@@ -40,7 +40,8 @@ class ClassificationDataset:
         labels: int64 (N,), 0..C-1; of unlabeled images the truth, which only records may look at,
             -1 where it is not known.
         classes: names of the C classes in label order.
-        images: uint8 (N, 3, H, W), RGB, or None for a data set of files.
+        images: uint8 (N, 3, H, W), RGB, or None for a data set of files; `FeatureDataset` has
+            cached features in their place.
         files: N paths, or empty for a data set in memory.
         list_file: in which the images are listed, empty if there is none; for messages.
         is_labeled: whether the labels may be learned.
@@ -77,6 +78,16 @@ class ClassificationDataset:
         """Images of each class, as far as it is known."""
         known = self.labels[self.labels >= 0]
         return torch.bincount(known, minlength=len(self.classes)).tolist()
+
+    @property
+    def distinctive(self) -> torch.Tensor | None:
+        """(N, ...): what tells one image in memory from another."""
+        return self.images
+
+    @property
+    def size(self) -> str:
+        """What images in memory hold, in words; "" for a data set of files."""
+        return "" if self.images is None else "{3} x {2} pixels".format(*self.images.shape)
 
     def subset(self, indices: Sequence[int] | np.ndarray) -> ClassificationDataset:
         """The images at these positions, in this order, copied; all classes stay."""

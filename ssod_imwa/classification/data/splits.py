@@ -171,10 +171,10 @@ def labeled_among(unlabeled: ClassificationDataset, labeled: ClassificationDatas
 
 
 def _digests(dataset: ClassificationDataset) -> list[bytes]:
-    if dataset.images is None:
+    if dataset.distinctive is None:
         return [name_bytes(file) for file in dataset.files]
-    pixels = dataset.images.flatten(1).numpy()
-    return [hashlib.blake2b(image, digest_size=16).digest() for image in pixels]
+    rows = dataset.distinctive.flatten(1).contiguous().numpy()
+    return [hashlib.blake2b(row, digest_size=16).digest() for row in rows]
 
 
 def _named(dataset: ClassificationDataset, position: int) -> str:
@@ -214,15 +214,8 @@ def check_same_kind(first: ClassificationDataset, second: ClassificationDataset)
             f"images of {files.name} are in files and those of {memory.name} in memory (set "
             "CLS.INPUT.IN_MEMORY True, which reads files into memory)"
         )
-    if first.images is None or second.images is None:
-        return
-    if first.images.shape[1:] != second.images.shape[1:]:
+    if first.size != second.size:
         raise DataError(
-            f"images of {first.name} have {_size(first)} pixels, those of {second.name} "
-            f"{_size(second)} (in memory all must have one size)"
+            f"images of {first.name} have {first.size}, those of {second.name} {second.size} (in "
+            "memory all must have one size)"
         )
-
-
-def _size(dataset: ClassificationDataset) -> str:
-    assert dataset.images is not None
-    return f"{dataset.images.shape[3]} x {dataset.images.shape[2]}"

@@ -38,6 +38,7 @@ from ssod_imwa.classification.methods.paco import (
     ParametricNetwork,
 )
 from ssod_imwa.classification.mixers import MIXERS, Mixer, Network
+from ssod_imwa.classification.models.feature_head import NAME as FEATURE_HEAD
 from ssod_imwa.classification.models.mae import MAEOptions, MaskedAutoencoder
 from ssod_imwa.classification.models.vit import ViT
 from ssod_imwa.config.options import Options, option, read_options
@@ -188,6 +189,11 @@ def _semi_supervised_name(cfg: CfgNode) -> str:
 def build_mixer(cfg: CfgNode, counts: Sequence[int], model: Network) -> Mixer:
     """The mixing of CLS.MIX in a network."""
     mixer = MIXERS[cfg.CLS.MIX.KIND]
+    if mixer.cuts_pixels and cfg.CLS.MODEL.NAME == FEATURE_HEAD:
+        raise ConfigError(
+            f"CLS.MIX.KIND = {mixer.name!r} is not allowed with CLS.MODEL.NAME = {FEATURE_HEAD!r} "
+            "(must be a mixing without boxes: features have no pixels)"
+        )
     with as_config_error("CLS.MIX"):
         return mixer(counts, read_options(mixer.options_class, cfg.CLS.MIX), model)
 

@@ -13,6 +13,8 @@ from ssod_imwa.classification.models.base import ImageClassifier
 from ssod_imwa.classification.models.cifar_resnet import CifarResNet
 from ssod_imwa.classification.models.classifiers import ClassifierKind
 from ssod_imwa.classification.models.experts import Experts
+from ssod_imwa.classification.models.feature_head import NAME as FEATURE_HEAD
+from ssod_imwa.classification.models.feature_head import FeatureHead, FeatureHeadOptions
 from ssod_imwa.classification.models.library_models import LibraryClassifier, is_library_name
 from ssod_imwa.classification.models.resnet12 import ResNet12
 from ssod_imwa.classification.models.torchvision_models import NAMES, TorchvisionResNet
@@ -32,6 +34,7 @@ class Settings:
     pretrained: bool
     drop_path: float
     wide_resnet: WideResNetOptions
+    feature_head: FeatureHeadOptions
 
 
 Builder = Callable[[Settings], ImageClassifier]
@@ -56,6 +59,10 @@ def _torchvision(name: str, *, small_stem: bool = False) -> Builder:
         classifier=s.classifier,
         scale=s.scale,
     )
+
+
+def _feature_head(s: Settings) -> FeatureHead:
+    return FeatureHead(s.classes, s.feature_head, classifier=s.classifier, scale=s.scale)
 
 
 def _resnet12(s: Settings) -> ResNet12:
@@ -91,6 +98,7 @@ MODELS: dict[str, Builder] = {
     },
     "resnet12": _resnet12,
     **VITS,
+    FEATURE_HEAD: _feature_head,
 }
 
 
@@ -128,6 +136,7 @@ def build_classifier(
     pretrained: bool = False,
     drop_path: float = 0.0,
     wide_resnet: WideResNetOptions = WideResNetOptions(),
+    feature_head: FeatureHeadOptions = FeatureHeadOptions(),
 ) -> ImageClassifier:
     """A network with random weights, or ImageNet's.
 
@@ -141,6 +150,7 @@ def build_classifier(
         pretrained: begin with torchvision's ImageNet weights, but for the classifier.
         drop_path: of vision transformers, see `ViT`.
         wide_resnet: of wide ResNets.
+        feature_head: of "feature_head", which sees cached features in place of images.
 
     Raises:
         ValueError: the name is not known, or an argument is out of range or does not go with it.
@@ -167,7 +177,14 @@ def build_classifier(
             f"{wide_resnet} is not allowed with model = {name!r} (must be one of "
             f"{list(WIDE_RESNETS)})"
         )
-    settings = Settings(classes, classifier, scale, image_size, pretrained, drop_path, wide_resnet)
+    if feature_head != FeatureHeadOptions() and name != FEATURE_HEAD:
+        raise ValueError(
+            f"{feature_head} is not allowed with model = {name!r} (must be {FEATURE_HEAD!r})"
+        )
+    settings = Settings(
+        *(classes, classifier, scale, image_size, pretrained, drop_path),
+        *(wide_resnet, feature_head),
+    )
     if is_library_name(name):
         return LibraryClassifier(
             name, classes, image_size=image_size, classifier=classifier, scale=scale
