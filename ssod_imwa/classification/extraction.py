@@ -68,8 +68,7 @@ def package_network(weights: str, options: FeatureOptions) -> LibraryClassifier:
     model = LibraryClassifier(name, 1, image_size=options.size)
     model.load_library_weights(read_package(weights), weights)
     fold_norms(model.eval())
-    dtype = getattr(torch, options.precision)
-    return model.to(dtype=dtype, memory_format=torch.channels_last)
+    return model.to(getattr(torch, options.precision)).to(memory_format=torch.channels_last)
 
 
 def fold_norms(module: nn.Module) -> None:
