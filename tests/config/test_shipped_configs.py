@@ -128,7 +128,7 @@ def test_averaging_changes_nothing_else(fragment):
     ("recipe", "twice"),
     [
         ("digits/unbiased_teacher", "digits/2x"),
-        ("digits/dense_teacher", "digits/2x"),
+        ("digits/mean_teacher", "digits/2x"),
         ("coco/dense_teacher", "coco/2x"),
         ("voc/dense_teacher", "voc/2x"),
         ("bccd/unbiased_teacher", "bccd/2x"),
