@@ -4,6 +4,7 @@ from ssod_imwa.averaging.ema import ModelEMA, constant_decay, warmup_decay
 from ssod_imwa.averaging.episodes import EpisodeSchedule, Position
 from ssod_imwa.averaging.imwa import IMWA
 from ssod_imwa.averaging.lengths import lengths_by_rate
+from ssod_imwa.averaging.outer import Outer
 from ssod_imwa.averaging.parallel import ParallelIMWA
 from ssod_imwa.averaging.ranks import Group, Ranks
 from ssod_imwa.averaging.weights import (
@@ -21,6 +22,7 @@ __all__ = [
     "EpisodeSchedule",
     "Group",
     "ModelEMA",
+    "Outer",
     "ParallelIMWA",
     "Position",
     "Ranks",

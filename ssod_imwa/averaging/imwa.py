@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import astuple
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from ssod_imwa.averaging.exchange import average_over_ranks
 from ssod_imwa.averaging.member_state import MemberState, Stateful
 from ssod_imwa.averaging.members import MemberStore, Rule
 from ssod_imwa.averaging.optimizer_state import POLICIES, OptimizerStates
+from ssod_imwa.averaging.outer import TO_THE_MEAN, Outer, OuterStep
 from ssod_imwa.averaging.ranks import Ranks
 from ssod_imwa.averaging.watched import WatchedWeights
 from ssod_imwa.averaging.weights import State, copy_, named_state
@@ -97,6 +99,9 @@ class IMWA:
         accumulate: "float64" or "float32"; see `average`.
         coefficients: weight of each member, summing to 1; or a rule such as `soups.greedy` that
             returns them for the members' weights; None is 1/M each.
+        outer: how far what is trained goes towards the average, with one member, too (then the
+            average is the member); the default goes there and costs nothing. A common part is no
+            episode of it.
         ranks: who shares the batches; members are trained in turn.
 
     Attributes:
@@ -135,6 +140,7 @@ class IMWA:
         nonfinite: str = "raise",
         accumulate: str = "float64",
         coefficients: Sequence[float] | Rule | None = None,
+        outer: Outer = TO_THE_MEAN,
         ranks: Ranks = Ranks.alone(),
     ) -> None:
         if ranks.members > 1:
@@ -171,6 +177,12 @@ class IMWA:
             name: MemberState(owner, schedule.members)
             for name, owner in (member_state or {}).items()
         }
+        self.outer = outer
+        self._outer = (
+            None
+            if outer.is_mean
+            else OuterStep(modules, outer, device=store_device, accumulate=accumulate)
+        )
         self._batchnorm: list[State] = []
         self._spoiled: list[int] = []
         self.distances: dict[str, float] = {}
@@ -185,6 +197,8 @@ class IMWA:
         self._weights.check_frozen()
         if self._optimizer is not None and position.episode == 0:
             self._optimizer.begin_run()
+        if self._outer is not None and position.episode >= self.schedule.parting:
+            self._outer.begin_episode(self._weights.live())
         if position.members == 1:
             return
         for state in self._states_of_members():
@@ -216,11 +230,26 @@ class IMWA:
         self._weights.check_frozen()
         if position.members > 1:
             self._end_member(position)
-        elif self._optimizer is not None:
-            self._optimizer.end_alone()
+        else:
+            self._end_alone(position)
         if position.ends_episode:
             self._agree(position)
         return position.ends_episode
+
+    def replaces(self, position: Position) -> bool:
+        """Whether `after_step` leaves other live weights than training did."""
+        moves = self._outer is not None and position.episode >= self.schedule.parting
+        return position.ends_member and (position.members > 1 or moves)
+
+    def _end_alone(self, position: Position) -> None:
+        """At the end of an episode of one member, who is its own average."""
+        if self._outer is not None and self.replaces(position):
+            live = self._weights.live()
+            moved = self._outer.moved(live)
+            copy_({name: live[name] for name in moved}, moved)
+            self._outer.end_episode()
+        if self._optimizer is not None:
+            self._optimizer.end_alone()
 
     def _end_member(self, position: Position) -> None:
         self._check_complete(position)
@@ -293,8 +322,12 @@ class IMWA:
             for name, state in self._member_state.items()
         }
         self.distances = {} if spoiled else self._weights.distances(live, mean)
+        if self._outer is not None:
+            mean |= self._outer.moved(mean)
         # From here on nothing is computed that could fail.
         copy_(live, mean)
+        if self._outer is not None:
+            self._outer.end_episode()
         if self._optimizer is not None:
             self._optimizer.end_episode(slots, spoiled=self._spoiled)
         for name, state in self._member_state.items():
@@ -322,6 +355,7 @@ class IMWA:
             "store": self._store.state_dict(),
             "optimizer": None if self._optimizer is None else self._optimizer.state_dict(),
             "member_state": {n: owned.state_dict() for n, owned in self._member_state.items()},
+            "outer": None if self._outer is None else self._outer.state_dict(),
             "batchnorm": list(self._batchnorm),
             "spoiled": list(self._spoiled),
         }
@@ -342,6 +376,8 @@ class IMWA:
             self._optimizer.load_state_dict(state["optimizer"])
         for name, owned in self._member_state.items():
             owned.load_state_dict(state["member_state"][name])
+        if self._outer is not None:
+            self._outer.load_state_dict(state["outer"], live=live)
         self._batchnorm = [
             {name: tensor.to(live[name].device, copy=True) for name, tensor in member.items()}
             for member in state["batchnorm"]
@@ -360,6 +396,7 @@ class IMWA:
             "has_optimizer": self._optimizer is not None,
             "member_state": sorted(self._member_state),
             "accumulate": self.accumulate,
+            "outer": list(astuple(self.outer)),
         }
 
 

@@ -10,7 +10,7 @@ from typing import Literal
 
 from fvcore.common.config import CfgNode
 
-from ssod_imwa.config.options import Options, Section, option
+from ssod_imwa.config.options import ABOVE_0, Options, Section, option
 from ssod_imwa.errors import ConfigError
 
 # Images of an iteration, by stream: IMS_PER_BATCH, IMS_PER_BATCH_UNLABELED.
@@ -199,6 +199,24 @@ class TestOptions(Options):
 
 
 @dataclass(frozen=True)
+class OuterOptions(Options):
+    """IMWA.OUTER: the student's step at an episode's end, as DiLoCo and SlowMo take it."""
+
+    lr: float = option(
+        1.0,
+        "share of the way from an episode's start to the average that the student goes; 1 goes to "
+        "the average",
+        above=0,
+    )
+    momentum: float = option(
+        0.0, "share of the last such step that is added; 0 adds nothing", low=0, below=1
+    )
+    nesterov: bool = option(
+        False, "Nesterov's form, which DiLoCo takes", when={"momentum": ABOVE_0}
+    )
+
+
+@dataclass(frozen=True)
 class IMWAOptions(Options):
     """How many models are trained, and how they are averaged."""
 
@@ -252,6 +270,7 @@ class IMWAOptions(Options):
     coefficients: list[float] = option(
         [], "weight of each member in the average, summing to 1; [] is 1/M each", low=0, high=1
     )
+    outer: OuterOptions = OuterOptions()
     advise: int = option(
         0,
         "labeled images that are kept in memory, on which each average is compared with its "

@@ -64,8 +64,10 @@ class EvaluationHook(HookBase):
         period: own iterations ("running", 0 for never) or episodes between two evaluations; the
             last episode is always evaluated, and 0 evaluates only that one.
         writers: receive a row with all metrics of an evaluation.
-        instead: hooks that evaluate the same weights, of averages where they are of one member;
+        instead: hooks that evaluate the same weights, of averages where they are what was trained;
             where one of them is due, this one is not.
+        replaces: whether other weights than were trained follow the step at a position; the default
+            is for several members.
     """
 
     def __init__(
@@ -78,6 +80,7 @@ class EvaluationHook(HookBase):
         period: int = 1,
         writers: Sequence[Writer] = (),
         instead: Sequence[EvaluationHook] = (),
+        replaces: Callable[[Position], bool] = lambda at: at.ends_member and at.members > 1,
         evaluate_to_end: Callable[[nn.Module], Mapping[str, float]] | None = None,
     ) -> None:
         if stage not in STAGES:
@@ -92,6 +95,7 @@ class EvaluationHook(HookBase):
         self._period = period
         self._writers = writers
         self._instead = instead
+        self._replaces = replaces
         self._missing: Position | None = None
 
     @property
@@ -103,7 +107,7 @@ class EvaluationHook(HookBase):
             return
         last = self.trainer.schedule.position(self.trainer.start_iter - 1)
         # The record of such a step is in that checkpoint.
-        if self._stage == "member" or (self._stage == "running" and self._is_swapped_out(last)):
+        if self._stage == "member" or (self._stage == "running" and self._replaces(last)):
             return
         done = {record["global_step"] for record in self._stage_records()}
         if self.is_due(last) and last.global_step not in done:
@@ -125,12 +129,8 @@ class EvaluationHook(HookBase):
     def after_step(self) -> None:
         position = self.trainer.position
         if self.is_due(position):
-            swapped = self._stage == "running" and self._is_swapped_out(position)
+            swapped = self._stage == "running" and self._replaces(position)
             self._run(position, self._evaluate_to_end if swapped else self._evaluate)
-
-    def _is_swapped_out(self, position: Position) -> bool:
-        """Whether IMWA replaces the live weights after this step."""
-        return position.ends_member and position.members > 1
 
     def state_dict(self) -> dict[str, Any]:
         return {"records": self._stage_records()}
@@ -160,9 +160,9 @@ class EvaluationHook(HookBase):
         return ends and (is_last or (self._period > 0 and number % self._period == 0))
 
     def covers(self, position: Position) -> bool:
-        """Whether it evaluates the live weights that a member has after the step."""
-        is_of_member = self._stage != "average" or position.members == 1
-        return is_of_member and self.is_due(position)
+        """Whether it evaluates the weights that were trained in the step."""
+        are_trained = self._stage != "average" or not self._replaces(position)
+        return are_trained and self.is_due(position)
 
     def due_steps(self) -> list[int]:
         """The global steps that end with an evaluation, in ascending order."""

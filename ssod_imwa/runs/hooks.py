@@ -6,6 +6,7 @@ from pathlib import Path
 
 from fvcore.common.config import CfgNode
 
+from ssod_imwa.config.reader import keys, value_of
 from ssod_imwa.engine.checkpoint.atomic import write_text
 from ssod_imwa.engine.checkpoint.writing import CheckpointHook
 from ssod_imwa.engine.evaluation import Evaluations
@@ -68,7 +69,7 @@ class ResultsHook(HookBase):
             task=task.name,
             dataset=task.dataset,
             method=task.method,
-            imwa={key.lower(): value for key, value in cfg.IMWA.items()},
+            imwa={key.lower(): value_of(cfg.IMWA, key) for key in keys(cfg.IMWA)},
             seed=cfg.SEED,
             fold=task.fold,
             class_counts=dict(zip(task.classes, task.class_counts, strict=True)),

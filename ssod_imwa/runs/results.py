@@ -26,6 +26,7 @@ LOWER_IS_BETTER = ("ece", "reconstruction_error", "zero_recall_classes")
 STAGES = ("running", "member", "average", "final")
 _PACKAGES = ("ssod_imwa", "torch", "torchvision", "numpy", "faster-coco-eval")
 
+_TO_THE_MEAN = {"outer.lr": 1.0, "outer.momentum": 0.0}
 _OPTIONAL = {"fold", "global_step", "t", "class_counts", "burn_in", "episode_lengths"}
 _KINDS = {
     "dataset": str,
@@ -125,6 +126,11 @@ class Results:
     def members(self) -> int:
         """M, 1 if members never part."""
         return 1 if self.common_iterations == self.iterations else int(self.imwa["members"])
+
+    @property
+    def moves(self) -> bool:
+        """Whether the student does not simply go to the average; see `IMWA.OUTER`."""
+        return any(self.imwa.get(key, x) != x for key, x in _TO_THE_MEAN.items())
 
     @property
     def global_steps(self) -> int:
@@ -434,8 +440,8 @@ def _recipe(run: Results) -> list[Any]:
         # Runs of versions without a key are those of its default.
         if key != "first_member" and value != _DEFAULTS.get(key)
     }
-    if run.members == 1:  # nothing is averaged, so how and when makes no difference
-        settings = {"members": 1}
+    if run.members == 1 and not run.moves:
+        settings = {"members": 1}  # nothing is averaged, so how and when makes no difference
     return [run.task, run.dataset, run.method, run.iterations, settings]
 
 

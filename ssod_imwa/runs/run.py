@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import logging
 import os
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,16 +13,17 @@ import torch
 from fvcore.common.config import CfgNode
 
 from ssod_imwa.averaging.imwa import IMWA
+from ssod_imwa.averaging.outer import TO_THE_MEAN, Outer
 from ssod_imwa.averaging.ranks import Ranks
 from ssod_imwa.config.options import read_options
 from ssod_imwa.config.reader import keys, value_of
-from ssod_imwa.config.shared import SGDOptions, batch_sizes
+from ssod_imwa.config.shared import OuterOptions, SGDOptions, batch_sizes, common_iterations
 from ssod_imwa.config.yaml_text import parse_yaml
 from ssod_imwa.engine.checkpoint.models import check_classes, newest_model
 from ssod_imwa.engine.checkpoint.output import removed
 from ssod_imwa.engine.checkpoint.writing import CheckpointHook, prepare_output, resume
 from ssod_imwa.engine.device import pick_device, warn_if_slower_than_float32
-from ssod_imwa.engine.evaluation import EvaluationHook, Evaluations
+from ssod_imwa.engine.evaluation import Evaluations
 from ssod_imwa.engine.hooks import IMWAHook, LRHook
 from ssod_imwa.engine.launch import distribute
 from ssod_imwa.engine.memory import keep_freed_memory
@@ -37,18 +37,18 @@ from ssod_imwa.engine.writers import (
     JSONWriter,
     MetricsHook,
     TensorBoardWriter,
-    Writer,
 )
 from ssod_imwa.errors import CheckpointError, UserError
 from ssod_imwa.runs.advice_hooks import build_advice
 from ssod_imwa.runs.config import FREE_KEYS, defaults_of
+from ssod_imwa.runs.evaluations import build_evaluations
 from ssod_imwa.runs.generations import all_generations, train_all
 from ssod_imwa.runs.hooks import ConfigHook, ResultsHook
 from ssod_imwa.runs.open import open_task
 from ssod_imwa.runs.progress import build_time_left, expect_evaluations, log_summary, watched
 from ssod_imwa.runs.results import FILE_NAME
 from ssod_imwa.runs.schedule import build_multiplier, build_schedule
-from ssod_imwa.task import Batches, Evaluator, Task
+from ssod_imwa.task import Batches, Task
 
 logger = logging.getLogger(__name__)
 
@@ -273,8 +273,17 @@ def _build_imwa(task: Task, trainer: Trainer, batches: Batches) -> IMWA:
         accumulate=settings.ACCUMULATE,
         # Members that never part have no average to weigh them in.
         coefficients=coefficients if trainer.schedule.members > 1 else None,
+        outer=_outer(task.cfg),
         ranks=task.ranks,
     )
+
+
+def _outer(cfg: CfgNode) -> Outer:
+    iterations = cfg.SOLVER.MAX_ITER
+    if common_iterations(cfg.IMWA.START, iterations) == iterations:  # the plain run
+        return TO_THE_MEAN
+    options = read_options(OuterOptions, cfg.IMWA.OUTER)
+    return Outer(lr=options.lr, momentum=options.momentum, nesterov=options.nesterov)
 
 
 def _build_hooks(
@@ -309,63 +318,25 @@ def _build_hooks(
     evaluations = Evaluations()
     advice = build_advice(task, batches, evaluations)
     watch = partial(watched, task, progress, time_left)
-    running, members, averages = _build_evaluations(
-        task, evaluations, watch(signal_hook.poll), watch(), writers
+    evaluating = build_evaluations(
+        cfg, evaluations, watch(signal_hook.poll), watch(), writers, replaces=imwa.replaces
     )
     hooks = [
         LRHook(build_multiplier(cfg)),
-        *([running] if cfg.TEST.EVAL_PERIOD else []),
-        *([members] if cfg.TEST.EVAL_MEMBERS else []),
+        *([evaluating.running] if cfg.TEST.EVAL_PERIOD else []),
+        *([evaluating.members] if cfg.TEST.EVAL_MEMBERS else []),
         *task.hooks(),
         *advice.before_average,
         IMWAHook(imwa),
         *advice.after_average,
         MetricsHook(writers, cfg.LOG_PERIOD, time_left),
         checkpoint,
-        averages,
+        evaluating.averages,
         *advice.after_evaluation,
         ConfigHook(output / CONFIG_FILE, cfg),
         ResultsHook(output / FILE_NAME, task, evaluations, checkpoint),
     ]
     return hooks, signal_hook
-
-
-def _build_evaluations(
-    task: Task,
-    evaluations: Evaluations,
-    polling: Evaluator,
-    to_end: Evaluator,
-    writers: Sequence[Writer],
-) -> tuple[EvaluationHook, EvaluationHook, EvaluationHook]:
-    """Of the running models, of members at their ends, of averages."""
-    test = task.cfg.TEST
-    members = EvaluationHook(
-        "member evaluation",
-        to_end,
-        evaluations,
-        stage="member",
-        period=test.EVAL_EPISODES,
-        writers=writers,
-    )
-    averages = EvaluationHook(
-        "evaluation",
-        polling,
-        evaluations,
-        stage="average",
-        period=test.EVAL_EPISODES,
-        writers=writers,
-    )
-    running = EvaluationHook(
-        "running evaluation",
-        polling,
-        evaluations,
-        stage="running",
-        period=test.EVAL_PERIOD,
-        writers=writers,
-        instead=[*([members] if test.EVAL_MEMBERS else []), averages],
-        evaluate_to_end=to_end,
-    )
-    return running, members, averages
 
 
 def _identity(task: Task) -> dict[str, Any]:

@@ -60,6 +60,7 @@ def test_state_keys_are_pinned(loop):
         "batchnorm",
         "member_state",
         "optimizer",
+        "outer",
         "settings",
         "spoiled",
         "store",

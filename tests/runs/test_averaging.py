@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 from support import assert_equal, final_weights
 
 from ssod_imwa.engine.hooks import LRHook
@@ -17,6 +18,7 @@ from ssod_imwa.runs.schedule import schedule_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
+DILOCO = ("IMWA.OUTER.LR", 0.7, "IMWA.OUTER.MOMENTUM", 0.9, "IMWA.OUTER.NESTEROV", True)
 IMWA = ("IMWA.MEMBERS", 2, "IMWA.EPISODES", 2)
 QSR = ("IMWA.EPISODE_LENGTHS", "qsr", "SOLVER.LR_SCHEDULER_NAME", "WarmupCosineLR")
 
@@ -40,7 +42,7 @@ def test_members_that_never_part_are_the_plain_run(config):
     """Its models, its metrics, its evaluations and what is concluded from them."""
     options = ("TEST.EVAL_MEMBERS", True, "TEST.EVAL_PERIOD", 1)
     plain = config(*options, output="plain")
-    late = config(*options, *IMWA, "IMWA.START", 1.0, output="late")
+    late = config(*options, *IMWA, *DILOCO, "IMWA.START", 1.0, output="late")
     for cfg in (plain, late):
         run.train(cfg)
     assert_equal(final_weights(plain), final_weights(late))
@@ -86,6 +88,8 @@ LATE = ("IMWA.START", 0.6, "SOLVER.MAX_ITER", 5, "SOLVER.OPTIMIZER", "AdamW")
         pytest.param(LATE, 3, marks=pytest.mark.slow),  # the first one of the first member
         pytest.param(LATE, 4, marks=pytest.mark.slow),  # the first one of the second member
         pytest.param(QSR, 5, marks=pytest.mark.slow),
+        pytest.param(DILOCO, 4, marks=pytest.mark.slow),
+        pytest.param((*DILOCO, "IMWA.MEMBERS", 1), 3, marks=pytest.mark.slow),
     ],
 )
 def test_a_resumed_run_equals_one_that_never_stopped(config, monkeypatch, changes, stop):
@@ -165,3 +169,35 @@ def test_a_rate_that_is_0_for_too_long_is_a_users_error(config):
     cfg = config(*IMWA, *falls, "SOLVER.STEPS", [1], "IMWA.EPISODE_LENGTHS", "qsr")
     with pytest.raises(ConfigError, match=r"'qsr' is not allowed: episodes = 2 .* 1\.\.1, the it"):
         run.train(cfg)
+
+
+def test_a_plain_run_takes_outer_steps(config):
+    """One iteration: the student goes half of the way, its EMA and its buffers all of it."""
+    settings = ("SOLVER.MAX_ITER", 1)
+    plain = config(*settings, output="plain")
+    half = config(*settings, "IMWA.OUTER.LR", 0.5, output="half")
+    start = config(*settings, "SOLVER.BASE_LR", 0.0, output="start")
+    for cfg in (plain, half, start):
+        run.train(cfg)
+    begins, ends, found = (final_weights(cfg) for cfg in (start, plain, half))
+    name = "student.classifier.weight"
+    assert torch.equal(found[name], ((begins[name].double() + ends[name].double()) / 2).float())
+    assert not torch.equal(begins[name], ends[name])
+    running = [key for key in found if key.startswith("teacher.") or "running" in key]
+    assert_equal({key: found[key] for key in running}, {key: ends[key] for key in running})
+
+
+def test_weights_before_an_outer_step_are_evaluated_as_running_ones(config):
+    """The average of one member is not what was trained there."""
+    cfg = config("IMWA.EPISODES", 2, *DILOCO, "TEST.EVAL_PERIOD", 1, "CLS.EMA_DECAY", 0.0)
+    run.train(cfg)
+    stages = [(x.stage, x.t) for x in read_results(cfg.OUTPUT_DIR).evaluations]
+    assert stages == [
+        *(("running", 0), ("running", 1), ("average", 1)),
+        *(("running", 2), ("running", 3), ("final", 3)),
+    ]
+
+
+def test_nesterov_needs_a_momentum(config):
+    with pytest.raises(ConfigError, match=r"IMWA.OUTER.NESTEROV .* IMWA.OUTER.MOMENTUM"):
+        config("IMWA.OUTER.NESTEROV", True)

@@ -61,7 +61,7 @@ def read_by_detection(read, config, *overrides):
 
 def test_every_key_of_detection_is_read(read, detection_config):
     of_all = ("IMWA.MEMBERS", 2, "IMWA.EPISODES", 2, "IMWA.BN", "recompute")
-    of_all += ("SOLVER.CLIP_GRADIENTS.ENABLED", True)
+    of_all += ("SOLVER.CLIP_GRADIENTS.ENABLED", True, "IMWA.OUTER.MOMENTUM", 0.5)
     of_all += ("SOLVER.AMP.ENABLED", True, "SOLVER.AMP.DTYPE", "bfloat16")
     read_by_detection(read, detection_config, "MODEL.ROI_HEADS.LOSS", "FocalLoss", *of_all)
     cosine = ("SOLVER.LR_SCHEDULER_NAME", "WarmupPartOfCosineLR")

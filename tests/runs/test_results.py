@@ -192,6 +192,14 @@ def test_how_nothing_is_averaged_makes_no_difference():
     assert len(group_runs([*plain, never_part])) == 1
 
 
+@pytest.mark.parametrize("change", [{"outer.lr": 0.7}, {"outer.momentum": 0.9}, {"episodes": 4}])
+def test_outer_steps_make_a_difference_to_one_member(change):
+    stepped = {"members": 1, "episodes": 2, "outer.lr": 0.5, "outer.momentum": 0.0}
+    assert len(group_runs([results(1, imwa=stepped), results(2, imwa=stepped)])) == 1
+    assert len(group_runs([results(1, imwa=stepped), results(2, imwa={**stepped, **change})])) == 2
+    assert len(group_runs([results(1, imwa=stepped), results(2, imwa={"members": 1})])) == 2
+
+
 def test_a_run_of_a_version_without_a_key_is_one_of_its_default():
     imwa = {"members": 2, "episodes": 4}
     old, new = results(1, imwa=imwa), results(2, imwa={**imwa, "start": 0.0})
