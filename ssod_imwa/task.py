@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
@@ -33,6 +34,9 @@ Evaluator = Callable[[nn.Module], dict[str, float]]
 Recompute = Callable[[Mapping[str, nn.Module]], object]
 
 
+_Task = TypeVar("_Task", bound="Task")
+
+
 class Task(ABC):
     """The data of a configuration, read, and what is built from both.
 
@@ -43,6 +47,7 @@ class Task(ABC):
         method: of training, as results name it.
         fold: of the labeled images, None if there is no choice.
         ranks: who trains which member on which part of a batch.
+        own: the configuration of each member where members differ, else nothing.
     """
 
     name: str
@@ -53,6 +58,13 @@ class Task(ABC):
     def __init__(self, cfg: CfgNode, ranks: Ranks = Ranks.alone()) -> None:
         self.cfg = cfg
         self.ranks = ranks
+        self.own: Sequence[CfgNode] = ()
+
+    def configured(self: _Task, cfg: CfgNode) -> _Task:
+        """The same data under another configuration, such as a member's own."""
+        other = copy.copy(self)
+        other.cfg = cfg
+        return other
 
     @property
     @abstractmethod
@@ -76,6 +88,14 @@ class Task(ABC):
     @abstractmethod
     def load_model(self, weights: str) -> nn.Module:
         """A model to evaluate, on the CPU, with the weights of a file."""
+
+    @abstractmethod
+    def method_settings(self, method: Method) -> dict[str, Any]:
+        """What `Method.use` takes for a member with this configuration.
+
+        Raises:
+            ConfigError: the configuration does not go with the method.
+        """
 
     @abstractmethod
     def build_batches(

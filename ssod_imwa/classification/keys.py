@@ -191,7 +191,12 @@ def _holding(*views: str) -> Switch:
 
 
 def _by_name(
-    prefix: str, key: str, options: Iterable[tuple[str, type[Options]]], when: Conditions
+    prefix: str,
+    key: str,
+    options: Iterable[tuple[str, type[Options]]],
+    when: Conditions,
+    *,
+    per_member: bool = False,
 ) -> Iterator[Section]:
     """A section for each type of options, read with the names at `key` that have it."""
     names: dict[type[Options], list[str]] = {}
@@ -199,7 +204,7 @@ def _by_name(
         names.setdefault(kind, []).append(name)
     for kind, those in names.items():
         if fields(kind):
-            yield Section(prefix, kind, {**when, key: tuple(those)})
+            yield Section(prefix, kind, {**when, key: tuple(those)}, per_member=per_member)
 
 
 SECTIONS = (
@@ -217,11 +222,12 @@ SECTIONS = (
         for name, entry in METHODS.items()
         if (weight := entry.moco_weight)
     ),
-    Section("CLS.LOSS", LossChoice, _with("loss")),
+    Section("CLS.LOSS", LossChoice, _with("loss"), per_member=True),
     *_by_name(
         *("CLS.LOSS", "CLS.LOSS.NAME"),
         ((name, loss.options_class) for name, loss in LOSSES.items()),
         _with("loss"),
+        per_member=True,
     ),
     Section("CLS.LABELER", LabelerChoice, FIXMATCH),
     *_by_name(
@@ -231,18 +237,20 @@ SECTIONS = (
     ),
     Section("CLS.CREST", GenerationOptions, FIXMATCH),
     Section("CLS.ABC", ABCOptions, {**FIXMATCH, "CLS.FIXMATCH.SECOND_HEAD": ("abc",)}),
-    Section("CLS.MIX", MixerChoice, _with("mixer")),
+    Section("CLS.MIX", MixerChoice, _with("mixer"), per_member=True),
     *_by_name(
         *("CLS.MIX", "CLS.MIX.KIND"),
         ((name, mixer.options_class) for name, mixer in MIXERS.items()),
         _with("mixer"),
+        per_member=True,
     ),
-    Section("CLS.SAMPLER", SamplerChoice, CLASSIFICATION),
+    Section("CLS.SAMPLER", SamplerChoice, CLASSIFICATION, per_member=True),
     *_by_name(
         "CLS.SAMPLER",
         "CLS.SAMPLER.NAME",
         ((name, sampler.options_class) for name, sampler in SAMPLERS.items()),
         CLASSIFICATION,
+        per_member=True,
     ),
     Section("CLS", MergeOptions, {**_with("classifier"), "CLS.SAMPLER.NAME": (SUBSET,)}),
     Section("CLS.MODEL", NetworkOptions, CLASSIFICATION),
@@ -282,11 +290,21 @@ SECTIONS = (
     Section("DATASETS", UnlabeledSetOptions, _with("unlabeled")),
     Section("SOLVER", UnlabeledBatchOptions, _with("unlabeled")),
     Section("CLS.INPUT", InputOptions, PIXELS),
-    Section("CLS.INPUT", ViewsOptions, _without("unlabeled")),
-    Section("CLS.INPUT", SemiSupervisedViewsOptions, _with("unlabeled")),
-    Section("CLS.INPUT", PaddingOptions, {**PIXELS, "CLS.INPUT.VIEWS": _holding(*PADDED)}),
+    Section("CLS.INPUT", ViewsOptions, _without("unlabeled"), per_member=True),
+    Section("CLS.INPUT", SemiSupervisedViewsOptions, _with("unlabeled"), per_member=True),
+    Section(
+        "CLS.INPUT",
+        PaddingOptions,
+        {**PIXELS, "CLS.INPUT.VIEWS": _holding(*PADDED)},
+        per_member=True,
+    ),
     *(
-        Section("CLS.INPUT", CutoutOptions, {**PIXELS, **methods, key: _holding("randaugment")})
+        Section(
+            "CLS.INPUT",
+            CutoutOptions,
+            {**PIXELS, **methods, key: _holding("randaugment")},
+            per_member=True,
+        )
         for methods, key in (
             (_without("unlabeled"), "CLS.INPUT.VIEWS"),
             (_with("unlabeled"), "CLS.INPUT.UNLABELED_VIEWS"),

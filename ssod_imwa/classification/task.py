@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +103,7 @@ class ClassificationTask(Task):
         build.check_features(cfg, self.data)
         for test in self.data.tests:
             check_readable(test)  # else found when the first episode is over
+        self._opened: dict[str, ImagesInFiles | ImagesInMemory] = {}
         train = self.data.train
         self.cfg = build.with_iterations(cfg, train)
         check_shared(self.cfg, "CLS.SCHEDULE")
@@ -160,6 +161,9 @@ class ClassificationTask(Task):
             knows_truth=bool((unlabeled.labels >= 0).any()),
         )
 
+    def method_settings(self, method: Method) -> dict[str, Any]:
+        return methods.method_settings(self.cfg, method, self.data.train.counts)
+
     @property
     def _stage(self) -> CfgNode | None:
         return self.cfg.CLS.get("STAGE")
@@ -172,9 +176,11 @@ class ClassificationTask(Task):
         build.load_weights(model, weights)
         return model
 
-    @cached_property
-    def _train_images(self) -> ImagesInFiles | ImagesInMemory:
-        return open_images(self.data.train, self.device)
+    def _open(self, stream: str, dataset: ClassificationDataset) -> ImagesInFiles | ImagesInMemory:
+        """The images of a training set, opened once for all members: they may fill the memory."""
+        if stream not in self._opened:
+            self._opened[stream] = open_images(dataset, self.device)
+        return self._opened[stream]
 
     def build_batches(
         self, schedule: EpisodeSchedule, device: torch.device, reads: Mapping[str, tuple[str, ...]]
@@ -182,7 +188,7 @@ class ClassificationTask(Task):
         cfg = self.cfg
         check_batch_sizes(cfg, self.ranks.batch.size)
         return build_train_batches(
-            [self._build_stream(name, views) for name, views in reads.items()],
+            self._build_streams(reads),
             schedule,
             self.ranks.batch,
             seed=cfg.SEED,
@@ -190,11 +196,15 @@ class ClassificationTask(Task):
             num_workers=cfg.DATALOADER.NUM_WORKERS,
             on_bad_record=cfg.DATASETS.ON_BAD_RECORD,
             pin_memory=device.type == "cuda",
+            own=[self.configured(each)._build_streams(reads) for each in self.own],
         )
+
+    def _build_streams(self, reads: Mapping[str, tuple[str, ...]]) -> list[Stream]:
+        return [self._build_stream(name, views) for name, views in reads.items()]
 
     def _build_stream(self, name: str, views: tuple[str, ...]) -> Stream:
         if name == "unlabeled":
-            return self._unlabeled_stream(views)
+            return self._unlabeled_stream(name, views)
         if name not in ("labeled", "balanced"):
             raise ValueError(
                 f"stream {name!r} is not allowed (must be 'labeled', 'balanced' or 'unlabeled')"
@@ -206,20 +216,20 @@ class ClassificationTask(Task):
         transforms = build.build_views(cfg, train, chosen[: len(views)])
         return Stream(
             name,
-            self._train_images,
+            self._open("labeled", train),
             order(cfg, train),
             batch_size=cfg.SOLVER.IMS_PER_BATCH,
             views=dict(zip(views, transforms, strict=True)),
         )
 
-    def _unlabeled_stream(self, views: tuple[str, ...]) -> Stream:
+    def _unlabeled_stream(self, name: str, views: tuple[str, ...]) -> Stream:
         cfg, images = self.cfg, self.data.unlabeled
         if images is None:
             raise ValueError(f"CLS.ALGORITHM = {cfg.CLS.ALGORITHM!r} does not share 'unlabeled'")
         transforms = build.build_views(cfg, images, cfg.CLS.INPUT.UNLABELED_VIEWS)
         return Stream(
-            "unlabeled",
-            open_images(images, self.device),
+            name,
+            self._open(name, images),
             partial(BatchStream, [np.arange(len(images))]),
             batch_size=cfg.SOLVER.IMS_PER_BATCH_UNLABELED,
             views=dict(zip(views, transforms, strict=True)),
@@ -294,7 +304,8 @@ class ClassificationTask(Task):
         Args:
             positions: of the images; None takes all.
         """
-        train, images = self.data.train, self._train_images
+        train = self.data.train
+        images = self._open("labeled", train)
         if positions is not None:
             train = train.subset(positions)
             images = open_images(train, self.device)

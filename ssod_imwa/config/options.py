@@ -77,7 +77,8 @@ class Option:
     Attributes:
         default: its value where nothing is set; lists are copied.
         help: one line: what it means, with its unit.
-        element: type of the value, or of a list's elements (list for lists of lists).
+        element: type of the value, or of a list's elements (list for lists of lists, dict for
+            lists of blocks of keys).
         choices: allowed values, of each element of a list; empty for any.
         low: smallest allowed value, of each element of a list.
         high: largest allowed value.
@@ -87,6 +88,7 @@ class Option:
         decay: whether it is a moving average's decay an iteration, which `--scale-batch` takes to
             a power.
         free: whether it changes neither weights nor data order, so that a resume may change it.
+        per_member: whether members may differ in it (IMWA.MEMBER_OVERRIDES).
         when: other options of its class, by the last parts of their keys, and the values at which
             it is read.
     """
@@ -102,6 +104,7 @@ class Option:
     iterations: bool = False
     decay: bool = False
     free: bool = False
+    per_member: bool = False
     when: Mapping[str, Values] = field(default_factory=dict)
 
     @property
@@ -157,12 +160,14 @@ def option(
     iterations: bool = False,
     decay: bool = False,
     free: bool = False,
+    per_member: bool = False,
     when: Mapping[str, Values] | None = None,
 ) -> Any:
     """A field of an options class; see `Option` for the arguments.
 
     Its type is the annotation's: bool, int, float, str, a Literal, which has the choices, or a list
-    of one of them. `when` has names of fields that stand before it.
+    of one of them, of lists, or of blocks of keys (dict). `when` has names of fields that stand
+    before it.
     """
     settings = {
         "help": help,
@@ -174,6 +179,7 @@ def option(
         "iterations": iterations,
         "decay": decay,
         "free": free,
+        "per_member": per_member,
         "when": {_leaf(name): values for name, values in (when or {}).items()},
     }
     if isinstance(default, list):
@@ -209,6 +215,11 @@ def options_of(kind: type) -> Mapping[str, Option]:
     return options
 
 
+def may_differ(kind: type) -> bool:
+    """Whether members may differ in some option of a class."""
+    return any(item.per_member for item in options_of(kind).values())
+
+
 def _leaf(name: str) -> str:
     """The last part of a field's key; a word of Python, such as import, has an underscore."""
     return name.removesuffix("_").upper()
@@ -228,6 +239,8 @@ def _element(kind: type, name: str, hint: Any) -> tuple[type, tuple[object, ...]
         (hint,) = typing.get_args(hint)
         if typing.get_origin(hint) is list:  # anchor sizes: a list for each level
             return list, ()
+        if typing.get_origin(hint) is dict:  # settings of members: a block of keys for each
+            return dict, ()
     if typing.get_origin(hint) is typing.Literal:
         choices = typing.get_args(hint)
         return type(choices[0]), choices
@@ -271,19 +284,22 @@ class Section:
         options: the dataclass that declares them.
         when: other keys and the values at which these keys are read; all have to hold.
         names: of the options that are its keys; None for all.
+        per_member: whether members may differ in all of them, whatever each option says: what they
+            describe is built anew for each member.
     """
 
     prefix: str
     options: type
     when: Mapping[str, Values] = field(default_factory=dict)
     names: tuple[str, ...] | None = None
+    per_member: bool = False
 
     # Both are asked for some hundred times whenever a configuration is built.
     @functools.cached_property
     def by_key(self) -> Mapping[str, Option]:
         """Options by the full names of their keys."""
         return {
-            self._key(name): item
+            self._key(name): replace(item, per_member=item.per_member or self.per_member)
             for name, item in options_of(self.options).items()
             if self.names is None or name in self.names
         }

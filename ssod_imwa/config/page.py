@@ -15,7 +15,14 @@ reads them; do not edit it. A key is in the configuration only where it is read:
 elsewhere is an error that names what it belongs to. Files hold keys as YAML, command lines as
 `KEY VALUE`.
 """
-TYPES = {bool: "True, False", int: "integer", float: "number", str: "text", list: "list"}
+TYPES = {
+    bool: "True, False",
+    int: "integer",
+    float: "number",
+    str: "text",
+    list: "list",
+    dict: "block of keys",
+}
 
 
 def keys_page(chapters: Mapping[str, Sequence[Section]]) -> str:
@@ -26,12 +33,14 @@ def keys_page(chapters: Mapping[str, Sequence[Section]]) -> str:
     """
     options = options_by_key([section for part in chapters.values() for section in part])
     free = [f"`{key}`" for key, item in options.items() if item.free]
+    own = [f"`{key}`" for key, item in options.items() if item.per_member]
     decays = [f"`{key}`" for key, item in options.items() if item.decay]
     scaled = [f"`{key}`" for key, item in options.items() if item.iterations]
     blocks = [
         HEADER,
         f"A resumed run may change: {', '.join(free)}.\n",
         f"`--scale` multiplies what counts a member's iterations: {', '.join(scaled)}.\n",
+        f"Members may differ in (`IMWA.MEMBER_OVERRIDES`): {', '.join(own)}.\n",
         f"`--scale-batch` divides these, and takes to a power: {', '.join(decays)}.\n",
     ]
     for title, sections in chapters.items():

@@ -10,7 +10,7 @@ import ast
 import contextlib
 import difflib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -109,6 +109,41 @@ def build_config(
         elif setting.key not in options:
             _check_superseded(sections, tree, foreign, setting, settings[number + 1 :])
     return tree
+
+
+def changed_config(
+    sections: Sequence[Section], cfg: CfgNode, settings: Sequence[Setting]
+) -> CfgNode:
+    """A copy of a configuration with some keys changed, not frozen.
+
+    Keys that have no meaning with the changes, as those of another sampler, are left out.
+
+    Args:
+        sections: as for `build_config`.
+        cfg: made by it.
+        settings: what is changed.
+
+    Raises:
+        ConfigError: as `build_config`.
+    """
+    declared = options_by_key(sections)
+    base = [Setting(key, value_of(cfg, key), "") for key in keys(cfg) if key in declared]
+    active = options_by_key(active_sections(sections, _choices(sections, [*base, *settings])))
+    foreign = [key for key in keys(cfg) if key not in declared]
+    toolkit = _without(cfg, declared) if foreign else None
+    remaining = [setting for setting in base if setting.key in active]
+    return build_config(sections, [*remaining, *settings], toolkit=toolkit)
+
+
+def _without(cfg: CfgNode, removed: Container[str]) -> CfgNode:
+    """A copy without some keys, which are named in full."""
+    copy = cfg.clone()
+    copy.defrost()
+    for key in keys(cfg):
+        if key in removed:
+            group, _, leaf = key.rpartition(".")
+            del (value_of(copy, group) if group else copy)[leaf]
+    return copy
 
 
 def _choices(sections: Sequence[Section], settings: Sequence[Setting]) -> dict[str, Any]:
@@ -276,13 +311,25 @@ def _coerce(setting: Setting, option: Option) -> Any:
     value = setting.value
     if not option.is_list:
         return _coerce_scalar(setting, value, option.element)
-    if isinstance(value, str):  # detectron2's YAML files write (60000, 80000)
+    if isinstance(value, str) and option.element is dict:
+        value = parse_yaml(value, setting.source)
+    elif isinstance(value, str):  # detectron2's YAML files write (60000, 80000)
         value = _parse(value)
     if not isinstance(value, (list, tuple)):
         raise _wrong(setting, value, "must be a list, such as [a, b]")
+    if option.element is dict:
+        return [_coerce_block(setting, block) for block in value]
     if option.element is list:  # which `violation` looks into
         return [list(inner) if isinstance(inner, (list, tuple)) else inner for inner in value]
     return [_coerce_scalar(setting, item, option.element) for item in value]
+
+
+def _coerce_block(setting: Setting, block: Any) -> dict[str, Any]:
+    """A block of keys by their full names, whether they stand in groups or not."""
+    if not isinstance(block, Mapping) or not all(isinstance(key, str) for key in block):
+        rule = "must be a list of blocks of keys, such as [{}, {SOLVER: {BASE_LR: 0.02}}]"
+        raise _wrong(setting, block, rule)
+    return {one.key: one.value for one in _settings(block, f"{setting.source}: {setting.key}")}
 
 
 def _coerce_scalar(setting: Setting, value: Any, wanted: type) -> Any:

@@ -6,7 +6,7 @@ Names are detectron2's wherever detectron2 has the key.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from fvcore.common.config import CfgNode
 
@@ -106,11 +106,15 @@ class SolverOptions(Options):
         1, "parts in which a batch is processed, whose gradients add up; saves memory", low=1
     )
     optimizer: Literal["SGD", "AdamW"] = option("SGD", "the optimizer")
-    base_lr: float = option(0.01, "learning rate after warm-up", low=0)
-    momentum: float = option(0.9, "SGD's momentum, AdamW's first beta")
-    beta2: float = option(0.999, "AdamW's second beta", low=0, high=1)
-    weight_decay: float = option(1e-4, "of all parameters but those of normalization layers")
-    weight_decay_norm: float = option(0.0, "of the parameters of normalization layers")
+    base_lr: float = option(0.01, "learning rate after warm-up", low=0, per_member=True)
+    momentum: float = option(0.9, "SGD's momentum, AdamW's first beta", per_member=True)
+    beta2: float = option(0.999, "AdamW's second beta", low=0, high=1, per_member=True)
+    weight_decay: float = option(
+        1e-4, "of all parameters but those of normalization layers", per_member=True
+    )
+    weight_decay_norm: float = option(
+        0.0, "of the parameters of normalization layers", per_member=True
+    )
     decay_biases: bool = option(
         True, "whether WEIGHT_DECAY holds for biases, too; ACR and FixMatch leave them out"
     )
@@ -120,19 +124,25 @@ class SolverOptions(Options):
         "WarmupMultiStepLR",
         "how the rate falls: in STEPS, as a half cosine to 0 that begins with the run or (Then) "
         "after the warm-up, or as COSINE_CYCLES of a cosine",
+        per_member=True,
     )
     steps: list[int] = option(
         [],
         "iterations (the member's own clock) after which the rate is multiplied by GAMMA",
         low=0,
         iterations=True,
+        per_member=True,
     )
-    gamma: float = option(0.1, "factor of the rate at each of STEPS")
+    gamma: float = option(0.1, "factor of the rate at each of STEPS", per_member=True)
     warmup_iters: int = option(
-        1000, "iterations in which the rate rises to BASE_LR", low=0, iterations=True
+        1000,
+        "iterations in which the rate rises to BASE_LR",
+        low=0,
+        iterations=True,
+        per_member=True,
     )
     warmup_factor: float = option(
-        0.001, "share of the rate that warm-up begins with", low=0, high=1
+        0.001, "share of the rate that warm-up begins with", low=0, high=1, per_member=True
     )
     clip_gradients: ClipOptions = ClipOptions()
     amp: AMPOptions = AMPOptions()
@@ -279,6 +289,11 @@ class IMWAOptions(Options):
         low=0,
         free=True,
     )
+    member_overrides: list[dict[str, Any]] = option(
+        [],
+        "for each member a block of the keys in which it differs, such as [{}, {SOLVER: {BASE_LR: "
+        "0.02}}] (docs/averaging.md); [] is none",
+    )
 
 
 SECTIONS = (
@@ -287,8 +302,13 @@ SECTIONS = (
     Section("DATASETS", DatasetOptions),
     Section("DATALOADER", LoaderOptions),
     Section("SOLVER", SolverOptions),
-    Section("SOLVER", SGDOptions, {"SOLVER.OPTIMIZER": ("SGD",)}),
-    Section("SOLVER", PartOfCosineOptions, {"SOLVER.LR_SCHEDULER_NAME": ("WarmupPartOfCosineLR",)}),
+    Section("SOLVER", SGDOptions, {"SOLVER.OPTIMIZER": ("SGD",)}, per_member=True),
+    Section(
+        "SOLVER",
+        PartOfCosineOptions,
+        {"SOLVER.LR_SCHEDULER_NAME": ("WarmupPartOfCosineLR",)},
+        per_member=True,
+    ),
     Section("TEST", TestOptions),
     Section("IMWA", IMWAOptions),
 )
@@ -352,6 +372,17 @@ def check_shared(cfg: CfgNode, source: str) -> None:
         raise ConfigError(
             f"{source}: SOLVER.NESTEROV = True is not allowed with SOLVER.MOMENTUM = "
             f"{solver.MOMENTUM:g} (must be above 0)"
+        )
+    if imwa.MEMBER_OVERRIDES and imwa.MEMBERS == 1:
+        raise ConfigError(
+            f"{source}: IMWA.MEMBER_OVERRIDES is not allowed with IMWA.MEMBERS = 1 (must be []: "
+            "set the keys themselves)"
+        )
+    if imwa.MEMBER_OVERRIDES and len(imwa.MEMBER_OVERRIDES) != imwa.MEMBERS:
+        raise ConfigError(
+            f"{source}: IMWA.MEMBER_OVERRIDES has {len(imwa.MEMBER_OVERRIDES)} blocks for "
+            f"IMWA.MEMBERS = {imwa.MEMBERS} (must be one a member, {{}} for one that differs in "
+            "nothing, or no block)"
         )
     if imwa.COEFFICIENTS and len(imwa.COEFFICIENTS) != imwa.MEMBERS:
         raise ConfigError(

@@ -46,6 +46,7 @@ def build_train_batches(
     num_workers: int = 0,
     on_bad_record: OnBadRecord = "error",
     pin_memory: bool = False,
+    own: Sequence[Sequence[Stream]] = (),
 ) -> TrainBatches:
     """The training batches of a run, from any global step on.
 
@@ -62,6 +63,8 @@ def build_train_batches(
             image like it in its place (`Order.successor`) and logs a warning for the first file,
             the 10th, the 100th and so on.
         pin_memory: deliver images of files in page-locked memory, for faster copies to a GPU.
+        own: the streams of each of the schedule's members, if they have orders or views of their
+            own; all else about them is that of `streams`.
 
     Returns:
         `batches(start)`, an iterator over the batches of global steps start..len(schedule)-1. It
@@ -77,23 +80,24 @@ def build_train_batches(
                 f"{stream.name} batch of {stream.batch_size} is not allowed on {processes.size} "
                 "processes (must be a multiple)"
             )
+    forms = {group[0].name: group for group in zip(streams, *own, strict=True)}
     steps = {
-        stream.name: _Steps(_Orders(stream, seed), schedule, processes, first_member)
-        for stream in streams
+        name: _Steps([_Orders(form, seed) for form in group], schedule, processes, first_member)
+        for name, group in forms.items()
     }
     num_workers = fitting_workers(num_workers)
     reader = _Reader(
         {
             stream.name: _FileStream(
                 stream.dataset.shared() if num_workers else stream.dataset,
-                stream.views,
+                [form.views for form in forms[stream.name]],
                 steps[stream.name].orders if on_bad_record == "skip" else None,
             )
             for stream in streams
             if isinstance(stream.dataset, FileImages)
         }
     )
-    return TrainBatches(streams, steps, reader, len(schedule), num_workers, pin_memory)
+    return TrainBatches(forms, steps, reader, len(schedule), num_workers, pin_memory)
 
 
 def build_test_batches(
@@ -161,7 +165,7 @@ class _Orders:
 class _Steps:
     """What this process reads of a stream at each global step."""
 
-    orders: _Orders
+    orders: Sequence[_Orders]  # of the forms of the stream
     schedule: EpisodeSchedule
     processes: Group
     first_member: int
@@ -169,17 +173,21 @@ class _Steps:
     def __getitem__(self, global_step: int) -> Step:
         position = self.schedule.position(global_step)
         member = self.first_member + position.member
-        order, processes = self.orders[member], self.processes
+        differs = len(self.orders) > 1 and position.members > 1
+        form = position.member + 1 if differs else 0
+        orders, processes = self.orders[form], self.processes
+        order = orders[member]
         batch = order.batch(position.t)
         slots = order.slots(position.t, rank=processes.rank, size=processes.size)
         return Step(
-            self.orders.stream_name,
-            self.orders.seed,
+            orders.stream_name,
+            orders.seed,
             member,
             position.t,
             len(batch),
             [batch[slot] for slot in slots],
             slots,
+            form,
         )
 
 
@@ -192,15 +200,15 @@ class TrainBatches:
 
     def __init__(
         self,
-        streams: Sequence[Stream],
+        forms: Mapping[str, Sequence[Stream]],
         steps: Mapping[str, _Steps],
         reader: _Reader,
         global_steps: int,
         num_workers: int,
         pin_memory: bool,
     ) -> None:
-        self.sizes = {stream.name: stream.batch_size for stream in streams}
-        self._streams = streams
+        self.sizes = {name: group[0].batch_size for name, group in forms.items()}
+        self._forms = forms
         self._steps = steps
         self._reader = reader
         self._global_steps = global_steps
@@ -220,14 +228,18 @@ class TrainBatches:
             self._report(unreadable)
             yield Batch(
                 {
-                    stream.name: stream.dataset.make(
-                        self._steps[stream.name][global_step], stream.views
-                    )
-                    if isinstance(stream.dataset, MemoryImages)
-                    else from_files[stream.name]
-                    for stream in self._streams
+                    name: from_files[name]
+                    if name in from_files
+                    else self._from_memory(name, global_step)
+                    for name in self._forms
                 }
             )
+
+    def _from_memory(self, name: str, global_step: int) -> Part:
+        step = self._steps[name][global_step]
+        stream = self._forms[name][step.form]
+        assert isinstance(stream.dataset, MemoryImages), "the reader has all others"
+        return stream.dataset.make(step, stream.views)
 
     def _read_files(self, global_steps: range) -> Iterator[tuple[Batch, list[str]]]:
         """What comes from files at each step, and what is wrong with files that were replaced."""
@@ -288,7 +300,7 @@ class TestBatches:
             for step in self._steps:
                 yield self._dataset.make(step, self._views)
             return
-        files = _FileStream(self._dataset, self._views, None, leave_out=self._skip)
+        files = _FileStream(self._dataset, [self._views], None, leave_out=self._skip)
         steps = [[step] for step in self._steps]
         images = 0
         for batch, unreadable in _deliveries(
@@ -316,14 +328,14 @@ class _FileStream:
 
     Attributes:
         dataset: the files.
-        views: what is made of them.
-        orders: say what replaces an unreadable image; None raises.
+        views: what is made of them, in each form of the stream.
+        orders: say what replaces an unreadable image, in each form; None raises.
         leave_out: an unreadable image, instead.
     """
 
     dataset: FileImages
-    views: Views
-    orders: _Orders | None
+    views: Sequence[Views]
+    orders: Sequence[_Orders] | None
     leave_out: bool = False
 
     def part(self, step: Step, unreadable: list[str]) -> Part:
@@ -342,14 +354,14 @@ class _FileStream:
     ) -> tuple[int, dict[str, Any]] | None:
         for attempt in range(1, MAX_REPLACEMENTS + 1):
             try:
-                return index, self.dataset.make(index, slot, step, self.views)
+                return index, self.dataset.make(index, slot, step, self.views[step.form])
             except DataError as error:
                 if self.orders is None and not self.leave_out:
                     raise
                 unreadable.append(str(error))
             if self.orders is None:
                 return None
-            index = self.orders[step.member].successor(step.t, slot, attempt)
+            index = self.orders[step.form][step.member].successor(step.t, slot, attempt)
         raise DataError(
             f"{MAX_REPLACEMENTS} {step.stream} images in a row cannot be read, the last: "
             f"{unreadable[-1]}; is the disk still there?"

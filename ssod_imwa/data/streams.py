@@ -94,6 +94,8 @@ class Step(NamedTuple):
     """In the data set, of this process."""
     slots: Sequence[int]
     """Places in the global batch, of this process."""
+    form: int = 0
+    """Which form of the stream is read: 0 is that of all members, m + 1 member m's own."""
 
 
 class FileImages(ABC):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -13,7 +13,7 @@ from fvcore.common.config import CfgNode
 
 from ssod_imwa.averaging.episodes import EpisodeSchedule
 from ssod_imwa.averaging.ranks import Group, Ranks
-from ssod_imwa.config.options import read_options
+from ssod_imwa.config.options import Options, may_differ, read_options
 from ssod_imwa.data.loader import TrainBatches, build_test_batches, build_train_batches
 from ssod_imwa.data.order import BatchStream, Draw, DrawnStream, MakeOrder
 from ssod_imwa.data.polling import Poll
@@ -130,16 +130,29 @@ def build_method(cfg: CfgNode, detector: Detector) -> DetectionMethod:
     """
     if not cfg.MODEL.WEIGHTS:
         detector.warn_if_frozen()
+    method: Callable[[Detector, Any], DetectionMethod] = METHODS[cfg.SSOD.ALGORITHM][0]
+    return method(detector, _method_options(cfg))
+
+
+def method_settings(cfg: CfgNode) -> dict[str, Any]:
+    """What `Method.use` takes for a member with this configuration.
+
+    Raises:
+        ConfigError: the strong views do not go with the method.
+    """
+    options = _method_options(cfg)
+    return {"options": options} if may_differ(type(options)) else {}
+
+
+def _method_options(cfg: CfgNode) -> Options:
     kind, options = METHODS[cfg.SSOD.ALGORITHM]
     if kind.same_geometry and cfg.INPUT.STRONG.KIND == "geometric":
         raise ConfigError(
             f"INPUT.STRONG.KIND = 'geometric' is not allowed with SSOD.ALGORITHM = "
             f"{cfg.SSOD.ALGORITHM!r} (must be 'photometric': it learns maps location by location)"
         )
-    method: Callable[[Detector, Any], DetectionMethod] = kind
     with as_config_error("SSOD"):
-        settings = read_options(options, cfg.SSOD)
-    return method(detector, settings)
+        return read_options(options, cfg.SSOD)
 
 
 def build_views(cfg: CfgNode) -> dict[str, Any]:
@@ -176,6 +189,8 @@ def build_batches(
     schedule: EpisodeSchedule,
     ranks: Ranks,
     reads: Mapping[str, tuple[str, ...]],
+    *,
+    own: Sequence[CfgNode] = (),
 ) -> TrainBatches:
     """What the trainer reads: a global step -> the batches from there on.
 
@@ -185,11 +200,16 @@ def build_batches(
         schedule: which member trains when.
         ranks: who else trains.
         reads: streams and views of the method, see `Method`.
+        own: the configuration of each member, where members differ.
     """
     check_batch_sizes(cfg, ranks.batch.size)
     draw = build_draw(cfg, ranks.batch.size)
+
+    def streams(cfg: CfgNode) -> list[Stream]:
+        return [_build_stream(cfg, data, name, views, draw) for name, views in reads.items()]
+
     return build_train_batches(
-        [_build_stream(cfg, data, name, views, draw) for name, views in reads.items()],
+        streams(cfg),
         schedule,
         ranks.batch,
         seed=cfg.SEED,
@@ -197,6 +217,7 @@ def build_batches(
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         on_bad_record=cfg.DATASETS.ON_BAD_RECORD,
         pin_memory=cfg.MODEL.DEVICE != "cpu" and torch.cuda.is_available(),
+        own=[streams(each) for each in own],
     )
 
 

@@ -101,6 +101,9 @@ class DetectionTask(Task):
             method.hidden_truth = self.data.hidden_truth
         return method
 
+    def method_settings(self, method: Method) -> dict[str, Any]:
+        return build.method_settings(self.cfg)
+
     def load_model(self, weights: str) -> nn.Module:
         cfg = self.cfg.clone()
         cfg.defrost()
@@ -110,7 +113,7 @@ class DetectionTask(Task):
     def build_batches(
         self, schedule: EpisodeSchedule, device: torch.device, reads: Mapping[str, tuple[str, ...]]
     ) -> Batches:
-        return build.build_batches(self.cfg, self.data, schedule, self.ranks, reads)
+        return build.build_batches(self.cfg, self.data, schedule, self.ranks, reads, own=self.own)
 
     def build_evaluator(self, *, poll: Poll | None = None) -> Evaluator:
         return build.build_evaluator(self.cfg, self.data.tests, self.ranks.run, poll=poll)

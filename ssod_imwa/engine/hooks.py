@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from ssod_imwa.averaging.imwa import IMWA
@@ -32,6 +33,46 @@ class LRHook(HookBase):
         # The largest: that of a pretrained part is a small share of it.
         lr = max(group["lr"] for group in groups)
         self.trainer.storage.put_scalar("lr", lr, smoothing_hint=False)
+
+
+@dataclass(frozen=True)
+class MemberSettings:
+    """What a member trains with.
+
+    Attributes:
+        multiplier: of `LRHook`.
+        groups: hyper-parameters of each of the optimizer's groups, such as `initial_lr`, `momentum`
+            and `weight_decay`.
+        method: see `Method.use`.
+    """
+
+    multiplier: Callable[[int], float]
+    groups: Sequence[Mapping[str, Any]]
+    method: Mapping[str, Any]
+
+
+class MemberSettingsHook(LRHook):
+    """Gives optimizer, learning rate and method the settings of the member that trains.
+
+    Args:
+        common: of the part of a run before members part.
+        own: of each member.
+    """
+
+    def __init__(self, common: MemberSettings, own: Sequence[MemberSettings]) -> None:
+        super().__init__(common.multiplier)
+        self.common, self.own = common, own
+
+    def before_step(self) -> None:
+        # At every step: what a checkpoint or an average brings back is another step's.
+        position = self.trainer.position
+        settings = self.own[position.member] if position.members > 1 else self.common
+        self.trainer.method.use(settings.method)
+        groups = self.trainer.optimizer.param_groups
+        for group, values in zip(groups, settings.groups, strict=True):
+            group.update(values)
+        self.multiplier = settings.multiplier
+        super().before_step()
 
 
 class IMWAHook(HookBase):

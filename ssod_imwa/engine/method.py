@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -91,6 +92,23 @@ class Method(ABC):
         if self.burn_in == 0:
             return {0: passes}
         return {0: {"labeled": passes["labeled"]}, self.burn_in: passes}
+
+    def use(self, settings: Mapping[str, Any]) -> None:
+        """Go on with the settings of the member that trains next.
+
+        Args:
+            settings: values of attributes, by their names: "options", or "labeler.options" for one
+                of a part. What was made of other settings when the method was built stays.
+
+        Raises:
+            AttributeError: there is no attribute of a name.
+        """
+        for name, value in settings.items():
+            owner, _, attribute = name.rpartition(".")
+            part = operator.attrgetter(owner)(self) if owner else self
+            if not hasattr(part, attribute):
+                raise AttributeError(f"{type(self).__name__} has no {name}")
+            setattr(part, attribute, value)
 
     def models(self) -> dict[str, nn.Module]:
         """The models that IMWA averages, by name: "student", "teacher", and what else moves."""

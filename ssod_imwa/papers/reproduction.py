@@ -89,6 +89,10 @@ def scaled(cfg: CfgNode, factor: float) -> CfgNode:
         group, _, leaf = key.rpartition(".")
         node = value_of(cfg, group)
         node[leaf] = _scaled(node[leaf], factor)
+    cfg.IMWA.MEMBER_OVERRIDES = [
+        {key: _scaled(x, factor) if key in ITERATION_KEYS else x for key, x in block.items()}
+        for block in cfg.IMWA.MEMBER_OVERRIDES
+    ]
     cfg.IMWA.EPISODES = min(cfg.IMWA.EPISODES, most_episodes(cfg, cfg.SOLVER.MAX_ITER))
     cfg.freeze()
     return cfg

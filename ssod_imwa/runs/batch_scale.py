@@ -14,6 +14,7 @@ from ssod_imwa.errors import ConfigError
 from ssod_imwa.runs.config import DECAY_KEYS, ITERATION_KEYS
 
 BATCH = "SOLVER.IMS_PER_BATCH"
+OVERRIDES = "IMWA.MEMBER_OVERRIDES"
 
 
 @dataclass(frozen=True)
@@ -63,20 +64,25 @@ def scale_batch(cfg: CfgNode, images: int) -> tuple[CfgNode, list[Change]]:
             after: Any = images
         elif key in streams:
             after = max(1, round(ratio * before))
-        elif key == "SOLVER.BASE_LR":
-            sgd = cfg.SOLVER.OPTIMIZER == "SGD"
-            after = _rounded(before * (ratio if sgd else math.sqrt(ratio)))
-        elif key in ITERATION_KEYS:
-            after = _iterations(before, ratio)
-        elif key in DECAY_KEYS:
-            after = _rounded(before**ratio)
+        elif key == OVERRIDES:
+            after = [{k: _after(cfg, k, x, ratio) for k, x in block.items()} for block in before]
         else:
-            continue
+            after = _after(cfg, key, before, ratio)
         if after != before:
             set_value(scaled, key, after)
             changes.append(Change(key, before, after))
     scaled.freeze()
     return scaled, changes
+
+
+def _after(cfg: CfgNode, key: str, before: Any, ratio: float) -> Any:
+    """What becomes of a key that counts no images."""
+    if key == "SOLVER.BASE_LR":
+        sgd = cfg.SOLVER.OPTIMIZER == "SGD"
+        return _rounded(before * (ratio if sgd else math.sqrt(ratio)))
+    if key in ITERATION_KEYS:
+        return _iterations(before, ratio)
+    return _rounded(before**ratio) if key in DECAY_KEYS else before
 
 
 def _iterations(before: Any, ratio: float) -> Any:

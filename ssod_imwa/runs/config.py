@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from fvcore.common.config import CfgNode
 
@@ -15,6 +16,7 @@ from ssod_imwa.config.reader import (
     COMMAND_LINE,
     Setting,
     build_config,
+    changed_config,
     file_settings,
     keys,
     override_settings,
@@ -39,6 +41,10 @@ ITERATION_KEYS = frozenset(
 )
 # Keys that are a moving average's decay an iteration.
 DECAY_KEYS = frozenset(key for key, option in options_by_key(SECTIONS).items() if option.decay)
+# Keys in which members may differ.
+PER_MEMBER_KEYS = frozenset(
+    key for key, option in options_by_key(SECTIONS).items() if option.per_member
+)
 
 TOOLKIT = "MODEL.TOOLKIT"
 TOOLKIT_CONFIG = "MODEL.DETECTRON2.CONFIG"
@@ -102,8 +108,42 @@ def parse_config(text: str, source: str) -> CfgNode:
 def _build(settings: Sequence[Setting], source: str, *, detector: str) -> CfgNode:
     cfg = build_config(SECTIONS, settings, toolkit=_toolkit_tree(settings, detector))
     check_shared(cfg, source)
+    # In one form, so that what a resume compares does not depend on how blocks were written.
+    cfg.IMWA.MEMBER_OVERRIDES = [
+        {key: value_of(own, key) for key in block}
+        for own, block in zip(member_configs(cfg, source), cfg.IMWA.MEMBER_OVERRIDES, strict=True)
+    ]
     cfg.freeze()
     return cfg
+
+
+def member_configs(cfg: CfgNode, source: str = COMMAND_LINE) -> list[CfgNode]:
+    """The configuration of each member as IMWA.MEMBER_OVERRIDES says, frozen; [] if it is empty.
+
+    Args:
+        cfg: of the run, also one that a task has completed.
+        source: where it comes from, for errors.
+
+    Raises:
+        ConfigError: a key is unknown, has no meaning for what the member trains or cannot differ
+            between members, or a value is not allowed.
+    """
+    blocks = cfg.IMWA.MEMBER_OVERRIDES
+    return [_member_config(cfg, m, block, source) for m, block in enumerate(blocks)]
+
+
+def _member_config(cfg: CfgNode, member: int, block: dict[str, Any], source: str) -> CfgNode:
+    where = f"{source}: IMWA.MEMBER_OVERRIDES, member {member}"
+    settings = [Setting(key, value, where) for key, value in block.items()]
+    known = {*options_by_key(SECTIONS), *keys(cfg)}
+    for key in block:
+        if key in known - PER_MEMBER_KEYS:
+            allowed = ", ".join(key for key in keys(cfg) if key in PER_MEMBER_KEYS)
+            raise ConfigError(f"{where}: {key} cannot differ between members (what can: {allowed})")
+    own = changed_config(SECTIONS, cfg, settings)
+    check_shared(own, where)
+    own.freeze()
+    return own
 
 
 def _toolkit_tree(settings: Sequence[Setting], detector: str) -> CfgNode | None:

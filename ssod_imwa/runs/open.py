@@ -9,6 +9,7 @@ from fvcore.common.config import CfgNode
 from ssod_imwa.averaging.ranks import Ranks
 from ssod_imwa.classification.task import ClassificationTask
 from ssod_imwa.detection.task import DetectionTask
+from ssod_imwa.runs.config import member_configs
 from ssod_imwa.task import Task
 
 TASKS: dict[str, Callable[[CfgNode, Ranks], Task]] = {
@@ -27,4 +28,6 @@ def open_task(cfg: CfgNode, ranks: Ranks = Ranks.alone()) -> Task:
     Raises:
         UserError: the configuration or the data are wrong.
     """
-    return TASKS[cfg.TASK](cfg, ranks)
+    task = TASKS[cfg.TASK](cfg, ranks)
+    task.own = member_configs(task.cfg)
+    return task

@@ -15,21 +15,20 @@ from fvcore.common.config import CfgNode
 from ssod_imwa.averaging.imwa import IMWA
 from ssod_imwa.averaging.outer import TO_THE_MEAN, Outer
 from ssod_imwa.averaging.ranks import Ranks
-from ssod_imwa.config.options import read_options
 from ssod_imwa.config.reader import keys, value_of
-from ssod_imwa.config.shared import OuterOptions, SGDOptions, batch_sizes, common_iterations
+from ssod_imwa.config.shared import OuterOptions, batch_sizes, common_iterations
 from ssod_imwa.config.yaml_text import parse_yaml
 from ssod_imwa.engine.checkpoint.models import check_classes, newest_model
 from ssod_imwa.engine.checkpoint.output import removed
 from ssod_imwa.engine.checkpoint.writing import CheckpointHook, prepare_output, resume
 from ssod_imwa.engine.device import pick_device, warn_if_slower_than_float32
 from ssod_imwa.engine.evaluation import Evaluations
-from ssod_imwa.engine.hooks import IMWAHook, LRHook
+from ssod_imwa.engine.hooks import IMWAHook
 from ssod_imwa.engine.launch import distribute
 from ssod_imwa.engine.memory import keep_freed_memory
 from ssod_imwa.engine.seeding import seed_everything
 from ssod_imwa.engine.signals import SignalHook, StopSignals
-from ssod_imwa.engine.solver import build_optimizer, gradient_clipper
+from ssod_imwa.engine.solver import gradient_clipper
 from ssod_imwa.engine.terminal import EvaluationProgress, TerminalWriter
 from ssod_imwa.engine.time_left import TimeLeft
 from ssod_imwa.engine.trainer import HookBase, Trainer
@@ -47,7 +46,8 @@ from ssod_imwa.runs.hooks import ConfigHook, ResultsHook
 from ssod_imwa.runs.open import open_task
 from ssod_imwa.runs.progress import build_time_left, expect_evaluations, log_summary, watched
 from ssod_imwa.runs.results import FILE_NAME
-from ssod_imwa.runs.schedule import build_multiplier, build_schedule
+from ssod_imwa.runs.schedule import build_schedule
+from ssod_imwa.runs.solver import build_lr_hook, build_task_optimizer
 from ssod_imwa.task import Batches, Task
 
 logger = logging.getLogger(__name__)
@@ -212,19 +212,6 @@ def _assemble(
     method = task.build_method(device)
     distribute(method, task.ranks)
     solver = cfg.SOLVER
-    optimizer = build_optimizer(
-        method.student,
-        name=solver.OPTIMIZER,
-        lr=solver.BASE_LR,
-        momentum=solver.MOMENTUM,
-        beta2=solver.BETA2,
-        nesterov=read_options(SGDOptions, solver).nesterov,
-        weight_decay=solver.WEIGHT_DECAY,
-        weight_decay_norm=solver.WEIGHT_DECAY_NORM,
-        decay_biases=solver.DECAY_BIASES,
-        lr_factor=task.lr_factor,
-        groups=task.parameter_groups(method.student),
-    )
     batches = task.build_batches(schedule, device, method.reads)
     clip = solver.CLIP_GRADIENTS
     amp_dtype = getattr(torch, solver.AMP.DTYPE) if solver.AMP.ENABLED else None
@@ -234,7 +221,7 @@ def _assemble(
         method,
         schedule,
         batches,
-        optimizer,
+        build_task_optimizer(task, method.student),
         seed=cfg.SEED,
         first_member=cfg.IMWA.FIRST_MEMBER,
         accumulation=solver.ACCUMULATION_STEPS,
@@ -247,7 +234,7 @@ def _assemble(
     hooks, signal_hook = _build_hooks(
         task, trainer, imwa, batches, signals, time_left, overwrite=overwrite
     )
-    trainer.register_hooks([*hooks, signal_hook])
+    trainer.register_hooks([build_lr_hook(task, method), *hooks, signal_hook])
     expect_evaluations(time_left, hooks)
     return trainer, signal_hook
 
@@ -296,7 +283,7 @@ def _build_hooks(
     *,
     overwrite: bool,
 ) -> tuple[list[HookBase], SignalHook]:
-    """In the order of docs/architecture.md, and the one of signals, which comes after all."""
+    """In the order of docs/architecture.md after LRHook; and that of signals, which is the last."""
     cfg = task.cfg
     output, solver = Path(cfg.OUTPUT_DIR), cfg.SOLVER
     progress = EvaluationProgress()
@@ -322,7 +309,6 @@ def _build_hooks(
         cfg, evaluations, watch(signal_hook.poll), watch(), writers, replaces=imwa.replaces
     )
     hooks = [
-        LRHook(build_multiplier(cfg)),
         *([evaluating.running] if cfg.TEST.EVAL_PERIOD else []),
         *([evaluating.members] if cfg.TEST.EVAL_MEMBERS else []),
         *task.hooks(),

@@ -28,7 +28,11 @@ class ThresholdOptions(Options):
     """Which pseudo-labels are sure enough to be learned."""
 
     threshold: float = option(
-        0.95, "ρ, a pseudo-label is learned if its confidence is at least this", low=0, high=1
+        0.95,
+        "ρ, a pseudo-label is learned if its confidence is at least this",
+        low=0,
+        high=1,
+        per_member=True,
     )
 
 

@@ -28,8 +28,8 @@ class Threshold(Labeler):
     options_class = ThresholdOptions
 
     def __init__(self, counts: Sequence[int], unlabeled: int, options: ThresholdOptions) -> None:
-        self.threshold = options.threshold
+        self.options = options
 
     def label(self, weak: WeakOutputs, t: int) -> PseudoLabels:
         probabilities = weak.logits.softmax(1)
-        return PseudoLabels(*thresholded(probabilities, self.threshold), probabilities, {})
+        return PseudoLabels(*thresholded(probabilities, self.options.threshold), probabilities, {})

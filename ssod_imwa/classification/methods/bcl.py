@@ -29,10 +29,14 @@ from ssod_imwa.data.batches import Batch
 class BCLOptions(Options):
     """The two losses and the heads; the defaults are CIFAR's."""
 
-    temperature: float = option(0.1, "T of the contrastive loss; 0.07 on large sets", above=0)
-    ce_weight: float = option(2.0, "weight of the cross-entropy; 1 on large sets", low=0)
+    temperature: float = option(
+        0.1, "T of the contrastive loss; 0.07 on large sets", above=0, per_member=True
+    )
+    ce_weight: float = option(
+        2.0, "weight of the cross-entropy; 1 on large sets", low=0, per_member=True
+    )
     contrastive_weight: float = option(
-        0.6, "weight of the contrastive loss; 0.35 on large sets", low=0
+        0.6, "weight of the contrastive loss; 0.35 on large sets", low=0, per_member=True
     )
     hidden: int = option(512, "width inside both heads; that of the features on large sets", low=1)
     width: int = option(128, "width of projections and prototypes; 1024 on large sets", low=1)

@@ -22,7 +22,7 @@ from ssod_imwa.classification.methods.base import EMAForm
 from ssod_imwa.classification.methods.bcl import BalancedContrastive, BCLNetwork, BCLOptions
 from ssod_imwa.classification.methods.cossl import CoSSL, CoSSLNetwork, CoSSLOptions
 from ssod_imwa.classification.methods.ecl import ECL, ECLOptions
-from ssod_imwa.classification.methods.erm import EmpiricalRisk, ERMOptions
+from ssod_imwa.classification.methods.erm import EmpiricalRisk, ERMOptions, check_mixture
 from ssod_imwa.classification.methods.expert_network import CollaborativeNetwork
 from ssod_imwa.classification.methods.fixmatch import FixMatch, FixMatchOptions
 from ssod_imwa.classification.methods.fixmatch_network import FixMatchNetwork
@@ -41,7 +41,7 @@ from ssod_imwa.classification.mixers import MIXERS, Mixer, Network
 from ssod_imwa.classification.models.feature_head import NAME as FEATURE_HEAD
 from ssod_imwa.classification.models.mae import MAEOptions, MaskedAutoencoder
 from ssod_imwa.classification.models.vit import ViT
-from ssod_imwa.config.options import Options, option, read_options
+from ssod_imwa.config.options import Options, may_differ, option, read_options
 from ssod_imwa.config.reader import value_of
 from ssod_imwa.engine.method import Method
 from ssod_imwa.errors import ConfigError, as_config_error
@@ -101,6 +101,36 @@ def build_method(
     return method
 
 
+def method_settings(cfg: CfgNode, method: Method, counts: Counts) -> dict[str, Any]:
+    """What `Method.use` takes for a member with this configuration.
+
+    Args:
+        cfg: of the member, with the schedule in iterations.
+        method: of the run.
+        counts: training images of each class.
+
+    Raises:
+        ConfigError: parts do not go together, or the views are not what the method reads.
+    """
+    entry = METHODS[cfg.CLS.ALGORITHM]
+    settings: dict[str, Any] = {}
+    if may_differ(entry.options):
+        settings["options"] = read_options(entry.options, value_of(cfg, entry.prefix))
+    if "loss" in entry.shares:
+        criterion = build_criterion(cfg, counts)
+        settings["criterion"] = criterion.to(_device(method.student))
+    if isinstance(method, EmpiricalRisk):
+        settings["mixer"] = mixer = build_mixer(cfg, counts, method.student)
+        _check_compiled(cfg, mixer)
+        with as_config_error("CLS.MIX"):
+            check_mixture(mixer, criterion)
+    if isinstance(method, FixMatch):
+        kind = type(method.labeler).options_class
+        settings["labeler.options"] = read_options(kind, cfg.CLS.LABELER)
+    _check_views(cfg, method)
+    return settings
+
+
 def _check_views(cfg: CfgNode, method: Method) -> None:
     keys = {"labeled": "VIEWS", "unlabeled": "UNLABELED_VIEWS"}
     for stream, key in keys.items():
@@ -127,12 +157,8 @@ class CompileOptions(Options):
 def _compiled(cfg: CfgNode, method: Method) -> Any:
     """The student as training steps call it; what is evaluated and saved stays the plain module."""
     mode, student = cfg.CLS.MODEL.COMPILE, method.student
-    if isinstance(method, EmpiricalRisk) and method.mixer.mixes_features:
-        raise ConfigError(
-            f"CLS.MODEL.COMPILE = {mode!r} is not allowed with CLS.MIX.KIND = "
-            f"{method.mixer.name!r} (must be '': a compiled network does not see what is mixed "
-            "inside it)"
-        )
+    if isinstance(method, EmpiricalRisk):
+        _check_compiled(cfg, method.mixer)
     try:
         # Nothing is compiled before its first call: better to fail here than in the first step.
         torch.compile(torch.neg)(torch.ones(1, device=next(student.parameters()).device))
@@ -142,6 +168,14 @@ def _compiled(cfg: CfgNode, method: Method) -> Any:
             f"CLS.MODEL.COMPILE = {mode!r}: nothing can be compiled here ({first})"
         ) from error
     return torch.compile(student, mode=mode)
+
+
+def _check_compiled(cfg: CfgNode, mixer: Mixer) -> None:
+    if cfg.CLS.MODEL.COMPILE and mixer.mixes_features:
+        raise ConfigError(
+            f"CLS.MODEL.COMPILE = {cfg.CLS.MODEL.COMPILE!r} is not allowed with CLS.MIX.KIND = "
+            f"{mixer.name!r} (must be '': a compiled network does not see what is mixed inside it)"
+        )
 
 
 def method_name(cfg: CfgNode) -> str:

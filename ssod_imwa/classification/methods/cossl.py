@@ -34,13 +34,16 @@ class CoSSLOptions(ThresholdOptions):
     warmup_iters: int = option(
         5000, "iterations in which the new head alone is trained", low=0, iterations=True
     )
-    unsup_loss_weight: float = option(1.0, "λ_u, weight of the loss on pseudo-labels", low=0)
+    unsup_loss_weight: float = option(
+        1.0, "λ_u, weight of the loss on pseudo-labels", low=0, per_member=True
+    )
     least_share: float = option(
         0.6,
         "least share of the labeled feature in a mixed one; 0.6 in the scripts, 0.8 by default in "
         "the public code",
         low=0,
         high=1,
+        per_member=True,
     )
 
 

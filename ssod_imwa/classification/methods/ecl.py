@@ -25,14 +25,16 @@ from ssod_imwa.data.batches import Batch
 class ECLOptions(Options):
     """Distillation and contrast; the defaults are the paper's."""
 
-    alpha: float = option(0.6, "weight of distillation; at 0 each expert learns by itself", low=0)
+    alpha: float = option(
+        0.6, "weight of distillation; at 0 each expert learns by itself", low=0, per_member=True
+    )
     beta: float = option(
         1.0, "weight of the contrastive losses; 0 trains without MoCo and its second view", low=0
     )
     distil: list[Literal["logits", "features"]] = option(
         ["logits", "features"], "what is distilled"
     )
-    temperature: float = option(1.0, "temperature of both distillations", above=0)
+    temperature: float = option(1.0, "temperature of both distillations", above=0, per_member=True)
     transfer: Literal["cls_over_ref", "ref_over_cls", "none"] = option(
         "cls_over_ref", 'weight of a sample in the distillation of logits; "none" is 1'
     )

@@ -64,11 +64,7 @@ class EmpiricalRisk(ClassificationMethod):
         ema_decay: float = 0.0,
     ) -> None:
         super().__init__(student, iterations=iterations, ema_decay=ema_decay)
-        if mixer.mixes_labels and not criterion.takes_shares:
-            raise ValueError(
-                f"{mixer.name} with {criterion.name} is not allowed (it mixes labels, which "
-                "cross_entropy, balanced_softmax and balanced_bce can take)"
-            )
+        check_mixture(mixer, criterion)
         self.criterion = criterion.to(next(student.parameters()).device)
         self.mixer = mixer
         self.part = part
@@ -85,3 +81,12 @@ class EmpiricalRisk(ClassificationMethod):
             logits = self.parallel_student(drawn.images(images))
         loss = self.criterion(logits, drawn.targets, progress=self.progress(t))
         return {"loss": loss, "train_accuracy": train_accuracy(logits, labels)}
+
+
+def check_mixture(mixer: Mixer, criterion: Criterion) -> None:
+    """Raise ValueError if the mixer mixes labels and the criterion takes no shares of classes."""
+    if mixer.mixes_labels and not criterion.takes_shares:
+        raise ValueError(
+            f"{mixer.name} with {criterion.name} is not allowed (it mixes labels, which "
+            "cross_entropy, balanced_softmax and balanced_bce can take)"
+        )

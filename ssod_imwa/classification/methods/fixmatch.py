@@ -34,7 +34,9 @@ LABELER = "labeler"
 class FixMatchOptions(Options):
     """The loss of unlabeled images, and what is composed with it."""
 
-    unsup_loss_weight: float = option(1.0, "λ_u, weight of the loss on pseudo-labels", low=0)
+    unsup_loss_weight: float = option(
+        1.0, "λ_u, weight of the loss on pseudo-labels", low=0, per_member=True
+    )
     strong_views: int = option(
         1, "strong views of an unlabeled image: 1 (FixMatch, DASO), 2 (ACR, DARP, ABC, CoSSL)",
         low=1, high=2,

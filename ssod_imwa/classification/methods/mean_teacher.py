@@ -27,9 +27,11 @@ from ssod_imwa.engine.teacher import Teacher
 class MeanTeacherOptions(Options):
     """The consistency loss."""
 
-    unsup_loss_weight: float = option(50.0, "w, weight of the consistency loss at last", low=0)
+    unsup_loss_weight: float = option(
+        50.0, "w, weight of the consistency loss at last", low=0, per_member=True
+    )
     rampup_part: float = option(
-        0.4, "part of the training in which the weight rises to it", low=0, high=1
+        0.4, "part of the training in which the weight rises to it", low=0, high=1, per_member=True
     )
 
 

@@ -31,7 +31,7 @@ class NCLOptions(Options):
     hard_categories: int = option(
         0, "classes that an image is compared on, its own included; 0 takes 0.3 of them", low=0
     )
-    distillation_weight: float = option(0.6, "weight of both distillations", low=0)
+    distillation_weight: float = option(0.6, "weight of both distillations", low=0, per_member=True)
     contrastive_weight: float = option(
         1.0, "weight of the contrastive losses; 0 trains without MoCo and its second view", low=0
     )

@@ -33,9 +33,14 @@ class GPaCoOptions(Options):
     """The loss, the queue and the head; the defaults are PaCo's on CIFAR."""
 
     alpha: float = option(
-        0.01, "weight of a sample beside the 1 of its class; 0.02 to 0.05 on large sets", low=0
+        0.01,
+        "weight of a sample beside the 1 of its class; 0.02 to 0.05 on large sets",
+        low=0,
+        per_member=True,
     )
-    temperature: float = option(0.05, "T of the samples; 0.07 or 0.2 on large sets", above=0)
+    temperature: float = option(
+        0.05, "T of the samples; 0.07 or 0.2 on large sets", above=0, per_member=True
+    )
     queue: int = option(1024, "rows of the queue, at least a batch; 8192 on large sets", low=1)
     hidden: int = option(0, "width inside the head; 0 takes that of the features", low=0)
     width: int = option(32, "width of projections; 128 on large sets", low=1)

@@ -54,15 +54,20 @@ class ViewOptions(Options):
         [640, 672, 704, 736, 768, 800],
         "shortest edge in pixels, drawn from this list for each training image",
         low=1,
+        per_member=True,
     )
     min_size_train_sampling: Sampling = option(
-        "choice", '"choice" draws one of MIN_SIZE_TRAIN, "range" a whole number between its two'
+        "choice",
+        '"choice" draws one of MIN_SIZE_TRAIN, "range" a whole number between its two',
+        per_member=True,
     )
-    max_size_train: int = option(1333, "bound of the longest edge in pixels, in training", low=1)
+    max_size_train: int = option(
+        1333, "bound of the longest edge in pixels, in training", low=1, per_member=True
+    )
     min_size_test: int = option(800, "shortest edge in pixels, in evaluation", low=1)
     max_size_test: int = option(1333, "bound of the longest edge in pixels, in evaluation", low=1)
     random_flip: Literal["horizontal", "none"] = option(
-        "horizontal", "mirror training images with probability 1/2"
+        "horizontal", "mirror training images with probability 1/2", per_member=True
     )
 
 

@@ -57,14 +57,23 @@ class DenseTeacherOptions(SupervisedOptions):
         decay=True,
     )
     region_ratio: float = option(
-        0.01, "share of the locations, the teacher's surest, that are learned", above=0, high=1
+        0.01,
+        "share of the locations, the teacher's surest, that are learned",
+        above=0,
+        high=1,
+        per_member=True,
     )
     unsup_loss_weight: float = option(
-        4.0, "w_c, weight of the classification loss on dense labels", low=0
+        4.0, "w_c, weight of the classification loss on dense labels", low=0, per_member=True
     )
-    unsup_box_loss_weight: float = option(1.0, "weight of the box loss on dense labels", low=0)
+    unsup_box_loss_weight: float = option(
+        1.0, "weight of the box loss on dense labels", low=0, per_member=True
+    )
     unsup_quality_loss_weight: float = option(
-        1.0, "weight of the quality loss on dense labels; RetinaNet has none", low=0
+        1.0,
+        "weight of the quality loss on dense labels; RetinaNet has none",
+        low=0,
+        per_member=True,
     )
 
     def __post_init__(self) -> None:

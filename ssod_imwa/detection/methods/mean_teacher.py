@@ -36,13 +36,17 @@ class MeanTeacherOptions(SupervisedOptions):
         decay=True,
     )
     bbox_threshold: float = option(
-        0.7, "a teacher's box becomes a label above this score", low=0, high=1
+        0.7, "a teacher's box becomes a label above this score", low=0, high=1, per_member=True
     )
     unsup_loss_weight: float = option(
-        1.0, "w, weight of all losses on pseudo-labels, once it has risen", low=0
+        1.0, "w, weight of all losses on pseudo-labels, once it has risen", low=0, per_member=True
     )
     rampup_iters: int = option(
-        1000, "iterations in which that weight rises from w / 150 to w", low=1, iterations=True
+        1000,
+        "iterations in which that weight rises from w / 150 to w",
+        low=1,
+        iterations=True,
+        per_member=True,
     )
 
 

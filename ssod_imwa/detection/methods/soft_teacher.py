@@ -64,23 +64,37 @@ class SoftTeacherOptions(Options):
         "evaluation, as mmdetection's",
     )
     initial_threshold: float = option(
-        0.5, "the teacher's boxes above this score are looked at", low=0, high=1
+        0.5, "the teacher's boxes above this score are looked at", low=0, high=1, per_member=True
     )
     rpn_threshold: float = option(
-        0.9, "a box becomes a label of the proposals above this score", low=0, high=1
+        0.9,
+        "a box becomes a label of the proposals above this score",
+        low=0,
+        high=1,
+        per_member=True,
     )
     bbox_threshold: float = option(
-        0.9, "a box becomes a label of the classification above this score", low=0, high=1
+        0.9,
+        "a box becomes a label of the classification above this score",
+        low=0,
+        high=1,
+        per_member=True,
     )
     box_deviation: float = option(
-        0.02, "a box becomes a label of the box regression below this deviation", low=0
+        0.02,
+        "a box becomes a label of the box regression below this deviation",
+        low=0,
+        per_member=True,
     )
     jitters: int = option(10, "copies of a box by which its deviation is measured", low=2)
     jitter_scale: float = option(
         0.06, "standard deviation of their noise, as a share of the box's width or height", low=0
     )
     min_box_size: float = option(
-        0.0, "labels are wider and higher than so many pixels; mmdetection's is 0.01", low=0
+        0.0,
+        "labels are wider and higher than so many pixels; mmdetection's is 0.01",
+        low=0,
+        per_member=True,
     )
     soft_background: bool = option(
         True, "weigh background by the teacher's probability of it; False weighs all alike"
@@ -90,7 +104,9 @@ class SoftTeacherOptions(Options):
         'without any box above INITIAL_THRESHOLD a batch teaches background ("learn") or nothing '
         '("skip", mmdetection\'s semi-supervised base class)',
     )
-    unsup_loss_weight: float = option(4.0, "w_u, weight of all four losses on pseudo-labels", low=0)
+    unsup_loss_weight: float = option(
+        4.0, "w_u, weight of all four losses on pseudo-labels", low=0, per_member=True
+    )
 
 
 @dataclass(frozen=True)

@@ -49,15 +49,16 @@ class UnbiasedTeacherOptions(SupervisedOptions):
         decay=True,
     )
     bbox_threshold: float = option(
-        0.7, "a teacher's box becomes a label above this score", low=0, high=1
+        0.7, "a teacher's box becomes a label above this score", low=0, high=1, per_member=True
     )
     unsup_loss_weight: float = option(
-        4.0, "w_u, weight of the classification losses on pseudo-labels", low=0
+        4.0, "w_u, weight of the classification losses on pseudo-labels", low=0, per_member=True
     )
     unsup_box_loss_weight: float = option(
         0.0,
         "w_box, weight of the box losses on pseudo-labels; 0 (the method's) only reports them",
         low=0,
+        per_member=True,
     )
 
 
