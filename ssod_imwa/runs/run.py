@@ -15,6 +15,7 @@ from fvcore.common.config import CfgNode
 from ssod_imwa.averaging.imwa import IMWA
 from ssod_imwa.averaging.outer import TO_THE_MEAN, Outer
 from ssod_imwa.averaging.ranks import Ranks
+from ssod_imwa.config.options import read_options
 from ssod_imwa.config.reader import keys, value_of
 from ssod_imwa.config.shared import OuterOptions, batch_sizes, common_iterations
 from ssod_imwa.config.yaml_text import parse_yaml
