@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from ssod_imwa.averaging import soups
 from ssod_imwa.averaging.weights import average
@@ -16,6 +17,7 @@ from ssod_imwa.errors import UserError
 from ssod_imwa.runs.open import open_task
 from ssod_imwa.runs.results import MAIN_METRICS, MODELS, Model, ResultsError, read_results
 from ssod_imwa.runs.trained import TrainedModels
+from ssod_imwa.task import Task
 
 RULES = ("uniform", "fixed", "greedy", "line")
 MEASURING = ("greedy", "line")
@@ -115,13 +117,8 @@ def build_metric(
     Raises:
         UserError: the file names code that is not asked for.
     """
-    trained.require_asked(asked, reads_data=True)
-    cfg = trained.config.clone()
-    cfg.defrost()
-    cfg.DATASETS.TEST = [dataset]
-    name = name or ("AP" if cfg.TASK == "detection" else "top1")
-    task = open_task(cfg)
-    model = task.load_model(str(trained.path)).to(pick_device(cfg.MODEL.DEVICE)).eval()
+    task, model = open_model(trained, dataset, asked=asked)
+    name = name or main_metric(task)
     evaluate = task.build_evaluator()
 
     def metric(weights: Mapping[str, torch.Tensor]) -> float:
@@ -133,6 +130,28 @@ def build_metric(
         return metrics[name]
 
     return metric
+
+
+def open_model(
+    trained: TrainedModels, dataset: str, *, asked: Sequence[str] = ()
+) -> tuple[Task, nn.Module]:
+    """The task of a finished run, tested on a data set, and its model on its device, in eval mode.
+
+    Raises:
+        UserError: the file names code that is not asked for.
+    """
+    trained.require_asked(asked, reads_data=True)
+    cfg = trained.config.clone()
+    cfg.defrost()
+    cfg.DATASETS.TEST = [dataset]
+    task = open_task(cfg)
+    model = task.load_model(str(trained.path)).to(pick_device(cfg.MODEL.DEVICE))
+    return task, model.eval()
+
+
+def main_metric(task: Task) -> str:
+    """What models of a task are measured by unless somebody says otherwise."""
+    return "AP" if task.name == "detection" else "top1"
 
 
 def write_average(files: Sequence[ModelFile], coefficients: Sequence[float], output: Path) -> None:

@@ -1,0 +1,81 @@
+"""From numbers of a finished run to answers, question by question."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from ssod_imwa.analysis.hindsight import RunNumbers, Trend, answers, trend
+
+FLAT, RISING, NOISY = Trend(0.1, 0.4, 8), Trend(3.0, 0.5, 8), Trend(1.0, 4.0, 8)
+# A saturated run at a constant rate, without EMA, whose snapshots' mean is 2 points better.
+USUAL = RunNumbers("AP", 40.0, None, 42.0, 5, 1.0, FLAT)
+
+
+def answered(question, **changes):
+    run = dataclasses.replace(USUAL, **changes)
+    (answer,) = [a for a in answers(run) if a.question == question]
+    assert answer.line().split()[: len(question.split())] == question.split()
+    return answer
+
+
+@pytest.mark.parametrize(
+    ("question", "changes", "verdict", "words"),
+    [
+        ("longer run", {}, "no", "rose by 0.1 ± 0.4 over the second half (8 evaluations): satur"),
+        ("longer run", {"trend": RISING}, "yes", "3.0 ± 0.5"),
+        ("longer run", {"trend": RISING, "rate": 0.4}, "unclear", "the rate fell"),
+        ("longer run", {"trend": NOISY}, "unclear", "too noisy"),
+        ("longer run", {"trend": Trend(0.6, 0.4, 4)}, "no", "saturated"),
+        ("longer run", {"trend": None}, "unclear", "fewer than 4 evaluations"),
+        ("lower rate", {}, "yes", "100 % of its highest, and averages over time are 2.0 AP above"),
+        ("lower rate", {"rate": 0.4}, "no", "40 % of its highest: it was lowered"),
+        ("lower rate", {"lawa": 40.4}, "no", "little noise"),
+        ("lower rate", {"lawa": None}, "unclear", "no average"),
+        ("lower rate", {"lawa": None, "teacher": 41.0}, "yes", "1.0 AP above"),
+        ("EMA", {}, "yes", "kept none; the mean of its last 5 snapshots is 2.0 AP above"),
+        ("EMA", {"teacher": 40.6}, "yes", "the teacher is 0.6 AP above the last student"),
+        ("EMA", {"teacher": 39.0}, "no", "1.0 AP below"),
+        ("EMA", {"lawa": None}, "unclear", "only one snapshot"),
+        ("LAWA", {}, "yes", "the mean of the last 5 snapshots is 2.0 AP above"),
+        ("LAWA", {"lawa": 40.4}, "no", "0.4 AP above"),
+        ("LAWA", {"lawa": None}, "unclear", "SOLVER.CHECKPOINT_KEEP"),
+        ("IMWA", {}, "yes", "saturated, and averages over time are 2.0 AP above"),
+        ("IMWA", {"rate": 0.09}, "no", "nothing is left to remove"),
+        ("IMWA", {"trend": RISING}, "no", "not saturated"),
+        ("IMWA", {"trend": NOISY}, "unclear", "perhaps saturated"),
+        ("IMWA", {"trend": None}, "unclear", "not known"),
+        ("IMWA", {"lawa": None}, "unclear", "not known"),
+        ("IMWA", {"lawa": 40.4}, "no", "only 0.4 AP of noise"),
+        ("IMWA", {"teacher": 42.1}, "no", "the EMA has removed"),
+        ("IMWA", {"teacher": 42.1, "lawa": None}, "no", "the EMA has removed"),
+        ("IMWA", {"teacher": 41.0}, "yes", "2.0 AP above"),
+    ],
+)
+def test_answers(question, changes, verdict, words):
+    answer = answered(question, **changes)
+    assert (answer.verdict, words in answer.reason) == (verdict, True), answer
+
+
+def test_each_question_is_answered_once():
+    questions = [answer.question for answer in answers(USUAL)]
+    assert questions == ["longer run", "lower rate", "EMA", "LAWA", "IMWA"]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_trend_is_the_least_squares_line_of_the_second_half(seed):
+    random = np.random.default_rng(seed)
+    t = np.sort(random.choice(np.arange(1, 201), 30, replace=False))
+    y = 20 + 0.05 * t + random.normal(size=30)
+    late = t > 100
+    (slope, _), covariance = np.polyfit(t[late], y[late], 1, cov=True)
+    course = trend(list(zip(t.tolist(), y.tolist(), strict=True)), 200)
+    assert course.rise == pytest.approx(100 * slope)
+    assert course.error == pytest.approx(100 * np.sqrt(covariance[0, 0]))
+    assert course.evaluations == late.sum()
+
+
+def test_undefined_figures_are_no_evaluations():
+    points = [(60, 1.0), (70, float("nan")), (80, 1.0), (90, 1.0)]
+    assert trend(points, 100) is None
+    assert trend([*points, (100, 1.0)], 100) == Trend(0.0, 0.0, 4)
