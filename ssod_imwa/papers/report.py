@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from ssod_imwa.papers.tables import Row, Table, TableError
 from ssod_imwa.runs.results import MODELS, Evaluation, Results, Spread
@@ -43,6 +44,9 @@ def shown_evaluation(row: Row, results: Results) -> Evaluation:
 def report(table: Table, rows: Sequence[Row], runs: ByRun) -> tuple[list[str], list[list[str]]]:
     """Header and cells: the paper's numbers and ours, mean ± standard deviation over seeds.
 
+    A gain is the mean of the differences between runs of one seed ± their standard error, with the
+    number of such pairs where it is not that of the row's seeds.
+
     Args:
         table: of the rows.
         rows: in order.
@@ -58,7 +62,7 @@ def report(table: Table, rows: Sequence[Row], runs: ByRun) -> tuple[list[str], l
     for metric in table.metrics:
         header += [f"{metric}, paper", metric] if metric in printed else [metric]
         if gains and metric == table.metrics[0]:
-            header.append(f"gain in {metric}")
+            header.append(f"gain in {metric} ± s.e.")
     header += ["seeds", *(["source"] if printed else [])]
     by_label = {row.label: row for row in table.rows}
     cells = []
@@ -88,15 +92,17 @@ def _by_seed(row: Row, runs: ByRun) -> dict[int, dict[str, float]]:
 def _gain(
     metric: str, ours: Mapping[int, Mapping[str, float]], other: Row | None, runs: ByRun
 ) -> str:
-    """Mean and spread of the differences between runs of one seed; empty without another row."""
+    """Mean and standard error of differences between runs of one seed; empty without a row."""
     if other is None:
         return ""
     theirs = _by_seed(other, runs)
-    differences = (
+    differences = Spread.of(
         ours[seed].get(metric, math.nan) - theirs[seed].get(metric, math.nan)
         for seed in ours.keys() & theirs.keys()
     )
-    return spread_text(Spread.of(differences), sign=True)
+    text = spread_text(replace(differences, std=differences.error), sign=True)
+    is_whole = differences.count in (0, len(ours))
+    return text if is_whole else f"{text} (n = {differences.count})"
 
 
 def _as_printed(number: float | None) -> str:

@@ -330,6 +330,16 @@ class Spread:
             len(defined),
         )
 
+    @property
+    def error(self) -> float:
+        """Standard error of the mean, std / sqrt(n); NaN for fewer than two runs.
+
+        Example:
+            >>> Spread.of([1.0, 3.0]).error
+            1.0
+        """
+        return self.std / math.sqrt(self.count) if self.count else math.nan
+
 
 @dataclass(frozen=True)
 class Group:

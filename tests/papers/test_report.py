@@ -20,10 +20,11 @@ def test_paper_and_ours_stand_side_by_side(table_of, results_of):
         ("mfw", 3): results_of(3, 10.0),
     }
     header, cells = report(table, table.rows, runs)
-    assert header == ["method", "top1, paper", "top1", "gain in top1", "few", "seeds", "source"]
+    gain = "gain in top1 ± s.e."
+    assert header == ["method", "top1, paper", "top1", gain, "few", "seeds", "source"]
     assert cells[0] == ["CE", "71.1", "71.00 ± 1.41", "", "5.00", "2", "MFW, Table 2"]
-    # Gains are of seeds 1 and 2, +5 and +7: seed 3 has no partner.
-    assert cells[1][:4] == ["MFW", "78.54", "54.67 ± 38.73", "+6.00 ± 1.41"]
+    # Gains are of seeds 1 and 2, +5 and +7: seed 3 has no partner. s.e.: sqrt(2) / sqrt(2).
+    assert cells[1][:4] == ["MFW", "78.54", "54.67 ± 38.73", "+6.00 ± 1.00 (n = 2)"]
     assert cells[1][-2:] == ["3", "MFW, Table 2"]
     assert cells[2] == ["ours", "", "–", "", "–", "0", ""]
     assert cells[3] == ["CDT", "79.4", "", "", "", "not run", "MFW, Table 2"]

@@ -59,7 +59,10 @@ def test_trains_what_rows_need_once_and_prints_the_table(reproduce, monkeypatch,
     top1 = [results.headline().metrics["top1"] for results in (first, second)]
     lines = out.splitlines()
     assert lines[0] == "Digits (ours: seed 1)"
-    assert lines[2] == "| method | top1, paper | top1 | gain in top1 | h_mean | seeds | source |"
+    assert (
+        lines[2]
+        == "| method | top1, paper | top1 | gain in top1 ± s.e. | h_mean | seeds | source |"
+    )
     assert lines[4].startswith(f"| CE | 71.1 | {top1[0]:.2f} |  | ")
     assert lines[4].endswith("| 1 | MFW, Table 2 |")
     assert lines[5].startswith(f"| cRT |  | {top1[1]:.2f} | {top1[1] - top1[0]:+.2f} | ")
