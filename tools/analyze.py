@@ -65,6 +65,13 @@ def add_options(subjects: dict[str, argparse.ArgumentParser]) -> None:
         subject.add_argument(
             "--images", type=int, default=0, metavar="N", help="about so many test images (all)"
         )
+    totals = subjects["totals"]
+    totals.add_argument(
+        "--unlabeled", nargs="+", required=True, metavar="FILE", help="recipe of a run with DARP"
+    )
+    totals.add_argument(
+        "--per-class", type=int, default=10, metavar="N", help="held-out images of a class (10)"
+    )
     members, points = subjects["members"], subjects["embedding"]
     members.add_argument(
         "--bn", choices=BN_CHOICES, default="average", help="batch norms (average)"
@@ -79,7 +86,7 @@ def main() -> None:
     """Analyse, print the numbers, write the pictures and name the files."""
     arguments = vars(parse_arguments())
     # Seconds to import, which --help need not wait for.
-    from ssod_imwa.analysis import commands, weight_commands
+    from ssod_imwa.analysis import commands, unlabeled_totals, weight_commands
     from ssod_imwa.analysis.build import open_run
     from ssod_imwa.visualization.plots import save_figures
 
@@ -87,7 +94,8 @@ def main() -> None:
     run = open_run(
         arguments.pop("run"), weights=arguments.pop("weights"), overrides=arguments.pop("opts")
     )
-    analyze = getattr(commands, subject, None) or getattr(weight_commands, subject)
+    modules = (commands, weight_commands, unlabeled_totals)
+    analyze = next(getattr(m, subject) for m in modules if hasattr(m, subject))
     finding = analyze(run, **arguments)
     for table in finding.tables:
         print_table(table)

@@ -1,6 +1,7 @@
 """What analyses of classifiers ask and show, in words; nothing is loaded for it."""
 
-# Name of its function in `commands` or `weight_commands` -> question, what is seen in its picture.
+# Name of its function in `commands`, `weight_commands` or `unlabeled_totals` -> question, what is
+# seen in its picture.
 SUBJECTS = {
     "calibration": (
         "is a confidence of p right with probability p?",
@@ -54,5 +55,11 @@ SUBJECTS = {
         "Accuracy over the strength tau of two corrections: subtracting tau log priors from the "
         "logits, and dividing a class's weights by their norm to the power tau. Few rises and "
         "many falls with tau; the dotted line is the best of all classes.",
+    ),
+    "totals": (
+        "how many unlabeled images has each class? (DARP)",
+        "Estimated unlabeled images of each class against its labeled ones, and the true ones "
+        "where they are known; CLS.LABELER.TOTALS of a run with DARP. Needs CLS.SNAPSHOT_PERIOD "
+        "and CLS.IMBALANCE.HOLD_OUT in the run, which should have labeled images alone.",
     ),
 }

@@ -160,7 +160,7 @@ def members(run: TrainedRun, *, bn: str = "average", metric: str = "top1") -> Fi
     names = [name for name, _ in run.model.named_parameters()]
     values, distances = [], []
     for paths in snapshots.values():
-        states = [_read_snapshot(path) for path in paths]
+        states = [read_snapshot(path) for path in paths]
         measured: list[dict[str, float]] = []
         for state in [*states, average(states)]:
             run.model.load_state_dict(state)
@@ -207,7 +207,12 @@ def _common_snapshots(run: TrainedRun) -> dict[int, list[Path]]:
     return common
 
 
-def _read_snapshot(path: Path) -> State:
+def read_snapshot(path: Path) -> State:
+    """The deployed network's weights in a file of `SnapshotHook`.
+
+    Raises:
+        CheckpointError: it is damaged.
+    """
     reason = damage(path)
     if reason is not None:
         raise CheckpointError(f"{path} cannot be read: {reason}")

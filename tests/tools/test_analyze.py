@@ -1,14 +1,19 @@
+import ast
+import re
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 from support import in_one_thread
 
-from ssod_imwa.analysis import commands, weight_commands
+from ssod_imwa.analysis import commands, unlabeled_totals, weight_commands
 from ssod_imwa.analysis.subjects import SUBJECTS
 from ssod_imwa.runs import run as runs
 from ssod_imwa.runs.config import load_config
+
+RECIPES = Path(__file__).parents[2] / "configs/digit_images_semi"
 
 
 @pytest.fixture
@@ -48,7 +53,8 @@ def trained(tmp_path_factory):
 
 def test_every_subject_has_a_function_and_says_what_is_seen(analyze):
     for subject in SUBJECTS:
-        assert callable(getattr(commands, subject, None) or getattr(weight_commands, subject))
+        modules = (commands, weight_commands, unlabeled_totals)
+        assert sum(callable(getattr(module, subject, None)) for module in modules) == 1
         status, out, _ = analyze(subject, "--help")
         assert status == 0
         assert "OUTPUT_DIR of a run" in out
@@ -117,3 +123,56 @@ def test_the_line_from_a_run_to_itself_is_flat_and_goes_to_the_runs_pictures(ana
 def test_a_run_without_experts_says_so(analyze, trained):
     status, _, error = analyze("experts", trained)
     assert (status, "experts need CLS.MODEL.EXPERTS" in error) == (2, True)
+
+
+@pytest.fixture(scope="module")
+def labeled_alone(tmp_path_factory):
+    """Labeled digits with snapshots and held-out images."""
+    folder = tmp_path_factory.mktemp("estimate") / "run"
+    settings = ["OUTPUT_DIR", str(folder), "CLS.SNAPSHOT_PERIOD", "100"]
+    assert runs.train(load_config(RECIPES / "darp_estimate.yaml", settings)) == 0
+    return folder
+
+
+@pytest.mark.slow
+def test_totals_are_near_the_truth_whatever_its_shape(analyze, labeled_alone, tmp_path):
+    """And far from the labeled shares, which DARP would take without them."""
+    for shape, counts in (("consistent", [110, 22]), ("reversed", [22, 110])):
+        fragment = tmp_path / f"{shape}.yaml"
+        fragment.write_text(f"CLS: {{UNLABELED: {{SHAPE: {shape}}}}}")
+        files = [RECIPES / "darp.yaml", RECIPES / "hold_out.yaml", fragment]
+        status, out, error = analyze("totals", labeled_alone, "--unlabeled", *files)
+        assert (status, error) == (0, "")
+        totals = ast.literal_eval(re.search(r'TOTALS\s+"(\[.*?\])"', out, re.DOTALL)[1])
+        assert len(totals) == 10
+        head, tail = sum(totals[:3]), sum(totals[-3:])
+        assert (head > tail) == (counts[0] > counts[1])
+        assert abs(sum(totals) - 554) < 10
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--unlabeled", RECIPES / "darp.yaml"], "CLS.IMBALANCE of"),
+        (
+            ["--unlabeled", RECIPES / "supervised.yaml", RECIPES / "hold_out.yaml"],
+            "reads no unlabeled images",
+        ),
+        (
+            ["--unlabeled", RECIPES / "darp.yaml", RECIPES / "hold_out.yaml", "--per-class", 11],
+            "--per-class = 11 is not allowed (must be 1..10",
+        ),
+    ],
+)
+@pytest.mark.slow
+def test_totals_refuse_images_of_another_split(analyze, labeled_alone, options, message):
+    status, _, error = analyze("totals", labeled_alone, *options)
+    assert status == 2
+    assert message in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_totals_need_snapshots_and_held_out_images(analyze, trained, tmp_path):
+    status, _, error = analyze("totals", trained, "--unlabeled", RECIPES / "darp.yaml")
+    assert (status, "CLS.IMBALANCE.HOLD_OUT = 0 is not allowed" in error) == (2, True)

@@ -10,7 +10,11 @@ from fvcore.common.config import CfgNode
 
 from ssod_imwa.classification.data.catalog import load_images, load_unlabeled
 from ssod_imwa.classification.data.datasets import ClassificationDataset
-from ssod_imwa.classification.data.imbalance import ImbalanceOptions, SelectionOptions
+from ssod_imwa.classification.data.imbalance import (
+    ImbalanceOptions,
+    SelectionOptions,
+    held_out_images,
+)
 from ssod_imwa.classification.data.large_views import Resize
 from ssod_imwa.classification.data.splits import (
     impose_imbalance,
@@ -108,6 +112,32 @@ def build_data(cfg: CfgNode) -> ClassificationData:
     if labels:
         train = with_pseudo_labels(train, unlabeled, labels)
     return ClassificationData(train, unlabeled, tests, counts)
+
+
+def build_held_out(cfg: CfgNode) -> ClassificationDataset:
+    """The labeled images that CLS.IMBALANCE.HOLD_OUT sets aside, on which nothing is trained.
+
+    Raises:
+        ConfigError: there are none.
+        DataError: the data set is missing or broken.
+    """
+    _, selection = _thinning(cfg)
+    if not selection.hold_out:
+        raise ConfigError(
+            "CLS.IMBALANCE.HOLD_OUT = 0 is not allowed (must be above 0: labeled images are needed "
+            "that nothing was trained on)"
+        )
+    sets = cfg.DATASETS
+    import_modules(sets.IMPORT)
+    whole = _load_labeled(cfg, sets.TRAIN[0], on_bad_record=sets.ON_BAD_RECORD)
+    chosen = held_out_images(
+        whole.labels,
+        len(whole.classes),
+        split=selection.split,
+        seed=selection.seed,
+        hold_out=selection.hold_out,
+    )
+    return whole.subset(chosen)
 
 
 def _check_every_class(train: ClassificationDataset) -> None:

@@ -241,6 +241,21 @@ def class_orders(
     return shuffled(ordered, seed)
 
 
+def held_out_images(
+    labels: Labels, classes: int, *, split: Split, seed: int, hold_out: int
+) -> np.ndarray:
+    """Positions of the images that `class_orders` leaves out, class after class, int64.
+
+    Example:
+        >>> held_out_images([0, 1, 0, 1], 2, split="first", seed=0, hold_out=1).tolist()
+        [2, 3]
+    """
+    chosen = class_orders(labels, classes, split=split, seed=seed, hold_out=hold_out)
+    everything = positions_by_class(labels, classes)
+    left = [np.setdiff1d(x, y) for x, y in zip(everything, chosen, strict=True)]
+    return np.concatenate(left)
+
+
 def shuffled(ordered: Sequence[np.ndarray], seed: int) -> list[np.ndarray]:
     """Copies of arrays, shuffled one after the other by one legacy generator of NumPy.
 

@@ -6,6 +6,8 @@ import torch
 
 from ssod_imwa.classification.data.imbalance import (
     choose_images,
+    class_orders,
+    held_out_images,
     imbalanced_counts,
     largest_maximum,
     positions_by_class,
@@ -230,3 +232,13 @@ def test_positions_by_class_are_those_of_a_loop():
 def test_labels_outside_the_classes_are_refused(labels):
     with pytest.raises(DataError, match=r"with 3 classes they must be 0..2"):
         positions_by_class(labels, 3)
+
+
+@pytest.mark.parametrize("split", ["cao", "first", "pools"])
+def test_held_out_images_are_those_that_no_split_takes(split):
+    labels = np.random.default_rng(0).integers(0, 3, 60)
+    choice = {"split": split, "seed": 5, "hold_out": 4}
+    held_out = held_out_images(labels, 3, **choice)
+    assert np.bincount(labels[held_out]).tolist() == [4, 4, 4]
+    taken = np.concatenate(class_orders(labels, 3, **choice))
+    assert sorted([*held_out, *taken]) == list(range(60))
