@@ -66,7 +66,13 @@ def options_of(tool, monkeypatch):
     """The options of a tool's parser, in full: argparse would take `--perc` for `--percent`."""
 
     def stop(parser, *arguments):
-        raise LookupError(parser.format_usage())
+        subjects = [
+            subject
+            for action in parser._actions
+            if isinstance(action, argparse._SubParsersAction)
+            for subject in action.choices.values()
+        ]
+        raise LookupError("".join(p.format_usage() for p in (parser, *subjects)))
 
     with monkeypatch.context() as patch:
         patch.setattr(argparse.ArgumentParser, "parse_known_args", stop)

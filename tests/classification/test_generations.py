@@ -16,8 +16,12 @@ TAIL = [500, 299, 179, 107, 64, 38, 23, 13, 8, 5]
 
 
 def test_rates_are_the_published_ones():
+    """Of counts as DASO's code has them, and of the profile before it is rounded, as CREST's."""
     expected = [0.2154, 0.2520, 0.2962, 0.3583, 0.4236, 0.5040, 0.5981, 0.7101, 0.8425, 1]
     assert keep_rates(TAIL, alpha=3.0).tolist() == pytest.approx(expected, abs=6e-5)
+    profile = [round(1e9 * 100 ** (-k / 9)) for k in range(10)]
+    expected = [0.2154, 0.2555, 0.3030, 0.3594, 0.4262, 0.5055, 0.5995, 0.7110, 0.8432, 1]
+    assert keep_rates(profile, alpha=3.0).tolist() == pytest.approx(expected, abs=6e-5)
 
 
 def test_rates_go_by_rank_not_by_place():
