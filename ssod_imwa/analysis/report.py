@@ -309,8 +309,7 @@ def _overlay(runs: Sequence[Run], metric: str) -> Figure:
 
 
 def _headline(results: Results) -> Evaluation | None:
-    averages = [x for x in results.evaluations if x.member is None]
-    return results.headline() if averages else None
+    return results.headline() if results.averages else None
 
 
 def _differences(runs: Sequence[Run]) -> list[list[str]]:

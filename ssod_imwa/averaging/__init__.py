@@ -3,6 +3,7 @@
 from ssod_imwa.averaging.ema import ModelEMA, constant_decay, warmup_decay
 from ssod_imwa.averaging.episodes import EpisodeSchedule, Position
 from ssod_imwa.averaging.imwa import IMWA
+from ssod_imwa.averaging.lawa import LatestAverages
 from ssod_imwa.averaging.lengths import lengths_by_rate
 from ssod_imwa.averaging.outer import Outer
 from ssod_imwa.averaging.parallel import ParallelIMWA
@@ -21,6 +22,7 @@ __all__ = [
     "IMWA",
     "EpisodeSchedule",
     "Group",
+    "LatestAverages",
     "ModelEMA",
     "Outer",
     "ParallelIMWA",

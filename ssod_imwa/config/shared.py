@@ -281,6 +281,13 @@ class IMWAOptions(Options):
         [], "weight of each member in the average, summing to 1; [] is 1/M each", low=0, high=1
     )
     outer: OuterOptions = OuterOptions()
+    lawa: int = option(
+        0,
+        "k: at the end of the run, the mean of the last k averages (of one member, its states at "
+        "ends of episodes) is evaluated and written beside the last one; 0 does not",
+        low=0,
+        free=True,
+    )
     advise: int = option(
         0,
         "labeled images that are kept in memory, on which each average is compared with its "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from ssod_imwa.engine.writers import Writer
 
 logger = logging.getLogger(__name__)
 
-STAGES = ("running", "member", "average")
+STAGES = ("running", "member", "average", "lawa")
 
 
 class Evaluations:
@@ -24,7 +25,8 @@ class Evaluations:
 
     Attributes:
         records: dicts with `model` ("student" or "teacher"), `stage` ("running" inside an
-            episode, "member" at a member's end, "average", or "final" for the last average),
+            episode, "member" at a member's end, "average", "final" for the last average, or "lawa"
+            for a mean of the last ones),
             `episode`, `member` (None for averages), `global_step`, `t` (own iteration that was just
             done) and `metrics` (name to number).
     """
@@ -49,9 +51,9 @@ class EvaluationHook(HookBase):
     """Evaluates student and teacher: every few own iterations, at ends of members, or of episodes.
 
     Stages "running" and "member" come before IMWAHook in the trainer's list, while the member is
-    still live; stage "average" after IMWAHook and after the checkpoint. If a run stops between a
-    checkpoint and the end of the evaluation, the evaluation is made up for when the run resumes, as
-    long as the models are still those of the step.
+    still live; stages "average" and "lawa" after IMWAHook and after the checkpoint. If a run stops
+    between a checkpoint and the end of the evaluation, the evaluation is made up for when the run
+    resumes, as long as the models are still those of the step.
 
     Args:
         name: key of the hook's state.
@@ -60,7 +62,7 @@ class EvaluationHook(HookBase):
         evaluate_to_end: the same without interruption, used where a lost evaluation could not be
             made up for; None takes `evaluate`.
         evaluations: receives the records; shared by the hooks of a run.
-        stage: "running", "member" or "average".
+        stage: "running", "member", "average" or "lawa".
         period: own iterations ("running", 0 for never) or episodes between two evaluations; the
             last episode is always evaluated, and 0 evaluates only that one.
         writers: receive a row with all metrics of an evaluation.
@@ -68,6 +70,7 @@ class EvaluationHook(HookBase):
             where one of them is due, this one is not.
         replaces: whether other weights than were trained follow the step at a position; the default
             is for several members.
+        weights: inside it the live models have the weights to evaluate.
     """
 
     def __init__(
@@ -81,6 +84,7 @@ class EvaluationHook(HookBase):
         writers: Sequence[Writer] = (),
         instead: Sequence[EvaluationHook] = (),
         replaces: Callable[[Position], bool] = lambda at: at.ends_member and at.members > 1,
+        weights: Callable[[], AbstractContextManager[object]] = nullcontext,
         evaluate_to_end: Callable[[nn.Module], Mapping[str, float]] | None = None,
     ) -> None:
         if stage not in STAGES:
@@ -96,11 +100,16 @@ class EvaluationHook(HookBase):
         self._writers = writers
         self._instead = instead
         self._replaces = replaces
+        self._weights = weights
         self._missing: Position | None = None
 
     @property
     def name(self) -> str:
         return self._name
+
+    @property
+    def _is_of_averages(self) -> bool:
+        return self._stage in ("average", "lawa")
 
     def before_train(self) -> None:
         if self.trainer.start_iter == 0:
@@ -112,7 +121,7 @@ class EvaluationHook(HookBase):
         done = {record["global_step"] for record in self._stage_records()}
         if self.is_due(last) and last.global_step not in done:
             self._missing = last
-        if self._stage == "average":  # behind the writers, and perhaps there is no step
+        if self._is_of_averages:  # behind the writers, and perhaps there is no step
             self._make_up()
 
     def before_step(self) -> None:
@@ -185,7 +194,7 @@ class EvaluationHook(HookBase):
         method = self.trainer.method
         models = method.evaluated_models(position.t)
         try:
-            with undisturbed(*models.values()), torch.no_grad():
+            with self._weights(), undisturbed(*models.values()), torch.no_grad():
                 metrics = {
                     name: {key: float(value) for key, value in evaluate(model).items()}
                     for name, model in models.items()
@@ -206,7 +215,7 @@ class EvaluationHook(HookBase):
             "model": model,
             "stage": "final" if self._stage == "average" and is_last else self._stage,
             "episode": position.episode,
-            "member": None if self._stage == "average" else self.trainer.member,
+            "member": None if self._is_of_averages else self.trainer.member,
             "global_step": position.global_step,
             "t": position.t,
             "metrics": metrics,
@@ -216,7 +225,7 @@ class EvaluationHook(HookBase):
         row: dict[str, Any] = {
             "iteration": position.global_step,
             "episode": position.episode,
-            "member": None if self._stage == "average" else self.trainer.member,
+            "member": None if self._is_of_averages else self.trainer.member,
             "t": position.t,
         }
         for model, values in metrics.items():

@@ -210,12 +210,12 @@ def _numbers(row: dict[str, Any]) -> str:
 def _evaluation(row: dict[str, Any], *, name_stage: bool) -> str:
     """The first two metrics of each model; the others are in metrics.json and results.json.
 
-    The stage is left out when there is one member, as then nothing is averaged.
+    The stage of a run with one member is left out, as nothing is averaged, unless it is LAWA.
     """
     metrics: dict[str, list[str]] = {}
     for key, value in row.items():
         if key not in PLACE:
             stage, model, name = key.split("/", 2)
-            title = f"{stage} {model}" if name_stage else model
+            title = f"{stage} {model}" if name_stage or stage == "lawa" else model
             metrics.setdefault(title, []).append(f"{name} {value:.2f}")
     return "  ".join(" ".join([model, *found[:2]]) for model, found in metrics.items())

@@ -9,16 +9,22 @@ from fvcore.common.config import CfgNode
 
 from ssod_imwa.averaging.episodes import Position
 from ssod_imwa.engine.evaluation import EvaluationHook, Evaluations
+from ssod_imwa.engine.lawa import LawaHook
 from ssod_imwa.engine.writers import Writer
 from ssod_imwa.task import Evaluator
 
 
 class EvaluationHooks(NamedTuple):
-    """Hooks of the running models, of members at their ends, and of averages."""
+    """Hooks of the running models, of members at their ends, of averages, and of LAWA.
+
+    Attributes:
+        lawa: None where it is not asked for.
+    """
 
     running: EvaluationHook
     members: EvaluationHook
     averages: EvaluationHook
+    lawa: EvaluationHook | None
 
 
 def build_evaluations(
@@ -29,6 +35,7 @@ def build_evaluations(
     writers: Sequence[Writer],
     *,
     replaces: Callable[[Position], bool],
+    lawa: LawaHook | None = None,
 ) -> EvaluationHooks:
     """What TEST asks for.
 
@@ -39,6 +46,7 @@ def build_evaluations(
         to_end: one that it may not.
         writers: receive a row for each evaluation.
         replaces: see `EvaluationHook`.
+        lawa: has what is evaluated at the end of the run.
     """
     test = cfg.TEST
     members = EvaluationHook(
@@ -69,4 +77,15 @@ def build_evaluations(
         evaluate_to_end=to_end,
         replaces=replaces,
     )
-    return EvaluationHooks(running, members, averages)
+    if lawa is None:
+        return EvaluationHooks(running, members, averages, None)
+    of_last = EvaluationHook(
+        "lawa evaluation",
+        polling,
+        evaluations,
+        stage="lawa",
+        period=0,
+        writers=writers,
+        weights=lawa.weights,
+    )
+    return EvaluationHooks(running, members, averages, of_last)

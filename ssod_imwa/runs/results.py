@@ -23,7 +23,7 @@ SUMMARY = "summary"  # key of what `Results.summary` says, for readers of the fi
 # Semi-supervised work reports the median of the last 20 evaluations of a run.
 LAST_EVALUATIONS = 20
 LOWER_IS_BETTER = ("ece", "reconstruction_error", "zero_recall_classes")
-STAGES = ("running", "member", "average", "final")
+STAGES = ("running", "member", "average", "final", "lawa")
 _PACKAGES = ("ssod_imwa", "torch", "torchvision", "numpy", "faster-coco-eval")
 
 _TO_THE_MEAN = {"outer.lr": 1.0, "outer.momentum": 0.0}
@@ -39,7 +39,7 @@ _KINDS = {
 
 Model = Literal["student", "teacher"]
 MODELS: tuple[Model, ...] = ("student", "teacher")
-Stage = Literal["running", "member", "average", "final"]
+Stage = Literal["running", "member", "average", "final", "lawa"]
 
 
 class ResultsError(UserError):
@@ -64,7 +64,7 @@ class Evaluation:
     Attributes:
         model: "student" or "teacher".
         stage: "running" inside an episode, "member" before it is averaged, "average" at the end of
-            an episode, "final" at that of the run.
+            an episode, "final" at that of the run, "lawa" of the mean of the last averages.
         episode: from 0; the common part, if there is one, is 0.
         member: from 0; None for averages.
         metrics: percent; NaN where the data set has nothing to measure (null in the file).
@@ -146,6 +146,11 @@ class Results:
         t = evaluation.t
         return self.members == 1 or (t is not None and t < self.common_iterations)
 
+    @property
+    def averages(self) -> tuple[Evaluation, ...]:
+        """The evaluations of averages at their ends of episodes."""
+        return tuple(x for x in self.evaluations if x.stage in ("average", "final"))
+
     def headline(self, model: Model | None = None) -> Evaluation:
         """The last evaluation of the averages: the teacher's if there is one, or `model`'s.
 
@@ -153,7 +158,7 @@ class Results:
             ResultsError: there is none.
         """
         for wanted in [model] if model else reversed(MODELS):
-            evaluations = [x for x in self.evaluations if x.member is None and x.model == wanted]
+            evaluations = [x for x in self.averages if x.model == wanted]
             if evaluations:
                 return evaluations[-1]
         raise ResultsError(
@@ -170,11 +175,15 @@ class Results:
             x
             for x in self.evaluations
             if x.model == model
-            and (x.member is None or (x.stage == "running" and self.is_of_one(x)))
+            and (x.stage in ("average", "final") or (x.stage == "running" and self.is_of_one(x)))
         ]
 
+    def of_lawa(self, model: Model) -> list[Evaluation]:
+        """The evaluations of the mean of the last averages: one, or none."""
+        return [x for x in self.evaluations if x.stage == "lawa" and x.model == model]
+
     def summary(self) -> dict[str, dict[str, dict[str, float]]]:
-        """For each model and metric: final, best, and median and mean of the last evaluations.
+        """For each model and metric: final, best, median and mean of the last evaluations, LAWA.
 
         The final one is the headline. The best of many evaluations on test images is chosen on
         them, so it says more than a run without labels for them could reach.
@@ -185,7 +194,9 @@ class Results:
             for metric in dict.fromkeys(name for x in series for name in x.metrics):
                 values = [x.metrics.get(metric, math.nan) for x in series]
                 final = [v for x, v in zip(series, values, strict=True) if x.stage == "final"]
-                result.setdefault(model, {})[metric] = _course(values, metric, final=final)
+                course = _course(values, metric, final=final)
+                lawa = [x.metrics.get(metric, math.nan) for x in self.of_lawa(model)]
+                result.setdefault(model, {})[metric] = course | ({"lawa": lawa[-1]} if lawa else {})
         return result
 
 
@@ -440,6 +451,11 @@ def _split(positions: Iterable[int], keys: Sequence[Any]) -> list[list[int]]:
     return list(groups.values())
 
 
+# What changes no average.
+_SAYS_NOTHING = {
+    "first_member",
+    *(name.lower() for name, item in options_of(IMWAOptions).items() if item.free),
+}
 _DEFAULTS = {name.lower(): item.default for name, item in options_of(IMWAOptions).items()}
 
 
@@ -448,7 +464,7 @@ def _recipe(run: Results) -> list[Any]:
         key: value
         for key, value in run.imwa.items()
         # Runs of versions without a key are those of its default.
-        if key != "first_member" and value != _DEFAULTS.get(key)
+        if key not in _SAYS_NOTHING and value != _DEFAULTS.get(key)
     }
     if run.members == 1 and not run.moves:
         settings = {"members": 1}  # nothing is averaged, so how and when makes no difference

@@ -26,6 +26,7 @@ from ssod_imwa.engine.device import pick_device, warn_if_slower_than_float32
 from ssod_imwa.engine.evaluation import Evaluations
 from ssod_imwa.engine.hooks import IMWAHook
 from ssod_imwa.engine.launch import distribute
+from ssod_imwa.engine.lawa import LawaHook
 from ssod_imwa.engine.memory import keep_freed_memory
 from ssod_imwa.engine.seeding import seed_everything
 from ssod_imwa.engine.signals import SignalHook, StopSignals
@@ -49,7 +50,7 @@ from ssod_imwa.runs.progress import build_time_left, expect_evaluations, log_sum
 from ssod_imwa.runs.results import FILE_NAME
 from ssod_imwa.runs.schedule import build_schedule
 from ssod_imwa.runs.solver import build_lr_hook, build_task_optimizer
-from ssod_imwa.task import Batches, Task
+from ssod_imwa.task import Batches, Recompute, Task
 
 logger = logging.getLogger(__name__)
 
@@ -240,12 +241,32 @@ def _assemble(
     return trainer, signal_hook
 
 
+def _recompute(task: Task, trainer: Trainer, batches: Batches) -> Recompute | None:
+    """What re-estimates batch norms of averages, if IMWA.BN says so."""
+    settings = task.cfg.IMWA
+    if settings.BN != "recompute":
+        return None
+    count = min(settings.BN_BATCHES, len(trainer.schedule))
+    return task.build_bn_recomputation(batches, count=count)
+
+
+def _build_lawa(task: Task, trainer: Trainer, batches: Batches) -> LawaHook | None:
+    settings, episodes = task.cfg.IMWA, trainer.schedule.episodes
+    if settings.LAWA == 0:
+        return None
+    if episodes < settings.LAWA:
+        logger.info(
+            "IMWA.LAWA = %d: the run has %d episodes, so all of them are averaged",
+            settings.LAWA,
+            episodes,
+        )
+    recompute = _recompute(task, trainer, batches)
+    return LawaHook(settings.LAWA, accumulate=settings.ACCUMULATE, recompute=recompute)
+
+
 def _build_imwa(task: Task, trainer: Trainer, batches: Batches) -> IMWA:
     settings = task.cfg.IMWA
-    recompute = None
-    if settings.BN == "recompute":
-        count = min(settings.BN_BATCHES, len(trainer.schedule))
-        recompute = task.build_bn_recomputation(batches, count=count)
+    recompute = _recompute(task, trainer, batches)
     coefficients = task.coefficients(trainer.method)
     return IMWA(
         trainer.schedule,
@@ -293,6 +314,7 @@ def _build_hooks(
         TensorBoardWriter(output),
         TerminalWriter(trainer.schedule, evaluation=progress),
     ]
+    lawa = _build_lawa(task, trainer, batches)
     checkpoint = CheckpointHook(
         output,
         run=_identity(task),
@@ -301,13 +323,20 @@ def _build_hooks(
         keep=solver.CHECKPOINT_KEEP,
         overwrite=overwrite,
         drops_members=cfg.IMWA.NONFINITE == "drop",
+        lawa=None if lawa is None else lawa.weights,
     )
     signal_hook = SignalHook(signals, checkpoint.save_now)
     evaluations = Evaluations()
     advice = build_advice(task, batches, evaluations)
     watch = partial(watched, task, progress, time_left)
     evaluating = build_evaluations(
-        cfg, evaluations, watch(signal_hook.poll), watch(), writers, replaces=imwa.replaces
+        cfg,
+        evaluations,
+        watch(signal_hook.poll),
+        watch(),
+        writers,
+        replaces=imwa.replaces,
+        lawa=lawa,
     )
     hooks = [
         *([evaluating.running] if cfg.TEST.EVAL_PERIOD else []),
@@ -316,9 +345,11 @@ def _build_hooks(
         *advice.before_average,
         IMWAHook(imwa),
         *advice.after_average,
+        *([] if lawa is None else [lawa]),
         MetricsHook(writers, cfg.LOG_PERIOD, time_left),
         checkpoint,
         evaluating.averages,
+        *([] if evaluating.lawa is None else [evaluating.lawa]),
         *advice.after_evaluation,
         ConfigHook(output / CONFIG_FILE, cfg),
         ResultsHook(output / FILE_NAME, task, evaluations, checkpoint),

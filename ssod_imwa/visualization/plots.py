@@ -253,7 +253,7 @@ def course_figure(
                 line = [x for x in of_model if x.member == member]
                 label = f"{model}, member {member + 1}" if len(members) > 1 else model
                 _draw_course(axis, line, metric, color=color(number), ls=dash(i), label=label)
-            averages = [x for x in of_model if x.member is None]
+            averages = [x for x in of_model if x.stage in ("average", "final")]
             shape = "o" if model == "teacher" else "s"
             label = f"{model}, average" if len(members) > 1 else f"{model}, episode's end"
             _draw_course(
@@ -357,13 +357,27 @@ def _draw_episodes(
     color: str,
 ) -> None:
     # The final evaluation is of the last average, so one of the two may be there or both.
-    averages = {x.episode: x.metrics.get(metric, math.nan) for x in evaluations if x.member is None}
+    averages = {
+        x.episode: x.metrics.get(metric, math.nan)
+        for x in evaluations
+        if x.stage in ("average", "final")
+    }
     members = sorted({x.member for x in evaluations if x.member is not None})
     if averages:
         shape = "o" if model == "teacher" else "s"
         label = f"{model}, average" if len(members) > 1 else model
         episodes = [results.episode_number(episode) for episode in averages]
         axis.plot(episodes, list(averages.values()), color=color, marker=shape, label=label)
+    for x in (x for x in evaluations if x.stage == "lawa"):
+        axis.plot(
+            [results.episode_number(x.episode)],
+            [x.metrics.get(metric, math.nan)],
+            color=color,
+            ls="",
+            marker="*",
+            ms=12,
+            label=f"{model}, LAWA",
+        )
     for number, member in enumerate(members):
         of_member = [x for x in evaluations if x.member == member]
         axis.scatter(

@@ -49,6 +49,13 @@ def test_an_evaluation_of_plain_training_says_nothing_of_averages(caplog):
     assert line == "episode 1/1  member 1/1  iteration 100/100  student AP 40.00  teacher AP 41.00"
 
 
+def test_a_mean_of_last_averages_is_named_in_plain_training(caplog):
+    caplog.set_level(logging.INFO)
+    writer = TerminalWriter(EpisodeSchedule(100), Console(file=io.StringIO()))
+    writer.write({"iteration": 99, "lawa/student/AP": 40.0})
+    assert caplog.messages[0].endswith("iteration 100/100  lawa student AP 40.00")
+
+
 def test_on_a_terminal_there_is_a_progress_bar(caplog):
     caplog.set_level(logging.INFO)
     screen = io.StringIO()

@@ -19,6 +19,7 @@ logger = logging.getLogger(__name__)
 POINTER = "last_checkpoint"
 AVERAGED = "model_averaged.pth"
 FINAL = "model_final.pth"
+LAWA = "model_lawa.pth"
 
 _RESUME_FILE = re.compile(r"model_(\d{7,})\.pth")
 _T = TypeVar("_T")
@@ -79,7 +80,7 @@ def prepare_output(
 
 def _claim(directory: Path, *, refuse_used: bool) -> RunLock:
     found = [*resume_files(directory).values()]
-    found += [path for name in (AVERAGED, FINAL) if (path := directory / name).exists()]
+    found += [path for name in (AVERAGED, FINAL, LAWA) if (path := directory / name).exists()]
     if found and refuse_used:
         raise CheckpointError(
             f"{directory} holds checkpoints of an earlier run ({found[0].name}); continue it with "

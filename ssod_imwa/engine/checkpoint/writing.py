@@ -8,6 +8,8 @@ An output directory holds three kinds of file, each with its digest in ``<name>.
     Weights at the end of the newest finished episode, under "student" and "teacher".
 ``model_final.pth``
     The same at the end of the run.
+``model_lawa.pth``
+    The mean of the last averages, if it is asked for.
 
 ``last_checkpoint`` holds the newest one's name, as in detectron2. Resuming does not trust it: it
 takes the newest file that is intact. Generator states are not saved: random numbers are counted
@@ -20,6 +22,8 @@ import logging
 import os
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +44,7 @@ from ssod_imwa.engine.checkpoint.compatibility import FORMAT, identity
 from ssod_imwa.engine.checkpoint.output import (
     AVERAGED,
     FINAL,
+    LAWA,
     POINTER,
     on_main,
     prepare_output,
@@ -79,6 +84,8 @@ class CheckpointHook(HookBase):
         overwrite: remove an earlier run's checkpoints from the directory after the first step.
         drops_members: whether IMWA drops members that diverge: none of their states is written, and
             the run goes on.
+        lawa: makes the live models the mean of the run's last averages, once it has ended; None if
+            nobody asked for it.
 
     Raises:
         ValueError: an argument is out of range.
@@ -98,6 +105,7 @@ class CheckpointHook(HookBase):
         on_write_error: str = "warn",
         overwrite: bool = False,
         drops_members: bool = False,
+        lawa: Callable[[], AbstractContextManager[object]] | None = None,
     ) -> None:
         for argument, value in (("period", period), ("keep", keep)):
             if value < 0:
@@ -116,6 +124,7 @@ class CheckpointHook(HookBase):
         self.on_write_error = on_write_error
         self.overwrite = overwrite
         self.drops_members = drops_members
+        self.lawa = lawa
         self.inexact: list[dict[str, Any]] = []
         self._seconds = 0.0
         self._started = time.monotonic()
@@ -265,8 +274,14 @@ class CheckpointHook(HookBase):
             self._write_models(AVERAGED, g)
         if g == self.trainer.max_iter - 1:
             self._write_models(FINAL, g)
+            self._write_lawa(g)
         self._remove_abandoned(g)
         self._retain(g)
+
+    def _write_lawa(self, g: int) -> None:
+        if self.lawa is not None:
+            with self.lawa():
+                self._write_models(LAWA, g)
 
     def _write_models(self, name: str, g: int) -> None:
         method = self.trainer.method
@@ -294,15 +309,20 @@ class CheckpointHook(HookBase):
 
     def _repair_models(self, g: int) -> None:
         """Write the files of the episode that ended with step g if they are not on disk."""
-        names = [AVERAGED, FINAL] if g == self.trainer.max_iter - 1 else [AVERAGED]
-        for name in names:
+        writers: dict[str, Callable[[int], None]] = {
+            AVERAGED: partial(self._write_models, AVERAGED)
+        }
+        if g == self.trainer.max_iter - 1:
+            writers[FINAL] = partial(self._write_models, FINAL)
+            writers |= {} if self.lawa is None else {LAWA: self._write_lawa}
+        for name, write in writers.items():
             path = self.directory / name
             reason = damage(path)
             if reason is None and load_checkpoint(path)["global_step"] != g:
                 reason = "it is of another step"
             if reason is not None:
                 logger.warning("%s is written again: %s", path, reason)
-                self._write_models(name, g)
+                write(g)
 
     def _retain(self, g: int) -> None:
         """Remove what `keep` does not cover; the checkpoint of step g is intact and stays."""
@@ -334,7 +354,7 @@ class CheckpointHook(HookBase):
 
     def _remove_other_run(self) -> None:
         names = [path.name for path in resume_files(self.directory).values()]
-        for name in (*names, AVERAGED, FINAL, POINTER):
+        for name in (*names, AVERAGED, FINAL, LAWA, POINTER):
             if (self.directory / name).exists():
                 logger.warning("removing %s of the overwritten run", self.directory / name)
                 remove_checkpoint(self.directory / name)
