@@ -79,6 +79,20 @@ def final_weights(cfg):
     return {f"{m}.{k}": v for m, state in models.items() for k, v in state.items()}
 
 
+def test_advice_does_not_disturb_what_a_detector_counts_outside_its_weights(config, monkeypatch):
+    """RetinaNet's losses are divided by a moving average, which every loss moves."""
+    from detectron2.modeling.meta_arch import retinanet
+
+    monkeypatch.setattr(retinanet, "sigmoid_focal_loss_jit", sigmoid_focal_loss)  # as below
+    overrides = ("MODEL.DETECTRON2.CONFIG", RETINANET, "MODEL.RESNETS.NORM", "BN")
+    runs = [config(f"advise{n}", *overrides, "IMWA.ADVISE", str(n)) for n in (0, 4)]
+    assert [run.train(cfg) for cfg in runs] == [0, 0]
+    plain, advised = (final_weights(cfg) for cfg in runs)
+    assert all(torch.equal(plain[name], advised[name]) for name in plain)
+    rows = Path(runs[1].OUTPUT_DIR, "metrics.json").read_text().splitlines()
+    assert sum('"advice/recomputed"' in row for row in rows) == 2
+
+
 @pytest.mark.parametrize("overrides", [(), ("MODEL.DETECTRON2.CONFIG", RETINANET)])
 def test_a_resumed_run_equals_one_never_stopped(config, monkeypatch, overrides):
     from detectron2.modeling.meta_arch import retinanet
