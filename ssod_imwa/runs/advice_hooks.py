@@ -6,7 +6,7 @@ import copy
 import itertools
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import astuple
 from typing import Any, NamedTuple
 
@@ -32,23 +32,19 @@ class MemberLossHook(HookBase):
         loss: of a model, see `Task.build_training_loss`.
 
     Attributes:
-        losses: of the members of this episode that this process has trained, by number.
+        ends: loss and learning rate of the members of this episode that this process has trained,
+            by number.
         highest_rate: of all steps so far.
     """
 
     def __init__(self, loss: Loss) -> None:
         self.loss = loss
-        self.losses: dict[int, float] = {}
+        self.ends: dict[int, tuple[float, float]] = {}
         self.highest_rate = 0.0
 
     @property
     def name(self) -> str:
         return "member losses"
-
-    @property
-    def rate(self) -> float:
-        """The largest of this step."""
-        return max(group["lr"] for group in self.trainer.optimizer.param_groups)
 
     @property
     def shipped(self) -> tuple[str, nn.Module]:
@@ -57,15 +53,17 @@ class MemberLossHook(HookBase):
         return list(models.items())[-1]
 
     def after_step(self) -> None:
-        self.highest_rate = max(self.highest_rate, self.rate)
+        rate = max(group["lr"] for group in self.trainer.optimizer.param_groups)
+        self.highest_rate = max(self.highest_rate, rate)
         if self.trainer.position.ends_member:
-            self.losses[self.trainer.member] = self.loss(self.shipped[1])
+            self.ends[self.trainer.member] = self.loss(self.shipped[1]), rate
 
     def state_dict(self) -> dict[str, Any]:
-        return {"losses": dict(self.losses), "highest_rate": self.highest_rate}
+        ends = {member: list(end) for member, end in self.ends.items()}
+        return {"ends": ends, "highest_rate": self.highest_rate}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.losses = dict(state.get("losses", {}))
+        self.ends = {member: (end[0], end[1]) for member, end in state.get("ends", {}).items()}
         self.highest_rate = state.get("highest_rate", 0.0)
 
 
@@ -98,31 +96,26 @@ class AverageLossHook(HookBase):
     def after_step(self) -> None:
         if not self.trainer.position.ends_episode:
             return
-        losses, self._members.losses = self._losses_of_all_ranks(), {}
+        ranks = self.trainer.ranks.run.all_gather((self._members.ends, self._members.highest_rate))
+        self._members.ends = {}
+        losses = _member_losses(ends for ends, _ in ranks)
         if len(losses) < 2:
             return
         name, model = self._members.shipped
+        # Members may have rates of their own: the noisiest says what there is to remove.
+        rate = max(rate for ends, _ in ranks for _, rate in ends.values())
         numbers = AverageNumbers(
             members=sum(losses.values()) / len(losses),
             worst=max(losses.values()),
             average=self._members.loss(model),
             recomputed=self._recomputed_loss(model),
             distance=self._distance(name),
-            rate=self._members.rate / (self._members.highest_rate or 1.0),
+            rate=rate / (max(highest for _, highest in ranks) or 1.0),
         )
         for key, value in numbers.row().items():
             self.trainer.storage.put_scalar(key, value, smoothing_hint=False)
         self.course = [*self.course, numbers][-2 * TREND :]
         self.is_new = True
-
-    def _losses_of_all_ranks(self) -> dict[int, float]:
-        """Of each member the mean over the processes that trained it: batch norms are their own."""
-        by_member: dict[int, list[float]] = {}
-        for losses in self.trainer.ranks.run.all_gather(self._members.losses):
-            for member, loss in losses.items():
-                if math.isfinite(loss):  # else it has diverged and is not averaged either
-                    by_member.setdefault(member, []).append(loss)
-        return {member: sum(losses) / len(losses) for member, losses in by_member.items()}
 
     def _distance(self, name: str) -> float | None:
         value, step = self.trainer.storage.latest().get(f"imwa/distance-{name}", (None, -1))
@@ -151,6 +144,16 @@ class AverageLossHook(HookBase):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.course = [AverageNumbers(*values) for values in state.get("course", [])]
+
+
+def _member_losses(ranks: Iterable[Mapping[int, tuple[float, float]]]) -> dict[int, float]:
+    """Of each member the mean over the processes that trained it: batch norms are their own."""
+    by_member: dict[int, list[float]] = {}
+    for ends in ranks:
+        for member, (loss, _) in ends.items():
+            if math.isfinite(loss):  # else it has diverged and is not averaged either
+                by_member.setdefault(member, []).append(loss)
+    return {member: sum(losses) / len(losses) for member, losses in by_member.items()}
 
 
 class AdviceHook(HookBase):

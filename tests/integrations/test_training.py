@@ -85,6 +85,7 @@ def test_advice_does_not_disturb_what_a_detector_counts_outside_its_weights(conf
 
     monkeypatch.setattr(retinanet, "sigmoid_focal_loss_jit", sigmoid_focal_loss)  # as below
     overrides = ("MODEL.DETECTRON2.CONFIG", RETINANET, "MODEL.RESNETS.NORM", "BN")
+    overrides += ("SSOD.BURN_IN_ITERS", "4")  # the student is the model that is measured
     runs = [config(f"advise{n}", *overrides, "IMWA.ADVISE", str(n)) for n in (0, 4)]
     assert [run.train(cfg) for cfg in runs] == [0, 0]
     plain, advised = (final_weights(cfg) for cfg in runs)

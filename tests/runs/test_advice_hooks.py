@@ -1,6 +1,7 @@
 """IMWA.ADVISE in real runs: what it measures, and that training does not notice."""
 
 import json
+import math
 import re
 import signal
 from pathlib import Path
@@ -162,6 +163,16 @@ def test_the_line_is_logged_and_drawn_after_the_evaluation(short, caplog):
 
 
 @pytest.mark.slow
+def test_a_common_part_has_no_average(short, caplog):
+    cfg = short("IMWA.ADVISE", 10, "IMWA.START", 0.5)
+    with caplog.at_level("INFO", logger="ssod_imwa.runs.advice_hooks"):
+        run.train(cfg)
+    assert sorted(numbers_in(rows(cfg))) == [1, 2]
+    lines = [r.getMessage() for r in caplog.records if r.name.endswith("advice_hooks")]
+    assert [line[:20] for line in lines] == ["average of episode 1", "average of episode 2"]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [("IMWA.MEMBERS", 1), ("IMWA.ADVISE", 0)])
 def test_without_an_average_or_the_key_there_is_nothing(short, settings):
     cfg = short("IMWA.ADVISE", 10, "IMWA.EPISODES", 1, *settings)
@@ -174,40 +185,41 @@ def test_without_an_average_or_the_key_there_is_nothing(short, settings):
 
 
 class Ranks:
-    """Processes that trained the members of `losses`, one dict each."""
+    """Processes with these ends of members, one dict each; the highest rate was 1 in all."""
 
-    def __init__(self, losses):
-        self.run = SimpleNamespace(is_main=True, all_gather=lambda own: losses)
+    def __init__(self, ends):
+        self.run = SimpleNamespace(is_main=True, all_gather=lambda own: [(x, 1.0) for x in ends])
 
 
-def averaged(losses):
-    """The hook after the average of an episode whose ranks measured these losses."""
+def averaged(ends):
+    """The hook after the average of an episode whose ranks measured these ends of members."""
     model = torch.nn.Linear(1, 1)
     trainer = SimpleNamespace(
         position=SimpleNamespace(ends_episode=True, t=0, episode=0),
-        optimizer=torch.optim.SGD(model.parameters(), lr=0.1),
         method=SimpleNamespace(evaluated_models=lambda t: {"student": model}),
-        ranks=Ranks(losses),
+        ranks=Ranks(ends),
         iter=0,
         storage=SimpleNamespace(put_scalar=lambda *a, **k: None, latest=dict),
     )
     members = MemberLossHook(lambda model: 0.5)
-    members.losses = losses[0]
+    members.ends = ends[0]
     hook = AverageLossHook(members, None)
     members.trainer = hook.trainer = trainer
     hook.after_step()
+    assert members.ends == {}
     return hook
 
 
 def test_members_of_all_ranks_count_once():
-    """Two ranks trained member 0 with batch norms of their own, two member 1."""
-    hook = averaged([{0: 1.0}, {0: 3.0}, {1: 4.0}, {1: 4.0}])
-    (numbers,) = hook.course
+    """Two ranks trained member 0 with batch norms of their own, two member 1 at another rate."""
+    first, second = {0: (1.0, 0.2)}, {0: (3.0, 0.2)}
+    (numbers,) = averaged([first, second, {1: (4.0, 0.5)}, {1: (4.0, 0.5)}]).course
     assert (numbers.members, numbers.worst, numbers.average) == (3.0, 4.0, 0.5)
+    assert numbers.rate == 0.5
 
 
-@pytest.mark.parametrize("losses", [{0: 1.0}, {0: 1.0, 1: float("nan")}, {}])
-def test_fewer_than_two_members_are_no_average(losses):
+@pytest.mark.parametrize("ends", [{0: (1.0, 1.0)}, {0: (1.0, 1.0), 1: (math.nan, 1.0)}, {}])
+def test_fewer_than_two_members_are_no_average(ends):
     """An episode of one member; one that diverged and was dropped; a resume without the key."""
-    hook = averaged([losses])
+    hook = averaged([ends])
     assert (hook.course, hook.is_new) == ([], False)
