@@ -13,7 +13,8 @@ Examples:
                               %(prog)s --config-file FILE --scale-batch 4
 
 OUTPUT_DIR receives results.json (figures of every evaluation), metrics.json and TensorBoard events
-(curves), model_final.pth (averaged student and teacher), config.yaml, and the newest checkpoints.
+(curves), model_final.pth (averaged student and teacher), model_lawa.pth with IMWA.LAWA,
+config.yaml, and the newest checkpoints.
 """
 
 from __future__ import annotations

@@ -21,19 +21,23 @@ def shown_evaluation(row: Row, results: Results) -> Evaluation:
 
     Raises:
         ResultsError: there is none of this model.
-        TableError: there is none of this member.
+        TableError: there is none of this member, or of LAWA.
     """
-    if row.member is None:
+    if row.member is None and not row.lawa:
         return results.headline(row.model)
     models = [row.model] if row.model else reversed(MODELS)
+    wanted = ("lawa", None) if row.member is None else ("member", row.member - 1)
     for model in models:
         evaluations = [
-            x
-            for x in results.evaluations
-            if (x.stage, x.member, x.model) == ("member", row.member - 1, model)
+            x for x in results.evaluations if (x.stage, x.member, x.model) == (*wanted, model)
         ]
         if evaluations:
             return evaluations[-1]
+    if row.lawa:
+        raise TableError(
+            f"{row.label}: run {row.run} of seed {results.seed} holds no mean of its last averages "
+            "(set IMWA.LAWA)"
+        )
     raise TableError(
         f"{row.label}: run {row.run} of seed {results.seed} holds no evaluation of member "
         f"{row.member} of {results.imwa['members']} (members are evaluated with TEST.EVAL_MEMBERS "

@@ -16,7 +16,8 @@ A table is a YAML file below `configs/tables`::
 
 `config` is a recipe, or several files that are merged left to right. `after` starts a run from the
 model of another. Several rows may show one run: its headline model,
-its `model` "student" or "teacher", or its `member` (from 1). `against` adds the gain over another
+its `model` "student" or "teacher", its `member` (from 1), or with `lawa: true` the mean of its last
+averages, of which IMWA.LAWA says how many. `against` adds the gain over another
 row, seed by seed. A row without a run is a method that is not here, with its published numbers.
 """
 
@@ -71,6 +72,7 @@ class Row:
         source: where they are published.
         model: "student" or "teacher"; None is the headline model.
         member: shows this member before it is averaged, from 1.
+        lawa: shows the mean of the last averages.
         against: label of the row that the gain is over.
     """
 
@@ -80,6 +82,7 @@ class Row:
     source: str = ""
     model: Model | None = None
     member: int | None = None
+    lawa: bool = False
     against: str | None = None
 
 
@@ -209,7 +212,7 @@ def _read_row(
     tree: Any, i: int, runs: Mapping[str, Run], metrics: Sequence[str], path: Path
 ) -> Row:
     where = f"rows[{i}]"
-    other = ("run", "paper", "source", "model", "member", "against")
+    other = ("run", "paper", "source", "model", "member", "lawa", "against")
     _check_keys(tree, path, where, required=("label",), other=other)
     row = Row(
         label=str(tree["label"]),
@@ -218,11 +221,12 @@ def _read_row(
         source=_typed(tree, "source", str, path, where) or "",
         model=_typed(tree, "model", str, path, where),
         member=_typed(tree, "member", int, path, where),
+        lawa=_typed(tree, "lawa", bool, path, where) or False,
         against=_typed(tree, "against", str, path, where),
     )
     if row.run is not None:
         _check_name(row.run, runs, f"{path}: {where}.run", "a run")
-    elif not row.paper or row.model or row.member is not None or row.against:
+    elif not row.paper or row.model or row.member is not None or row.lawa or row.against:
         raise TableError(
             f"{path}: {where} has no run (it may have label, paper and source, and needs all three)"
         )
@@ -230,6 +234,8 @@ def _read_row(
         _check_name(row.model, MODELS, f"{path}: {where}.model", "a model")
     if row.member is not None and row.member < 1:
         raise TableError(f"{path}: {where}.member = {row.member} is not allowed (counted from 1)")
+    if row.lawa and row.member is not None:
+        raise TableError(f"{path}: {where} has a member and lawa (it shows one of them)")
     for metric, number in row.paper.items():
         _check_name(metric, metrics, f"{path}: {where}.paper", "one of the table's metrics")
         if isinstance(number, bool) or not isinstance(number, int | float):
@@ -270,8 +276,10 @@ def _check_keys(
 def _typed(tree: Mapping[str, Any], key: str, kind: type, path: Path, where: str) -> Any:
     """The value of a key, or None if it is not there."""
     value = tree.get(key)
-    if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
+    is_kind = isinstance(value, kind) and isinstance(value, bool) == (kind is bool)
+    if value is not None and not is_kind:
         names = {dict: "keys and values", list: "a list", str: "a text", int: "an integer"}
+        names[bool] = "true or false"
         name = f"{where}.{key}" if where else key
         raise TableError(f"{path}: {name} = {value!r} is not allowed (must be {names[kind]})")
     return value

@@ -128,8 +128,8 @@ class Results:
         return 1 if self.common_iterations == self.iterations else int(self.imwa["members"])
 
     @property
-    def moves(self) -> bool:
-        """Whether the student does not simply go to the average; see `IMWA.OUTER`."""
+    def takes_outer_steps(self) -> bool:
+        """Whether the student does not simply go to the average (IMWA.OUTER)."""
         return any(self.imwa.get(key, x) != x for key, x in _TO_THE_MEAN.items())
 
     @property
@@ -452,7 +452,7 @@ def _split(positions: Iterable[int], keys: Sequence[Any]) -> list[list[int]]:
 
 
 # What changes no average.
-_SAYS_NOTHING = {
+CHANGES_NO_AVERAGE = {
     "first_member",
     *(name.lower() for name, item in options_of(IMWAOptions).items() if item.free),
 }
@@ -464,9 +464,9 @@ def _recipe(run: Results) -> list[Any]:
         key: value
         for key, value in run.imwa.items()
         # Runs of versions without a key are those of its default.
-        if key not in _SAYS_NOTHING and value != _DEFAULTS.get(key)
+        if key not in CHANGES_NO_AVERAGE and value != _DEFAULTS.get(key)
     }
-    if run.members == 1 and not run.moves:
+    if run.members == 1 and not run.takes_outer_steps:
         settings = {"members": 1}  # nothing is averaged, so how and when makes no difference
     return [run.task, run.dataset, run.method, run.iterations, settings]
 

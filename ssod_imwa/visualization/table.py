@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from rich.table import Table
 
 from ssod_imwa.runs.results import (
+    CHANGES_NO_AVERAGE,
     LAST_EVALUATIONS,
     MODELS,
     Evaluation,
@@ -215,12 +216,17 @@ def _common_start(names: Sequence[str]) -> str:
 def _imwa(run: Results, *, among: Sequence[Group] = ()) -> str:
     """The settings in short: what they do, then what differs among the runs shown."""
     members, episodes = run.imwa["members"], run.imwa["episodes"]
-    if run.members == 1:
+    if not _is_averaged(run):
         return "no averaging"
     text = f"M = {members}, E = {episodes}"
-    hidden = ("members", "episodes", "first_member")
-    among = [group for group in among if group.runs[0].members > 1]
-    for key in sorted({key for group in among for key in group.imwa} - set(hidden)):
+    hidden = {"members", "episodes", *CHANGES_NO_AVERAGE}
+    among = [group for group in among if _is_averaged(group.runs[0])]
+    for key in sorted({key for group in among for key in group.imwa} - hidden):
         if len({str(group.imwa.get(key)) for group in among}) > 1:
             text += f", {key} = {run.imwa.get(key)}"
     return text
+
+
+def _is_averaged(run: Results) -> bool:
+    """Whether there is something to say of how it is averaged."""
+    return run.members > 1 or run.takes_outer_steps

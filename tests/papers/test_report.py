@@ -1,8 +1,10 @@
+from dataclasses import replace
+
 import pytest
 
 from ssod_imwa.papers.report import report, shown_evaluation
 from ssod_imwa.papers.tables import Row, TableError
-from ssod_imwa.runs.results import Evaluation, Results, ResultsError
+from ssod_imwa.runs.results import MODELS, Evaluation, Results, ResultsError
 
 
 def test_paper_and_ours_stand_side_by_side(table_of, results_of):
@@ -52,6 +54,21 @@ def test_a_row_shows_the_headline_a_model_or_a_member(results_of):
         shown_evaluation(Row("a", "r", member=3), results)
     with pytest.raises(ResultsError, match="teacher"):
         shown_evaluation(Row("a", "r", model="teacher"), results_of(1, 70.0))
+
+
+def test_a_row_shows_the_mean_of_the_last_averages(results_of):
+    results = results_of(1, 70.0, teacher=72.0)
+    with pytest.raises(TableError, match=r"^a: run r of seed 1 holds no mean .* \(set IMWA.LAWA\)"):
+        shown_evaluation(Row("a", "r", lawa=True), results)
+    of_lawa = [
+        Evaluation(m, "lawa", 3, None, {"top1": x})
+        for m, x in zip(MODELS, (74.0, 75.0), strict=True)
+    ]
+    results = replace(results, evaluations=(*results.evaluations, *of_lawa))
+    for model, top1 in ((None, 75.0), ("student", 74.0)):
+        row = Row("a", "r", model=model, lawa=True)
+        assert shown_evaluation(row, results).metrics["top1"] == top1
+    assert shown_evaluation(Row("a", "r"), results).metrics["top1"] == 72.0
 
 
 def test_the_last_evaluation_of_a_member_counts(results_of):

@@ -28,6 +28,7 @@ rows:
   - {label: one, run: first, paper: {top1: 71.1}, source: "MFW, Table 2"}
   - {label: two, run: second, against: one}
   - {label: member, run: first, member: 2, model: student}
+  - {label: lawa, run: first, lawa: true}
   - {label: other, paper: {top1: 79.4}, source: "MFW, Table 2"}
 """
 
@@ -62,6 +63,7 @@ def test_a_table_is_read_as_it_is_written(write, tmp_path):
         Row("one", "first", {"top1": 71.1}, "MFW, Table 2"),
         Row("two", "second", against="one"),
         Row("member", "first", model="student", member=2),
+        Row("lawa", "first", lawa=True),
         Row("other", None, {"top1": 79.4}, "MFW, Table 2"),
     )
 
@@ -74,7 +76,13 @@ def test_without_metrics_there_are_the_usual_seven(write):
 
 def test_rows_are_chosen_in_the_tables_order(write):
     table = read_table(write(GOOD))
-    assert [row.label for row in choose_rows(table, None)] == ["one", "two", "member", "other"]
+    assert [row.label for row in choose_rows(table, None)] == [
+        "one",
+        "two",
+        "member",
+        "lawa",
+        "other",
+    ]
     assert [row.label for row in choose_rows(table, ["member", "one"])] == ["one", "member"]
     with pytest.raises(TableError, match=r"--rows: 'tow' is not a row; did you mean 'two'\?$"):
         choose_rows(table, ["tow"])
@@ -121,10 +129,12 @@ def test_a_run_comes_once_and_after_the_one_it_starts_from(write):
             "rows[1].against: 'onne' is not a row with a run; did you mean 'one'",
         ),
         ("against: one", "against: other", "rows[1].against: 'other' is not a row with a run"),
-        ("label: other, paper: {top1: 79.4}", "label: other", "rows[3] has no run (it may have"),
-        ("label: other,", "label: other, member: 1,", "rows[3] has no run (it may have label,"),
-        ("label: other,", "label: other, against: one,", "rows[3] has no run (it may have label,"),
+        ("label: other, paper: {top1: 79.4}", "label: other", "rows[4] has no run (it may have"),
+        ("label: other,", "label: other, member: 1,", "rows[4] has no run (it may have label,"),
+        ("label: other,", "label: other, against: one,", "rows[4] has no run (it may have label,"),
         ("member: 2", "member: 0", "rows[2].member = 0 is not allowed (counted from 1)"),
+        ("lawa: true", "lawa: 1", "rows[3].lawa = 1 is not allowed (must be true or false)"),
+        ("lawa: true", "lawa: true, member: 1", "rows[3] has a member and lawa (it shows one"),
         ("model: student", "model: pupil", "rows[2].model: 'pupil' is not a model"),
         ("  alone:", "  first:", "is not valid YAML (first stands twice"),
         ("rows:\n", "rows: [\n", "is not valid YAML"),

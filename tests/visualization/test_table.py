@@ -125,6 +125,19 @@ def test_settings_that_differ_are_shown_and_others_are_not():
     ]
 
 
+def test_outer_steps_of_one_member_are_shown_and_what_changes_no_average_is_not():
+    plain = {"members": 1, "episodes": 4, "outer.lr": 1.0, "outer.momentum": 0.0, "lawa": 0}
+    runs = [
+        run(imwa=plain | more) for more in ({}, {"outer.lr": 0.7}, {"outer.lr": 0.5, "lawa": 3})
+    ]
+    _, rows = comparison_rows(group_runs(runs))
+    assert [row[2] for row in rows] == [
+        "no averaging",
+        "M = 1, E = 4, outer.lr = 0.7",
+        "M = 1, E = 4, outer.lr = 0.5",
+    ]
+
+
 def test_folds_are_shown_if_there_are_several():
     _, rows = comparison_rows(group_runs([run(fold=1), run(fold=3), run(seed=2, fold=1)]))
     assert rows[0][5:7] == ["3", "1, 2 (folds 1, 3)"]

@@ -228,7 +228,9 @@ class CheckpointHook(HookBase):
 
     def _will_be_dropped(self) -> bool:
         """Whether the live member has diverged and IMWA will drop it: the next one is finite."""
-        if not self.drops_members or self.trainer.position.ends_member:
+        position = self.trainer.position
+        is_common = position.members < self.trainer.schedule.members
+        if not self.drops_members or position.ends_member or is_common:
             return False
         bad = self._diverged()
         if not self.trainer.ranks.run.any_true(bool(bad)):

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from ssod_imwa.averaging.episodes import EpisodeSchedule
 from ssod_imwa.engine.checkpoint import faults, output
 from ssod_imwa.engine.checkpoint import writing as checkpoint
 from ssod_imwa.engine.checkpoint.atomic import WriteError, damage, load_checkpoint, write_checkpoint
@@ -226,6 +227,20 @@ def test_a_constant_that_is_infinite_from_the_beginning_is_written(line, tmp_pat
     trainer.method.student.register_buffer("mask", torch.tensor([-math.inf]))
     trainer.train()
     assert (tmp_path / "model_final.pth").is_file()
+
+
+def test_who_trains_in_common_is_never_dropped(line, tmp_path):
+    class Spoil(HookBase):
+        def after_step(self):
+            self.trainer.method.student.norm.running_var.fill_(math.inf)
+
+    trainer = line.build(tmp_path, period=1, drops_members=True)
+    trainer.schedule = EpisodeSchedule(3, members=2, start=2)
+    trainer.method.student.add_module("norm", nn.BatchNorm1d(1))
+    trainer.register_hooks([Spoil()])
+    trainer.hooks.reverse()
+    with pytest.raises(CheckpointError, match="running_var is not finite after global step 1"):
+        trainer.train()
 
 
 def test_a_member_that_will_be_dropped_is_not_written_and_the_run_goes_on(line, tmp_path, caplog):
