@@ -8,9 +8,10 @@ Examples:
 Of a run of one member the last models and the mean of its last snapshots (LAWA) are evaluated on
 --dataset, which should be a validation set: by the test set nothing should be chosen. Snapshots are
 the checkpoints that SOLVER.CHECKPOINT_KEEP keeps at ends of IMWA.EPISODES and at every
-SOLVER.CHECKPOINT_PERIOD, or those of CLS.SNAPSHOT_PERIOD; the trend is that of the run's own
-evaluations (TEST.EVAL_PERIOD). Of a run of several members it prints what IMWA.ADVISE found at each
-average. docs/when_averaging_helps.md explains the answers.
+SOLVER.CHECKPOINT_PERIOD, or those of CLS.SNAPSHOT_PERIOD; of a run without any the mean that
+IMWA.LAWA wrote is taken. The trend is that of the run's own evaluations (TEST.EVAL_PERIOD). Of a
+run of several members it prints what IMWA.ADVISE found at each average.
+docs/when_averaging_helps.md explains the answers.
 """
 
 from __future__ import annotations

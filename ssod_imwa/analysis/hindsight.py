@@ -159,7 +159,7 @@ def _ema(run: RunNumbers) -> Answer:
 
 def _lawa(run: RunNumbers) -> Answer:
     if run.lawa is None:
-        keep = "only one snapshot (SOLVER.CHECKPOINT_KEEP, SOLVER.CHECKPOINT_PERIOD keep more)"
+        keep = "the run kept only one snapshot (IMWA.LAWA, or SOLVER.CHECKPOINT_KEEP, keep more)"
         return Answer("LAWA", "unclear", keep)
     what = f"the mean of the last {run.snapshots} snapshots is"
     return _compared("LAWA", run.lawa - run.student, run, what)

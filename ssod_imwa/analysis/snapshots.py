@@ -14,7 +14,7 @@ from ssod_imwa.averaging.weights import average
 from ssod_imwa.classification.tracking import SNAPSHOT_FOLDER, snapshot_files
 from ssod_imwa.engine.checkpoint.atomic import load_checkpoint
 from ssod_imwa.engine.checkpoint.models import read_models
-from ssod_imwa.engine.checkpoint.output import resume_files
+from ssod_imwa.engine.checkpoint.output import LAWA, resume_files
 from ssod_imwa.engine.device import pick_device
 from ssod_imwa.errors import UserError
 from ssod_imwa.runs.results import LOWER_IS_BETTER, main_metrics, read_results
@@ -67,7 +67,8 @@ def measure_run(
     Args:
         trained: its final model, beside which everything else lies.
         dataset: what is measured on.
-        count: of snapshots in the mean, at most; at least 1.
+        count: of snapshots in the mean, at most; at least 1. Of a run that kept none but the last,
+            and has IMWA.LAWA, its mean is taken.
         bn_batches: on which the mean's batch norms are re-estimated; 0 takes the mean of theirs.
         metric: its name; None takes AP in detection and top1 of classifiers.
         asked: modules that are imported and LazyConfigs that may be read.
@@ -98,7 +99,9 @@ def measure_run(
         return metrics[name]
 
     teacher = trained.models.get("teacher")
-    lawa = average(students) if len(students) > 1 else None
+    lawa, snapshots = average(students) if len(students) > 1 else None, len(students)
+    if lawa is None and (folder / LAWA).exists():
+        lawa, snapshots = read_models(folder / LAWA).models["student"], trained.config.IMWA.LAWA
     course = results.series(results.headline().model)
     measured = name if name in course[-1].metrics else main_metrics([results])[0]
     points = [(x.t + 1, x.metrics[measured]) for x in course if x.t is not None]
@@ -107,7 +110,7 @@ def measure_run(
         student=figure(students[0]),
         teacher=None if teacher is None else figure(teacher),
         lawa=None if lawa is None else figure(lawa, recompute=bn_batches > 0),
-        snapshots=len(students),
+        snapshots=snapshots,
         rate=last_rate(folder),
         trend=trend(points, results.iterations),
     )

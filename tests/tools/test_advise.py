@@ -99,6 +99,16 @@ def test_an_ema_and_snapshots_of_the_classifier_are_found(advise, plain):
 
 
 @pytest.mark.slow
+def test_of_a_run_that_kept_one_checkpoint_its_own_lawa_is_taken(advise, plain):
+    cfg = plain("IMWA.LAWA", 3, "SOLVER.CHECKPOINT_KEEP", 1)
+    for path in Path(cfg.OUTPUT_DIR).glob("model_0*.pth"):
+        path.unlink()
+    mean = torch.load(Path(cfg.OUTPUT_DIR, "model_lawa.pth"), weights_only=True)["student"]
+    out = advise(cfg.OUTPUT_DIR)[1]
+    assert f", mean of the last 3 students {top1(cfg, mean):.2f}" in out
+
+
+@pytest.mark.slow
 def test_a_detector_is_measured_by_its_ap(advise, detection_config):
     cfg = detection_config("IMWA.EPISODES", 4, "SOLVER.CHECKPOINT_KEEP", 3)
     run.train(cfg)
