@@ -296,6 +296,12 @@ class IMWAOptions(Options):
         low=0,
         free=True,
     )
+    cross_teach: Literal["none", "other", "agree"] = option(
+        "none",
+        "in semi-supervised runs, from the second episode on: pseudo-labels come from the teacher "
+        'that another member had at the last average ("other"), or are those of which it says the '
+        'same ("agree"; docs/averaging.md)',
+    )
     member_overrides: list[dict[str, Any]] = option(
         [],
         "for each member a block of the keys in which it differs, such as [{}, {SOLVER: {BASE_LR: "
@@ -379,6 +385,12 @@ def check_shared(cfg: CfgNode, source: str) -> None:
         raise ConfigError(
             f"{source}: SOLVER.NESTEROV = True is not allowed with SOLVER.MOMENTUM = "
             f"{solver.MOMENTUM:g} (must be above 0)"
+        )
+    if imwa.CROSS_TEACH != "none" and 1 in (imwa.MEMBERS, imwa.EPISODES):
+        raise ConfigError(
+            f"{source}: IMWA.CROSS_TEACH = {imwa.CROSS_TEACH!r} is not allowed with IMWA.MEMBERS = "
+            f"{imwa.MEMBERS} and IMWA.EPISODES = {imwa.EPISODES} (must be 'none' unless both are 2 "
+            "or more: a member learns from another one's teacher of the episode before)"
         )
     if imwa.MEMBER_OVERRIDES and imwa.MEMBERS == 1:
         raise ConfigError(

@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from torchvision.ops import box_iou
 
 from ssod_imwa.detection.data.geometry import between, has_area, is_identity, map_boxes
 from ssod_imwa.detection.data.records import Detections, Targets, View
+
+# As VOC's metric tells whether two boxes are of one object.
+AGREED_IOU = 0.5
 
 
 def filter_detections(detections: Detections, threshold: float) -> Detections:
@@ -26,6 +30,17 @@ def select_detections(detections: Detections, chosen: torch.Tensor) -> Detection
     return Detections(
         detections.boxes[chosen], detections.labels[chosen], detections.scores[chosen]
     )
+
+
+def agreeing(detections: Detections, others: Detections) -> Detections:
+    """The detections of one image that another model shares, in the same order.
+
+    It shares a box if it has one of the same class whose IoU with it is at least `AGREED_IOU`; one
+    of its boxes may share several.
+    """
+    same = detections.labels[:, None] == others.labels[None]
+    overlaps = box_iou(detections.boxes, others.boxes) >= AGREED_IOU
+    return select_detections(detections, (same & overlaps).any(dim=1))
 
 
 def larger_than(detections: Detections, edge: float) -> Detections:

@@ -45,10 +45,16 @@ class Method(ABC):
         label_statistics: what counts the labels that the teacher gives, for methods that have a
             teacher label; None if nobody looks.
         ranks: who else trains; those of `ranks.batch` have the other parts of every batch.
+        cross_teaches: the rules by which another member's teacher can label ("other": in place of
+            what labels by itself; "agree": with it, where both say the same).
+        cross_teach: the rule that is followed, or "none".
+        other_teacher: the other member's teacher in eval mode, None while there is none; see
+            `CrossTeachingHook`.
     """
 
     at_average: Mapping[str, str] = MappingProxyType({})
     reads: Mapping[str, tuple[str, ...]]
+    cross_teaches: tuple[str, ...] = ()
 
     def __init__(self, student: nn.Module, teacher: Teacher | None = None) -> None:
         self.student = student
@@ -56,6 +62,8 @@ class Method(ABC):
         self.parallel_student: nn.Module = student
         self.label_statistics: LabelStatistics | None = None
         self.ranks = Ranks.alone()
+        self.cross_teach = "none"
+        self.other_teacher: nn.Module | None = None
 
     def join(self, ranks: Ranks) -> None:
         """Take part in a run of several processes."""

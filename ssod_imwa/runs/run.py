@@ -42,6 +42,7 @@ from ssod_imwa.engine.writers import (
 from ssod_imwa.errors import CheckpointError, UserError
 from ssod_imwa.runs.advice_hooks import build_advice
 from ssod_imwa.runs.config import FREE_KEYS, defaults_of
+from ssod_imwa.runs.cross_teaching import build_cross_teaching
 from ssod_imwa.runs.evaluations import build_evaluations
 from ssod_imwa.runs.generations import all_generations, train_all
 from ssod_imwa.runs.hooks import ConfigHook, ResultsHook
@@ -343,6 +344,7 @@ def _build_hooks(
         *([evaluating.members] if cfg.TEST.EVAL_MEMBERS else []),
         *task.hooks(),
         *advice.before_average,
+        *build_cross_teaching(task, trainer.method),
         IMWAHook(imwa),
         *advice.after_average,
         *([] if lawa is None else [lawa]),

@@ -1,11 +1,13 @@
 import numpy as np
 import pytest
 import torch
+from dense_toys import overlap_by_hand
 
 from ssod_imwa.detection.data.geometry import flip_matrix, scale_matrix
 from ssod_imwa.detection.data.records import Detections, View
 from ssod_imwa.detection.data.views import WeakView
 from ssod_imwa.detection.pseudo_labels import (
+    agreeing,
     as_targets,
     filter_detections,
     move_detections,
@@ -27,6 +29,36 @@ def test_only_scores_above_the_threshold_are_kept():
     targets = as_targets(kept)
     assert targets.labels is kept.labels
     assert torch.equal(targets.boxes, kept.boxes)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_boxes_agree_by_class_and_overlap_pair_by_pair(seed):
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(count):
+        corners = 10 * torch.rand(count, 2, generator=generator)
+        edges = 10 + 5 * torch.rand(count, 2, generator=generator)
+        labels = torch.randint(2, (count,), generator=generator)
+        boxes = torch.cat([corners, corners + edges], dim=1)
+        return Detections(boxes, labels, torch.rand(count, generator=generator))
+
+    own, other = draw(8), draw(3)
+    expected = [
+        score
+        for box, label, score in zip(*(x.tolist() for x in vars(own).values()), strict=True)
+        if any(
+            label == its and overlap_by_hand(box, theirs)[0] >= 0.5
+            for theirs, its in zip(other.boxes.tolist(), other.labels.tolist(), strict=True)
+        )
+    ]
+    assert 0 < len(expected) < 8
+    assert agreeing(own, other).scores.tolist() == expected
+
+
+def test_nobody_agrees_without_boxes():
+    nothing = detections()
+    assert len(agreeing(detections(0.9, 0.8), nothing).scores) == 0
+    assert len(agreeing(nothing, detections(0.9)).scores) == 0
 
 
 def test_no_detection_gives_no_label():

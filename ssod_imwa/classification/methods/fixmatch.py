@@ -7,13 +7,13 @@ implementation differs from the public ones.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 
 from ssod_imwa.classification.extras.base import Extra, Step, masked_cross_entropy
-from ssod_imwa.classification.labelers.base import Labeler, WeakOutputs
+from ssod_imwa.classification.labelers.base import Labeler, PseudoLabels, WeakOutputs
 from ssod_imwa.classification.labelers.records import count_labels, label_records
 from ssod_imwa.classification.losses.base import Criterion, widened
 from ssod_imwa.classification.methods.base import (
@@ -59,6 +59,9 @@ class FixMatch(ClassificationMethod):
     batch norms see the mixture and pseudo-labels come from the student::
 
         L = L_s(z(x), y) + λ_u mean [mask] CE(z(strong), ŷ) + extras
+
+    With IMWA.CROSS_TEACH the labeler is given the logits of another member's average in eval mode
+    ("other"), or that average has to predict ŷ, too, for the mask to be 1 ("agree").
 
     Args:
         student: the network.
@@ -111,6 +114,7 @@ class FixMatch(ClassificationMethod):
         names = ["strong"] if options.strong_views == 1 else ["strong_1", "strong_2"]
         self.strong_names = tuple(names)
         self.reads = {"labeled": ("weak",), "unlabeled": ("weak", *names)}
+        self.cross_teaches = _cross_teaching(labeler, two_heads=student.base_head is not None)
         self.at_average = _policies(labeler, averaged=options.statistics == "averaged")
 
     def set_train_mode(self) -> None:
@@ -147,8 +151,7 @@ class FixMatch(ClassificationMethod):
         if self.labeler.reads_labeled_features:
             features = self._teacher_features(labeled.views["weak"])
             self.labeler.see_labeled(features, labeled.targets, self.ranks.batch)
-        with torch.no_grad():
-            pseudo_labels = self.labeler.label(weak, t)
+        pseudo_labels = self._label(weak, unlabeled.views["weak"], t)
         return Step(
             labeled=outputs.rows(0, first),
             labels=labeled.targets,
@@ -157,6 +160,17 @@ class FixMatch(ClassificationMethod):
             pseudo_labels=pseudo_labels,
             t=t,
         )
+
+    @torch.no_grad()
+    def _label(self, weak: WeakOutputs, images: torch.Tensor, t: int) -> PseudoLabels:
+        """The labeler's pseudo-labels of the weak views, or what IMWA.CROSS_TEACH makes of them."""
+        if self.other_teacher is None:
+            return self.labeler.label(weak, t)
+        logits = widened(self.other_teacher(images))
+        if self.cross_teach == "other":
+            return self.labeler.label(replace(weak, logits=logits), t)
+        labels = self.labeler.label(weak, t)
+        return labels._replace(mask=labels.mask & (labels.targets == logits.argmax(1)))
 
     def _weak(self, outputs: HeadOutputs, indices: torch.Tensor) -> WeakOutputs:
         tested = outputs.tested_logits
@@ -203,6 +217,16 @@ def _check_composition(
         raise ValueError(f"{labeler.name} labels need a second head that is trained")
     if labeler.reads_labeled_features and not has_teacher:
         raise ValueError(f"{labeler.name} labels need a teacher (an ema_decay above 0)")
+
+
+def _cross_teaching(labeler: Labeler, *, two_heads: bool) -> tuple[str, ...]:
+    """The rules by which another member's average can label.
+
+    A second head learns labels of its own, and features of two networks cannot be compared.
+    """
+    if two_heads:
+        return ()
+    return ("agree",) if labeler.reads_labeled_features else ("other", "agree")
 
 
 def _policies(labeler: Labeler, *, averaged: bool) -> dict[str, str]:

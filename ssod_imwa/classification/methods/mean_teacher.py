@@ -43,6 +43,9 @@ class MeanTeacher(ClassificationMethod):
         L = L_s(z(x), y) + w(t) mean (p(strong) − p̄(weak))²      mean over images and classes
         w(t) = w exp(−5 (1 − min(1, x))²)
 
+    With IMWA.CROSS_TEACH another member's teacher gives p̄ ("other"), or images on which it predicts
+    another class count 0 in the mean ("agree").
+
     Args:
         student: the network.
         criterion: L_s; balanced softmax is "+ LA".
@@ -61,6 +64,7 @@ class MeanTeacher(ClassificationMethod):
         "labeled": ("weak",),
         "unlabeled": ("weak", "strong"),
     }
+    cross_teaches = ("other", "agree")
     student: ImageClassifier
     teacher: Teacher[ImageClassifier]
 
@@ -93,19 +97,30 @@ class MeanTeacher(ClassificationMethod):
         views = batch["unlabeled"].views
         logits = self.parallel_student(torch.cat([images, views["strong"]]))
         labeled, strong = logits[: len(images)], logits[len(images) :]
-        with torch.no_grad():
-            targets = widened(self.teacher.model(views["weak"])).softmax(1)
+        targets, learned = self._targets(views["weak"])
         if self.label_statistics is not None:
-            learned = torch.ones_like(targets[:, 0], dtype=torch.bool)
             taught = PseudoLabels(targets.argmax(1), learned, targets, {})
             truth = batch["unlabeled"].targets if self.knows_truth else None
             count_labels(self.label_statistics, taught, truth)
-        apart = (widened(strong).softmax(1) - targets).square().mean()
+        apart = (widened(strong).softmax(1) - targets).square()
+        if self.cross_teach == "agree":
+            apart = apart * learned[:, None]
         return {
             "loss_labeled": self.criterion(labeled, labels, progress=self.progress(t)),
-            "loss_unlabeled": self.weight(t) * apart,
+            "loss_unlabeled": self.weight(t) * apart.mean(),
             "train_accuracy": train_accuracy(labeled, labels),
         }
+
+    @torch.no_grad()
+    def _targets(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Predictions (n, C) to be made of other views, and which of them (n,) are learned."""
+        own, other = self.teacher.model, self.other_teacher
+        model = other if other is not None and self.cross_teach == "other" else own
+        targets = widened(model(images)).softmax(1)
+        learned = torch.ones_like(targets[:, 0], dtype=torch.bool)
+        if other is not None and self.cross_teach == "agree":
+            learned = targets.argmax(1) == other(images).argmax(1)
+        return targets, learned
 
     def weight(self, t: int) -> float:
         """w(t) of the consistency loss."""

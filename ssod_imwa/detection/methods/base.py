@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import torch
 
@@ -15,6 +15,7 @@ from ssod_imwa.detection.data.records import Annotations, Detections, View
 from ssod_imwa.detection.detectors.base import Detector
 from ssod_imwa.detection.detectors.parts import missing_ability
 from ssod_imwa.detection.label_truth import judge_labels
+from ssod_imwa.detection.pseudo_labels import agreeing, filter_detections
 from ssod_imwa.engine.method import Method
 from ssod_imwa.engine.teacher import Teacher
 
@@ -43,6 +44,50 @@ class DetectionMethod(Method):
         super().__init__(student, teacher)
         self.hidden_truth: Sequence[Annotations | None] = ()
         self.last_labels: tuple[Sequence[View], Sequence[Detections]] = ((), ())
+
+    @property
+    def labeling_detector(self) -> Detector:
+        """The teacher that labels, or the other member's in its place (IMWA.CROSS_TEACH other)."""
+        assert self.teacher is not None, "who calls it has one"
+        own: Detector = self.teacher.model
+        other = self.other_teacher if self.cross_teach == "other" else None
+        return own if other is None else cast(Detector, other)
+
+    def teach(self, images: list[torch.Tensor], threshold: float) -> list[Detections]:
+        """What the teacher finds on images, as far as another member's agrees if it is asked.
+
+        Args:
+            images: of weak views.
+            threshold: what has a score above it is taught.
+        """
+
+        def find(detector: Detector) -> list[Detections]:
+            return detector.detect(images)
+
+        return self.agreed_with_other(find(self.labeling_detector), find, threshold)
+
+    def agreed_with_other(
+        self,
+        detections: list[Detections],
+        find: Callable[[Detector], list[Detections]],
+        threshold: float,
+    ) -> list[Detections]:
+        """Detections that the other member's teacher would teach, too (IMWA.CROSS_TEACH agree).
+
+        All of them while there is no other teacher, and without that rule.
+
+        Args:
+            detections: of the own teacher on each image.
+            find: what another detector finds on the same images.
+            threshold: what of the other teacher has a score above it can agree.
+        """
+        if self.cross_teach != "agree" or self.other_teacher is None:
+            return detections
+        others = find(cast(Detector, self.other_teacher))
+        return [
+            agreeing(item, filter_detections(other, threshold))
+            for item, other in zip(detections, others, strict=True)
+        ]
 
     @torch.no_grad()
     def record_labels(

@@ -107,6 +107,7 @@ class DenseTeacher(DetectionMethod):
         "labeled": ("weak", "strong"),
         "unlabeled": ("weak", "strong"),
     }
+    cross_teaches = ("other",)  # a map has no boxes that could agree
     teacher: Teacher[Detector]
 
     def __init__(self, student: Detector, options: DenseTeacherOptions) -> None:
@@ -134,7 +135,7 @@ class DenseTeacher(DetectionMethod):
     def _dense_losses(self, part: Part, share: float) -> dict[str, torch.Tensor]:
         weak, strong = part.views["weak"], part.views["strong"]
         labels = label_densely(
-            self.teacher.model.dense_maps([view.image for view in weak]),
+            self.labeling_detector.dense_maps([view.image for view in weak]),
             self.options.region_ratio,
         )
         if self.label_statistics is not None:

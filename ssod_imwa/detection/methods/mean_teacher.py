@@ -65,6 +65,7 @@ class MeanTeacher(DetectionMethod):
         "labeled": ("weak", "strong"),
         "unlabeled": ("weak", "strong"),
     }
+    cross_teaches = ("other", "agree")
     teacher: Teacher[Detector]
 
     def __init__(self, student: Detector, options: MeanTeacherOptions) -> None:
@@ -77,7 +78,7 @@ class MeanTeacher(DetectionMethod):
         images, targets = labeled_views(batch["labeled"], strong=self.options.strong_labeled)
         supervised = self.parallel_student(images, SupervisedLoss(targets))
         weak, strong = batch["unlabeled"].views["weak"], batch["unlabeled"].views["strong"]
-        detections = self.teacher.model.detect([view.image for view in weak])
+        detections = self.teach([view.image for view in weak], self.options.bbox_threshold)
         self.record_labels(batch["unlabeled"], weak, detections, self.options.bbox_threshold)
         labels = [  # boxes travel by the views' matrices, whatever each view did
             move_detections(filter_detections(item, self.options.bbox_threshold), *views)

@@ -218,6 +218,7 @@ class SoftTeacher(DetectionMethod):
         "labeled": ("colored",),
         "unlabeled": ("weak", "strong"),
     }
+    cross_teaches = ("other", "agree")
     teacher: Teacher[Detector]
 
     def __init__(self, student: Detector, options: SoftTeacherOptions) -> None:
@@ -237,11 +238,14 @@ class SoftTeacher(DetectionMethod):
     def _unlabeled_losses(self, part: Part) -> dict[str, torch.Tensor]:
         weak, strong = part.views["weak"], part.views["strong"]
         # Kept until the losses are computed: it scores the student's regions by the same features.
-        teacher = self.teacher.model.inference(
-            [view.image for view in weak],
-            training_proposals=self.options.teacher_proposals == "train",
+        images = [view.image for view in weak]
+        all_proposals = self.options.teacher_proposals == "train"
+        teacher = self.labeling_detector.inference(images, training_proposals=all_proposals)
+        detections = self.agreed_with_other(
+            teacher.detections(),
+            lambda x: x.inference(images, training_proposals=all_proposals).detections(),
+            self.options.initial_threshold,
         )
-        detections = teacher.detections()
         self.record_labels(part, weak, detections, self.options.bbox_threshold)
         labels = self._labels(teacher, detections, weak, strong)
         learned = SoftTeacherLoss(

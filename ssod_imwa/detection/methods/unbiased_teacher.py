@@ -83,6 +83,7 @@ class UnbiasedTeacher(DetectionMethod):
         "labeled": ("weak", "strong"),
         "unlabeled": ("weak", "strong"),
     }
+    cross_teaches = ("other", "agree")
     teacher: Teacher[Detector]
 
     def __init__(self, student: Detector, options: UnbiasedTeacherOptions) -> None:
@@ -103,8 +104,8 @@ class UnbiasedTeacher(DetectionMethod):
 
     def _unlabeled_losses(self, part: Part) -> dict[str, torch.Tensor]:
         weak, strong = part.views["weak"], part.views["strong"]
-        detections = self.teacher.model.detect([view.image for view in weak])
         threshold = self.options.bbox_threshold
+        detections = self.teach([view.image for view in weak], threshold)
         self.record_labels(part, weak, detections, threshold)
         pseudo_labels = [
             move_detections(filter_detections(item, threshold), *views)

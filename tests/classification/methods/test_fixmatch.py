@@ -153,6 +153,37 @@ def test_fixmatch_is_its_definition_image_by_image(tiny, make, views):
     assert float(records["labels/mask_rate"]) == pytest.approx(100 * learned / 6)
 
 
+@pytest.mark.parametrize("rule", ["other", "agree"])
+def test_labels_of_another_average_are_their_definition_image_by_image(tiny, make, rule):
+    method = make()
+    method.cross_teach, method.other_teacher = rule, make(seed=3).teacher.model
+    batch = of(tiny, method, 0)
+    logits = method.student(together(batch, ["weak", "strong"])).logits.double()
+    other = method.other_teacher.deployed(batch["unlabeled"].views["weak"]).double().softmax(1)
+    records = method.losses(batch, 0)
+    expected, learned = 0.0, []
+    for i in range(6):
+        own = logits[6 + i].detach().softmax(0)
+        q = other[i] if rule == "other" else own
+        differs = rule == "agree" and own.argmax() != other[i].argmax()
+        if q.max() >= 0.4 and not differs:
+            learned.append(i)
+            expected -= logits[12 + i].log_softmax(0)[q.argmax()]
+    same = logits[6:12].argmax(1) == other.argmax(1)
+    assert 0 < same.sum() < 6
+    assert len(learned) == 6 if rule == "other" else 0 < len(learned) < 6
+    torch.testing.assert_close(records["loss_unlabeled"].double(), expected / 6)
+    assert float(records["labels/mask_rate"]) == pytest.approx(100 * len(learned) / 6)
+
+
+def test_what_another_average_may_label_depends_on_the_composition(make, composition):
+    allowed = make(composition).cross_teaches
+    if "abc" in composition or composition == "acr":  # two heads
+        assert allowed == ()
+    else:
+        assert allowed == (("agree",) if "daso" in composition else ("other", "agree"))
+
+
 def test_logit_adjustment_changes_the_labeled_loss_alone(tiny, make):
     plain, adjusted = make("fixmatch"), make("fixmatch + la")
     batch = of(tiny, plain, 0)

@@ -41,6 +41,28 @@ def test_losses_are_their_definition(tiny, make):
     assert all(p.grad is None for p in method.teacher.model.parameters())
 
 
+@pytest.mark.parametrize("rule", ["other", "agree"])
+def test_labels_of_another_teacher_are_their_definition_image_by_image(tiny, make, rule):
+    method = make(unsup_loss_weight=3.0, rampup_part=0.0)
+    method.cross_teach, method.other_teacher = rule, make(seed=5).teacher.model
+    with torch.no_grad():  # else both say the same of all images
+        for teacher in (method.teacher.model, method.other_teacher):
+            teacher.classifier.weight.mul_(8)
+    batch = tiny.batch(0, views=("weak",), unlabeled=VIEWS)
+    views = batch["unlabeled"].views
+    strong = method.student(torch.cat([batch["labeled"].views["weak"], views["strong"]]))[6:]
+    own, other = (m(views["weak"]).softmax(1) for m in (method.teacher.model, method.other_teacher))
+    expected, learned = 0.0, 0
+    for i in range(6):
+        if rule == "agree" and own[i].argmax() != other[i].argmax():
+            continue
+        learned += 1
+        target = other[i] if rule == "other" else own[i]
+        expected += (strong[i].softmax(0) - target).square().sum() / 18
+    assert learned == 6 if rule == "other" else 0 < learned < 6
+    torch.testing.assert_close(method.losses(batch, 2)["loss_unlabeled"], 3 * expected)
+
+
 def test_the_weight_rises_to_its_end(make):
     method = make(unsup_loss_weight=2.0)
     weights = [method.weight(t) for t in range(10)]
