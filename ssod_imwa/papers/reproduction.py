@@ -25,6 +25,7 @@ from ssod_imwa.papers.tables import (
     shown_runs,
 )
 from ssod_imwa.runs.config import FREE_KEYS, ITERATION_KEYS, load_config, parse_config
+from ssod_imwa.runs.generations import generation_count
 from ssod_imwa.runs.open import open_task
 from ssod_imwa.runs.results import FILE_NAME, Results, read_results
 from ssod_imwa.runs.run import train
@@ -71,7 +72,8 @@ def scaled(cfg: CfgNode, factor: float) -> CfgNode:
 
     Args:
         cfg: of a task (`Task.cfg`), whose schedule is counted in iterations.
-        factor: above 0. Nothing becomes shorter than one iteration an episode.
+        factor: above 0. Nothing becomes shorter than one iteration an episode; CReST's generations
+            stay equally long.
 
     Raises:
         ValueError: the factor is not positive.
@@ -89,6 +91,8 @@ def scaled(cfg: CfgNode, factor: float) -> CfgNode:
         group, _, leaf = key.rpartition(".")
         node = value_of(cfg, group)
         node[leaf] = _scaled(node[leaf], factor)
+    generations = generation_count(cfg)
+    cfg.SOLVER.MAX_ITER = max(1, round(cfg.SOLVER.MAX_ITER / generations)) * generations
     cfg.IMWA.MEMBER_OVERRIDES = [
         {key: _scaled(x, factor) if key in ITERATION_KEYS else x for key, x in block.items()}
         for block in cfg.IMWA.MEMBER_OVERRIDES

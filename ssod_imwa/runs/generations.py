@@ -28,6 +28,12 @@ from ssod_imwa.errors import ConfigError
 logger = logging.getLogger(__name__)
 
 
+def generation_count(cfg: CfgNode) -> int:
+    """How many runs a configuration stands for; 1 but for CReST."""
+    options = _options(cfg)
+    return 1 if options.generation > 0 else options.generations
+
+
 def all_generations(cfg: CfgNode) -> list[CfgNode]:
     """The configurations of the runs that a configuration stands for, in turn; itself if it is one.
 
@@ -36,11 +42,11 @@ def all_generations(cfg: CfgNode) -> list[CfgNode]:
     Raises:
         ConfigError: iterations or episodes cannot be divided among generations.
     """
-    options = _options(cfg)
-    if options.generations == 1 or options.generation > 0:
+    count = generation_count(cfg)
+    if count == 1:
         return [cfg]
-    _check_divisible(cfg, options.generations)
-    return [_one(cfg, number, options.generations) for number in range(1, options.generations + 1)]
+    _check_divisible(cfg, count)
+    return [_one(cfg, number, count) for number in range(1, count + 1)]
 
 
 def _options(cfg: CfgNode) -> GenerationOptions:

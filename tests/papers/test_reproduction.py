@@ -14,6 +14,7 @@ from ssod_imwa.papers.reproduction import (
 )
 from ssod_imwa.papers.tables import Run, TableError
 from ssod_imwa.runs.config import load_config
+from ssod_imwa.runs.generations import all_generations
 from ssod_imwa.runs.results import write_results
 
 
@@ -47,6 +48,16 @@ def test_scaling_leaves_a_warm_up_that_there_was():
     assert scaled(cfg, 0.01).SOLVER.WARMUP_ITERS == 1
     never = load_config(overrides=["SOLVER.WARMUP_ITERS", "0"])
     assert scaled(never, 0.01).SOLVER.WARMUP_ITERS == 0
+
+
+def test_scaling_leaves_generations_equally_long():
+    recipes = Path(__file__).parents[2] / "configs"
+    cfg = load_config(recipes / "imagenet127/crest_plus.yaml")
+    assert cfg.SOLVER.MAX_ITER == 249_999
+    shorter = scaled(cfg, 0.05)  # 12,499.95
+    assert shorter.SOLVER.MAX_ITER == 12_501
+    assert [run.SOLVER.MAX_ITER for run in all_generations(shorter)] == [4167] * 3
+    assert scaled(cfg, 1e-9).SOLVER.MAX_ITER == 3
 
 
 def test_scaling_refuses_factors_that_make_no_sense():
