@@ -76,6 +76,8 @@ class AverageNumbers:
         """Numbers for metrics.json, by name."""
         numbers = {name: value for name, value in asdict(self).items() if value is not None}
         numbers |= {"gain_percent": 100 * self.gain, "barrier_percent": 100 * self.barrier}
+        if self.recomputed is not None:
+            numbers["stale_percent"] = 100 * self.stale
         return {PREFIX + name: value for name, value in numbers.items()}
 
 

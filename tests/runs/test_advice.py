@@ -83,7 +83,8 @@ def test_rows_hold_the_numbers_that_are_read_from_them():
     assert numbers_in(rows) == {0: full, 1: bare}
     assert full.row()["advice/gain_percent"] == pytest.approx(10)
     assert full.row()["advice/barrier_percent"] == pytest.approx(100 * (0.5 - 1.2) / 1.1)
-    assert "advice/distance" not in bare.row()
+    assert full.row()["advice/stale_percent"] == pytest.approx(100 * (0.99 - 0.5) / 1.1)
+    assert not {"advice/distance", "advice/stale_percent"} & bare.row().keys()
 
 
 def evaluation(stage, value, *, episode=0, member=None, model="student"):
