@@ -54,8 +54,9 @@ def _schedule_in_words(schedule: EpisodeSchedule) -> str:
     words = _counted(schedule.iterations, "iteration")
     if schedule.members > 1:
         words += f" of each of {schedule.members} members, {len(schedule)} global steps in all,"
-    common = f" the first {schedule.start} in common, then" if schedule.start else ""
-    return f"{words}{common} in {_counted(schedule.episodes - schedule.parting, 'episode')}"
+    if schedule.start:
+        words = f"{words.rstrip(',')}, the first {schedule.start} in common, then"
+    return f"{words} in {_counted(schedule.episodes - schedule.parting, 'episode')}"
 
 
 def _counted(count: int, noun: str) -> str:

@@ -218,8 +218,9 @@ def _imwa(run: Results, *, among: Sequence[Group] = ()) -> str:
     members, episodes = run.imwa["members"], run.imwa["episodes"]
     if not _is_averaged(run):
         return "no averaging"
-    text = f"M = {members}, E = {episodes}"
-    hidden = {"members", "episodes", *CHANGES_NO_AVERAGE}
+    start = run.imwa.get("start", 0.0)
+    text = f"M = {members}, E = {episodes}" + (f", START = {start:g}" if start else "")
+    hidden = {"members", "episodes", "start", *CHANGES_NO_AVERAGE}
     among = [group for group in among if _is_averaged(group.runs[0])]
     for key in sorted({key for group in among for key in group.imwa} - hidden):
         if len({str(group.imwa.get(key)) for group in among}) > 1:

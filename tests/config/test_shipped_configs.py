@@ -42,6 +42,8 @@ OTHERS = [
     ("voc_mini/unbiased_teacher", "voc_mini/imwa"),
     ("voc_mini/unbiased_teacher", "voc_mini/2x"),
     ("cifar10_lt/cross_entropy", "methods/manifold_mixup"),
+    ("cifar10_lt/cross_entropy", "averaging/late"),
+    ("cifar10_lt/cross_entropy", "averaging/imwa", "averaging/lawa"),
     ("places_lt/cross_entropy", "methods/btm_classifier"),
     ("cifar10_lt_semi/daso_mismatched", "cifar10_lt_semi/uniform"),
     ("cifar10_lt_semi/acr", "cifar10_lt_semi/reversed", "averaging/imwa"),
@@ -97,7 +99,7 @@ def test_a_file_for_method_and_average_is_the_two_files(folder):
 FRAGMENTS = [
     path.relative_to(CONFIGS).with_suffix("").as_posix()
     for path in FILES
-    if path.stem in ("imwa", "mwa", "ema", "ema_slow")
+    if path.stem in ("imwa", "mwa", "ema", "ema_slow", "late", "lawa")
 ]
 METHODS = {
     "digits": "unbiased_teacher",

@@ -125,6 +125,12 @@ def test_settings_that_differ_are_shown_and_others_are_not():
     ]
 
 
+def test_a_common_part_is_shown():
+    late = {"members": 2, "episodes": 4, "start": 0.5}
+    _, rows = comparison_rows(group_runs([run(imwa=late), run(imwa=late | {"start": 0.0})]))
+    assert [row[2] for row in rows] == ["M = 2, E = 4, START = 0.5", "M = 2, E = 4"]
+
+
 def test_outer_steps_of_one_member_are_shown_and_what_changes_no_average_is_not():
     plain = {"members": 1, "episodes": 4, "outer.lr": 1.0, "outer.momentum": 0.0, "lawa": 0}
     runs = [
