@@ -133,7 +133,8 @@ def advise(course: Sequence[AverageNumbers], *, measured: str = "") -> Advice:
             f"left to remove (it gains {share})",
         )
     if now.distance is not None and now.distance < CLOSE:
-        return Advice("close", f"{gains}; members are close{apart}: fewer episodes would do")
+        fewer = "fewer episodes would do" + (", or none" if now.gain < GAIN else "")
+        return Advice("close", f"{gains}; members are close{apart}: {fewer}")
     if now.gain < GAIN:
         return Advice("nothing", f"{gains}, members are apart{apart}: raise IMWA.EPISODES")
     return Advice("gains", gains + apart)

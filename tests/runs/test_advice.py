@@ -26,7 +26,7 @@ def numbers(**changes):
         ({"average": 1.091, "rate": 0.2}, "nothing", "raise IMWA.EPISODES"),
         # A gain with members close by, and none.
         ({"distance": 0.049}, "close", "close (distance 0.049): fewer episodes would do"),
-        ({"distance": 0.049, "average": 1.1}, "close", "gains 0.0 %"),
+        ({"distance": 0.049, "average": 1.1}, "close", "episodes would do, or none"),
         ({"distance": 0.051}, "gains", "(distance 0.051)"),
         ({"distance": None}, "gains", "averaging gains 10.0 % of the members' loss"),
         # Worse than both ends, by more than a hundredth of the members' loss.
