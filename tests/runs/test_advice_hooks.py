@@ -86,6 +86,7 @@ def test_a_detector_and_its_teacher_are_trained_as_without_it(detection_config, 
     assert all(x.recomputed is not None for x in numbers.values())
 
 
+@pytest.mark.slow
 def test_losses_are_those_of_the_members_and_of_the_average(short):
     """Members of one episode are runs of their own."""
     together = short("IMWA.EPISODES", 1, "IMWA.ADVISE", 30)
@@ -153,6 +154,7 @@ def test_a_resumed_run_says_what_one_that_never_stopped_says(short, monkeypatch,
     assert_equal(final_weights(parts), final_weights(whole))
 
 
+@pytest.mark.slow
 def test_the_line_is_logged_and_drawn_after_the_evaluation(short, caplog):
     cfg = short("IMWA.ADVISE", 10, "TEST.EVAL_MEMBERS", True)
     with caplog.at_level("INFO", logger="ssod_imwa.runs.advice_hooks"):
