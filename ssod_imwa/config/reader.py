@@ -126,11 +126,12 @@ def changed_config(
     Raises:
         ConfigError: as `build_config`.
     """
-    declared = options_by_key(sections)
-    base = [Setting(key, value_of(cfg, key), "") for key in keys(cfg) if key in declared]
+    values = {key: value_of(cfg, key) for key in keys(cfg)}
+    # A toolkit may have keys that we declare for other toolkits.
+    ours = options_by_key(active_sections(sections, values))
+    toolkit = _without(cfg, ours) if values.keys() - ours.keys() else None
+    base = [Setting(key, value, "") for key, value in values.items() if key in ours]
     active = options_by_key(active_sections(sections, _choices(sections, [*base, *settings])))
-    foreign = [key for key in keys(cfg) if key not in declared]
-    toolkit = _without(cfg, declared) if foreign else None
     remaining = [setting for setting in base if setting.key in active]
     return build_config(sections, [*remaining, *settings], toolkit=toolkit)
 

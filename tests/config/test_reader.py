@@ -4,7 +4,13 @@ import pytest
 from fvcore.common.config import CfgNode
 
 from ssod_imwa.config.options import Options, Section, option
-from ssod_imwa.config.reader import Setting, build_config, override_settings, value_of
+from ssod_imwa.config.reader import (
+    Setting,
+    build_config,
+    changed_config,
+    override_settings,
+    value_of,
+)
 from ssod_imwa.errors import ConfigError
 
 
@@ -67,6 +73,23 @@ def test_a_toolkits_keys_stand_beside_ours_which_win():
     assert cfg.SOLVER == {"MAX_ITER": 10, "NESTEROV": True}
     # A key of ours that is not read may be the toolkit's.
     assert build("LOSS.GAMMA", "2", toolkit=toolkit()).LOSS == {"NAME": "ce", "GAMMA": 2.0}
+
+
+def test_a_change_takes_what_it_brings_and_leaves_what_it_ends():
+    focal = build("LOSS.NAME", "focal", "LOSS.GAMMA", "2", "SOLVER.MAX_ITER", "7")
+    other = changed_config(SECTIONS, focal, [Setting("LOSS.NAME", "ce", "a change")])
+    assert other == build("SOLVER.MAX_ITER", "7")
+    back = changed_config(SECTIONS, other, [Setting("LOSS.NAME", "focal", "a change")])
+    assert back.LOSS == {"NAME": "focal", "GAMMA": 1.0}
+    assert focal.LOSS.GAMMA == 2
+    with pytest.raises(ConfigError, match=r"a change: LOSS.GAMMA has no meaning with LOSS.NAME"):
+        changed_config(SECTIONS, other, [Setting("LOSS.GAMMA", 3, "a change")])
+
+
+def test_a_change_leaves_the_toolkits_keys_alone():
+    cfg = build("LOSS.GAMMA", "2", toolkit=toolkit())
+    changed = changed_config(SECTIONS, cfg, [Setting("SOLVER.MAX_ITER", 3, "a change")])
+    assert changed == build("LOSS.GAMMA", "2", "SOLVER.MAX_ITER", "3", toolkit=toolkit())
 
 
 def test_a_toolkits_keys_have_its_own_rules():

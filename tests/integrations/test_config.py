@@ -3,7 +3,7 @@
 import pytest
 
 from ssod_imwa.errors import ConfigError
-from ssod_imwa.runs.config import load_config, parse_config
+from ssod_imwa.runs.config import load_config, member_configs, parse_config
 
 pytestmark = [pytest.mark.detectron2, pytest.mark.usefixtures("project")]
 
@@ -53,6 +53,16 @@ def test_a_method_of_ours_changes_a_detector_of_theirs():
     assert cfg.MODEL.ROI_HEADS.LOSS == "FocalLoss"
     assert cfg.MODEL.RPN.POSITIVE_FRACTION == 0.25
     assert with_detectron2("MODEL.RESNETS.DEPTH", "34").MODEL.RESNETS.DEPTH == 34
+
+
+def test_members_differ_in_our_keys_alone():
+    overrides = ["IMWA.MEMBERS", "2", "IMWA.MEMBER_OVERRIDES"]
+    cfg = with_detectron2(*overrides, "[{}, {SOLVER.BASE_LR: 0.5}]")
+    first, second = member_configs(cfg)
+    assert first == cfg
+    assert (second.MODEL, second.SOLVER.BASE_LR) == (cfg.MODEL, 0.5)
+    with pytest.raises(ConfigError, match=r"member 1: MODEL\.RPN\.NMS_THRESH cannot differ"):
+        with_detectron2(*overrides, "[{}, {MODEL.RPN.NMS_THRESH: 0.3}]")
 
 
 def test_their_yaml_is_a_base_of_ours(tmp_path):
