@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -104,7 +105,7 @@ def measure_run(
         lawa, snapshots = read_models(folder / LAWA).models["student"], trained.config.IMWA.LAWA
     course = results.series(results.headline().model)
     measured = name if name in course[-1].metrics else main_metrics([results])[0]
-    points = [(x.t + 1, x.metrics[measured]) for x in course if x.t is not None]
+    points = [(x.t + 1, x.metrics.get(measured, math.nan)) for x in course if x.t is not None]
     return RunNumbers(
         metric=name,
         student=figure(students[0]),

@@ -74,6 +74,9 @@ def test_the_mean_of_snapshots_is_measured_beside_the_last(advise, plain):
     status, out, _ = advise(cfg.OUTPUT_DIR, "--last", 1, "--dataset", "digit_images_train")
     assert "warning" not in out
     assert "only one snapshot" in out
+    for metric, message in (("AP", "must be one of top1"), ("ece", "of which more is better")):
+        status, _, error = advise(cfg.OUTPUT_DIR, "--metric", metric)
+        assert (status, message in error.splitlines()[-1]) == (2, True), error
 
 
 @pytest.mark.slow
