@@ -13,7 +13,7 @@ from torch import nn
 
 from ssod_imwa.averaging.episodes import EpisodeSchedule
 from ssod_imwa.averaging.members import Rule
-from ssod_imwa.averaging.ranks import Ranks
+from ssod_imwa.averaging.ranks import Group, Ranks
 from ssod_imwa.config.shared import batch_sizes
 from ssod_imwa.engine.method import Method
 from ssod_imwa.engine.trainer import HookBase
@@ -110,10 +110,13 @@ class Task(ABC):
         """
 
     @abstractmethod
-    def build_evaluator(self, *, poll: Callable[[int, int], object] | None = None) -> Evaluator:
+    def build_evaluator(
+        self, processes: Group | None = None, *, poll: Callable[[int, int], object] | None = None
+    ) -> Evaluator:
         """A function from a model in eval mode to its metrics in percent.
 
         Args:
+            processes: those that have the model and share the test images; None takes all.
             poll: called after each batch of a test set, equally often on all ranks, with how many
                 are done and how many there are; what it raises ends the evaluation.
         """

@@ -9,6 +9,8 @@ Examples:
   go on after an interruption %(prog)s --config-file FILE --resume
   evaluate the trained model  %(prog)s --config-file FILE --eval-only
   four GPUs                   %(prog)s --config-file FILE --num-gpus 4
+  two members at once, each on two of four GPUs
+      %(prog)s --config-file FILE --num-gpus 4 IMWA.MEMBERS 2 IMWA.PARALLEL True
   a smaller batch, with rate, schedule and teacher as it needs them
                               %(prog)s --config-file FILE --scale-batch 4
 
@@ -30,6 +32,7 @@ from typing import Any
 import ssod_imwa.interruptible  # noqa: F401 - first, for its effect
 from ssod_imwa.averaging.ranks import Ranks
 from ssod_imwa.cli import log_to_stderr, print_table, run_main, split_config_file
+from ssod_imwa.config.shared import members_at_once
 from ssod_imwa.engine.launch import launch
 from ssod_imwa.errors import one_line
 from ssod_imwa.runs.batch_scale import Change, scale_batch
@@ -146,7 +149,12 @@ def main() -> int:
     arguments = parse_arguments()
     arguments.resume_command = resume_command(arguments)
     cfg, _ = read_configuration(arguments)  # mistakes show before anything
-    return launch(work, arguments.num_gpus, (arguments,), device=cfg.MODEL.DEVICE) or 0
+    # All processes evaluate one and the same model.
+    members = 1 if arguments.eval_only else members_at_once(cfg)
+    return (
+        launch(work, arguments.num_gpus, (arguments,), device=cfg.MODEL.DEVICE, members=members)
+        or 0
+    )
 
 
 if __name__ == "__main__":

@@ -34,17 +34,22 @@ class EpisodeSchedule:
 
     Episodes of several members may have given lengths instead, such as `lengths_by_rate`.
 
+    Where members are trained at once, on several processes, each of these has a schedule of its own
+    member `only`, in which the global step is that member's own iteration.
+
     Args:
         iterations: T, optimizer steps of one member over the whole run.
         episodes: E, 1..T - S.
         members: M, at least 1.
         start: S, own iterations before members part, 0..T.
         lengths: own iterations of each of the E episodes, with the sum T - S; None for equal ones.
+        only: the member whose steps these are, 0..M - 1; None for all, who take turns.
         accumulation: for loops that count micro-batches: every b_e must be a multiple of it.
 
     Attributes:
         episodes: all of them, the common part included.
         members: M, 1 if members never part.
+        turns: how many members take turns in an episode: M, or 1 with `only`.
         start: S, 0 if members never part.
         lengths: those that were given, or None.
         parting: number of the first episode after the common part: 1, or 0 if there is none.
@@ -60,6 +65,9 @@ class EpisodeSchedule:
         >>> schedule = EpisodeSchedule(4, episodes=1, members=2, start=2)
         >>> [(p.episode, p.member, p.t) for p in map(schedule.position, range(len(schedule)))]
         [(0, 0, 0), (0, 0, 1), (1, 0, 2), (1, 0, 3), (1, 1, 2), (1, 1, 3)]
+        >>> schedule = EpisodeSchedule(4, episodes=1, members=2, start=2, only=1)
+        >>> [(p.episode, p.member, p.t) for p in map(schedule.position, range(len(schedule)))]
+        [(0, 0, 0), (0, 0, 1), (1, 1, 2), (1, 1, 3)]
     """
 
     def __init__(
@@ -70,6 +78,7 @@ class EpisodeSchedule:
         members: int = 1,
         start: int = 0,
         lengths: Sequence[int] | None = None,
+        only: int | None = None,
         accumulation: int = 1,
     ) -> None:
         _check_counts(iterations=iterations, episodes=episodes, members=members)
@@ -77,6 +86,8 @@ class EpisodeSchedule:
         _check_counts(low=0, start=start)
         if start > iterations:
             raise ValueError(f"start = {start} is not allowed (must be 0..T = {iterations})")
+        if only is not None and not 0 <= only < members:
+            raise ValueError(f"only = {only} is not allowed (must be 0..M - 1 = {members - 1})")
         if start == iterations:
             episodes, members, start, lengths = 1, 1, 0, None
         if episodes > iterations - start:
@@ -87,6 +98,8 @@ class EpisodeSchedule:
             )
         self.iterations = iterations
         self.members = members
+        self.only = only
+        self.turns = members if only is None else 1
         self.parting = 1 if start else 0
         self.episodes = self.parting + episodes
         self.start = start
@@ -100,8 +113,11 @@ class EpisodeSchedule:
             _check_aligned(self._begins, accumulation)
 
     def __len__(self) -> int:
-        """Optimizer steps of the whole run: M * T, of a common part of S M * (T - S) + S."""
-        return self.start + self.members * (self.iterations - self.start)
+        """Global steps of the whole run: M * T, of a common part of S M * (T - S) + S.
+
+        With `only` T.
+        """
+        return self.start + self.turns * (self.iterations - self.start)
 
     def bounds(self, episode: int) -> tuple[int, int]:
         """First own iteration of an episode and of the next one."""
@@ -112,6 +128,11 @@ class EpisodeSchedule:
         """How many members are trained in an episode."""
         self._check_episode(episode)
         return 1 if episode < self.parting else self.members
+
+    def turns_in(self, episode: int) -> int:
+        """How many members take turns in an episode."""
+        self._check_episode(episode)
+        return 1 if episode < self.parting else self.turns
 
     def number(self, episode: int) -> int:
         """An episode's number for people and periods: from 1, and 0 for the common part."""
@@ -127,22 +148,23 @@ class EpisodeSchedule:
         if not 0 <= global_step < len(self):
             raise IndexError(f"global_step = {global_step} is not in 0..{len(self) - 1}")
         if global_step < self.start:
-            episode, members = 0, 1
+            episode = 0
         else:
             # Where all members would be if they trained side by side since they parted.
-            abreast = self.start + (global_step - self.start) // self.members
-            episode, members = bisect_right(self._begins, abreast) - 1, self.members
+            abreast = self.start + (global_step - self.start) // self.turns
+            episode = bisect_right(self._begins, abreast) - 1
+        members, turns = self.members_in(episode), self.turns_in(episode)
         first, end = self._begins[episode], self._begins[episode + 1]
-        member, j = divmod(global_step - self._first_step(episode), end - first)
+        turn, j = divmod(global_step - self._first_step(episode), end - first)
         ends_member = j == end - first - 1
         return Position(
             global_step=global_step,
             episode=episode,
-            member=member,
+            member=turn if self.only is None or members == 1 else self.only,
             t=first + j,
             starts_member=j == 0,
             ends_member=ends_member,
-            ends_episode=ends_member and member == members - 1,
+            ends_episode=ends_member and turn == turns - 1,
             members=members,
         )
 
@@ -159,13 +181,14 @@ class EpisodeSchedule:
         if not 0 <= member < members:
             raise IndexError(f"member = {member} is not in 0..{members - 1}")
         first, end = self._begins[episode], self._begins[episode + 1]
-        return self._first_step(episode) + member * (end - first) + t - first
+        turn = member if self.only is None else 0
+        return self._first_step(episode) + turn * (end - first) + t - first
 
     def _first_step(self, episode: int) -> int:
         """The global step with which an episode begins."""
         if episode < self.parting:
             return 0
-        return self.start + self.members * (self._begins[episode] - self.start)
+        return self.start + self.turns * (self._begins[episode] - self.start)
 
 
 def _begins(iterations: int, episodes: int, start: int) -> list[int]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -75,6 +77,40 @@ def gather_over_ranks(state: Mapping[str, Tensor], group: Group) -> list[State]:
         for member, part in zip(whole, members, strict=True):
             member.update(part)
     return whole
+
+
+def gather_nested(state: Any, group: Group, *, chunk_bytes: int = BUCKET_BYTES) -> list[Any]:
+    """The nested states of all ranks of a group, in rank order, on its first one; [] elsewhere.
+
+    They travel one after another, as bytes, so that beside the states themselves the first rank
+    needs memory for a single one.
+
+    Args:
+        state: of this rank; tensors and plain values, as `torch.load(weights_only=True)` takes.
+        group: all of its ranks call this together.
+        chunk_bytes: bytes of a message.
+
+    Returns:
+        The first rank's own state as it is, the others' in CPU memory.
+    """
+    states = [state] if group.is_main else []
+    content = torch.empty(0, dtype=torch.uint8) if group.is_main else _serialized(state)
+    for source, size in enumerate(group.all_gather(len(content))):
+        if source == 0:
+            continue
+        travels = content if source == group.rank else torch.empty(size, dtype=torch.uint8)
+        for chunk in travels.split(chunk_bytes):
+            group.broadcast(chunk, source)
+        if group.is_main:
+            file = io.BytesIO(travels.numpy().tobytes())
+            states.append(torch.load(file, map_location="cpu", weights_only=True))
+    return states
+
+
+def _serialized(state: Any) -> Tensor:
+    file = io.BytesIO()
+    torch.save(state, file)
+    return torch.frombuffer(file.getbuffer(), dtype=torch.uint8)
 
 
 def _check_descriptions(state: Mapping[str, Tensor], group: Group) -> None:

@@ -164,7 +164,12 @@ class IMWA:
         self.ranks = ranks
         self._recompute = recompute_bn
         self._weights = WatchedWeights(modules)
-        self._rule, fixed = _coefficients(coefficients, schedule.members, store)
+        if callable(coefficients) and store != "dict":
+            raise ValueError(
+                f'a rule for coefficients with store = {store!r} is not allowed (use "dict"; a '
+                "rule looks at every member)"
+            )
+        self._rule, fixed = read_coefficients(coefficients, schedule.members)
         self._store = MemberStore(
             store, device=store_device, accumulate=accumulate, coefficients=fixed
         )
@@ -187,7 +192,7 @@ class IMWA:
         self._spoiled: list[int] = []
         self.distances: dict[str, float] = {}
         if schedule.members > 1:  # one member is plain training
-            _announce(schedule, optimizer_state)
+            announce(schedule, optimizer_state)
 
     def before_step(self, global_step: int) -> None:
         """Remember, at an episode's first step, what its members begin with."""
@@ -400,7 +405,8 @@ class IMWA:
         }
 
 
-def _announce(schedule: EpisodeSchedule, optimizer_state: str) -> None:
+def announce(schedule: EpisodeSchedule, optimizer_state: str) -> None:
+    """Log what IMWA is about to do."""
     episodes = schedule.episodes - schedule.parting
     length = (schedule.iterations - schedule.start) // episodes
     about = f"about {length}"
@@ -408,9 +414,10 @@ def _announce(schedule: EpisodeSchedule, optimizer_state: str) -> None:
         length = max(schedule.lengths)
         about = f"{min(schedule.lengths)} to {length}"
     logger.info(
-        "IMWA: %s%d members, %d episode%s of %s iteration%s, optimizer state: %s",
+        "IMWA: %s%d members%s, %d episode%s of %s iteration%s, optimizer state: %s",
         f"after {schedule.start} iterations in common " if schedule.start else "",
         schedule.members,
+        "" if schedule.only is None else " at once",
         episodes,
         "s" if episodes > 1 else "",
         about,
@@ -419,16 +426,11 @@ def _announce(schedule: EpisodeSchedule, optimizer_state: str) -> None:
     )
 
 
-def _coefficients(
-    coefficients: Sequence[float] | Rule | None, members: int, store: str
+def read_coefficients(
+    coefficients: Sequence[float] | Rule | None, members: int
 ) -> tuple[Rule | None, list[float] | None]:
-    """A rule or fixed values, None for equal ones."""
+    """A rule or fixed values, None for equal ones; raises ValueError if they cannot be weights."""
     if callable(coefficients):
-        if store != "dict":
-            raise ValueError(
-                f'a rule for coefficients with store = {store!r} is not allowed (use "dict"; a '
-                "rule looks at every member)"
-            )
         return coefficients, None
     if coefficients is None:
         return None, None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import astuple
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from ssod_imwa.averaging.batchnorm import warn_if_far_apart
 from ssod_imwa.averaging.checks import check_coefficients, fingerprints
 from ssod_imwa.averaging.episodes import EpisodeSchedule, Position
 from ssod_imwa.averaging.exchange import BUCKET_BYTES, average_over_ranks, gather_over_ranks
-from ssod_imwa.averaging.imwa import Recompute, check_options
+from ssod_imwa.averaging.imwa import Recompute, announce, check_options, read_coefficients
 from ssod_imwa.averaging.member_state import (
     Stateful,
     check_agreement,
@@ -22,12 +23,14 @@ from ssod_imwa.averaging.member_state import (
     joined_state,
     split_state,
 )
+from ssod_imwa.averaging.members import Rule
 from ssod_imwa.averaging.optimizer_state import (
     OptimizerStates,
     check_counters,
     joined_slots,
     split_slots,
 )
+from ssod_imwa.averaging.outer import TO_THE_MEAN, Outer, OuterStep
 from ssod_imwa.averaging.ranks import Ranks
 from ssod_imwa.averaging.watched import WatchedWeights
 from ssod_imwa.averaging.weights import State, copy_
@@ -38,21 +41,25 @@ logger = logging.getLogger(__name__)
 class ParallelIMWA:
     """Trains the M members of every episode at once, on M groups of the ranks of a run.
 
-    Used like `IMWA`, with the member's own schedule and, for the same result as `IMWA`, the seeds
-    and data of `ranks.member`, whose batch the ranks of `ranks.batch` may share::
+    Used like `IMWA`, with a schedule that says which of the members this rank's is::
 
         ranks = Ranks.of_run(members=M)
-        imwa = ParallelIMWA(EpisodeSchedule(T, episodes=E), modules, ranks, optimizer=optimizer)
+        schedule = EpisodeSchedule(T, episodes=E, members=M, only=ranks.member)
+        imwa = ParallelIMWA(schedule, modules, ranks, optimizer=optimizer)
         for t in range(T):
+            position = schedule.position(t)
             imwa.before_step(t)
-            ...one optimizer step of member ranks.member at iteration t...
+            ...one optimizer step of position.member at its own iteration t, whose batch the ranks
+               of ranks.batch may share...
             imwa.after_step(t)      # exchanges and averages at the end of an episode
 
     Wall time is 1/M of the serial order's and no member is stored. After an exchange all ranks hold
-    the same bits, those of `IMWA` in one process; if it fails on any rank, no rank changes.
+    the same bits, those of `IMWA` on as many ranks as share a batch; if it fails on any rank, no
+    rank changes. In a common part all ranks train member 0 on the same batches, and its end is an
+    average like every other, which leaves equal members as they are.
 
     Args:
-        schedule: of one member: iterations T, E episodes, members = 1.
+        schedule: of this rank's member, `only` being it.
         modules: what is averaged, by name, not wrapped for data parallelism.
         ranks: who trains which of the M members.
         optimizer: holds the student's parameters.
@@ -64,8 +71,13 @@ class ParallelIMWA:
         recompute_bn: as in `IMWA`; must do the same on every rank.
         nonfinite: as in `IMWA`.
         accumulate: as in `IMWA`.
-        coefficients: weight of each member, summing to 1; None is 1/M each.
+        coefficients: as in `IMWA`; a rule has to return the same on every rank, each of which holds
+            all members while it is asked.
+        outer: as in `IMWA`; every rank takes the same step.
         bucket_bytes: bytes of a member that travel in one message.
+
+    Attributes:
+        distances: as in `IMWA`, of the last member, on all ranks.
 
     Raises:
         ValueError: an option is unknown or at odds with another.
@@ -84,7 +96,8 @@ class ParallelIMWA:
         recompute_bn: Recompute | None = None,
         nonfinite: str = "raise",
         accumulate: str = "float64",
-        coefficients: Sequence[float] | None = None,
+        coefficients: Sequence[float] | Rule | None = None,
+        outer: Outer = TO_THE_MEAN,
         bucket_bytes: int = BUCKET_BYTES,
     ) -> None:
         check_options(
@@ -95,10 +108,12 @@ class ParallelIMWA:
             nonfinite=nonfinite,
             accumulate=accumulate,
         )
-        if schedule.members != 1:
+        of_ranks = (schedule.only or 0, schedule.members) == (ranks.member, ranks.members)
+        if schedule.turns != 1 or not of_ranks:
             raise ValueError(
-                f"a schedule of {schedule.members} members is not allowed (each rank trains one; "
-                "give EpisodeSchedule(T, episodes=E))"
+                f"a schedule of member {schedule.only} of {schedule.members} is not allowed on "
+                f"ranks of member {ranks.member} of {ranks.members} (give EpisodeSchedule(T, "
+                "episodes=E, members=ranks.members, only=ranks.member))"
             )
         if optimizer_state == "carry":
             raise ValueError(
@@ -118,15 +133,16 @@ class ParallelIMWA:
         self._member_state = dict(member_state or {})
         self._averaged_state = _averaged_entries(self._member_state)
         self._weights = WatchedWeights(modules)
-        self._coefficients = (
-            [1.0] * ranks.members
-            if coefficients is None
-            else check_coefficients(coefficients, ranks.members)
-        )
+        self._rule, fixed = read_coefficients(coefficients, ranks.members)
+        self._coefficients = fixed or [1.0] * ranks.members
+        self.outer = outer
+        self._outer = None if outer.is_mean else OuterStep(modules, outer, accumulate=accumulate)
+        self.distances: dict[str, float] = {}
         # One member as far as this process is concerned: only "reset" does anything here.
         self._optimizer = (
             None if optimizer is None else OptimizerStates(optimizer, optimizer_state, 1)
         )
+        announce(schedule, optimizer_state)
 
     def before_step(self, step: int) -> None:
         """Check, at an episode's first step, that all ranks begin with the same weights."""
@@ -136,6 +152,8 @@ class ParallelIMWA:
         self._weights.check_frozen()
         if self._optimizer is not None and position.episode == 0:
             self._optimizer.begin_run()
+        if self._outer is not None and position.members > 1:
+            self._outer.begin_episode(self._weights.live())
         self._check_equal(f"at the start of episode {position.episode}")
 
     def after_step(self, step: int) -> bool:
@@ -155,15 +173,19 @@ class ParallelIMWA:
         self._weights.clear_gradients()
         live = self._weights.live()
         good = self._good_members(position, live)
-        weights = [
-            value if member in good else 0.0 for member, value in enumerate(self._coefficients)
-        ]
-        if not any(weights):
-            raise ValueError(f"members {good} have no positive coefficient in {self._coefficients}")
+        parted = position.members > 1
+        weights = self._weigh(live, good, self._rule if parted else None)
         mean = self._average(live, weights, good)
         slots = self._average_slots(weights)
         states = self._average_states(weights)
+        is_good = parted and self.ranks.member in good
+        distances = self._weights.distances(live, mean) if is_good else {}
+        self.distances = self.ranks.exchange.all_gather(distances)[-1]
+        if self._outer is not None and parted:
+            mean |= self._outer.moved(mean)
         copy_(live, mean)
+        if self._outer is not None and parted:
+            self._outer.end_episode()
         if self._optimizer is not None:
             self._optimizer.end_alone()
         if slots is not None and self.optimizer is not None:
@@ -173,10 +195,15 @@ class ParallelIMWA:
             self._replace_states(good)
         for name, state in states.items():
             self._averaged_state[name].load_state_dict(state)
-        if self._recompute is not None:
+        if self._recompute is not None and parted:
             self._recompute(self._weights.modules)
+        self._agree(live)
         self._check_equal(f"after the average of episode {position.episode}")
         return True
+
+    def replaces(self, position: Position) -> bool:
+        """Whether `after_step` leaves other live weights than training did."""
+        return position.ends_episode and position.members > 1
 
     def _good_members(self, position: Position, live: State) -> list[int]:
         """Members that are finite on all their ranks; raises the same on every rank."""
@@ -200,18 +227,36 @@ class ParallelIMWA:
             logger.warning("%s; it is left out of the average", where)
         return good
 
+    def _weigh(self, live: State, good: list[int], rule: Rule | None) -> list[float]:
+        """The weight of every member, 0 where it is not good."""
+        if rule is None:
+            of_good = [self._coefficients[member] for member in good]
+        else:
+            members = gather_over_ranks(live, self.ranks.exchange)
+            of_good = check_coefficients(rule([members[member] for member in good]), len(good))
+        weights = [0.0] * self.ranks.members
+        for member, weight in zip(good, of_good, strict=True):
+            weights[member] = weight
+        if not any(weights):
+            raise ValueError(f"members {good} have the coefficients {of_good}; none is positive")
+        return weights
+
+    def _agree(self, live: State) -> None:
+        """Average what data parallelism leaves each rank of its own: running statistics.
+
+        After the average over members, as in `IMWA`, so that sums are rounded in the same order.
+        """
+        if self.ranks.batch.size == 1:
+            return
+        buffers = self._weights.floating_buffers(live)
+        mean = average_over_ranks(
+            buffers, self.ranks.batch, run=self.ranks.run, accumulate=self.accumulate
+        )
+        copy_(buffers, mean)
+
     def _average(self, live: State, weights: list[float], good: list[int]) -> State:
-        of_member = dict(live)
-        if self.ranks.batch.size > 1:
-            # Data parallelism leaves running statistics of its own on every rank.
-            of_member |= average_over_ranks(
-                self._weights.floating_buffers(live),
-                self.ranks.batch,
-                run=self.ranks.run,
-                accumulate=self.accumulate,
-            )
-        mean = self._mean(of_member, weights)
-        statistics = gather_over_ranks(self._weights.batchnorm(of_member), self.ranks.exchange)
+        mean = self._mean(live, weights)
+        statistics = gather_over_ranks(self._weights.batchnorm(live), self.ranks.exchange)
         if self.bn == "keep":
             mean.update(statistics[good[-1]])
         elif self.bn == "mean" and self.ranks.run.is_main:
@@ -289,13 +334,14 @@ class ParallelIMWA:
             "settings": self._settings(),
             "weights": self._weights.state_dict(),
             "optimizer": None if self._optimizer is None else self._optimizer.state_dict(),
+            "outer": None if self._outer is None else self._outer.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue where `state_dict` was taken on the same rank.
 
         Raises:
-            ValueError: the state is of another schedule or member.
+            ValueError: the state is of another schedule.
         """
         for name, value in self._settings().items():
             if (saved := state["settings"].get(name)) != value:
@@ -303,15 +349,19 @@ class ParallelIMWA:
         self._weights.load_state_dict(state["weights"])
         if self._optimizer is not None:
             self._optimizer.load_state_dict(state["optimizer"])
+        if self._outer is not None:
+            self._outer.load_state_dict(state["outer"], live=self._weights.live())
 
     def _settings(self) -> dict[str, Any]:
         return {
             "iterations": self.schedule.iterations,
             "episodes": self.schedule.episodes,
-            "members": self.ranks.members,
-            "member": self.ranks.member,
+            "members": self.schedule.members,
+            "start": self.schedule.start,
+            "lengths": self.schedule.lengths and list(self.schedule.lengths),
             "optimizer_state": self.optimizer_state,
             "has_optimizer": self._optimizer is not None,
+            "outer": list(astuple(self.outer)),
         }
 
 

@@ -89,6 +89,17 @@ class Group:
             return rows
         return torch.cat(self.gather_tensors(rows.detach().contiguous()))
 
+    def broadcast(self, message: Tensor, source: int) -> None:
+        """Overwrite a contiguous tensor in CPU memory by that of process number `source`."""
+        if self.size == 1:
+            return
+        group = dist.group.WORLD if self.process_group is None else self.process_group
+        assert group is not None  # more than one process: there is a group
+        # NCCL only moves GPU memory; elsewhere this is the message itself.
+        moved = message.to(self._device())
+        dist.broadcast(moved, src=dist.get_global_rank(group, source), group=group)
+        message.copy_(moved)
+
     def mean(self, number: Tensor) -> Tensor:
         """The mean of the processes' scalars of floating point, in every process."""
         if self.size == 1:

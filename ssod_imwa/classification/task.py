@@ -15,7 +15,7 @@ from torch import nn
 from ssod_imwa.averaging import soups
 from ssod_imwa.averaging.episodes import EpisodeSchedule
 from ssod_imwa.averaging.members import Rule
-from ssod_imwa.averaging.ranks import Ranks
+from ssod_imwa.averaging.ranks import Group, Ranks
 from ssod_imwa.classification import build
 from ssod_imwa.classification.data.build import build_data
 from ssod_imwa.classification.data.catalog import image_fingerprint
@@ -49,7 +49,7 @@ from ssod_imwa.classification.tracking import (
 )
 from ssod_imwa.classification.training_loss import spread_over_classes, training_loss
 from ssod_imwa.config.options import read_options
-from ssod_imwa.config.shared import check_shared
+from ssod_imwa.config.shared import StoreOptions, check_shared
 from ssod_imwa.data.batches import Batch
 from ssod_imwa.data.loader import (
     OnBadRecord,
@@ -192,7 +192,7 @@ class ClassificationTask(Task):
             schedule,
             self.ranks.batch,
             seed=cfg.SEED,
-            first_member=cfg.IMWA.FIRST_MEMBER + self.ranks.member,
+            first_member=cfg.IMWA.FIRST_MEMBER,
             num_workers=cfg.DATALOADER.NUM_WORKERS,
             on_bad_record=cfg.DATASETS.ON_BAD_RECORD,
             pin_memory=device.type == "cuda",
@@ -235,9 +235,12 @@ class ClassificationTask(Task):
             views=dict(zip(views, transforms, strict=True)),
         )
 
-    def build_evaluator(self, *, poll: Poll | None = None) -> Evaluator:
+    def build_evaluator(
+        self, processes: Group | None = None, *, poll: Poll | None = None
+    ) -> Evaluator:
+        together = processes or self.ranks.run
         return lambda model: evaluate_sets(
-            self.data.tests, partial(self._evaluate, model, poll=poll)
+            self.data.tests, partial(self._evaluate, model, processes=together, poll=poll)
         )
 
     def _evaluate(
@@ -245,14 +248,16 @@ class ClassificationTask(Task):
         model: nn.Module,
         test: ClassificationDataset,
         *,
-        poll: Poll | None = None,
+        processes: Group,
+        poll: Poll | None,
     ) -> dict[str, float]:
+        batches = self.test_batches(test, processes)
         if isinstance(model, MaskedAutoencoder):
-            return reconstruction_error(model, self.test_batches(test), self.ranks.run, poll=poll)
+            return reconstruction_error(model, batches, processes, poll=poll)
         return evaluate_classifier(
             model,
-            self.test_batches(test),
-            self.ranks.run,
+            batches,
+            processes,
             classes=test.classes,
             train_counts=self.data.labeled_counts,
             group_rule=self.cfg.CLS.GROUP_RULE,
@@ -281,8 +286,8 @@ class ClassificationTask(Task):
             hooks.append(
                 ClassTrackingHook(
                     folder / CLASSES_FILE,
-                    self.plain_train_batches(),
-                    self.test_batches(test),
+                    self.plain_train_batches(processes=self.ranks.batch),
+                    self.test_batches(test, self.ranks.batch),
                     classes=len(train.classes),
                     period=period,
                     seed=cfg.SEED,
@@ -294,33 +299,44 @@ class ClassificationTask(Task):
             hooks.append(SnapshotHook(folder / SNAPSHOT_FOLDER, period=period, first_member=first))
         return hooks
 
-    def test_batches(self, dataset: ClassificationDataset) -> TestBatches:
-        """Batches of a data set as it is tested: not augmented, in order."""
-        return self._plain_batches(dataset, open_images(dataset, self.device), "error")
+    def test_batches(
+        self, dataset: ClassificationDataset, processes: Group | None = None
+    ) -> TestBatches:
+        """Batches of a data set as it is tested: not augmented, in order.
 
-    def plain_train_batches(self, positions: np.ndarray | None = None) -> TestBatches:
+        Args:
+            dataset: to be read.
+            processes: those that share its images; None takes all.
+        """
+        return self._plain_batches(dataset, open_images(dataset, self.device), "error", processes)
+
+    def plain_train_batches(
+        self, positions: np.ndarray | None = None, *, processes: Group | None = None
+    ) -> TestBatches:
         """Batches of training images, not augmented, in order, by DATASETS.ON_BAD_RECORD.
 
         Args:
             positions: of the images; None takes all.
+            processes: those that share them; None takes all.
         """
         train = self.data.train
         images = self._open("labeled", train)
         if positions is not None:
             train = train.subset(positions)
             images = open_images(train, self.device)
-        return self._plain_batches(train, images, self.cfg.DATASETS.ON_BAD_RECORD)
+        return self._plain_batches(train, images, self.cfg.DATASETS.ON_BAD_RECORD, processes)
 
     def _plain_batches(
         self,
         dataset: ClassificationDataset,
         images: ImagesInFiles | ImagesInMemory,
         on_bad_record: OnBadRecord,
+        processes: Group | None,
     ) -> TestBatches:
         return build_test_batches(
             images,
             build.build_test_view(self.cfg, dataset),
-            self.ranks.run,
+            processes or self.ranks.run,
             batch_size=self.cfg.TEST.IMS_PER_BATCH,
             num_workers=self.cfg.DATALOADER.NUM_WORKERS,
             on_bad_record=on_bad_record,
@@ -388,9 +404,10 @@ class ClassificationTask(Task):
                 f"IMWA.COEFFICIENTS = {self.cfg.IMWA.COEFFICIENTS} is not allowed with CLS.MERGE = "
                 f"{merge!r} (must be []: it weighs members itself)"
             )
-        if self.cfg.IMWA.STORE != "dict":
+        store = read_options(StoreOptions, self.cfg.IMWA).store
+        if store != "dict":
             raise ConfigError(
-                f"IMWA.STORE = {self.cfg.IMWA.STORE!r} is not allowed with CLS.MERGE = {merge!r} "
+                f"IMWA.STORE = {store!r} is not allowed with CLS.MERGE = {merge!r} "
                 "(must be 'dict': it looks at every member)"
             )
         rule, mean = merge.split("_")

@@ -19,7 +19,7 @@ from ssod_imwa.config.options import Options, option
 from ssod_imwa.data.batches import Part
 from ssod_imwa.data.loader import TestBatches
 from ssod_imwa.engine.checkpoint.atomic import remove_checkpoint, write_checkpoint
-from ssod_imwa.engine.checkpoint.output import on_main
+from ssod_imwa.engine.checkpoint.output import on_main, on_some
 from ssod_imwa.engine.modes import undisturbed
 from ssod_imwa.engine.seeding import counted_generator
 from ssod_imwa.engine.trainer import HookBase
@@ -69,8 +69,9 @@ class ClassTrackingHook(HookBase):
 
     Args:
         path: of the file, `classes.json`.
-        train: batches of the training images or of a fixed balanced part, readable again and again.
-        test: batches of the test images.
+        train: batches of the training images or of a fixed balanced part, readable again and again,
+            shared out to the processes that train a member.
+        test: batches of the test images, likewise.
         classes: C.
         period: own iterations of a member between two rows; the last one always has a row.
         seed: of the run, for the subsets of `feature_deviation`.
@@ -119,14 +120,16 @@ class ClassTrackingHook(HookBase):
         if not _is_due(position, self._period, self.trainer.schedule.iterations):
             return
         measured = self._measure(position)
+        row = {
+            "iteration": position.global_step,
+            "episode": position.episode,
+            "member": position.member,
+            "t": position.t,
+        } | {name: _listed(values) for name, values in measured.items()}
+        rows = self.trainer.ranks.exchange.all_gather(row)
         if self.trainer.ranks.run.is_main:
-            place = {
-                "iteration": position.global_step,
-                "episode": position.episode,
-                "member": self.trainer.member,
-                "t": position.t,
-            }
-            self._writer.write(place | {name: _listed(values) for name, values in measured.items()})
+            for row_of_member in rows[: position.members]:
+                self._writer.write(row_of_member)
 
     def after_train(self) -> None:
         self._writer.close()
@@ -140,10 +143,10 @@ class ClassTrackingHook(HookBase):
     def _measure(self, position: Position) -> dict[str, np.ndarray]:
         student = self.trainer.method.student
         with undisturbed(student):
-            processes = self.trainer.ranks.run
+            processes = self.trainer.ranks.batch
             reaction = measure_reaction(student, self._train, processes, group=self._group)
             test = extract(student, self._test, processes)
-        member = self._first_member + self.trainer.member
+        member = self._first_member + position.member
         classes = by_class(reaction, classes=self._classes)
         return {
             "accuracy": classes.accuracy,
@@ -192,10 +195,11 @@ class SnapshotHook(HookBase):
         if position.global_step == 0:
             on_main(self._remove_earlier, self.trainer.ranks.run)
         if _is_due(position, self._period, self.trainer.schedule.iterations):
-            on_main(lambda: self._write(position), self.trainer.ranks.run)
+            speaks = self.trainer.speaks_for_member
+            on_some(lambda: self._write(position), self.trainer.ranks.run, here=speaks)
 
     def _write(self, position: Position) -> None:
-        member = self._first_member + self.trainer.member
+        member = self._first_member + position.member
         self._folder.mkdir(parents=True, exist_ok=True)
         content = {
             "student": self.trainer.method.student.state_dict(),

@@ -53,6 +53,7 @@ class Switch:
         return self.is_on(value)
 
 
+OFF = Switch("False", lambda value: value is False)
 ABOVE_0 = Switch("above 0", lambda value: isinstance(value, (int, float)) and value > 0)
 Values = tuple[object, ...] | Switch
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from fvcore.common.config import CfgNode
 
-from ssod_imwa.config.options import ABOVE_0, Options, Section, option
+from ssod_imwa.config.options import ABOVE_0, OFF, Options, Section, option
 from ssod_imwa.errors import ConfigError
 
 # Images of an iteration, by stream: IMS_PER_BATCH, IMS_PER_BATCH_UNLABELED.
@@ -256,11 +256,10 @@ class IMWAOptions(Options):
         "itself",
         low=0,
     )
-    store: Literal["dict", "stream"] = option(
-        "dict", '"dict" keeps every finished member, "stream" one running mean of them'
-    )
-    store_device: Literal["same", "cpu"] = option(
-        "same", 'where finished members wait: "same" as the model, "cpu" (pinned host memory)'
+    parallel: bool = option(
+        False,
+        "train the members at once, each on its share of the processes (torchrun, --num-gpus), "
+        "instead of in turn; the result is the same",
     )
     optimizer_state: Literal["keep", "average", "reset", "carry"] = option(
         "keep", 'what happens to momentum and moments; "keep": one per member, "carry": to the next'
@@ -309,6 +308,18 @@ class IMWAOptions(Options):
     )
 
 
+@dataclass(frozen=True)
+class StoreOptions(Options):
+    """IMWA: of members in turn alone."""
+
+    store: Literal["dict", "stream"] = option(
+        "dict", '"dict" keeps every finished member, "stream" one running mean of them'
+    )
+    store_device: Literal["same", "cpu"] = option(
+        "same", 'where finished members wait: "same" as the model, "cpu" (pinned host memory)'
+    )
+
+
 SECTIONS = (
     Section("", RunOptions),
     Section("MODEL", DeviceOptions),
@@ -324,7 +335,13 @@ SECTIONS = (
     ),
     Section("TEST", TestOptions),
     Section("IMWA", IMWAOptions),
+    Section("IMWA", StoreOptions, {"IMWA.PARALLEL": OFF}),
 )
+
+
+def members_at_once(cfg: CfgNode) -> int:
+    """How many members are trained at the same time, each by its share of the processes."""
+    return int(cfg.IMWA.MEMBERS) if cfg.IMWA.PARALLEL else 1
 
 
 def batch_sizes(cfg: CfgNode) -> dict[str, int]:
@@ -358,6 +375,21 @@ def _check_episodes(cfg: CfgNode, source: str) -> None:
         raise ConfigError(
             f"{source}: IMWA.EPISODES = {imwa.EPISODES} is not allowed "
             f"(must be 1..SOLVER.MAX_ITER{share} = {most})"
+        )
+
+
+def _check_parallel(cfg: CfgNode, source: str) -> None:
+    solver, imwa = cfg.SOLVER, cfg.IMWA
+    alone = imwa.MEMBERS == 1 or common_iterations(imwa.START, solver.MAX_ITER) == solver.MAX_ITER
+    if imwa.PARALLEL and alone:
+        raise ConfigError(
+            f"{source}: IMWA.PARALLEL = True is not allowed with IMWA.MEMBERS = {imwa.MEMBERS} and "
+            f"IMWA.START = {imwa.START:g} (must be False: no two members are trained)"
+        )
+    if imwa.PARALLEL and imwa.OPTIMIZER_STATE == "carry":
+        raise ConfigError(
+            f"{source}: IMWA.OPTIMIZER_STATE = 'carry' is not allowed with IMWA.PARALLEL (must be "
+            "'keep', 'average' or 'reset': no member precedes another)"
         )
 
 
@@ -403,6 +435,7 @@ def check_shared(cfg: CfgNode, source: str) -> None:
             f"IMWA.MEMBERS = {imwa.MEMBERS} (must be one a member, {{}} for one that differs in "
             "nothing, or no block)"
         )
+    _check_parallel(cfg, source)
     if imwa.COEFFICIENTS and len(imwa.COEFFICIENTS) != imwa.MEMBERS:
         raise ConfigError(
             f"{source}: IMWA.COEFFICIENTS has {len(imwa.COEFFICIENTS)} values for IMWA.MEMBERS = "

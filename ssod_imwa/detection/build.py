@@ -213,7 +213,7 @@ def build_batches(
         schedule,
         ranks.batch,
         seed=cfg.SEED,
-        first_member=cfg.IMWA.FIRST_MEMBER + ranks.member,
+        first_member=cfg.IMWA.FIRST_MEMBER,
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         on_bad_record=cfg.DATASETS.ON_BAD_RECORD,
         pin_memory=cfg.MODEL.DEVICE != "cpu" and torch.cuda.is_available(),

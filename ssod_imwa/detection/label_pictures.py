@@ -53,15 +53,15 @@ class LabelPictureHook(HookBase):
         return "pseudo-label pictures"
 
     def after_step(self) -> None:
-        t, method = self.trainer.position.t, self.trainer.method
-        if (t + 1) % self._period or not self.trainer.ranks.run.is_main:
+        position, method = self.trainer.position, self.trainer.method
+        if (position.t + 1) % self._period or not self.trainer.speaks_for_member:
             return
         assert isinstance(method, DetectionMethod)  # the task registers no other
         views, labels = method.last_labels
         if not views:  # still in burn-in
             return
         self._folder.mkdir(parents=True, exist_ok=True)
-        path = self._folder / f"member{self.trainer.member}_t{t:07d}.png"
+        path = self._folder / f"member{position.member}_t{position.t:07d}.png"
         picture = draw_labels(views[:MOST_IMAGES], labels[:MOST_IMAGES], self._classes)
         Image.fromarray(picture.permute(1, 2, 0).numpy()).save(path)
 

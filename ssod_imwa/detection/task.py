@@ -12,7 +12,7 @@ from fvcore.common.config import CfgNode
 from torch import nn
 
 from ssod_imwa.averaging.episodes import EpisodeSchedule
-from ssod_imwa.averaging.ranks import Ranks
+from ssod_imwa.averaging.ranks import Group, Ranks
 from ssod_imwa.data.batches import Batch
 from ssod_imwa.data.loader import build_test_batches
 from ssod_imwa.data.polling import Poll
@@ -115,8 +115,11 @@ class DetectionTask(Task):
     ) -> Batches:
         return build.build_batches(self.cfg, self.data, schedule, self.ranks, reads, own=self.own)
 
-    def build_evaluator(self, *, poll: Poll | None = None) -> Evaluator:
-        return build.build_evaluator(self.cfg, self.data.tests, self.ranks.run, poll=poll)
+    def build_evaluator(
+        self, processes: Group | None = None, *, poll: Poll | None = None
+    ) -> Evaluator:
+        processes = processes or self.ranks.run
+        return build.build_evaluator(self.cfg, self.data.tests, processes, poll=poll)
 
     def build_bn_recomputation(self, batches: Batches, *, count: int) -> Recompute:
         def learn(model: Detector, batch: Batch) -> object:

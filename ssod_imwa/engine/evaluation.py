@@ -57,8 +57,8 @@ class EvaluationHook(HookBase):
 
     Args:
         name: key of the hook's state.
-        evaluate: model in eval mode -> metrics, the same on every rank. Except for stage "member"
-            it may raise `EvaluationInterruptedError` (see `SignalHook.poll`).
+        evaluate: model in eval mode -> metrics, the same on every rank that has this model. Except
+            for stage "member" it may raise `EvaluationInterruptedError` (see `SignalHook.poll`).
         evaluate_to_end: the same without interruption, used where a lost evaluation could not be
             made up for; None takes `evaluate`.
         evaluations: receives the records; shared by the hooks of a run.
@@ -72,6 +72,8 @@ class EvaluationHook(HookBase):
             is for several members.
         weights: inside it the live models have the weights to evaluate.
     """
+
+    is_of_run = True
 
     def __init__(
         self,
@@ -145,9 +147,12 @@ class EvaluationHook(HookBase):
         return {"records": self._stage_records()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        known = {(r["global_step"], r["model"]) for r in self._stage_records()}
+        def key(record: dict[str, Any]) -> tuple[Any, ...]:
+            return record["global_step"], record["member"], record["model"]
+
+        known = set(map(key, self._stage_records()))
         records = state.get("records", [])
-        self._evaluations.add([r for r in records if (r["global_step"], r["model"]) not in known])
+        self._evaluations.add([record for record in records if key(record) not in known])
 
     def _stage_records(self) -> list[dict[str, Any]]:
         stages = ("average", "final") if self._stage == "average" else (self._stage,)
@@ -183,7 +188,7 @@ class EvaluationHook(HookBase):
             if self._stage == "running" and self._period > 0:
                 period = self._period
                 iterations |= set(range((first // period + 1) * period - 1, end, period))
-            for member in range(schedule.members_in(episode)):
+            for member in range(schedule.turns_in(episode)):
                 steps = (schedule.global_step(member, t) for t in sorted(iterations))
                 due += [g for g in steps if self.is_due(schedule.position(g))]
         return due
@@ -204,28 +209,43 @@ class EvaluationHook(HookBase):
                 raise  # the member is about to be swapped out: it cannot be made up for
             logger.warning("evaluation of global step %d was interrupted", position.global_step + 1)
             return
-        records = [self._record(name, position, values) for name, values in metrics.items()]
-        self._evaluations.add(records)
-        if self.trainer.ranks.run.is_main:
-            self._write(position, metrics)
+        for member, of_member in self._of_members(position, metrics):
+            self._evaluations.add(
+                [self._record(name, position, member, x) for name, x in of_member.items()]
+            )
+            if self.trainer.ranks.run.is_main:
+                self._write(position, member, of_member)
 
-    def _record(self, model: str, position: Position, metrics: dict[str, float]) -> dict[str, Any]:
+    def _of_members(
+        self, position: Position, metrics: dict[str, dict[str, float]]
+    ) -> list[tuple[int | None, dict[str, dict[str, float]]]]:
+        """The metrics of all models that were evaluated now, by member; None is an average."""
+        if self._is_of_averages:
+            return [(None, metrics)]
+        gathered = self.trainer.ranks.exchange.all_gather((position.member, metrics))
+        return gathered[: position.members]
+
+    def _record(
+        self, model: str, position: Position, member: int | None, metrics: dict[str, float]
+    ) -> dict[str, Any]:
         is_last = position.episode == self.trainer.schedule.episodes - 1
         return {
             "model": model,
             "stage": "final" if self._stage == "average" and is_last else self._stage,
             "episode": position.episode,
-            "member": None if self._is_of_averages else self.trainer.member,
+            "member": member,
             "global_step": position.global_step,
             "t": position.t,
             "metrics": metrics,
         }
 
-    def _write(self, position: Position, metrics: dict[str, dict[str, float]]) -> None:
+    def _write(
+        self, position: Position, member: int | None, metrics: dict[str, dict[str, float]]
+    ) -> None:
         row: dict[str, Any] = {
             "iteration": position.global_step,
             "episode": position.episode,
-            "member": None if self._is_of_averages else self.trainer.member,
+            "member": member,
             "t": position.t,
         }
         for model, values in metrics.items():

@@ -79,8 +79,7 @@ class IMWAHook(HookBase):
     """Lets IMWA swap members and average them around the trainer's steps.
 
     Args:
-        imwa: of members in turn, or at once. Those at once cannot be saved yet: a checkpoint holds
-            the state of one rank, and with it only one of them.
+        imwa: of members in turn, or at once.
     """
 
     def __init__(self, imwa: IMWA | ParallelIMWA) -> None:
@@ -98,17 +97,13 @@ class IMWAHook(HookBase):
             averaged = self.imwa.after_step(self.trainer.iter)
         except FloatingPointError as error:
             raise NonFiniteError(f"{error} (keys: SOLVER.BASE_LR, IMWA.NONFINITE)") from error
-        if averaged and isinstance(self.imwa, IMWA):
+        if averaged:
             for name, distance in self.imwa.distances.items():
                 self.trainer.storage.put_scalar(
                     f"imwa/distance-{name}", distance, smoothing_hint=False
                 )
 
     def state_dict(self) -> dict[str, Any]:
-        if self.trainer.ranks.members > 1:
-            raise NotImplementedError(
-                "members trained at once cannot be saved: a checkpoint holds one of them"
-            )
         return self.imwa.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

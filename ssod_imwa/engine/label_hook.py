@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ssod_imwa.averaging.episodes import Position
 from ssod_imwa.engine.label_statistics import BINS, LabelCounts
 from ssod_imwa.engine.trainer import HookBase
 
@@ -55,7 +56,7 @@ class LabelHook(HookBase):
     iterations of a member, far more labels than people gave, classes without any.
 
     It belongs before the hook that writes rows. On several ranks that share a batch it counts
-    for all of them.
+    for all of them, and it watches all members, also those that other ranks train.
 
     Args:
         classes: names in label order.
@@ -103,7 +104,7 @@ class LabelHook(HookBase):
         if is_due and self._iterations:
             counts = self._counts_of_all_ranks()
             self._record(counts)
-            self._watch(counts)
+            self._watch(counts, position)
             self._iterations = 0
 
     def _announce(self, t: int) -> None:
@@ -134,8 +135,12 @@ class LabelHook(HookBase):
         for name, value in label_numbers(counts, self._classes).items():
             self.trainer.storage.put_scalar(f"labels/{name}", value, smoothing_hint=False)
 
-    def _watch(self, counts: LabelCounts) -> None:
-        member = self.trainer.member
+    def _watch(self, counts: LabelCounts, position: Position) -> None:
+        of_members = self.trainer.ranks.exchange.all_gather((position.member, counts.rows()))
+        for member, rows in of_members[: position.members]:
+            self._watch_member(member, LabelCounts.from_rows(rows))
+
+    def _watch_member(self, member: int, counts: LabelCounts) -> None:
         labels = int(counts.used.sum())
         self._silent[member] = 0 if labels else self._silent.get(member, 0) + self._iterations
         self._total = counts if self._total is None else self._total + counts

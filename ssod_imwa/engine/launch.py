@@ -40,7 +40,12 @@ _LOST = re.compile(r"Connection (closed|reset) by peer|Broken pipe|[Rr]emote pro
 
 
 def launch(
-    main: Callable[..., Any], num_gpus: int = 1, args: tuple[Any, ...] = (), *, device: str = "auto"
+    main: Callable[..., Any],
+    num_gpus: int = 1,
+    args: tuple[Any, ...] = (),
+    *,
+    device: str = "auto",
+    members: int = 1,
 ) -> Any:
     """Run `main(*args, ranks)` in one process for each GPU, or as one rank of a torchrun job.
 
@@ -55,14 +60,15 @@ def launch(
         num_gpus: processes on this machine.
         args: arguments of `main`, picklable.
         device: "auto" (GPUs if there are any), "cuda" or "cpu".
+        members: how many members are trained at once, each by its share of the processes.
 
     Returns:
         What `main` returned. In a spawned process an integer other than 0 is its exit code instead,
         and None is returned here.
 
     Raises:
-        UserError: there are fewer GPUs than processes, a spawned process raised one or was killed,
-            or this one has lost the others.
+        UserError: there are fewer GPUs than processes, members cannot share the processes evenly, a
+            spawned process raised one or was killed, or this one has lost the others.
         SystemExit: with the exit code of the first spawned process that ended with one.
     """
     use_cuda = device != "cpu" and torch.cuda.is_available()
@@ -70,24 +76,31 @@ def launch(
         rank, world_size, local_rank = (
             int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")
         )
+        _check_shares(world_size, members)
         if use_cuda or device == "cuda":
             _check_gpus(local_rank + 1)
         _follow_parent(os.getppid())
         group = _process_group(rank, world_size, local_rank, "env://", use_cuda=use_cuda)
         with group, _lost_ranks_told(rank, world_size):
-            return main(*args, Ranks.of_run())
+            return main(*args, Ranks.of_run(members))
     if num_gpus < 1:
         raise UserError(f"{num_gpus} processes are not allowed (must be at least 1)")
+    _check_shares(num_gpus, members)
     if num_gpus == 1:
         return main(*args, Ranks.alone())
     if device != "cpu":
         _check_gpus(num_gpus)
-    _spawn(main, args, num_gpus, use_cuda=use_cuda)
+    _spawn(main, args, num_gpus, members, use_cuda=use_cuda)
     return None
 
 
 def _spawn(
-    main: Callable[..., Any], args: tuple[Any, ...], world_size: int, *, use_cuda: bool
+    main: Callable[..., Any],
+    args: tuple[Any, ...],
+    world_size: int,
+    members: int,
+    *,
+    use_cuda: bool,
 ) -> None:
     init_method = f"tcp://127.0.0.1:{_free_port()}"
     mistakes = mp.get_context("spawn").SimpleQueue()
@@ -95,7 +108,7 @@ def _spawn(
     with _forwarded_signals(pids) as forwarded:
         context = mp.spawn(
             _run_rank,
-            (main, args, world_size, init_method, use_cuda, mistakes, os.getpid()),
+            (main, args, world_size, members, init_method, use_cuda, mistakes, os.getpid()),
             nprocs=world_size,
             join=False,
         )
@@ -182,6 +195,7 @@ def _run_rank(
     main: Callable[..., Any],
     args: tuple[Any, ...],
     world_size: int,
+    members: int,
     init_method: str,
     use_cuda: bool,
     mistakes: SimpleQueue[tuple[bool, str]],
@@ -196,7 +210,7 @@ def _run_rank(
     with _process_group(rank, world_size, rank, init_method, use_cuda=use_cuda):
         try:
             with _lost_ranks_told(rank, world_size):
-                status = main(*args, Ranks.of_run())
+                status = main(*args, Ranks.of_run(members))
         except LostRankError as error:
             # The launcher asks the first that ends why: let it be the one that failed.
             time.sleep(_PATIENCE_SECONDS)
@@ -297,6 +311,19 @@ def _send(number: int, pids: list[int]) -> None:
             os.kill(pid, number)
         except ProcessLookupError:
             continue  # this one has left already
+
+
+def _check_shares(processes: int, members: int) -> None:
+    if processes % members:
+        raise UserError(
+            f"{members} members at once (IMWA.PARALLEL) on {_counted(processes)} are not allowed "
+            f"(their number must be a multiple of {members}: start them with torchrun or "
+            "--num-gpus, or train members in turn, IMWA.PARALLEL False)"
+        )
+
+
+def _counted(processes: int) -> str:
+    return "1 process" if processes == 1 else f"{processes} processes"
 
 
 def _check_gpus(needed: int) -> None:

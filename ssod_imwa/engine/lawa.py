@@ -27,6 +27,8 @@ class LawaHook(HookBase):
             mean of their statistics.
     """
 
+    is_of_run = True
+
     def __init__(
         self,
         k: int,

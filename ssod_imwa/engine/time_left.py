@@ -118,11 +118,12 @@ class TimeLeft:
         """Steps of all members in each phase after that at a position."""
         schedule = self._schedule
         first, end = schedule.bounds(position.episode)
-        after = position.members - 1 - position.member  # members that follow in the episode
+        turns = schedule.turns_in(position.episode)
+        after = turns - 1 - position.member if turns > 1 else 0  # that follow in the episode
         parts = (
             (position.t + 1, end, 1),
             (first, end, after),
-            (end, schedule.iterations, schedule.members),
+            (end, schedule.iterations, schedule.turns),
         )
         ends = [*self._starts[1:], schedule.iterations]
         return [

@@ -32,10 +32,13 @@ class HookBase:
 
     Attributes:
         name: key of the hook's state in checkpoints; two hooks of a trainer never share it.
+        is_of_run: whether the state is the same on all ranks, also where these train other members
+            at the same time; a checkpoint then has it once.
         trainer: the trainer, set at registration.
     """
 
     trainer: Any = None
+    is_of_run: bool = False
 
     @property
     def name(self) -> str:
@@ -125,9 +128,10 @@ class Trainer:
         return self.schedule.position(self.iter)
 
     @property
-    def member(self) -> int:
-        """The member that this process trains at the current global step, 0..M-1."""
-        return self.ranks.member + self.position.member
+    def speaks_for_member(self) -> bool:
+        """Whether this process is the one of all that train its member which writes of it."""
+        is_one_of_many = self.position.members > 1
+        return self.ranks.batch.is_main and (is_one_of_many or self.ranks.exchange.is_main)
 
     def register_hooks(self, hooks: Sequence[HookBase]) -> None:
         """Append hooks; at each point they are called in this order."""
@@ -159,7 +163,7 @@ class Trainer:
         start = time.perf_counter()
         batch = next(self._stream).to(self.device)
         self.storage.put_scalar("data_time", time.perf_counter() - start)
-        member = self.first_member + self.member
+        member = self.first_member + position.member
         seed_everything(self.seed, "step", member, position.t, self.ranks.batch.rank)
         self.method.set_train_mode()
         self.optimizer.zero_grad(set_to_none=True)
@@ -210,8 +214,11 @@ class Trainer:
         if self.ranks.run.all_true(finite):
             return
         losses = {name: float(value) for name, value in records.items()}
+        where = "" if finite else f"{_place(position)}: {losses}"
+        # Of the first rank that has diverged: the others may train another member.
+        place = next(filter(None, self.ranks.run.all_gather(where)))
         raise NonFiniteError(
-            f"loss or gradient is not finite at {_place(position)}: {losses}; lower "
+            f"loss or gradient is not finite at {place}; lower "
             "SOLVER.BASE_LR or clip gradients (SOLVER.CLIP_GRADIENTS.ENABLED True)"
         )
 

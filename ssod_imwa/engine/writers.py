@@ -125,12 +125,18 @@ class TensorBoardWriter(Writer):
     Its state is the length of each file of events, so that a resumed run takes back what the
     checkpoint did not know, such as an evaluation that is made up for, and no point comes twice. A
     file is begun with the first row: TensorBoard hides what earlier runs wrote from there on.
+
+    Args:
+        directory: of the files.
+        by_member: whether a member's scalars are its own, "member0/total_loss", because members
+            share global steps.
     """
 
     name = "tensorboard"
 
-    def __init__(self, directory: str | Path) -> None:
+    def __init__(self, directory: str | Path, *, by_member: bool = False) -> None:
         self.directory = Path(directory)
+        self._by_member = by_member
         self._writer: Any = None
         self._report_thread = threading.excepthook
         self._start_iter = 0
@@ -154,9 +160,11 @@ class TensorBoardWriter(Writer):
 
             self._writer = SummaryWriter(str(self.directory), purge_step=self._start_iter)
             self._report_thread, threading.excepthook = threading.excepthook, self._report_once
+        is_of_member = self._by_member and row["member"] is not None
+        prefix = f"member{row['member']}/" if is_of_member else ""
         for name, value in row.items():
             if name != "iteration" and value is not None:
-                self._writer.add_scalar(name, value, row["iteration"])
+                self._writer.add_scalar(prefix + name, value, row["iteration"])
 
     def _report_once(self, failure: threading.ExceptHookArgs) -> None:
         """Leave out what ends TensorBoard's thread: its next call here raises the same."""
@@ -188,7 +196,8 @@ class MetricsHook(HookBase):
     """Gives a row to every writer each period and at each member's end.
 
     A number is the median of its values since the row before, so it never mixes two members; on
-    several ranks it is the mean over ranks, and the longest for times. The main rank writes.
+    several ranks it is the mean over the member's ranks, and the longest for times. Members that
+    are trained at once have a row each, in their order. The main rank writes.
 
     Args:
         writers: where rows go.
@@ -240,12 +249,13 @@ class MetricsHook(HookBase):
                 writer.step(position)
         if (position.global_step + 1) % self.period and not position.ends_member:
             return
-        rows = self.trainer.ranks.batch.all_gather(self._row(position))
+        row = _over_ranks(self.trainer.ranks.batch.all_gather(self._row(position)))
         self._last_row = position.global_step
+        rows = self.trainer.ranks.exchange.all_gather(row)
         if self.trainer.ranks.run.is_main:
-            row = _over_ranks(rows)
-            for writer in self.writers:
-                writer.write(row)
+            for row_of_member in rows[: position.members]:
+                for writer in self.writers:
+                    writer.write(row_of_member)
 
     def after_train(self) -> None:
         for writer in self.writers:
@@ -291,7 +301,7 @@ class MetricsHook(HookBase):
         row: dict[str, Any] = {
             "iteration": position.global_step,
             "episode": position.episode,
-            "member": self.trainer.member,
+            "member": position.member,
             "t": position.t,
         }
         for name, values in self._recent().items():

@@ -15,8 +15,9 @@ from torch import nn
 
 from ssod_imwa.averaging.batchnorm import statistics_names
 from ssod_imwa.engine.evaluation import Evaluations
-from ssod_imwa.engine.trainer import HookBase
+from ssod_imwa.engine.trainer import HookBase, Trainer
 from ssod_imwa.runs.advice import TREND, AverageNumbers, advise, measured_gain
+from ssod_imwa.runs.imwa import batches_in_turn
 from ssod_imwa.runs.results import Evaluation
 from ssod_imwa.task import Batches, Recompute, Task
 
@@ -56,7 +57,8 @@ class MemberLossHook(HookBase):
         rate = max(group["lr"] for group in self.trainer.optimizer.param_groups)
         self.highest_rate = max(self.highest_rate, rate)
         if self.trainer.position.ends_member:
-            self.ends[self.trainer.member] = self.loss(self.shipped[1]), rate
+            end = self.loss(self.shipped[1]), rate
+            self.ends[self.trainer.position.member] = end
 
     def state_dict(self) -> dict[str, Any]:
         ends = {member: list(end) for member, end in self.ends.items()}
@@ -215,12 +217,15 @@ class AdviceHooks(NamedTuple):
     after_evaluation: Sequence[HookBase] = ()
 
 
-def build_advice(task: Task, batches: Batches, evaluations: Evaluations) -> AdviceHooks:
+def build_advice(
+    task: Task, trainer: Trainer, batches: Batches, evaluations: Evaluations
+) -> AdviceHooks:
     """The hooks of IMWA.ADVISE; none if it is 0 or one member trains.
 
     Args:
         task: of the run.
-        batches: of the run, for batch norms.
+        trainer: of the run.
+        batches: what it reads.
         evaluations: of the run.
     """
     settings = task.cfg.IMWA
@@ -228,7 +233,7 @@ def build_advice(task: Task, batches: Batches, evaluations: Evaluations) -> Advi
         return AdviceHooks()
     recompute = None
     if settings.BN != "recompute":
-        retained = RetainedBatches(batches, settings.ADVISE)
+        retained = RetainedBatches(batches_in_turn(task, trainer, batches), settings.ADVISE)
         count = min(retained.count, task.cfg.SOLVER.MAX_ITER)
         recompute = task.build_bn_recomputation(retained, count=count)
     members = MemberLossHook(task.build_training_loss(settings.ADVISE))

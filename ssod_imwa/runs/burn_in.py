@@ -15,7 +15,7 @@ class BurnIn:
 
     Attributes:
         iterations: B, own iterations of a member until then.
-        global_steps: for each member, steps of the whole run until then; one in the common part.
+        global_steps: for each member that takes a turn, steps of the whole run until then.
         episodes: episodes until then, with a fraction; of a common part -1..0.
 
     Example:
@@ -31,7 +31,7 @@ class BurnIn:
     def of(cls, schedule: EpisodeSchedule, iterations: int) -> BurnIn:
         """The end of burn-in in a schedule that goes on after it."""
         episode = schedule.position(schedule.global_step(0, iterations)).episode
-        members = range(schedule.members_in(episode))
+        members = range(schedule.turns_in(episode))
         steps = tuple(schedule.global_step(member, iterations) for member in members)
         first, end = schedule.bounds(episode)
         finished = schedule.number(episode) - 1

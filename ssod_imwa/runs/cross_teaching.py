@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from ssod_imwa.config.options import read_options
+from ssod_imwa.config.shared import StoreOptions
 from ssod_imwa.engine.cross_teaching import CrossTeachingHook
 from ssod_imwa.engine.method import Method
 from ssod_imwa.errors import ConfigError
@@ -25,4 +27,4 @@ def build_cross_teaching(task: Task, method: Method) -> list[CrossTeachingHook]:
             f"{', '.join(map(repr, allowed))}{reason})"
         )
     method.cross_teach = rule
-    return [CrossTeachingHook(task.cfg.IMWA.STORE_DEVICE)]
+    return [CrossTeachingHook(read_options(StoreOptions, task.cfg.IMWA).store_device)]

@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from fvcore.common.config import CfgNode
-
 from ssod_imwa.averaging.episodes import Position
 from ssod_imwa.engine.evaluation import EvaluationHook, Evaluations
 from ssod_imwa.engine.lawa import LawaHook
 from ssod_imwa.engine.writers import Writer
-from ssod_imwa.task import Evaluator
+from ssod_imwa.task import Evaluator, Task
 
 
 class EvaluationHooks(NamedTuple):
@@ -28,10 +26,10 @@ class EvaluationHooks(NamedTuple):
 
 
 def build_evaluations(
-    cfg: CfgNode,
+    task: Task,
     evaluations: Evaluations,
-    polling: Evaluator,
-    to_end: Evaluator,
+    watch: Callable[..., Evaluator],
+    poll: Callable[[], object],
     writers: Sequence[Writer],
     *,
     replaces: Callable[[Position], bool],
@@ -40,15 +38,19 @@ def build_evaluations(
     """What TEST asks for.
 
     Args:
-        cfg: of the run.
+        task: of the run.
         evaluations: receives the records.
-        polling: an evaluation that a signal may cut short.
-        to_end: one that it may not.
+        watch: makes an evaluator of the processes that share the test images and, if a signal may
+            cut it short, of what looks for one; see `progress.watched`.
+        poll: looks for a signal.
         writers: receive a row for each evaluation.
         replaces: see `EvaluationHook`.
         lawa: has what is evaluated at the end of the run.
     """
-    test = cfg.TEST
+    test = task.cfg.TEST
+    # An average is every rank's; a member only that of the ranks that train it.
+    of_member, of_all = task.ranks.batch, task.ranks.run
+    to_end = watch(of_member)
     members = EvaluationHook(
         "member evaluation",
         to_end,
@@ -59,7 +61,7 @@ def build_evaluations(
     )
     averages = EvaluationHook(
         "evaluation",
-        polling,
+        watch(of_all, poll),
         evaluations,
         stage="average",
         period=test.EVAL_EPISODES,
@@ -68,7 +70,7 @@ def build_evaluations(
     )
     running = EvaluationHook(
         "running evaluation",
-        polling,
+        watch(of_member, poll),
         evaluations,
         stage="running",
         period=test.EVAL_PERIOD,
@@ -81,7 +83,7 @@ def build_evaluations(
         return EvaluationHooks(running, members, averages, None)
     of_last = EvaluationHook(
         "lawa evaluation",
-        polling,
+        watch(of_all, poll),
         evaluations,
         stage="lawa",
         period=0,

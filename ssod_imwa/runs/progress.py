@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from ssod_imwa.averaging.episodes import EpisodeSchedule
+from ssod_imwa.averaging.ranks import Group
 from ssod_imwa.config.shared import batch_sizes
 from ssod_imwa.engine.checkpoint.output import resume_files
 from ssod_imwa.engine.evaluation import EvaluationHook
@@ -39,13 +40,14 @@ def summary_lines(task: Task, device: torch.device) -> list[str]:
     names = [one_line(name) for name in task.classes[:_SHOWN]]
     more = ", ..." if len(task.classes) > _SHOWN else ""
     batch = " + ".join(map(str, batch_sizes(cfg).values()))
+    schedule = _schedule_in_words(build_schedule(cfg, task.ranks))
     on = f" on {_counted(task.ranks.run.size, 'process')}" if task.ranks.run.size > 1 else ""
     return [
         f"{task.name}: {task.method} on {one_line(task.dataset)}",
         "images: " + ", ".join(f"{count} {kind}" for kind, count in task.images.items()),
         f"classes: {len(task.classes)} ({', '.join(names)}{more})",
         f"device: {_device_name(device)}{on}",
-        f"schedule: {_schedule_in_words(build_schedule(cfg))}; {batch} images an iteration",
+        f"schedule: {schedule}; {batch} images an iteration",
         f"output folder: {cfg.OUTPUT_DIR}",
     ]
 
@@ -53,7 +55,8 @@ def summary_lines(task: Task, device: torch.device) -> list[str]:
 def _schedule_in_words(schedule: EpisodeSchedule) -> str:
     words = _counted(schedule.iterations, "iteration")
     if schedule.members > 1:
-        words += f" of each of {schedule.members} members, {len(schedule)} global steps in all,"
+        how = "at once" if schedule.only is not None else f"{len(schedule)} global steps in all"
+        words += f" of each of {schedule.members} members, {how},"
     if schedule.start:
         words = f"{words.rstrip(',')}, the first {schedule.start} in common, then"
     return f"{words} in {_counted(schedule.episodes - schedule.parting, 'episode')}"
@@ -102,6 +105,7 @@ def watched(
     task: Task,
     progress: EvaluationProgress,
     time_left: TimeLeft,
+    processes: Group,
     poll: Callable[[], object] | None = None,
 ) -> Evaluator:
     """The task's evaluator, which shows how far it is and tells how long it took.
@@ -110,8 +114,10 @@ def watched(
         task: of the run.
         progress: shows it, on the first rank.
         time_left: learns how long an evaluation takes.
+        processes: see `Task.build_evaluator`.
         poll: called after each batch, equally often on all ranks.
     """
+    # Groups that share the test images alike have equally many batches of them.
     shows = task.ranks.run.is_main
 
     def after_batch(done: int, total: int) -> None:
@@ -120,7 +126,7 @@ def watched(
         if poll is not None:
             poll()
 
-    evaluate = task.build_evaluator(poll=after_batch)
+    evaluate = task.build_evaluator(processes, poll=after_batch)
 
     def evaluate_model(model: nn.Module) -> dict[str, float]:
         if not shows:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ssod_imwa.config.options import options_of
-from ssod_imwa.config.shared import IMWAOptions, common_iterations
+from ssod_imwa.config.shared import IMWAOptions, StoreOptions, common_iterations
 from ssod_imwa.engine.checkpoint import atomic
 from ssod_imwa.errors import UserError
 
@@ -451,12 +451,17 @@ def _split(positions: Iterable[int], keys: Sequence[Any]) -> list[list[int]]:
     return list(groups.values())
 
 
-# What changes no average.
+# What changes no average: which members these are, whether they were trained at once, what is free.
 CHANGES_NO_AVERAGE = {
     "first_member",
+    "parallel",
     *(name.lower() for name, item in options_of(IMWAOptions).items() if item.free),
 }
-_DEFAULTS = {name.lower(): item.default for name, item in options_of(IMWAOptions).items()}
+_DEFAULTS = {
+    name.lower(): item.default
+    for options in (IMWAOptions, StoreOptions)
+    for name, item in options_of(options).items()
+}
 
 
 def _recipe(run: Results) -> list[Any]:

@@ -13,11 +13,10 @@ import torch
 from fvcore.common.config import CfgNode
 
 from ssod_imwa.averaging.imwa import IMWA
-from ssod_imwa.averaging.outer import TO_THE_MEAN, Outer
+from ssod_imwa.averaging.parallel import ParallelIMWA
 from ssod_imwa.averaging.ranks import Ranks
-from ssod_imwa.config.options import read_options
 from ssod_imwa.config.reader import keys, value_of
-from ssod_imwa.config.shared import OuterOptions, batch_sizes, common_iterations
+from ssod_imwa.config.shared import batch_sizes, members_at_once
 from ssod_imwa.config.yaml_text import parse_yaml
 from ssod_imwa.engine.checkpoint.models import check_classes, newest_model
 from ssod_imwa.engine.checkpoint.output import removed
@@ -26,7 +25,6 @@ from ssod_imwa.engine.device import pick_device, warn_if_slower_than_float32
 from ssod_imwa.engine.evaluation import Evaluations
 from ssod_imwa.engine.hooks import IMWAHook
 from ssod_imwa.engine.launch import distribute
-from ssod_imwa.engine.lawa import LawaHook
 from ssod_imwa.engine.memory import keep_freed_memory
 from ssod_imwa.engine.seeding import seed_everything
 from ssod_imwa.engine.signals import SignalHook, StopSignals
@@ -39,19 +37,20 @@ from ssod_imwa.engine.writers import (
     MetricsHook,
     TensorBoardWriter,
 )
-from ssod_imwa.errors import CheckpointError, UserError
+from ssod_imwa.errors import CheckpointError, ConfigError, UserError
 from ssod_imwa.runs.advice_hooks import build_advice
 from ssod_imwa.runs.config import FREE_KEYS, defaults_of
 from ssod_imwa.runs.cross_teaching import build_cross_teaching
 from ssod_imwa.runs.evaluations import build_evaluations
 from ssod_imwa.runs.generations import all_generations, train_all
 from ssod_imwa.runs.hooks import ConfigHook, ResultsHook
+from ssod_imwa.runs.imwa import build_imwa, build_lawa
 from ssod_imwa.runs.open import open_task
 from ssod_imwa.runs.progress import build_time_left, expect_evaluations, log_summary, watched
 from ssod_imwa.runs.results import FILE_NAME
 from ssod_imwa.runs.schedule import build_schedule
 from ssod_imwa.runs.solver import build_lr_hook, build_task_optimizer
-from ssod_imwa.task import Batches, Recompute, Task
+from ssod_imwa.task import Batches, Task
 
 logger = logging.getLogger(__name__)
 
@@ -85,6 +84,12 @@ def train(
             diverged.
         SystemExit: a signal came before training.
     """
+    if ranks.members != members_at_once(cfg):
+        raise ConfigError(
+            f"IMWA.PARALLEL = {cfg.IMWA.PARALLEL} with IMWA.MEMBERS = {cfg.IMWA.MEMBERS} is not "
+            f"allowed on ranks that train {ranks.members} at once (start the run by launch(..., "
+            "members=members_at_once(cfg)))"
+        )
     generations = all_generations(cfg)
     if len(generations) > 1 and isinstance(resume_from, str | Path):
         raise CheckpointError(
@@ -209,7 +214,7 @@ def _assemble(
     task: Task, device: torch.device, signals: StopSignals, *, overwrite: bool
 ) -> tuple[Trainer, SignalHook]:
     cfg = task.cfg
-    schedule = build_schedule(cfg)
+    schedule = build_schedule(cfg, task.ranks)
     # All members of all runs with this seed start from the same weights.
     seed_everything(cfg.SEED, "initial weights", *task.initialization)
     method = task.build_method(device)
@@ -232,7 +237,7 @@ def _assemble(
         clip=gradient_clipper(clip.CLIP_TYPE, clip.CLIP_VALUE) if clip.ENABLED else None,
         ranks=task.ranks,
     )
-    imwa = _build_imwa(task, trainer, batches)
+    imwa = build_imwa(task, trainer, batches)
     time_left = build_time_left(task, method, batches, schedule)
     hooks, signal_hook = _build_hooks(
         task, trainer, imwa, batches, signals, time_left, overwrite=overwrite
@@ -242,64 +247,10 @@ def _assemble(
     return trainer, signal_hook
 
 
-def _recompute(task: Task, trainer: Trainer, batches: Batches) -> Recompute | None:
-    """What re-estimates batch norms of averages, if IMWA.BN says so."""
-    settings = task.cfg.IMWA
-    if settings.BN != "recompute":
-        return None
-    count = min(settings.BN_BATCHES, len(trainer.schedule))
-    return task.build_bn_recomputation(batches, count=count)
-
-
-def _build_lawa(task: Task, trainer: Trainer, batches: Batches) -> LawaHook | None:
-    settings, episodes = task.cfg.IMWA, trainer.schedule.episodes
-    if settings.LAWA == 0:
-        return None
-    if episodes < settings.LAWA:
-        logger.info(
-            "IMWA.LAWA = %d: the run has %d episodes, so all of them are averaged",
-            settings.LAWA,
-            episodes,
-        )
-    recompute = _recompute(task, trainer, batches)
-    return LawaHook(settings.LAWA, accumulate=settings.ACCUMULATE, recompute=recompute)
-
-
-def _build_imwa(task: Task, trainer: Trainer, batches: Batches) -> IMWA:
-    settings = task.cfg.IMWA
-    recompute = _recompute(task, trainer, batches)
-    coefficients = task.coefficients(trainer.method)
-    return IMWA(
-        trainer.schedule,
-        trainer.method.models(),
-        optimizer=trainer.optimizer,
-        member_state={"scaler": trainer.scaler, "method": trainer.method},
-        store=settings.STORE,
-        store_device=settings.STORE_DEVICE,
-        optimizer_state=settings.OPTIMIZER_STATE,
-        bn=settings.BN,
-        recompute_bn=recompute,
-        nonfinite=settings.NONFINITE,
-        accumulate=settings.ACCUMULATE,
-        # Members that never part have no average to weigh them in.
-        coefficients=coefficients if trainer.schedule.members > 1 else None,
-        outer=_outer(task.cfg),
-        ranks=task.ranks,
-    )
-
-
-def _outer(cfg: CfgNode) -> Outer:
-    iterations = cfg.SOLVER.MAX_ITER
-    if common_iterations(cfg.IMWA.START, iterations) == iterations:  # the plain run
-        return TO_THE_MEAN
-    options = read_options(OuterOptions, cfg.IMWA.OUTER)
-    return Outer(lr=options.lr, momentum=options.momentum, nesterov=options.nesterov)
-
-
 def _build_hooks(
     task: Task,
     trainer: Trainer,
-    imwa: IMWA,
+    imwa: IMWA | ParallelIMWA,
     batches: Batches,
     signals: StopSignals,
     time_left: TimeLeft,
@@ -312,10 +263,10 @@ def _build_hooks(
     progress = EvaluationProgress()
     writers = [
         JSONWriter(output / "metrics.json"),
-        TensorBoardWriter(output),
+        TensorBoardWriter(output, by_member=task.ranks.members > 1),
         TerminalWriter(trainer.schedule, evaluation=progress),
     ]
-    lawa = _build_lawa(task, trainer, batches)
+    lawa = build_lawa(task, trainer, batches)
     checkpoint = CheckpointHook(
         output,
         run=_identity(task),
@@ -328,16 +279,10 @@ def _build_hooks(
     )
     signal_hook = SignalHook(signals, checkpoint.save_now)
     evaluations = Evaluations()
-    advice = build_advice(task, batches, evaluations)
+    advice = build_advice(task, trainer, batches, evaluations)
     watch = partial(watched, task, progress, time_left)
     evaluating = build_evaluations(
-        cfg,
-        evaluations,
-        watch(signal_hook.poll),
-        watch(),
-        writers,
-        replaces=imwa.replaces,
-        lawa=lawa,
+        task, evaluations, watch, signal_hook.poll, writers, replaces=imwa.replaces, lawa=lawa
     )
     hooks = [
         *([evaluating.running] if cfg.TEST.EVAL_PERIOD else []),
@@ -377,8 +322,12 @@ def _out_of_memory(cfg: CfgNode, error: Exception) -> str:
     imwa = cfg.IMWA
     images = sum(batch_sizes(cfg).values())
     first = str(error).splitlines()[0]
+    if imwa.PARALLEL:
+        store, fix = "IMWA.PARALLEL = True", "take more processes"
+    else:
+        store = f"IMWA.STORE = {imwa.STORE}, IMWA.STORE_DEVICE = {imwa.STORE_DEVICE}"
+        fix = "set IMWA.STORE_DEVICE cpu"
     return (
-        f"out of memory with IMWA.MEMBERS = {imwa.MEMBERS}, IMWA.STORE = {imwa.STORE}, "
-        f"IMWA.STORE_DEVICE = {imwa.STORE_DEVICE} and {images} images an iteration ({first}); "
-        "raise SOLVER.ACCUMULATION_STEPS, or set IMWA.STORE_DEVICE cpu"
+        f"out of memory with IMWA.MEMBERS = {imwa.MEMBERS}, {store} and {images} images an "
+        f"iteration ({first}); raise SOLVER.ACCUMULATION_STEPS, or {fix}"
     )

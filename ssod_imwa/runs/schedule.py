@@ -8,6 +8,7 @@ from fvcore.common.config import CfgNode
 
 from ssod_imwa.averaging.episodes import EpisodeSchedule
 from ssod_imwa.averaging.lengths import lengths_by_rate
+from ssod_imwa.averaging.ranks import Ranks
 from ssod_imwa.config.options import read_options
 from ssod_imwa.config.shared import PartOfCosineOptions, common_iterations
 from ssod_imwa.engine.solver import lr_multiplier
@@ -15,8 +16,12 @@ from ssod_imwa.errors import ConfigError
 from ssod_imwa.runs.results import Results
 
 
-def build_schedule(cfg: CfgNode) -> EpisodeSchedule:
+def build_schedule(cfg: CfgNode, ranks: Ranks = Ranks.alone()) -> EpisodeSchedule:
     """That of a configuration whose iterations are known (`Task.cfg`).
+
+    Args:
+        cfg: the configuration.
+        ranks: say which member this process trains; members take turns where it trains all.
 
     Raises:
         ConfigError: the learning rate is 0 for so long that it cannot divide a run into episodes.
@@ -28,6 +33,7 @@ def build_schedule(cfg: CfgNode) -> EpisodeSchedule:
         episodes=imwa.EPISODES,
         members=imwa.MEMBERS,
         start=start,
+        only=ranks.member if ranks.members > 1 else None,
         lengths=_lengths_by_rate(cfg, start) if imwa.EPISODE_LENGTHS == "qsr" else None,
     )
 
@@ -67,4 +73,5 @@ def schedule_of(results: Results) -> EpisodeSchedule:
         members=results.imwa["members"],
         start=results.common_iterations,
         lengths=results.episode_lengths or None,
+        only=0 if results.imwa.get("parallel") else None,
     )

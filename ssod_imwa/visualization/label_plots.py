@@ -54,12 +54,15 @@ _WORDS = {
 
 
 def _draw_course(axis: Axes, rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> None:
-    """A line for each name; members take turns in it, as in the run."""
+    """A line for each name; members take turns in it, as in the run, or it is their mean."""
     for i, name in enumerate(names):
-        points = [(r["iteration"] + 1, r[PREFIX + name]) for r in rows if PREFIX + name in r]
+        points: dict[int, list[float]] = {}
+        for row in rows:
+            if PREFIX + name in row:
+                points.setdefault(row["iteration"] + 1, []).append(row[PREFIX + name])
         if points:
-            steps, values = zip(*points, strict=True)
-            axis.plot(steps, values, color=color(i), ls=dash(i), lw=1, label=_WORDS[name])
+            values = [float(np.mean(of_members)) for of_members in points.values()]
+            axis.plot(list(points), values, color=color(i), ls=dash(i), lw=1, label=_WORDS[name])
 
 
 def _draw_classes(

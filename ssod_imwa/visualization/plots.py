@@ -126,7 +126,8 @@ def training_figure(rows: Sequence[Mapping[str, Any]], *, burn_in: BurnIn | None
 
     The left column goes by the global step, in which members alternate; the right column by each
     member's own iteration t, one line per member, so that members can be compared. A run of one
-    member has only the left column, as the two are the same.
+    member has only the left column, as the two are the same, and a run of members at once only the
+    right one, as a global step is the own iteration of all of them.
 
     Args:
         rows: of `metrics.json`: `iteration` is the global step; `member` and `t` are the member and
@@ -152,10 +153,9 @@ def training_figure(rows: Sequence[Mapping[str, Any]], *, burn_in: BurnIn | None
     panels = {title: chosen for title, chosen in panels.items() if chosen}
     columns = {"iteration (optimizer steps)": _draw_by_step}
     if len({row.get("member", 0) for row in rows}) > 1:
-        columns = {
-            "global step (optimizer steps of all members)": _draw_by_step,
-            "own iteration t (optimizer steps of one member)": _draw_by_member,
-        }
+        columns = {"own iteration t (optimizer steps of one member)": _draw_by_member}
+        if len({row.get("iteration") for row in rows}) == len(rows):  # members take turns
+            columns = {"global step (optimizer steps of all members)": _draw_by_step, **columns}
     size = (1 + 7 * len(columns), 2.8 * len(panels))
     figure = Figure(figsize=size, layout="constrained", dpi=DPI)
     axes = figure.subplots(len(panels), len(columns), squeeze=False, sharex="col")

@@ -205,7 +205,7 @@ def test_members_at_once_average_the_same_entries(tmp_path):
         statistics.at_average = {"mean": "averaged"}
         torch.manual_seed(0)
         model, ranks, values = {"m": nn.Linear(1, 1)}, Ranks.of_run(2), []
-        schedule = EpisodeSchedule(4, episodes=2)
+        schedule = EpisodeSchedule(4, episodes=2, members=2, only=ranks.member)
         imwa = ParallelIMWA(schedule, model, ranks, member_state={"method": statistics})
         for t in range(4):
             imwa.before_step(t)

@@ -138,14 +138,20 @@ def test_every_kind_of_tensor_travels(ranks):
 @pytest.mark.parametrize(
     ("schedule", "options", "message"),
     [
-        (EpisodeSchedule(2, members=2), {}, "a schedule of 2 members is not allowed"),
-        (EpisodeSchedule(2), {"bucket_bytes": 0}, "bucket_bytes = 0 is not allowed"),
-        (EpisodeSchedule(2), {"optimizer_state": "average"}, "needs the optimizer"),
+        ({"members": 2, "only": 0}, {}, "member 0 of 2 is not allowed on ranks of member 0 of 1"),
+        ({"members": 2}, {}, "member None of 2 is not allowed on ranks of member 0 of 1"),
+        ({}, {"bucket_bytes": 0}, "bucket_bytes = 0 is not allowed"),
+        ({}, {"optimizer_state": "average"}, "needs the optimizer"),
     ],
 )
 def test_bad_options_are_refused(schedule, options, message):
     with pytest.raises(ValueError, match=message):
-        ParallelIMWA(schedule, {"m": torch.nn.Linear(1, 1)}, Ranks.alone(), **options)
+        ParallelIMWA(
+            EpisodeSchedule(2, **schedule),
+            {"m": torch.nn.Linear(1, 1)},
+            Ranks.alone(),
+            **options,
+        )
 
 
 def test_carry_is_refused():

@@ -45,13 +45,19 @@ def step(student, ema, optimizer, member, t):
     ema.update(t)
 
 
+def build_imwa(modules, iterations=1, *, members=MEMBERS, episodes=1, **options):
+    ranks = Ranks.of_run(members)
+    schedule = EpisodeSchedule(iterations, episodes=episodes, members=members, only=ranks.member)
+    return ParallelIMWA(schedule, modules, ranks, **options)
+
+
 def same_as_serial(optimizer_state, **options):
     student, teacher, optimizer = build(optimizer_state)
     ema = ModelEMA(teacher, student, 0.9)
-    imwa = ParallelIMWA(
-        EpisodeSchedule(ITERATIONS, episodes=EPISODES),
+    imwa = build_imwa(
         {"student": student, "teacher": teacher},
-        Ranks.of_run(MEMBERS),
+        ITERATIONS,
+        episodes=EPISODES,
         optimizer=optimizer,
         optimizer_state=optimizer_state,
         bucket_bytes=64,
@@ -67,12 +73,7 @@ def same_as_serial(optimizer_state, **options):
 def failure(change):
     """What this rank's weights are, and what it was told, after an exchange that cannot work."""
     student, teacher, optimizer = build("keep")
-    imwa = ParallelIMWA(
-        EpisodeSchedule(1),
-        {"student": student, "teacher": teacher},
-        Ranks.of_run(MEMBERS),
-        optimizer=optimizer,
-    )
+    imwa = build_imwa({"student": student, "teacher": teacher}, optimizer=optimizer)
     imwa.before_step(0)
     with torch.no_grad():
         student[0].weight += imwa.ranks.member + 1
@@ -104,13 +105,7 @@ def frozen_changed_in_member_0(student, member):
 def dropped():
     """Member 1 diverges in the first of two episodes and must not spoil the second."""
     student, teacher, optimizer = build("keep")
-    imwa = ParallelIMWA(
-        EpisodeSchedule(2, episodes=2),
-        {"student": student},
-        Ranks.of_run(MEMBERS),
-        optimizer=optimizer,
-        nonfinite="drop",
-    )
+    imwa = build_imwa({"student": student}, 2, episodes=2, optimizer=optimizer, nonfinite="drop")
     ema = ModelEMA(teacher, student, 0.9)
     for t in range(2):
         imwa.before_step(t)
@@ -126,7 +121,7 @@ def dropped():
 
 def unequal_start():
     student, *_ = build("keep")
-    imwa = ParallelIMWA(EpisodeSchedule(1), {"student": student}, Ranks.of_run(MEMBERS))
+    imwa = build_imwa({"student": student})
     with torch.no_grad():
         student[2].bias += imwa.ranks.member
     try:
@@ -139,7 +134,7 @@ def unequal_start():
 def data_parallel():
     """One member on both ranks: only running statistics differ, and they are averaged."""
     student, *_ = build("keep")
-    imwa = ParallelIMWA(EpisodeSchedule(1), {"student": student}, Ranks.of_run())
+    imwa = build_imwa({"student": student}, members=1)
     imwa.before_step(0)
     student[1].running_mean.fill_(1.0 + 2 * imwa.ranks.batch.rank)
     imwa.after_step(0)

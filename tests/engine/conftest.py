@@ -83,9 +83,10 @@ def build_trainer(
     lr=0.1,
     seed=7,
     ranks=None,
+    schedule=None,
     **options,
 ):
-    schedule = EpisodeSchedule(iterations, episodes=episodes, members=members)
+    schedule = schedule or EpisodeSchedule(iterations, episodes=episodes, members=members)
     method = method or build_method()
     optimizer = torch.optim.SGD(method.student.parameters(), lr=lr, momentum=0.9)
     for group in optimizer.param_groups:

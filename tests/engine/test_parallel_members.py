@@ -6,67 +6,120 @@ from support import needs_fork, on_ranks
 
 from ssod_imwa.averaging.episodes import EpisodeSchedule
 from ssod_imwa.averaging.imwa import IMWA
+from ssod_imwa.averaging.outer import Outer
 from ssod_imwa.averaging.parallel import ParallelIMWA
 from ssod_imwa.averaging.ranks import Ranks
 from ssod_imwa.engine.hooks import IMWAHook, LRHook
 from ssod_imwa.engine.launch import distribute
+from ssod_imwa.engine.trainer import HookBase, NonFiniteError
 
 T, EPISODES, MEMBERS = 7, 3, 2
 
 
-def train(tiny, ranks, **model):
+class Spoil(HookBase):
+    """Makes the weights of member 1 infinite at the end of an episode."""
+
+    def __init__(self, episode):
+        self.episode = episode
+
+    def after_step(self):
+        position = self.trainer.position
+        if position.ends_member and (position.episode, position.member) == (self.episode, 1):
+            torch.nn.init.constant_(self.trainer.method.student[0].weight, float("inf"))
+
+
+def train(tiny, ranks, *, start=0, spoil=None, imwa_options=None, **model):
     """What a run ends with; its members are trained in turn or, if the ranks say so, at once."""
     at_once = ranks.members > 1
-    members = 1 if at_once else MEMBERS
-    schedule = EpisodeSchedule(T, episodes=EPISODES, members=members)
+    schedule = EpisodeSchedule(
+        T,
+        episodes=EPISODES,
+        members=MEMBERS,
+        start=start,
+        only=ranks.member if at_once else None,
+    )
     method = tiny.method(**model)
     distribute(method, ranks)
-    batches = tiny.batches(
-        schedule, first_member=ranks.member, rank=ranks.batch.rank, world_size=ranks.batch.size
-    )
-    trainer = tiny.trainer(T, episodes=EPISODES, members=members, method=method, batches=batches)
+    batches = tiny.batches(schedule, rank=ranks.batch.rank, world_size=ranks.batch.size)
+    trainer = tiny.trainer(T, schedule=schedule, method=method, batches=batches)
     kind = ParallelIMWA if at_once else IMWA
-    imwa = kind(schedule, method.models(), ranks=ranks, optimizer=trainer.optimizer)
-    trainer.register_hooks([LRHook(lambda t: 1 / (1 + t)), IMWAHook(imwa)])
+    options = {"ranks": ranks, "optimizer": trainer.optimizer, **(imwa_options or {})}
+    imwa = kind(schedule, method.models(), **options)
+    hooks = [LRHook(lambda t: 1 / (1 + t)), IMWAHook(imwa)]
+    trainer.register_hooks([*([] if spoil is None else [Spoil(spoil)]), *hooks])
     trainer.train()
-    return {name: tiny.copied_state(model) for name, model in method.models().items()}
+    distances = {k: v.latest() for k, v in trainer.storage.histories().items() if "distance" in k}
+    return {name: tiny.copied_state(model) for name, model in method.models().items()}, distances
 
 
 def assert_all_equal(tiny, runs, expected):
-    for run in runs:
-        assert all(tiny.same_state(run[name], expected[name]) for name in expected)
+    for models, _ in runs:
+        assert all(tiny.same_state(models[name], expected[0][name]) for name in expected[0])
+    assert expected[1]
+    assert runs[-1][1] == expected[1]  # distances of the last member
 
 
 @needs_fork
-def test_two_members_at_once_equal_members_in_turn_bitwise(tiny, tmp_path):
+@pytest.mark.parametrize("start", [0, 3])
+def test_two_members_at_once_equal_members_in_turn_bitwise(tiny, tmp_path, start):
     """With dropout and batch norm: seeds, data and statistics are each member's own."""
-    runs = on_ranks(2, lambda rank: train(tiny, Ranks.of_run(MEMBERS)), tmp_path)
-    assert_all_equal(tiny, runs, train(tiny, Ranks.alone()))
+    runs = on_ranks(2, lambda rank: train(tiny, Ranks.of_run(MEMBERS), start=start), tmp_path)
+    assert_all_equal(tiny, runs, train(tiny, Ranks.alone(), start=start))
 
 
 @needs_fork
 def test_data_parallel_members_at_once_equal_those_in_turn_bitwise(tiny, tmp_path):
-    """Without batch norm, whose statistics are averaged over ranks before those of members."""
+    """With batch norm, too, whose statistics are averaged over members and then over ranks."""
     (tmp_path / "turn").mkdir()
-    in_turn = on_ranks(2, lambda rank: train(tiny, Ranks.of_run(), norm=False), tmp_path / "turn")
-    at_once = on_ranks(4, lambda rank: train(tiny, Ranks.of_run(MEMBERS), norm=False), tmp_path)
+    in_turn = on_ranks(2, lambda rank: train(tiny, Ranks.of_run()), tmp_path / "turn")
+    at_once = on_ranks(4, lambda rank: train(tiny, Ranks.of_run(MEMBERS)), tmp_path)
     assert_all_equal(tiny, [*in_turn, *at_once], in_turn[0])
 
 
 @needs_fork
-def test_members_at_once_are_not_saved(tiny, tmp_path):
-    """A checkpoint holds the state of one rank."""
+@pytest.mark.parametrize("start", [0, 3])
+def test_an_outer_step_is_the_same_at_once(tiny, tmp_path, start):
+    options = {
+        "start": start,
+        "imwa_options": {"outer": Outer(lr=0.7, momentum=0.9, nesterov=True)},
+    }
+    runs = on_ranks(2, lambda rank: train(tiny, Ranks.of_run(MEMBERS), **options), tmp_path)
+    assert_all_equal(tiny, runs, train(tiny, Ranks.alone(), **options))
 
-    def save(rank):
+
+@needs_fork
+def test_a_member_that_diverges_is_dropped_as_in_turn(tiny, tmp_path):
+    options = {"spoil": 1, "imwa_options": {"nonfinite": "drop"}}
+    runs = on_ranks(2, lambda rank: train(tiny, Ranks.of_run(MEMBERS), **options), tmp_path)
+    assert_all_equal(tiny, runs, train(tiny, Ranks.alone(), **options))
+
+
+@needs_fork
+@pytest.mark.parametrize("chosen", [0, 1])
+def test_a_rule_weighs_members_at_once_as_in_turn(tiny, tmp_path, chosen):
+    def rule(states):
+        largest = [float(state["student.0.weight"].abs().max()) for state in states]
+        order = sorted(range(len(states)), key=largest.__getitem__)
+        return [float(member == order[chosen]) for member in range(len(states))]
+
+    options = {"imwa_options": {"coefficients": rule}}
+    runs = on_ranks(2, lambda rank: train(tiny, Ranks.of_run(MEMBERS), **options), tmp_path)
+    assert_all_equal(tiny, runs, train(tiny, Ranks.alone(), **options))
+
+
+@needs_fork
+def test_a_loss_that_is_not_finite_names_the_member_that_has_it(tiny, tmp_path):
+    def fail(rank):
         ranks = Ranks.of_run(MEMBERS)
+        schedule = EpisodeSchedule(T, members=MEMBERS, only=ranks.member)
         method = tiny.method()
-        trainer = tiny.trainer(T, method=method, ranks=ranks)
-        imwa = ParallelIMWA(trainer.schedule, method.models(), ranks)
-        trainer.register_hooks([IMWAHook(imwa)])
-        with pytest.raises(NotImplementedError, match="holds one of them"):
-            trainer.state_dict()
+        if ranks.member == 1:
+            torch.nn.init.constant_(method.student[0].weight, float("nan"))
+        trainer = tiny.trainer(T, schedule=schedule, method=method, ranks=ranks)
+        with pytest.raises(NonFiniteError, match=r"episode 1, member 2, own iteration 1\): .*nan"):
+            trainer.train()
 
-    on_ranks(2, save, tmp_path)
+    on_ranks(2, fail, tmp_path)
 
 
 def test_in_turn_is_the_only_order_of_imwa(tiny):

@@ -5,7 +5,9 @@ method state, so that anything a checkpoint forgets changes the final bits.
 
 As a program it reads one JSON object of `run`'s options a line from standard input, forks a child
 that runs it (importing torch anew would take seconds) and answers with the child's exit code, or
-minus the signal that ended it. `fault` and `log` are a fault to inject and a file for the log.
+minus the signal that ended it. `fault` and `log` are a fault to inject and a file for the log. With
+`processes` it forks so many, which train `at_once` members at the same time, and answers with the
+list of their exit codes; `struck` is then the rank that faults, signals and alarms are for.
 """
 
 from __future__ import annotations
@@ -19,6 +21,8 @@ import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +32,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ssod_imwa.averaging.episodes import EpisodeSchedule
 from ssod_imwa.averaging.imwa import IMWA
+from ssod_imwa.averaging.parallel import ParallelIMWA
+from ssod_imwa.averaging.ranks import Group, Ranks
+from ssod_imwa.engine import launch
 from ssod_imwa.engine.checkpoint.writing import CheckpointHook, faults, prepare_output, resume
 from ssod_imwa.engine.hooks import IMWAHook, LRHook
+from ssod_imwa.engine.launch import distribute
 from ssod_imwa.engine.method import Method
 from ssod_imwa.engine.seeding import counted_generator
 from ssod_imwa.engine.signals import SignalHook, StopSignals
@@ -40,6 +48,8 @@ from ssod_imwa.errors import UserError
 
 MEMBERS, EPISODES, ITERATIONS, SEED = 2, 3, 12, 1
 STEPS = MEMBERS * ITERATIONS
+# Options of what happens to one rank alone.
+STRIKES = ("fault", "signal_inside", "signal_after", "alarm_after")
 
 
 class Toy(Method):
@@ -104,16 +114,23 @@ class CallAt(HookBase):
             self.function()
 
 
-def batches(start: int) -> Iterator[torch.Tensor]:
-    schedule = EpisodeSchedule(ITERATIONS, episodes=EPISODES, members=MEMBERS)
-    for position in map(schedule.position, range(start, STEPS)):
-        generator = counted_generator(SEED, "data", position.member, position.t)
-        yield torch.from_numpy(generator.standard_normal((8, 4), dtype="float32"))
+def build_batches(
+    schedule: EpisodeSchedule, group: Group
+) -> Callable[[int], Iterator[torch.Tensor]]:
+    def batches(start: int) -> Iterator[torch.Tensor]:
+        for position in map(schedule.position, range(start, len(schedule))):
+            generator = counted_generator(SEED, "data", position.member, position.t)
+            batch = torch.from_numpy(generator.standard_normal((8, 4), dtype="float32"))
+            yield batch[group.rank :: group.size]
+
+    return batches
 
 
 def run(
     directory: str,
     *,
+    ranks: Ranks = Ranks.alone(),
+    start: int = 0,
     period: int = 3,
     keep: int = 1,
     store: str = "dict",
@@ -128,6 +145,8 @@ def run(
 
     Args:
         directory: output directory, made if it is not there.
+        ranks: who trains which member.
+        start: own iterations before members part.
         period: of `CheckpointHook`.
         keep: of `CheckpointHook`.
         store: of `IMWA`.
@@ -142,21 +161,31 @@ def run(
         signal.setitimer(signal.ITIMER_REAL, alarm_after)
     if file_size_limit is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_size_limit, file_size_limit))
-    schedule = EpisodeSchedule(ITERATIONS, episodes=EPISODES, members=MEMBERS)
+    at_once = ranks.members > 1
+    schedule = EpisodeSchedule(
+        ITERATIONS,
+        episodes=EPISODES,
+        members=MEMBERS,
+        start=start,
+        only=ranks.member if at_once else None,
+    )
     method = Toy()
+    distribute(method, ranks)
     optimizer = torch.optim.SGD(method.student.parameters(), lr=0.05, momentum=0.9)
     for group in optimizer.param_groups:
         group["initial_lr"] = group["lr"]
-    trainer = Trainer(method, schedule, batches, optimizer, seed=SEED)
-    imwa = IMWA(
+    batches = build_batches(schedule, ranks.batch)
+    trainer = Trainer(method, schedule, batches, optimizer, seed=SEED, ranks=ranks)
+    make = ParallelIMWA if at_once else partial(IMWA, store=store)
+    imwa = make(
         schedule,
         method.models(),
         optimizer=optimizer,
         member_state={"method": method},
-        store=store,
         optimizer_state=optimizer_state,
+        ranks=ranks,
     )
-    identity = {"M": MEMBERS, "E": EPISODES, "T": ITERATIONS, "seed": SEED}
+    identity = {"M": MEMBERS, "E": EPISODES, "T": ITERATIONS, "seed": SEED, "start": start}
     checkpoint = CheckpointHook(directory, run=identity, period=period, keep=keep)
     signals = StopSignals()
     signal_hook = SignalHook(signals, checkpoint.save_now)
@@ -176,23 +205,31 @@ def run(
         signal_hook,
     ]
     trainer.register_hooks(hooks)
-    with signals, prepare_output(directory, resume=True) as lock:
-        signals.abandon = lock.abandon
+    with signals, prepare_output(directory, resume=True, run=ranks.run) or nullcontext() as lock:
+        signals.abandon = None if lock is None else lock.abandon
         resume(trainer, directory, identity)
         trainer.train()
     return signal_hook.exit_code
 
 
-def _child(options: dict[str, Any]) -> int:
+def _child(options: dict[str, Any], rank: int) -> int:
     log = os.open(options.pop("log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for stream in (1, 2):
         os.dup2(log, stream)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
+    processes, at_once = options.pop("processes", 1), options.pop("at_once", 1)
+    place, struck = options.pop("rendezvous"), options.pop("struck", 0)
+    if rank != struck:
+        options = {name: value for name, value in options.items() if name not in STRIKES}
     if fault := options.pop("fault", None):
         os.environ[faults.VARIABLE] = fault
     signal.alarm(120)  # a run that hangs fails its test instead of stopping the server
     try:
-        return run(**options)
+        if processes == 1:
+            return run(**options)
+        group = launch._process_group(rank, processes, rank, f"file://{place}", use_cuda=False)
+        with launch._lost_ranks_told(rank, processes), group:
+            return run(ranks=Ranks.of_run(at_once), **options)
     except UserError as error:
         logging.error("error: %s", error)
         return 2
@@ -207,13 +244,21 @@ def serve() -> None:
     with tempfile.TemporaryDirectory() as folder:
         run(folder)  # what torch imports on first use, seconds for each child otherwise
     for line in sys.stdin:
-        pid = os.fork()
-        if pid == 0:
-            code = _child(json.loads(line))
-            logging.shutdown()
-            os._exit(code)
-        _, status = os.waitpid(pid, 0)
-        print(os.waitstatus_to_exitcode(status), flush=True)
+        options = json.loads(line)
+        with tempfile.TemporaryDirectory() as folder:
+            options["rendezvous"] = f"{folder}/rendezvous"
+            pids = [_forked(options, rank) for rank in range(options.get("processes", 1))]
+            codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
+        print(json.dumps(codes if "processes" in options else codes[0]), flush=True)
+
+
+def _forked(options: dict[str, Any], rank: int) -> int:
+    pid = os.fork()
+    if pid == 0:
+        code = _child(dict(options), rank)
+        logging.shutdown()
+        os._exit(code)
+    return pid
 
 
 if __name__ == "__main__":

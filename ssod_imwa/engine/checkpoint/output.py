@@ -117,8 +117,19 @@ def write_pointer(path: Path) -> None:
 
 def on_main(function: Callable[[], _T], run: Group) -> _T:
     """Call a function on the first rank; its result, or its error, on every rank."""
-    outcome: tuple[Any, Exception | None] = (None, None)
-    if run.is_main:
+    return on_some(function, run, here=run.is_main)[0]
+
+
+def on_some(function: Callable[[], _T], run: Group, *, here: bool) -> list[_T]:
+    """Call a function on some ranks; their results in rank order, or the first error, on every one.
+
+    Args:
+        function: to be called.
+        run: all ranks, each of which calls this.
+        here: whether the function is called on this rank.
+    """
+    outcome: tuple[Any, Exception | None] | None = None
+    if here:
         try:
             outcome = (function(), None)
         except UserError as error:
@@ -127,9 +138,10 @@ def on_main(function: Callable[[], _T], run: Group) -> _T:
             if run.size == 1:
                 raise
             # Others wait in the exchange below; what they raise has to be picklable.
-            logger.exception("rank 0 failed")
-            outcome = (None, RuntimeError(f"rank 0 failed: {error!r}"))
-    value, failure = run.all_gather(outcome)[0]
-    if failure is not None:
-        raise failure
-    return value
+            logger.exception("rank %d failed", run.rank)
+            outcome = (None, RuntimeError(f"rank {run.rank} failed: {error!r}"))
+    outcomes = [each for each in run.all_gather(outcome) if each is not None]
+    for _, failure in outcomes:
+        if failure is not None:
+            raise failure
+    return [value for value, _ in outcomes]

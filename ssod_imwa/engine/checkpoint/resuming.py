@@ -55,7 +55,7 @@ def resume(
         return None
     state = load_checkpoint(path)
     record = _check_compatible(path, state, run, allow_inexact=allow_inexact)
-    training = state["trainer"]
+    training = _of_member(path, state, trainer)
     if training["iteration"] > trainer.max_iter:
         raise CheckpointError(
             f"{path} has done {training['iteration']} global steps, the run has only "
@@ -67,11 +67,38 @@ def resume(
         trainer.load_state_dict(training)
     except (KeyError, RuntimeError, ValueError, TypeError) as error:
         raise CheckpointError(f"{path} does not fit this run: {_one_line(error)}") from error
-    weights = (trainer.start_iter, checksum(named_state(trainer.method.models())))
-    trainer.ranks.run.assert_equal(weights, "global step and checksum of the resumed weights")
+    trainer.ranks.run.assert_equal(trainer.start_iter, "the resumed global step")
+    weights = checksum(named_state(trainer.method.models()))
+    trainer.ranks.batch.assert_equal(weights, "the checksum of the resumed weights")
     logger.info("resuming from %s after global step %d", path, trainer.start_iter)
     _warn_of_own_statistics(trainer)
     return path
+
+
+def _of_member(path: Path, state: Mapping[str, Any], trainer: Trainer) -> dict[str, Any]:
+    """The part of a checkpoint with which this rank goes on.
+
+    Raises:
+        CheckpointError: its members were not trained as this run trains them.
+    """
+    saved, ranks = state.get("members_at_once", 1), trainer.ranks
+    if saved != ranks.members:
+        raise CheckpointError(
+            f"{path} is of {_order(saved)}, which a run of {_order(ranks.members)} cannot continue "
+            f"(set IMWA.PARALLEL {saved > 1} to go on, or start anew)"
+        )
+    first: dict[str, Any] = state["trainer"]
+    others = state.get("other_members", [])
+    if not others or ranks.member == 0:
+        return first
+    own: dict[str, Any] = others[ranks.member - 1]
+    names = {hook.name for hook in trainer.hooks if hook.is_of_run} & first["hooks"].keys()
+    of_run = {name: first["hooks"][name] for name in names}
+    return {"models": first["models"], **own, "hooks": own["hooks"] | of_run}
+
+
+def _order(at_once: int) -> str:
+    return f"{at_once} members at once" if at_once > 1 else "members in turn"
 
 
 def _warn_of_own_statistics(trainer: Trainer) -> None:

@@ -3,7 +3,8 @@
 An output directory holds three kinds of file, each with its digest in ``<name>.json``:
 
 ``model_0000123.pth``
-    Everything to continue after global step 123; the newest and `keep` older ones.
+    Everything to continue after global step 123; the newest and `keep` older ones. Of members that
+    are trained at once it has the states of all.
 ``model_averaged.pth``
     Weights at the end of the newest finished episode, under "student" and "teacher".
 ``model_final.pth``
@@ -31,6 +32,7 @@ import torch
 
 from ssod_imwa import __version__
 from ssod_imwa.averaging.checks import nonfinite
+from ssod_imwa.averaging.exchange import gather_nested
 from ssod_imwa.engine.checkpoint import faults
 from ssod_imwa.engine.checkpoint.atomic import (
     WriteError,
@@ -198,11 +200,10 @@ class CheckpointHook(HookBase):
     def _try(self) -> None:
         """One attempt to write; counts failures."""
         g = self.trainer.iter
-        # On every rank: a hook's state may have to be gathered from all of them.
-        training = self.trainer.state_dict()
-        self._on_main(self._refuse_nonfinite)
+        self._refuse_nonfinite()
+        states = self._states()
         try:
-            self._on_main(lambda: self._write(g, training))
+            self._on_main(lambda: self._write(g, states))
         except WriteError as error:
             self._failures += 1
             if self.on_write_error == "raise" or self._failures == MAX_FAILURES:
@@ -214,17 +215,43 @@ class CheckpointHook(HookBase):
             self._failures = 0
             self._written = g
 
+    def _states(self) -> list[dict[str, Any]]:
+        """The states of the members that are trained at once, on the first rank; [] elsewhere.
+
+        Where members are trained in turn, or all ranks train one and the same, there is one state.
+        """
+        # On every rank: a hook's state may have to be gathered from all of them.
+        state: dict[str, Any] = plain(self.trainer.state_dict(), "trainer")
+        ranks, position = self.trainer.ranks, self.trainer.position
+        if position.members == 1:
+            return [state] if ranks.run.is_main else []
+        if not ranks.batch.is_main:
+            return []
+        if not ranks.exchange.is_main:
+            for hook in self.trainer.hooks:
+                if hook.is_of_run:
+                    state["hooks"].pop(hook.name, None)
+            if position.ends_episode:
+                del state["models"]  # the averages, equal on all ranks
+        return gather_nested(state, ranks.exchange)
+
     def _refuse_nonfinite(self) -> None:
         """Keep the checkpoints that a state with NaN or infinity would evict."""
-        bad = self._diverged()
+        run = self.trainer.ranks.run
+        bad: list[str] = next(filter(None, run.all_gather(self._diverged())), [])
         if not bad:
             return
-        newest = next(iter(resume_files(self.directory).values()), None)
-        raise CheckpointError(
-            f"{bad[0]} is not finite after global step {self.trainer.iter + 1}, so no checkpoint "
-            f"is written ({len(bad)} such tensors; the newest checkpoint is {newest}; lower "
-            "SOLVER.BASE_LR or clip gradients, SOLVER.CLIP_GRADIENTS.ENABLED True)"
-        )
+
+        def refuse() -> None:
+            newest = next(iter(resume_files(self.directory).values()), None)
+            raise CheckpointError(
+                f"{bad[0]} is not finite after global step {self.trainer.iter + 1}, so no "
+                f"checkpoint is written ({len(bad)} such tensors; the newest checkpoint is "
+                f"{newest}; lower SOLVER.BASE_LR or clip gradients, "
+                "SOLVER.CLIP_GRADIENTS.ENABLED True)"
+            )
+
+        self._on_main(refuse)
 
     def _will_be_dropped(self) -> bool:
         """Whether the live member has diverged and IMWA will drop it: the next one is finite."""
@@ -261,14 +288,16 @@ class CheckpointHook(HookBase):
             if isinstance(tensor, torch.Tensor)
         }
 
-    def _write(self, g: int, training: dict[str, Any]) -> None:
+    def _write(self, g: int, states: list[dict[str, Any]]) -> None:
         path = self._path(g)
         state = {
             "format": FORMAT,
             "library": __version__,
             "torch": str(torch.__version__),
             "run": identity(self.run),
-            "trainer": plain(training, "trainer"),
+            "members_at_once": self.trainer.ranks.members,
+            "trainer": states[0],
+            "other_members": states[1:],
         }
         write_checkpoint(path, state)
         write_pointer(path)

@@ -245,7 +245,7 @@ def test_wall_clock_adds_up_over_resumes(line, stopped):
     [(2, 2, False, True), (1, 2, False, False), (2, 3, False, False), (2, 2, True, False)],
 )
 def test_trained_batch_norms_of_several_ranks_are_said_to_be_inexact_inside_an_episode(
-    line, tmp_path, caplog, ranks, stop, frozen, said
+    line, tmp_path, caplog, monkeypatch, ranks, stop, frozen, said
 ):
     def build(*hooks):
         trainer = line.build(tmp_path, period=1, hooks=hooks)
@@ -257,6 +257,7 @@ def test_trained_batch_norms_of_several_ranks_are_said_to_be_inexact_inside_an_e
     build(line.Stop(stop)).train()
     trainer = build()
     trainer.ranks = Ranks(batch=Group(0, ranks))
+    monkeypatch.setattr(Group, "assert_equal", lambda *_: None)  # the second rank is not there
     resume(trainer, tmp_path, line.RUN)
     messages = [m for m in caplog.messages if "not exact" in m]
     assert ["each of 2 ranks" in m and "such as norm" in m for m in messages] == [True] * said

@@ -1,0 +1,93 @@
+"""From a configuration to what averages the members of its run."""
+
+from __future__ import annotations
+
+import logging
+
+from fvcore.common.config import CfgNode
+
+from ssod_imwa.averaging.imwa import IMWA
+from ssod_imwa.averaging.outer import TO_THE_MEAN, Outer
+from ssod_imwa.averaging.parallel import ParallelIMWA
+from ssod_imwa.config.options import read_options
+from ssod_imwa.config.shared import OuterOptions, StoreOptions, common_iterations
+from ssod_imwa.engine.lawa import LawaHook
+from ssod_imwa.engine.trainer import Trainer
+from ssod_imwa.runs.schedule import build_schedule
+from ssod_imwa.task import Batches, Recompute, Task
+
+logger = logging.getLogger(__name__)
+
+
+def build_imwa(task: Task, trainer: Trainer, batches: Batches) -> IMWA | ParallelIMWA:
+    """IMWA of members in turn, or at once if the ranks say so.
+
+    Args:
+        task: of the run.
+        trainer: whose models and optimizer are the members'.
+        batches: what the trainer reads.
+    """
+    settings, schedule = task.cfg.IMWA, trainer.schedule
+    coefficients = task.coefficients(trainer.method)
+    common = {
+        "optimizer": trainer.optimizer,
+        "member_state": {"scaler": trainer.scaler, "method": trainer.method},
+        "optimizer_state": settings.OPTIMIZER_STATE,
+        "bn": settings.BN,
+        "recompute_bn": _build_recomputation(task, trainer, batches),
+        "nonfinite": settings.NONFINITE,
+        "accumulate": settings.ACCUMULATE,
+        # Members that never part have no average to weigh them in.
+        "coefficients": coefficients if schedule.members > 1 else None,
+        "outer": _outer(task.cfg),
+        "ranks": task.ranks,
+    }
+    if task.ranks.members > 1:
+        return ParallelIMWA(schedule, trainer.method.models(), **common)
+    store = read_options(StoreOptions, settings)
+    return IMWA(
+        schedule,
+        trainer.method.models(),
+        store=store.store,
+        store_device=store.store_device,
+        **common,
+    )
+
+
+def build_lawa(task: Task, trainer: Trainer, batches: Batches) -> LawaHook | None:
+    """What averages the last averages of a run; None if IMWA.LAWA is 0."""
+    settings, episodes = task.cfg.IMWA, trainer.schedule.episodes
+    if settings.LAWA == 0:
+        return None
+    if episodes < settings.LAWA:
+        logger.info(
+            "IMWA.LAWA = %d: the run has %d episodes, so all of them are averaged",
+            settings.LAWA,
+            episodes,
+        )
+    recompute = _build_recomputation(task, trainer, batches)
+    return LawaHook(settings.LAWA, accumulate=settings.ACCUMULATE, recompute=recompute)
+
+
+def _outer(cfg: CfgNode) -> Outer:
+    iterations = cfg.SOLVER.MAX_ITER
+    if common_iterations(cfg.IMWA.START, iterations) == iterations:  # the plain run
+        return TO_THE_MEAN
+    options = read_options(OuterOptions, cfg.IMWA.OUTER)
+    return Outer(lr=options.lr, momentum=options.momentum, nesterov=options.nesterov)
+
+
+def _build_recomputation(task: Task, trainer: Trainer, batches: Batches) -> Recompute | None:
+    if task.cfg.IMWA.BN != "recompute":
+        return None
+    steps = len(build_schedule(task.cfg))
+    return task.build_bn_recomputation(
+        batches_in_turn(task, trainer, batches), count=min(task.cfg.IMWA.BN_BATCHES, steps)
+    )
+
+
+def batches_in_turn(task: Task, trainer: Trainer, batches: Batches) -> Batches:
+    """Those of a run whose members take turns: the same ones for all, also for members at once."""
+    if task.ranks.members == 1:
+        return batches
+    return task.build_batches(build_schedule(task.cfg), trainer.device, trainer.method.reads)
