@@ -23,8 +23,8 @@ class CrossTeachingHook(HookBase):
     was at the end of the episode before, ahead of the average; the method says what it makes of it
     (`Method.cross_teach`). Nothing is lent of a teacher that was not ready or not finite then.
 
-    It stands before IMWAHook, which replaces the live teacher. Copies of the teacher: M + 1 wait
-    at most, and one more is asked.
+    It stands before IMWAHook, which replaces the live teacher. M copies of the teacher wait at
+    most, and one more labels. Where members are trained at once, a process keeps its own alone.
 
     Args:
         store_device: where copies wait: "same" as the teacher, or "cpu".

@@ -94,7 +94,7 @@ def test_a_teacher_that_diverged_is_not_lent(tiny):
     assert all(lent is not None for place, lent in watch.lent.items() if place[0] == 2)
 
 
-def test_no_more_than_one_copy_beside_those_of_the_members_waits(tiny):
+def test_no_more_copies_wait_than_there_are_members(tiny):
     class Count(HookBase):
         most = 0
 
