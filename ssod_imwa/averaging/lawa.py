@@ -43,6 +43,11 @@ class LatestAverages:
         self.accumulate = accumulate
         self._states: dict[str, list[State]] = {}
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether no state was added yet."""
+        return not self._states
+
     def add(self, modules: Mapping[str, nn.Module]) -> None:
         """Copy the state of modules; one that comes later has fewer states to average."""
         for name, state in averaged_tensors(modules).items():

@@ -45,8 +45,14 @@ class LawaHook(HookBase):
         return "lawa"
 
     def before_train(self) -> None:
-        if self.trainer.start_iter == self.trainer.max_iter:  # nothing but an evaluation is left
-            self._average()
+        trainer = self.trainer
+        if trainer.start_iter < trainer.max_iter:
+            return
+        # Nothing but an evaluation is left, of the last average alone if none was kept before it.
+        if self._latest.is_empty:
+            last = trainer.schedule.position(trainer.max_iter - 1)
+            self._latest.add(trainer.method.evaluated_models(last.t))
+        self._average()
 
     def after_step(self) -> None:
         position = self.trainer.position

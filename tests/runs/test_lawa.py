@@ -167,12 +167,17 @@ def test_an_overwritten_runs_file_is_removed(config):
     assert not lawa_file(cfg).exists()
 
 
-def test_a_resume_may_begin_with_it(config, monkeypatch):
+@pytest.mark.parametrize("is_finished", [False, True])
+def test_a_resume_may_begin_with_it(config, monkeypatch, is_finished):
     """One average is left, which is the final model."""
-    kill_in_step_2(monkeypatch, config(*PLAIN))
+    if is_finished:
+        run.train(config(*PLAIN))
+    else:
+        kill_in_step_2(monkeypatch, config(*PLAIN))
     cfg = config(*PLAIN, "IMWA.LAWA", 3)
     assert run.train(cfg, resume_from=True) == 0
     assert_equal(
         read_models(lawa_file(cfg)).models["student"],
         read_models(Path(cfg.OUTPUT_DIR, "model_final.pth")).models["student"],
     )
+    assert {x[0] for x in figures(cfg)} == {"final", "lawa"}

@@ -164,6 +164,22 @@ def test_episodes_show_averages_as_lines_and_members_as_dots():
     assert "M = 2, E = 3, T = 12, seed 1" in figure.get_suptitle()
 
 
+def test_the_common_part_is_episode_0_and_lawa_a_star():
+    found = [
+        Evaluation("student", "average", 0, None, {"AP": 1.0}, 3, 3),
+        Evaluation("student", "final", 1, None, {"AP": 2.0}, 19, 11),
+        Evaluation("student", "lawa", 1, None, {"AP": 3.0}, 19, 11),
+    ]
+    imwa = {"members": 2, "episodes": 1, "start": 1 / 3}
+    (axis,) = episodes_figure(replace(results(found), imwa=imwa)).axes
+    assert line(axis, "student").get_xydata().tolist() == [[0, 1], [1, 2]]
+    assert line(axis, "student, LAWA").get_xydata().tolist() == [[1, 3]]
+    assert axis.get_xlim() == (-0.5, 1.5)
+    course = course_figure(replace(results(found), imwa=imwa)).axes[0]
+    (averages,) = (x for x in course.get_lines() if x.get_marker() == "s")
+    assert averages.get_xydata().tolist() == [[4, 1], [12, 2]]
+
+
 def test_one_member_is_not_called_an_average():
     both = [
         Evaluation("student", x, 0, m, {"AP": 1.0}) for x, m in (("member", 0), ("final", None))
