@@ -84,8 +84,8 @@ LATE = ("IMWA.START", 0.6, "SOLVER.MAX_ITER", 5, "SOLVER.OPTIMIZER", "AdamW")
     ("changes", "stop"),
     [
         pytest.param(LATE, 1, marks=pytest.mark.slow),  # inside the common part
-        (LATE, 2),  # its last step
-        pytest.param(LATE, 3, marks=pytest.mark.slow),  # the first one of the first member
+        pytest.param(LATE, 2, marks=pytest.mark.slow),  # its last step
+        (LATE, 3),  # the first one of the first member
         pytest.param(LATE, 4, marks=pytest.mark.slow),  # the first one of the second member
         pytest.param(QSR, 5, marks=pytest.mark.slow),
         pytest.param(DILOCO, 4, marks=pytest.mark.slow),
@@ -156,6 +156,7 @@ def test_episodes_by_rate_end_where_the_sum_of_squared_rates_says(config):
     assert bounds == [*ends, 7]
 
 
+@pytest.mark.slow
 def test_a_plain_run_keeps_its_bits_wherever_its_episodes_end(config):
     uniform = config(*QSR[2:], "IMWA.EPISODES", 3, output="uniform")
     by_rate = config(*QSR, "IMWA.EPISODES", 3, output="by_rate")

@@ -61,7 +61,7 @@ def kill_in_step_2(monkeypatch, cfg):
             run.train(cfg)
 
 
-@pytest.mark.parametrize("changes", [PLAIN, IMWA])
+@pytest.mark.parametrize("changes", [PLAIN, pytest.param(IMWA, marks=pytest.mark.slow)])
 def test_the_mean_of_the_last_averages_stands_beside_the_run(config, monkeypatch, changes):
     ends = []
     add = LatestAverages.add
@@ -122,7 +122,8 @@ def test_one_average_is_the_final_model_bitwise(config, caplog):
     assert caplog.messages.count(words) == 1
 
 
-@pytest.mark.parametrize("changes", [PLAIN, pytest.param(IMWA, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("changes", [PLAIN, IMWA])
 def test_a_stopped_and_resumed_run_has_the_same(config, monkeypatch, changes):
     """Stopped inside the run, and then in the evaluation of the last average."""
     whole = config(*changes, "IMWA.LAWA", 3, output="whole")
@@ -146,6 +147,7 @@ def test_a_stopped_and_resumed_run_has_the_same(config, monkeypatch, changes):
     assert_equal(final_weights(whole), final_weights(parts))
 
 
+@pytest.mark.slow
 def test_batch_norms_are_re_estimated_where_averages_are(config):
     changes = ("IMWA.BN", "recompute", "IMWA.BN_BATCHES", 2, *IMWA)
     without, cfg = config(*changes, output="without"), config(*changes, "IMWA.LAWA", 4)
@@ -167,7 +169,7 @@ def test_an_overwritten_runs_file_is_removed(config):
     assert not lawa_file(cfg).exists()
 
 
-@pytest.mark.parametrize("is_finished", [False, True])
+@pytest.mark.parametrize("is_finished", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_resume_may_begin_with_it(config, monkeypatch, is_finished):
     """One average is left, which is the final model."""
     if is_finished:
