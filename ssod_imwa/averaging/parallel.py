@@ -14,7 +14,12 @@ from ssod_imwa.averaging.batchnorm import warn_if_far_apart
 from ssod_imwa.averaging.checks import check_coefficients, fingerprints
 from ssod_imwa.averaging.episodes import EpisodeSchedule, Position
 from ssod_imwa.averaging.exchange import BUCKET_BYTES, average_over_ranks, gather_over_ranks
-from ssod_imwa.averaging.imwa import Recompute, announce, check_options, read_coefficients
+from ssod_imwa.averaging.imwa_options import (
+    Recompute,
+    announce,
+    check_options,
+    read_coefficients,
+)
 from ssod_imwa.averaging.member_state import (
     Stateful,
     check_agreement,

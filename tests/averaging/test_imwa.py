@@ -52,7 +52,7 @@ def test_one_member_keeps_no_copy_and_its_gradients(loop):
         (1, 2, 0, "2 members, 1 episode of about 6 iterations"),
         (6, 3, 0, "3 members, 6 episodes of about 1 iteration"),
         ([1, 5], 2, 0, "2 members, 2 episodes of 1 to 5 iterations"),
-        (2, 2, 2, "after 2 iterations in common 2 members, 2 episodes of about 2 iterations"),
+        (2, 2, 2, "after 2 iterations in common, 2 members, 2 episodes of about 2 iterations"),
     ],
 )
 def test_averaging_is_announced_and_plain_training_is_not(
