@@ -19,14 +19,8 @@ from ssod_imwa.runs.advice import advise, numbers_in
 from ssod_imwa.runs.burn_in import burn_in_of
 from ssod_imwa.runs.comparison import folder_names, folder_of
 from ssod_imwa.runs.gains import Gain, average_gains
-from ssod_imwa.runs.results import (
-    MODELS,
-    Evaluation,
-    Results,
-    group_runs,
-    main_metrics,
-    read_results,
-)
+from ssod_imwa.runs.groups import group_runs
+from ssod_imwa.runs.results import MODELS, Evaluation, Results, main_metrics, read_results
 from ssod_imwa.runs.run import CONFIG_FILE, read_settings
 from ssod_imwa.visualization.advice_plots import advice_figure
 from ssod_imwa.visualization.label_plots import has_labels, labels_figure

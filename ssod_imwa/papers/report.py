@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from ssod_imwa.papers.tables import Row, Table, TableError
-from ssod_imwa.runs.results import MODELS, Evaluation, Results, Spread
+from ssod_imwa.runs.groups import Spread
+from ssod_imwa.runs.results import MODELS, Evaluation, Results
 from ssod_imwa.visualization.table import spread_text
 
 NOT_RUN = "not run"

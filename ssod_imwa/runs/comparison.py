@@ -6,7 +6,8 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from ssod_imwa.runs.results import Group, group_runs, read_results
+from ssod_imwa.runs.groups import Group, group_runs
+from ssod_imwa.runs.results import read_results
 from ssod_imwa.runs.run import read_settings
 
 

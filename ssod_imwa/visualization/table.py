@@ -8,15 +8,13 @@ from collections.abc import Sequence
 
 from rich.table import Table
 
+from ssod_imwa.runs.groups import CHANGES_NO_AVERAGE, Group, Spread
 from ssod_imwa.runs.results import (
-    CHANGES_NO_AVERAGE,
     LAST_EVALUATIONS,
     MODELS,
     Evaluation,
-    Group,
     Model,
     Results,
-    Spread,
     main_metrics,
 )
 

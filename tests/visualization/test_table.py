@@ -3,7 +3,8 @@ import math
 
 from rich.console import Console
 
-from ssod_imwa.runs.results import Evaluation, Results, group_runs
+from ssod_imwa.runs.groups import group_runs
+from ssod_imwa.runs.results import Evaluation, Results
 from ssod_imwa.visualization.table import (
     comparison_markdown,
     comparison_rows,
