@@ -1,6 +1,7 @@
 """Command lines, run in the process of the test."""
 
 import importlib.util
+import logging
 import sys
 from pathlib import Path
 
@@ -27,8 +28,11 @@ def call(monkeypatch, capsys):
         module = load(name)
         monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, arguments)])
         capsys.readouterr()
+        handlers = list(logging.root.handlers)
         with pytest.raises(SystemExit) as stop:
             run_main(module.main)
+        # The tool's writes to a standard error that is closed after this test.
+        logging.root.handlers[:] = handlers
         return stop.value.code, *capsys.readouterr()
 
     return run
