@@ -148,8 +148,9 @@ class TerminalWriter(Writer):
 
     def write(self, row: dict[str, Any]) -> None:
         position = self._schedule.position(row["iteration"])
-        if row["member"] is not None:  # of another rank, where members are trained at once
-            position = position._replace(member=row["member"])
+        # Where members are trained at once, rows are of other ranks, too.
+        member = row.get("member", position.member)
+        position = position._replace(member=position.members - 1 if member is None else member)
         if "total_loss" not in row:
             measured = _evaluation(row, name_stage=self._schedule.members > 1)
             self._say(f"{place(self._schedule, position)}  {measured}")

@@ -145,3 +145,14 @@ def test_a_terminal_that_is_gone_ends_nothing():
     writer.close()
     with progress.shown():
         progress(1, 2)
+
+
+def test_rows_of_members_at_once_are_named_by_their_member(caplog):
+    schedule = EpisodeSchedule(4, members=3, only=0)
+    writer = TerminalWriter(schedule, Console(file=io.StringIO()))
+    with caplog.at_level("INFO"):
+        for member in (0, 2):
+            writer.write({"iteration": 1, "member": member, "total_loss": 1.0})
+        writer.write({"iteration": 3, "member": None, "average/student/AP": 1.0})
+    named = [message.split("  ")[1] for message in caplog.messages]
+    assert named == ["member 1/3", "member 3/3", "member 3/3"]
