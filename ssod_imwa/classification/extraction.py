@@ -37,7 +37,7 @@ class FeatureOptions(Options):
 
     size: int = option(128, "edge of the images that the network sees, in pixels", low=1)
     mirror: bool = option(True, "whether the mirror image is a weak view beside the plain one")
-    strong: int = option(6, "strong views of each image (RandAugment, Cutout)", low=0)
+    strong: int = option(4, "strong views of each image (RandAugment, Cutout)", low=0)
     seed: int = option(0, "of the strong views", low=0)
     precision: Literal["float32", "bfloat16"] = option(
         "float32", "of the network; bfloat16 is twice as fast where processors have it"
