@@ -54,6 +54,12 @@ OTHERS = [
     ("cifar10_lt_semi/darp_la", "cifar10_lt_semi/darp_uniform_n1500"),
     ("cifar10_lt_semi/darp_la", "cifar10_lt_semi/darp_reversed_n1500"),
     ("digit_images_semi/daso", "digit_images_semi/imwa"),
+    ("cifar10_lt_features/cross_entropy", "cifar10_lt_features/hold_out"),
+    (
+        "cifar10_lt_features/acr",
+        "cifar10_lt_features/hold_out_semi",
+        "cifar10_lt_features/hold_out_unlabeled",
+    ),
     ("cifar100_lt_semi/daso", "cifar100_lt_semi/n150", "cifar100_lt_semi/ratio20"),
     ("cifar100_lt_semi/acr_wide", "cifar10_lt_semi/reversed"),
     ("stl10_lt_semi/daso", "stl10_lt_semi/n450", "stl10_lt_semi/ratio20"),
@@ -107,6 +113,7 @@ METHODS = {
     "voc_mini": "unbiased_teacher",
     "digit_images": "cross_entropy",
     "digit_images_semi": "fixmatch",
+    "cifar10_lt_features": "cross_entropy",
     "averaging": "cross_entropy",
 }
 
