@@ -364,7 +364,7 @@ def most_episodes(cfg: CfgNode, iterations: int) -> int:
     Where all is common part, there are none, and any number will do.
     """
     common = common_iterations(cfg.IMWA.START, iterations)
-    return iterations - common if common < iterations else cfg.IMWA.EPISODES
+    return cfg.IMWA.EPISODES if 0 < iterations == common else iterations - common
 
 
 def _check_episodes(cfg: CfgNode, source: str) -> None:
