@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 
 from ssod_imwa.runs.advice import advise, numbers_in
 from ssod_imwa.runs.burn_in import burn_in_of
@@ -93,9 +93,11 @@ def add_overview(page: Page, runs: Sequence[Run]) -> None:
         "deviation over seeds where a row has several runs.",
     )
     metric = next(iter(main_metrics([runs[0].results])), None)
-    if metric is not None and len(runs) > 1:
+    courses = [] if metric is None else [_course(run.results, metric) for run in runs]
+    # A figure of final points alone says less than the table, and magnifies what sets them apart.
+    if len(runs) > 1 and any(len(points) > 1 for points in courses):
         page.figure(
-            _overlay(runs, metric),
+            _overlay([run.name for run in runs], courses, f"{metric} (%)"),
             words=f"{metric} (%) of the shipped model over a member's own iterations, a line for "
             "each run; averages of members where there are several.",
         )
@@ -282,23 +284,30 @@ def _classes_figure(figures: Mapping[str, float], counts: Mapping[str, int], wha
         for name, place in zip(names, zip(x, y, strict=True), strict=True):
             axis.annotate(name, place, xytext=(4, 4), textcoords="offset points", fontsize="small")
     axis.set_xscale("log")
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    axis.xaxis.set_minor_locator(NullLocator())
     axis.set_ylim(0, 100)
     finish(axis, x="labeled objects in training", y=f"{what} (%)", legend=None)
     return figure
 
 
-def _overlay(runs: Sequence[Run], metric: str) -> Figure:
+def _course(results: Results, metric: str) -> list[tuple[int, float]]:
+    """The shipped model's figure after each number of a member's own iterations."""
+    final = _headline(results)
+    series = [] if final is None else results.series(final.model)
+    return [(x.t + 1, x.metrics.get(metric, math.nan)) for x in series if x.t is not None]
+
+
+def _overlay(
+    names: Sequence[str], courses: Sequence[Sequence[tuple[int, float]]], what: str
+) -> Figure:
     figure, ((axis,),) = panels(1, 1, width=8, height=4)
-    for number, run in enumerate(runs):
-        final = _headline(run.results)
-        series = [] if final is None else run.results.series(final.model)
-        points = [(x.t + 1, x.metrics.get(metric, math.nan)) for x in series if x.t is not None]
+    for number, (name, points) in enumerate(zip(names, courses, strict=True)):
         if points:
             x, y = zip(*points, strict=True)
-            axis.plot(
-                x, y, color=color(number), ls=dash(number), marker=marker(number), label=run.name
-            )
-    finish(axis, x="own iteration t (optimizer steps of one member)", y=f"{metric} (%)")
+            axis.plot(x, y, color=color(number), ls=dash(number), marker=marker(number), label=name)
+    finish(axis, x="own iteration t (optimizer steps of one member)", y=what)
     return figure
 
 

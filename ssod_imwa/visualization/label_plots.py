@@ -36,7 +36,7 @@ def labels_figure(rows: Sequence[Mapping[str, Any]], class_counts: Mapping[str, 
     _draw_course(number, rows, ["per_image"])
     finish(number, x="global step", y="labels an image")
     _draw_course(quality, rows, ["precision", "recall", "empty_images"])
-    quality.set_ylim(0, 100)
+    quality.set_ylim(-2, 102)  # lines at 0 and 100 are not hidden by the frame
     finish(quality, x="global step", y="%")
     _draw_classes(classes, last, class_counts)
     _draw_scores(scores, rows, last)

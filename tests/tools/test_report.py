@@ -3,6 +3,7 @@ from functools import partial
 
 import pytest
 
+from ssod_imwa.analysis.report import _classes_figure
 from ssod_imwa.runs.results import Evaluation, Results, write_results
 
 STEPS = 20
@@ -19,7 +20,7 @@ def evaluation(model, stage, episode, member, ap):
     return Evaluation(model, stage, episode, member, metrics, global_step=step, t=step // 2)
 
 
-def write_run(folder, *, seed=1, members=2, shift=0.0):
+def write_run(folder, *, seed=1, members=2, shift=0.0, course=True):
     """Two episodes; averages are 3 points above the mean of their members."""
     folder.mkdir()
     evaluations = [
@@ -28,7 +29,7 @@ def write_run(folder, *, seed=1, members=2, shift=0.0):
         for member in range(members)
     ]
     evaluations += [
-        evaluation("teacher", "average", 0, None, 44 + shift),
+        *([evaluation("teacher", "average", 0, None, 44 + shift)] if course else []),
         evaluation("teacher", "final", 1, None, 45 + shift),
     ]
     results = Results(
@@ -83,6 +84,26 @@ def test_several_runs_are_compared_key_by_key(report, tmp_path):
     assert '<td class="text">SOLVER.BASE_LR</td><td>0.1</td><td>0.2</td>' in page
     assert '<td class="text">SEED</td><td>1</td><td>2</td>' in page
     assert "IMWA.MEMBERS</td>" not in page  # the same in both
+
+
+OVERLAY = "a line for each run"
+
+
+@pytest.mark.parametrize("course", [True, False])
+def test_lone_final_figures_are_not_drawn_as_curves(report, tmp_path, course):
+    runs = [write_run(tmp_path / "a", course=course), write_run(tmp_path / "b", course=False)]
+    status, _, error = report(*runs, "--no-models", "--output", tmp_path / "page.html")
+    assert status == 0, error
+    assert (OVERLAY in (tmp_path / "page.html").read_text()) is course
+
+
+def test_counts_of_classes_are_plain_numbers_on_their_axis():
+    figure = _classes_figure({"cat": 1.0, "dog": 2.0}, {"cat": 2, "dog": 1200}, "AP")
+    figure.canvas.draw()
+    (axis,) = figure.axes
+    shown = [x.get_text() for x in axis.get_xticklabels() if 2 <= x.get_position()[0] <= 1200]
+    assert shown == ["2", "5", "10", "20", "50", "100", "200", "500", "1,000"]
+    assert not axis.get_xticklabels(minor=True)
 
 
 def test_models_that_are_gone_are_said_to_be(report, tmp_path):
