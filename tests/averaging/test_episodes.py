@@ -165,3 +165,24 @@ def test_episodes_have_the_lengths_that_are_given(start):
 def test_bad_lengths_are_refused(lengths, more, error, message):
     with pytest.raises(error, match=message):
         EpisodeSchedule(7, episodes=2, lengths=lengths, **more)
+
+
+@pytest.mark.parametrize(("start", "episodes"), [(0, 3), (4, 2)])
+def test_members_at_once_take_the_steps_that_they_take_in_turn(start, episodes):
+    settings = {"episodes": episodes, "members": 3, "start": start}
+    in_turn = EpisodeSchedule(11, **settings)
+    steps = [in_turn.position(g) for g in range(len(in_turn))]
+    for member in range(3):
+        schedule = EpisodeSchedule(11, **settings, only=member)
+        assert len(schedule) == 11
+        for t, position in enumerate(map(schedule.position, range(11))):
+            who = member if t >= start else 0
+            (same,) = [p for p in steps if (p.member, p.t) == (who, t)]
+            ends = {"ends_episode": same.ends_member}  # of all members at the same step
+            assert position == same._replace(global_step=t, **ends)
+            assert schedule.global_step(who, t) == t
+
+
+def test_a_member_that_is_not_there_is_refused():
+    with pytest.raises(ValueError, match=r"only = 2 is not allowed \(must be 0..M - 1 = 1\)"):
+        EpisodeSchedule(4, members=2, only=2)

@@ -198,6 +198,12 @@ def test_too_many_gpus_and_no_process_are_users_errors(monkeypatch):
         launch.launch(print, 0)
 
 
+@pytest.mark.parametrize("processes", [1, 3])
+def test_processes_that_two_members_cannot_share_are_a_users_error(processes):
+    with pytest.raises(UserError, match=r"2 members at once .* must be a multiple of 2"):
+        launch.launch(print, processes, device="cpu", members=2)
+
+
 def test_torchrun_is_recognized(monkeypatch):
     environment = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
     for name, value in {**environment, "MASTER_PORT": str(launch._free_port())}.items():

@@ -5,6 +5,7 @@ import torch
 from support import needs_fork, on_ranks
 
 from ssod_imwa.averaging.episodes import EpisodeSchedule
+from ssod_imwa.averaging.exchange import gather_nested
 from ssod_imwa.averaging.imwa import IMWA
 from ssod_imwa.averaging.outer import Outer
 from ssod_imwa.averaging.parallel import ParallelIMWA
@@ -126,3 +127,16 @@ def test_in_turn_is_the_only_order_of_imwa(tiny):
     """Ranks that say otherwise are refused."""
     with pytest.raises(ValueError, match="use ParallelIMWA"):
         IMWA(EpisodeSchedule(1), {"m": torch.nn.Linear(1, 1)}, ranks=Ranks(members=2))
+
+
+@needs_fork
+@pytest.mark.parametrize("chunk_bytes", [100, 1 << 20])
+def test_nested_states_come_whole_to_the_first_rank(tmp_path, chunk_bytes):
+    def gather(rank):
+        state = {"values": [torch.full((3,), float(rank)), (rank, "text")], "none": None}
+        return gather_nested(state, Ranks.of_run().run, chunk_bytes=chunk_bytes)
+
+    first, *others = on_ranks(3, gather, tmp_path)
+    assert others == [[], []]
+    assert [x["values"][0].tolist() for x in first] == [[r] * 3 for r in range(3)]
+    assert [x["values"][1] for x in first] == [(r, "text") for r in range(3)]

@@ -257,6 +257,17 @@ def test_no_point_comes_twice_when_an_evaluation_is_made_up_for(tmp_path):
         assert points(tmp_path) == {"AP": evaluated, "loss": list(range(end))}
 
 
+def test_curves_of_members_at_once_stand_apart_and_those_of_averages_do_not(tmp_path):
+    writer = TensorBoardWriter(tmp_path, by_member=True)
+    writer.open(0)
+    for member in (0, 1, None):
+        writer.write({"iteration": 3, "member": member, "loss": 1.0})
+    writer.close()
+    assert (
+        points(tmp_path).items() >= {"member0/loss": [3], "member1/loss": [3], "loss": [3]}.items()
+    )
+
+
 def test_a_folder_that_is_gone_is_reported_once(tmp_path, capfd):
     """TensorBoard writes in a thread, whose traceback would stand beside the line of the error."""
     folder, before = tmp_path / "run", threading.excepthook
