@@ -65,8 +65,10 @@ class Toy(Method):
 
     def losses(self, batch: torch.Tensor, t: int) -> dict[str, torch.Tensor]:
         noisy = batch + 0.1 * torch.randn_like(batch)
-        loss = (self.student(noisy) - self.teacher.model(batch).tanh()).square().mean()
-        self.mean_loss = 0.9 * self.mean_loss + 0.1 * loss.item()
+        output = self.parallel_student(noisy)
+        loss = (output - self.teacher.model(batch).tanh()).square().mean()
+        of_all_ranks = self.ranks.batch.mean(loss.detach()).item()
+        self.mean_loss = 0.9 * self.mean_loss + 0.1 * of_all_ranks
         return {"loss": loss / self.mean_loss}
 
     def state_dict(self) -> dict[str, float]:
