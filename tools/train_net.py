@@ -32,7 +32,7 @@ from typing import Any
 import ssod_imwa.interruptible  # noqa: F401 - first, for its effect
 from ssod_imwa.averaging.ranks import Ranks
 from ssod_imwa.cli import log_to_stderr, print_table, run_main, split_config_file
-from ssod_imwa.config.shared import members_at_once
+from ssod_imwa.config.averaging import members_at_once
 from ssod_imwa.engine.launch import launch
 from ssod_imwa.errors import one_line
 from ssod_imwa.runs.batch_scale import Change, scale_batch

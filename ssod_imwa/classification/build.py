@@ -39,8 +39,8 @@ from ssod_imwa.classification.models.mae import MaskedAutoencoder
 from ssod_imwa.classification.models.vit import ViTOptions
 from ssod_imwa.classification.models.weights import foreign_state, load_encoder
 from ssod_imwa.classification.models.wide_resnet import WideResNetOptions
+from ssod_imwa.config.averaging import most_episodes
 from ssod_imwa.config.options import read_options
-from ssod_imwa.config.shared import most_episodes
 from ssod_imwa.data.order import MakeOrder
 from ssod_imwa.engine.checkpoint.models import read_models
 from ssod_imwa.engine.checkpoint.packages import (

@@ -36,15 +36,8 @@ from ssod_imwa.classification.models.vit import LayerDecayOptions, ViTOptions
 from ssod_imwa.classification.models.wide_resnet import WideResNetOptions
 from ssod_imwa.classification.prediction import FlipOptions, PostHocOptions
 from ssod_imwa.classification.tracking import SnapshotOptions, TrackingOptions
-from ssod_imwa.config.options import (
-    ABOVE_0,
-    Options,
-    Section,
-    Switch,
-    Values,
-    beginning_with,
-    option,
-)
+from ssod_imwa.config.options import ABOVE_0, Options, Switch, Values, beginning_with, option
+from ssod_imwa.config.sections import Section
 from ssod_imwa.engine.checkpoint.packages import PIXEL_MEAN, PIXEL_STD
 
 Conditions = Mapping[str, Values]

@@ -48,8 +48,9 @@ from ssod_imwa.classification.tracking import (
     TrackingOptions,
 )
 from ssod_imwa.classification.training_loss import spread_over_classes, training_loss
+from ssod_imwa.config.averaging import StoreOptions
 from ssod_imwa.config.options import read_options
-from ssod_imwa.config.shared import StoreOptions, check_shared
+from ssod_imwa.config.shared import check_shared
 from ssod_imwa.data.batches import Batch
 from ssod_imwa.data.loader import (
     OnBadRecord,

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ssod_imwa.config.options import Option, Section, Values, in_words, options_by_key
+from ssod_imwa.config.options import Option, Values
+from ssod_imwa.config.sections import Section, in_words, options_by_key
 
 HEADER = """\
 # Configuration keys

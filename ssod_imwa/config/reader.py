@@ -17,10 +17,9 @@ from typing import Any, TypeGuard
 
 from fvcore.common.config import CfgNode
 
-from ssod_imwa.config.options import (
-    Option,
+from ssod_imwa.config.options import Option, Switch
+from ssod_imwa.config.sections import (
     Section,
-    Switch,
     active_sections,
     build_tree,
     options_by_key,

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from ssod_imwa.config.options import Options, Section, option
+from ssod_imwa.config.options import Options, option
+from ssod_imwa.config.sections import Section
 from ssod_imwa.detection.data.geometric_views import GeometricOptions
 from ssod_imwa.detection.data.views import StrongKindOptions, StrongOptions, ViewOptions
 from ssod_imwa.detection.detectors.options import (

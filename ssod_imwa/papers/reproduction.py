@@ -11,8 +11,8 @@ from typing import Any
 
 from fvcore.common.config import CfgNode
 
+from ssod_imwa.config.averaging import most_episodes
 from ssod_imwa.config.reader import keys, value_of
-from ssod_imwa.config.shared import most_episodes
 from ssod_imwa.engine.checkpoint.atomic import write_text
 from ssod_imwa.engine.checkpoint.output import FINAL
 from ssod_imwa.errors import ConfigError

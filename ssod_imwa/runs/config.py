@@ -11,7 +11,6 @@ from fvcore.common.config import CfgNode
 from ssod_imwa.classification import keys as classification
 from ssod_imwa.config import shared
 from ssod_imwa.config.naming import output_folder
-from ssod_imwa.config.options import active_sections, build_tree, options_by_key
 from ssod_imwa.config.reader import (
     COMMAND_LINE,
     Setting,
@@ -23,6 +22,7 @@ from ssod_imwa.config.reader import (
     text_settings,
     value_of,
 )
+from ssod_imwa.config.sections import active_sections, build_tree, options_by_key
 from ssod_imwa.config.shared import check_shared
 from ssod_imwa.detection import keys as detection
 from ssod_imwa.errors import ConfigError

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from ssod_imwa.config.averaging import StoreOptions
 from ssod_imwa.config.options import read_options
-from ssod_imwa.config.shared import StoreOptions
 from ssod_imwa.engine.cross_teaching import CrossTeachingHook
 from ssod_imwa.engine.method import Method
 from ssod_imwa.errors import ConfigError

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ssod_imwa.config.averaging import IMWAOptions, StoreOptions
 from ssod_imwa.config.options import options_of
-from ssod_imwa.config.shared import IMWAOptions, StoreOptions
 from ssod_imwa.runs.results import Model, Results, ResultsError
 
 

@@ -9,8 +9,8 @@ from fvcore.common.config import CfgNode
 from ssod_imwa.averaging.imwa import IMWA
 from ssod_imwa.averaging.outer import TO_THE_MEAN, Outer
 from ssod_imwa.averaging.parallel import ParallelIMWA
+from ssod_imwa.config.averaging import OuterOptions, StoreOptions, common_iterations
 from ssod_imwa.config.options import read_options
-from ssod_imwa.config.shared import OuterOptions, StoreOptions, common_iterations
 from ssod_imwa.engine.lawa import LawaHook
 from ssod_imwa.engine.trainer import Trainer
 from ssod_imwa.runs.schedule import build_schedule

@@ -13,7 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
-from ssod_imwa.config.shared import common_iterations
+from ssod_imwa.config.averaging import common_iterations
 from ssod_imwa.engine.checkpoint import atomic
 from ssod_imwa.errors import UserError
 

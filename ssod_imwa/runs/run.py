@@ -15,8 +15,9 @@ from fvcore.common.config import CfgNode
 from ssod_imwa.averaging.imwa import IMWA
 from ssod_imwa.averaging.parallel import ParallelIMWA
 from ssod_imwa.averaging.ranks import Ranks
+from ssod_imwa.config.averaging import members_at_once
 from ssod_imwa.config.reader import keys, value_of
-from ssod_imwa.config.shared import batch_sizes, members_at_once
+from ssod_imwa.config.shared import batch_sizes
 from ssod_imwa.config.yaml_text import parse_yaml
 from ssod_imwa.engine.checkpoint.models import check_classes, newest_model
 from ssod_imwa.engine.checkpoint.output import removed

@@ -9,8 +9,9 @@ from fvcore.common.config import CfgNode
 from ssod_imwa.averaging.episodes import EpisodeSchedule
 from ssod_imwa.averaging.lengths import lengths_by_rate
 from ssod_imwa.averaging.ranks import Ranks
+from ssod_imwa.config.averaging import common_iterations
 from ssod_imwa.config.options import read_options
-from ssod_imwa.config.shared import PartOfCosineOptions, common_iterations
+from ssod_imwa.config.shared import PartOfCosineOptions
 from ssod_imwa.engine.solver import lr_multiplier
 from ssod_imwa.errors import ConfigError
 from ssod_imwa.runs.results import Results

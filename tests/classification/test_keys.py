@@ -9,8 +9,9 @@ from ssod_imwa.classification.labelers.build import LABELERS
 from ssod_imwa.classification.losses.build import LOSSES
 from ssod_imwa.classification.methods.build import METHODS
 from ssod_imwa.classification.mixers import MIXERS
-from ssod_imwa.config.options import options_by_key, options_of
+from ssod_imwa.config.options import options_of
 from ssod_imwa.config.reader import keys
+from ssod_imwa.config.sections import options_by_key
 from ssod_imwa.detection import keys as detection
 from ssod_imwa.engine.checkpoint.packages import PIXEL_MEAN, PIXEL_STD
 from ssod_imwa.errors import ConfigError

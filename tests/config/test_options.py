@@ -4,18 +4,8 @@ from typing import Literal
 
 import pytest
 
-from ssod_imwa.config.options import (
-    ABOVE_0,
-    Options,
-    Section,
-    Switch,
-    active_sections,
-    build_tree,
-    option,
-    options_of,
-    read_options,
-    why_inactive,
-)
+from ssod_imwa.config.options import ABOVE_0, Options, Switch, option, options_of, read_options
+from ssod_imwa.config.sections import Section, active_sections, build_tree, why_inactive
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,9 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from ssod_imwa.config.options import Options, Section, option
+from ssod_imwa.config.options import Options, option
 from ssod_imwa.config.page import keys_page
+from ssod_imwa.config.sections import Section
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@ from dataclasses import dataclass
 import pytest
 from fvcore.common.config import CfgNode
 
-from ssod_imwa.config.options import Options, Section, option
+from ssod_imwa.config.options import Options, option
 from ssod_imwa.config.reader import (
     Setting,
     build_config,
@@ -11,6 +11,7 @@ from ssod_imwa.config.reader import (
     override_settings,
     value_of,
 )
+from ssod_imwa.config.sections import Section
 from ssod_imwa.errors import ConfigError
 
 

@@ -7,9 +7,10 @@ import torch
 from fvcore.common.config import CfgNode
 
 from ssod_imwa.averaging.episodes import EpisodeSchedule
-from ssod_imwa.config.options import Switch, options_by_key
+from ssod_imwa.config.options import Switch
 from ssod_imwa.config.page import keys_page
 from ssod_imwa.config.reader import Setting, build_config, keys
+from ssod_imwa.config.sections import options_by_key
 from ssod_imwa.detection import build
 from ssod_imwa.errors import ConfigError
 from ssod_imwa.runs import run

@@ -9,7 +9,7 @@ import pytest
 from support import assert_equal, final_weights, needs_fork, on_ranks
 
 from ssod_imwa.averaging.ranks import Ranks
-from ssod_imwa.config.shared import members_at_once
+from ssod_imwa.config.averaging import members_at_once
 from ssod_imwa.engine.checkpoint.atomic import load_checkpoint
 from ssod_imwa.engine.checkpoint.output import resume_files
 from ssod_imwa.engine.hooks import LRHook

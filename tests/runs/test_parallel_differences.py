@@ -8,7 +8,7 @@ import pytest
 from support import assert_equal, final_weights, needs_fork, on_ranks
 
 from ssod_imwa.averaging.ranks import Ranks
-from ssod_imwa.config.shared import members_at_once
+from ssod_imwa.config.averaging import members_at_once
 from ssod_imwa.engine.hooks import LRHook
 from ssod_imwa.runs import run
 

@@ -19,8 +19,8 @@ from ssod_imwa.classification.labelers.darp import DARP
 from ssod_imwa.classification.labelers.daso import DASO
 from ssod_imwa.classification.labelers.threshold import Threshold
 from ssod_imwa.classification.models.base import ImageClassifier
+from ssod_imwa.config.averaging import common_iterations
 from ssod_imwa.config.options import Options, option, read_options
-from ssod_imwa.config.shared import common_iterations
 from ssod_imwa.errors import ConfigError, as_config_error
 
 logger = logging.getLogger(__name__)

@@ -7,7 +7,7 @@ import copy
 from detectron2.config import CfgNode
 
 from ssod_imwa.config import shared
-from ssod_imwa.config.options import options_by_key
+from ssod_imwa.config.sections import options_by_key
 from ssod_imwa.detection import keys as detection
 
 
