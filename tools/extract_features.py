@@ -17,9 +17,11 @@ import argparse
 import logging
 from pathlib import Path
 
+import ssod_imwa.interruptible  # noqa: F401 - first, for its effect
+
+# isort: split
 import torch
 
-import ssod_imwa.interruptible  # noqa: F401 - first, for its effect
 from ssod_imwa.classification.data.catalog import load_images
 from ssod_imwa.classification.data.feature_sets import write_features
 from ssod_imwa.classification.extraction import (
@@ -29,6 +31,7 @@ from ssod_imwa.classification.extraction import (
     view_features,
 )
 from ssod_imwa.cli import run_main
+from ssod_imwa.errors import UserError
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -59,17 +62,26 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def _options(arguments: argparse.Namespace) -> FeatureOptions:
+    try:
+        return FeatureOptions(
+            size=arguments.size,
+            mirror=not (arguments.no_mirror or arguments.test),
+            strong=0 if arguments.test else arguments.strong,
+            seed=arguments.seed,
+            precision="bfloat16" if arguments.bfloat16 else "float32",
+        )
+    except ValueError as error:
+        raise UserError(f"--{error}") from error
+
+
 def main() -> None:
     """Extract one view after the other."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     arguments = parse_arguments()
-    options = FeatureOptions(
-        size=arguments.size,
-        mirror=not (arguments.no_mirror or arguments.test),
-        strong=0 if arguments.test else arguments.strong,
-        seed=arguments.seed,
-        precision="bfloat16" if arguments.bfloat16 else "float32",
-    )
+    options = _options(arguments)
+    if arguments.output.exists():
+        raise UserError(f"{arguments.output} exists (it is not overwritten; name another file)")
     dataset = load_images(arguments.name, root=arguments.root, in_memory=True)
     model = package_network(arguments.weights, options)
     views = []

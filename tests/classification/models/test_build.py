@@ -24,6 +24,7 @@ def test_the_models_are_those_of_the_papers():
         "cifar_resnet32",
         "cifar_resnet44",
         "cifar_resnet56",
+        "feature_head",
         "resnet101",
         "resnet12",
         "resnet152",
@@ -62,8 +63,8 @@ def test_names_give_networks_of_the_published_size(name, classes, millions):
     assert round(sum(p.numel() for p in model.parameters()) / 1e6, 3) == millions
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_every_model_keeps_the_contract(name):
+@pytest.mark.parametrize("name", [name for name in MODELS if name != "feature_head"])
+def test_every_network_of_images_keeps_the_contract(name):
     with torch.device("meta"):
         model = build(name)
         size = SIZES.get(name, 64)
