@@ -31,7 +31,7 @@ def losses(cfg):
 
 
 @pytest.mark.parametrize("rule", ["other", pytest.param("agree", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("kind", ["detection", "fixmatch"])
+@pytest.mark.parametrize("kind", [pytest.param("detection", marks=pytest.mark.slow), "fixmatch"])
 def test_other_labels_come_with_the_second_episode(configs, kind, rule):
     plain = configs[kind](*TWO, output="plain")
     taught = configs[kind](*TWO, "IMWA.CROSS_TEACH", rule, output="taught")

@@ -30,7 +30,7 @@ BLOCK = {
             ("IMWA.MEMBER_OVERRIDES", [BLOCK, {}], "IMWA.START", 0.25, "IMWA.BN", "recompute"),
             marks=pytest.mark.slow,
         ),
-        ("IMWA.CROSS_TEACH", "other"),
+        pytest.param(("IMWA.CROSS_TEACH", "other"), marks=pytest.mark.slow),
         pytest.param(("IMWA.CROSS_TEACH", "agree", "IMWA.START", 0.25), marks=pytest.mark.slow),
     ],
 )
