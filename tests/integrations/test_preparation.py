@@ -89,5 +89,5 @@ def test_our_lines_are_in_their_log(project, tmp_path):
         project.IMWAHook(12, members=2, episodes=3).register(trainer)
         trainer.train()
     lines = (tmp_path / "log.txt").read_text().splitlines()
-    ours = [line for line in lines if "ssod_imwa.averaging.imwa INFO: IMWA: 2 members" in line]
+    ours = [x for x in lines if " ssod_imwa.averaging." in x and "INFO: IMWA: 2 members" in x]
     assert len(ours) == 2
