@@ -81,7 +81,9 @@ def test_members_that_differ_in_nothing_are_members_without_overrides(configs, k
     assert_equal(final_weights(plain), final_weights(same))
 
 
-@pytest.mark.parametrize("kind", BLOCKS)
+@pytest.mark.parametrize(
+    "kind", [pytest.param("detection", marks=pytest.mark.slow), "classification", "fixmatch"]
+)
 def test_members_that_differ_are_runs_of_their_own(configs, kind):
     blocks = [{}, BLOCKS[kind]]
     settings = ("IMWA.MEMBERS", 2, "IMWA.MEMBER_OVERRIDES", blocks)

@@ -97,7 +97,8 @@ def test_one_episode_is_the_mean_of_separate_runs(config):
         pytest.param("unbiased_teacher", 1, marks=pytest.mark.slow),
         ("unbiased_teacher", 3),  # the first step of the second member
         pytest.param("unbiased_teacher", 5, marks=pytest.mark.slow),
-        ("dense_teacher", 5),  # the first member's second one on dense labels
+        # The first member's second step on dense labels.
+        pytest.param("dense_teacher", 5, marks=pytest.mark.slow),
         # The middle of the second episode's first member.
         pytest.param("mean_teacher", 4, marks=pytest.mark.slow),
         pytest.param("soft_teacher", 4, marks=pytest.mark.slow),
