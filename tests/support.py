@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import os
+import signal
 import traceback
 from contextlib import contextmanager
 
@@ -12,7 +13,9 @@ import torch.nn.functional as F
 
 from ssod_imwa.detection.detectors.options import FasterRCNNOptions
 from ssod_imwa.engine import launch
+from ssod_imwa.engine.hooks import LRHook
 from ssod_imwa.engine.trainer import HookBase
+from ssod_imwa.runs import run
 from ssod_imwa.runs.trained import read_trained
 
 # Forked ranks start at once, where spawned ones import torch for seconds. A process that has
@@ -64,6 +67,29 @@ class SaveAt(HookBase):
     def read(self):
         self.file.seek(0)
         return torch.load(self.file, weights_only=True)
+
+
+@contextmanager
+def stopped_in(step, *, rank=None):
+    """Runs get SIGTERM in a step, counted from 0 since here: on every rank, or on one."""
+    before_step, seen = LRHook.before_step, []
+
+    def interrupted(hook):
+        before_step(hook)
+        seen.append(hook.trainer.iter)
+        if len(seen) == step + 1 and rank in (None, hook.trainer.ranks.run.rank):
+            signal.raise_signal(signal.SIGTERM)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LRHook, "before_step", interrupted)
+        yield
+
+
+def train_in_parts(cfg, stop):
+    """Train a run that gets SIGTERM in a step and is resumed."""
+    with stopped_in(stop):
+        assert run.train(cfg) == 128 + signal.SIGTERM
+    assert run.train(cfg, resume_from=True) == 0
 
 
 def final_weights(cfg):

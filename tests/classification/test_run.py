@@ -1,20 +1,18 @@
 """Whole classification runs, on long-tailed digits with tiny networks."""
 
 import os
-import signal
 from dataclasses import replace
 
 import pytest
 import torch
 from fvcore.nn import FlopCountAnalysis
-from support import assert_equal, final_weights, mean_of
+from support import assert_equal, final_weights, mean_of, train_in_parts
 
 from ssod_imwa.averaging.episodes import EpisodeSchedule
 from ssod_imwa.classification import build, task
 from ssod_imwa.classification.data.subsets import balanced_subset
 from ssod_imwa.classification.export import trained_classifier
 from ssod_imwa.engine.checkpoint.models import read_models
-from ssod_imwa.engine.hooks import LRHook
 from ssod_imwa.errors import ConfigError, DataError, UserError
 from ssod_imwa.runs import run
 from ssod_imwa.runs.open import open_task
@@ -105,22 +103,12 @@ def test_a_merged_model_costs_what_one_costs(config):
     assert costs[0] == costs[1]
 
 
-def test_a_stopped_and_resumed_run_equals_one_that_never_stopped(config, monkeypatch):
+def test_a_stopped_and_resumed_run_equals_one_that_never_stopped(config):
     settings = ("IMWA.MEMBERS", 2, "IMWA.EPISODES", 2, "CLS.MIX.KIND", "mfw")
     settings += ("CLS.MIX.LAYERS", ["layer3"], "CLS.EMA_DECAY", 0.9)
     whole, parts = config(*settings, output="whole"), config(*settings, output="parts")
     run.train(whole)
-    before_step = LRHook.before_step
-
-    def interrupted(hook):
-        before_step(hook)
-        if hook.trainer.iter == 3:
-            signal.raise_signal(signal.SIGTERM)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(LRHook, "before_step", interrupted)
-        assert run.train(parts) == 128 + signal.SIGTERM
-    assert run.train(parts, resume_from=True) == 0
+    train_in_parts(parts, 3)
     assert_equal(final_weights(whole), final_weights(parts))
     first, second = (read_results(cfg.OUTPUT_DIR).evaluations for cfg in (whole, parts))
     assert str(first) == str(second)

@@ -3,15 +3,13 @@
 import json
 import math
 import re
-import signal
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from support import assert_equal, final_weights
+from support import assert_equal, final_weights, train_in_parts
 
-from ssod_imwa.engine.hooks import LRHook
 from ssod_imwa.runs import run
 from ssod_imwa.runs.advice import numbers_in
 from ssod_imwa.runs.advice_hooks import AverageLossHook, MemberLossHook
@@ -133,22 +131,12 @@ def test_the_rate_is_a_share_of_the_highest_so_far(short):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stop", [3, 5])
-def test_a_resumed_run_says_what_one_that_never_stopped_says(short, monkeypatch, caplog, stop):
+def test_a_resumed_run_says_what_one_that_never_stopped_says(short, caplog, stop):
     """Stopped in the second member of the first episode, or in the second episode."""
     settings = ("IMWA.ADVISE", 10, "IMWA.EPISODES", 2)
     whole, parts = short(*settings, output="whole"), short(*settings, output="parts")
     run.train(whole)
-    before_step = LRHook.before_step
-
-    def interrupted(hook):
-        before_step(hook)
-        if hook.trainer.iter == stop:
-            signal.raise_signal(signal.SIGTERM)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(LRHook, "before_step", interrupted)
-        assert run.train(parts) == 128 + signal.SIGTERM
-    run.train(parts, resume_from=True)
+    train_in_parts(parts, stop)
     assert len(numbers_in(rows(whole))) == 2
     assert rows(parts) == rows(whole)
     assert_equal(final_weights(parts), final_weights(whole))

@@ -2,15 +2,13 @@
 
 import json
 import math
-import signal
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from support import assert_equal, final_weights
+from support import assert_equal, final_weights, train_in_parts
 
-from ssod_imwa.engine.hooks import LRHook
 from ssod_imwa.errors import ConfigError
 from ssod_imwa.runs import run
 from ssod_imwa.runs.results import read_results
@@ -92,22 +90,12 @@ LATE = ("IMWA.START", 0.6, "SOLVER.MAX_ITER", 5, "SOLVER.OPTIMIZER", "AdamW")
         pytest.param((*DILOCO, "IMWA.MEMBERS", 1), 3, marks=pytest.mark.slow),
     ],
 )
-def test_a_resumed_run_equals_one_that_never_stopped(config, monkeypatch, changes, stop):
+def test_a_resumed_run_equals_one_that_never_stopped(config, changes, stop):
     settings = (*IMWA, *changes)
     whole = config(*settings, output="whole")
     parts = config(*settings, output="parts")
     run.train(whole)
-    before_step = LRHook.before_step
-
-    def interrupted(hook):
-        before_step(hook)
-        if hook.trainer.iter == stop:
-            signal.raise_signal(signal.SIGTERM)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(LRHook, "before_step", interrupted)
-        assert run.train(parts) == 128 + signal.SIGTERM
-    assert run.train(parts, resume_from=True) == 0
+    train_in_parts(parts, stop)
     assert_equal(final_weights(whole), final_weights(parts))
     assert rows(whole) == rows(parts)
     first, second = (read_results(cfg.OUTPUT_DIR).evaluations for cfg in (whole, parts))

@@ -1,14 +1,12 @@
 """Members that label for each other: IMWA.CROSS_TEACH."""
 
 import json
-import signal
 from functools import partial
 from pathlib import Path
 
 import pytest
-from support import assert_equal, final_weights
+from support import assert_equal, final_weights, train_in_parts
 
-from ssod_imwa.engine.hooks import LRHook
 from ssod_imwa.errors import ConfigError
 from ssod_imwa.runs import run
 from ssod_imwa.runs.config import load_config
@@ -50,24 +48,14 @@ def test_other_labels_come_with_the_second_episode(configs, kind, rule):
         pytest.param("detection", 6, marks=pytest.mark.slow),
     ],
 )
-def test_a_stopped_and_resumed_run_equals_one_that_never_stopped(configs, monkeypatch, kind, stop):
+def test_a_stopped_and_resumed_run_equals_one_that_never_stopped(configs, kind, stop):
     settings = (*TWO, "IMWA.CROSS_TEACH", "other")
     whole, parts = (
         configs[kind](*settings, output="whole"),
         configs[kind](*settings, output="parts"),
     )
     run.train(whole)
-    before_step = LRHook.before_step
-
-    def interrupted(hook):
-        before_step(hook)
-        if hook.trainer.iter == stop:
-            signal.raise_signal(signal.SIGTERM)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(LRHook, "before_step", interrupted)
-        assert run.train(parts) == 128 + signal.SIGTERM
-    assert run.train(parts, resume_from=True) == 0
+    train_in_parts(parts, stop)
     assert_equal(final_weights(whole), final_weights(parts))
     assert losses(whole) == losses(parts)
 

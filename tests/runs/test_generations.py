@@ -1,17 +1,15 @@
 """Runs of two generations on digits."""
 
 import json
-import signal
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from fvcore.common.config import CfgNode
-from support import assert_equal, final_weights
+from support import assert_equal, final_weights, train_in_parts
 
 from ssod_imwa.averaging.ranks import Ranks
-from ssod_imwa.engine.hooks import LRHook
 from ssod_imwa.errors import CheckpointError, ConfigError
 from ssod_imwa.runs import generations, run
 from ssod_imwa.runs.generations import all_generations
@@ -59,22 +57,11 @@ def test_generations_begin_anew_on_more_labels(config):
 
 
 @pytest.mark.parametrize("step", [3, 11])
-def test_a_run_goes_on_in_any_generation_bit_for_bit(config, monkeypatch, step):
+def test_a_run_goes_on_in_any_generation_bit_for_bit(config, step):
     """Of 16 global steps, 8 a generation; both steps are in the middle of a member's part."""
     whole, parts = config(output="whole"), config(output="parts")
     run.train(whole)
-    before_step, seen = LRHook.before_step, []
-
-    def interrupted(hook):
-        before_step(hook)
-        seen.append(hook.trainer.iter)
-        if len(seen) == step + 1:
-            signal.raise_signal(signal.SIGTERM)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(LRHook, "before_step", interrupted)
-        assert run.train(parts) == 128 + signal.SIGTERM
-    assert run.train(parts, resume_from=True) == 0
+    train_in_parts(parts, step)
     assert_equal(final_weights(whole), final_weights(parts))
 
 

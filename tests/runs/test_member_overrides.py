@@ -1,15 +1,13 @@
 """Members that differ: IMWA.MEMBER_OVERRIDES."""
 
 import json
-import signal
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from support import assert_equal, final_weights, mean_of
+from support import assert_equal, final_weights, mean_of, train_in_parts
 
-from ssod_imwa.engine.hooks import LRHook
 from ssod_imwa.errors import ConfigError
 from ssod_imwa.papers.reproduction import scaled
 from ssod_imwa.runs import run
@@ -121,24 +119,12 @@ def test_in_the_common_part_the_settings_of_the_run_hold(configs):
 @pytest.mark.parametrize(
     "kind", ["classification", pytest.param("detection", marks=pytest.mark.slow)]
 )
-def test_a_run_stopped_in_the_middle_of_member_1_goes_on_as_if_nothing_was(
-    configs, kind, monkeypatch
-):
+def test_a_run_stopped_in_the_middle_of_member_1_goes_on_as_if_nothing_was(configs, kind):
     settings = ("IMWA.MEMBERS", 2, "IMWA.EPISODES", 2, "IMWA.MEMBER_OVERRIDES", [{}, BLOCKS[kind]])
     whole = configs[kind](*settings, output="whole")
     parts = configs[kind](*settings, output="parts")
     run.train(whole)
-    before_step = LRHook.before_step
-
-    def interrupted(hook):
-        before_step(hook)
-        if hook.trainer.iter == 2:  # the first of two steps of member 1
-            signal.raise_signal(signal.SIGTERM)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(LRHook, "before_step", interrupted)
-        assert run.train(parts) == 128 + signal.SIGTERM
-    assert run.train(parts, resume_from=True) == 0
+    train_in_parts(parts, 2)  # the first of two steps of member 1
     assert_equal(final_weights(whole), final_weights(parts))
 
 

@@ -1,18 +1,16 @@
 """Runs whose members are trained at once, on forked ranks, against runs of members in turn."""
 
 import json
-import signal
 import tempfile
 from pathlib import Path
 
 import pytest
-from support import assert_equal, final_weights, needs_fork, on_ranks
+from support import assert_equal, final_weights, needs_fork, on_ranks, stopped_in
 
 from ssod_imwa.averaging.ranks import Ranks
 from ssod_imwa.config.averaging import members_at_once
 from ssod_imwa.engine.checkpoint.atomic import load_checkpoint
 from ssod_imwa.engine.checkpoint.output import resume_files
-from ssod_imwa.engine.hooks import LRHook
 from ssod_imwa.errors import CheckpointError, ConfigError
 from ssod_imwa.runs import run
 from ssod_imwa.runs.results import read_results
@@ -74,26 +72,11 @@ def assert_same_run(first, second):
     assert rows(first) == rows(second)
 
 
-def stop_after(monkeypatch, step, rank):
-    """Have one rank get SIGTERM in a global step."""
-    before_step = LRHook.before_step
-
-    def interrupted(hook):
-        before_step(hook)
-        if hook.trainer.iter == step and hook.trainer.ranks.run.rank == rank:
-            signal.raise_signal(signal.SIGTERM)
-
-    monkeypatch.setattr(LRHook, "before_step", interrupted)
-
-
-def test_two_members_on_two_ranks_equal_those_in_turn_and_resume_to_the_same(
-    config, train, monkeypatch
-):
+def test_two_members_on_two_ranks_equal_those_in_turn_and_resume_to_the_same(config, train):
     in_turn = config("TEST.EVAL_PERIOD", 1, output="turn")
     at_once = config("TEST.EVAL_PERIOD", 1, "IMWA.PARALLEL", True, output="once")
     assert run.train(in_turn) == 0
-    with monkeypatch.context() as patch:
-        stop_after(patch, step=2, rank=1)
+    with stopped_in(2, rank=1):
         assert train(at_once, 2) == [143, 143]
     assert list(resume_files(at_once.OUTPUT_DIR)) == [2, 1]
     assert train(at_once, 2, resume_from=True) == [0, 0]
@@ -102,7 +85,7 @@ def test_two_members_on_two_ranks_equal_those_in_turn_and_resume_to_the_same(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stop", [0, 3])
-def test_a_common_part_is_the_same_and_resumes_on_four_ranks(config, train, monkeypatch, stop):
+def test_a_common_part_is_the_same_and_resumes_on_four_ranks(config, train, stop):
     """Two ranks a member against two ranks in turn; stopped at its end and in the common part."""
     settings = (
         "IMWA.START",
@@ -115,8 +98,7 @@ def test_a_common_part_is_the_same_and_resumes_on_four_ranks(config, train, monk
     in_turn = config(*settings, output="turn")
     at_once = config(*settings, "IMWA.PARALLEL", True, output="once")
     assert train(in_turn, 2) == [0, 0]
-    with monkeypatch.context() as patch:
-        stop_after(patch, step=stop, rank=3)
+    with stopped_in(stop, rank=3):
         assert train(at_once, 4) == [143] * 4
     assert train(at_once, 4, resume_from=True) == [0] * 4
     assert_same_run(in_turn, at_once)
@@ -178,15 +160,14 @@ def test_ranks_that_train_members_in_turn_are_refused(config):
 
 
 @pytest.mark.slow
-def test_members_that_differ_and_label_for_each_other_do_so_at_once(config, train, monkeypatch):
+def test_members_that_differ_and_label_for_each_other_do_so_at_once(config, train):
     """With every other way to average; stopped in the second episode."""
     settings = ("IMWA.CROSS_TEACH", "other", "IMWA.LAWA", 2, "IMWA.OUTER.LR", 0.5)
     settings += ("IMWA.MEMBER_OVERRIDES", "[{}, {SOLVER.BASE_LR: 0.005}]")
     in_turn = config(*settings, output="turn")
     at_once = config(*settings, "IMWA.PARALLEL", True, output="once")
     assert run.train(in_turn) == 0
-    with monkeypatch.context() as patch:
-        stop_after(patch, step=2, rank=0)
+    with stopped_in(2, rank=0):
         assert train(at_once, 2) == [143, 143]
     assert train(at_once, 2, resume_from=True) == [0, 0]
     assert_same_run(in_turn, at_once)

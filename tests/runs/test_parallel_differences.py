@@ -1,15 +1,13 @@
 """Members that differ, or label for each other, trained at once instead of in turn."""
 
-import signal
 import tempfile
 from pathlib import Path
 
 import pytest
-from support import assert_equal, final_weights, needs_fork, on_ranks
+from support import assert_equal, final_weights, needs_fork, on_ranks, stopped_in
 
 from ssod_imwa.averaging.ranks import Ranks
 from ssod_imwa.config.averaging import members_at_once
-from ssod_imwa.engine.hooks import LRHook
 from ssod_imwa.runs import run
 
 pytestmark = [needs_fork, pytest.mark.usefixtures("one_thread")]
@@ -35,7 +33,7 @@ BLOCK = {
     ],
 )
 def test_two_ranks_train_what_one_trains_in_turn_and_resume_to_the_same(
-    digits_fixmatch_config, tmp_path, monkeypatch, settings
+    digits_fixmatch_config, tmp_path, settings
 ):
     common = ("IMWA.MEMBERS", 2, "IMWA.EPISODES", 3, "SOLVER.MAX_ITER", 8, "CLS.EMA_DECAY", 0.9)
     in_turn = digits_fixmatch_config(*common, *settings, output="in_turn")
@@ -49,15 +47,7 @@ def test_two_ranks_train_what_one_trains_in_turn_and_resume_to_the_same(
 
         return on_ranks(2, work, Path(tempfile.mkdtemp(dir=tmp_path)))
 
-    before_step = LRHook.before_step
-
-    def interrupted(hook):
-        before_step(hook)
-        if hook.trainer.iter == 6:  # inside the last episode
-            signal.raise_signal(signal.SIGTERM)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(LRHook, "before_step", interrupted)
+    with stopped_in(6):  # inside the last episode
         assert train() == [143, 143]
     assert train(resume_from=True) == [0, 0]
     assert_equal(final_weights(in_turn), final_weights(at_once))

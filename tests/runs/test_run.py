@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support import assert_equal, final_weights, mean_of
+from support import assert_equal, final_weights, mean_of, train_in_parts
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from ssod_imwa.averaging.episodes import EpisodeSchedule
@@ -104,24 +104,14 @@ def test_one_episode_is_the_mean_of_separate_runs(config):
         pytest.param("soft_teacher", 4, marks=pytest.mark.slow),
     ],
 )
-def test_a_stopped_and_resumed_run_equals_one_that_never_stopped(config, monkeypatch, method, stop):
+def test_a_stopped_and_resumed_run_equals_one_that_never_stopped(config, method, stop):
     settings = ("SSOD.ALGORITHM", method, "IMWA.MEMBERS", 2, "IMWA.EPISODES", 2)
     settings += ("SOLVER.OPTIMIZER", "AdamW")
     if method == "soft_teacher":
         settings += DRAWN
     whole, parts = config(*settings, output="whole"), config(*settings, output="parts")
     run.train(whole)
-    before_step = LRHook.before_step
-
-    def interrupted(hook):
-        before_step(hook)
-        if hook.trainer.iter == stop:
-            signal.raise_signal(signal.SIGTERM)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(LRHook, "before_step", interrupted)
-        assert run.train(parts) == 128 + signal.SIGTERM
-    assert run.train(parts, resume_from=True) == 0
+    train_in_parts(parts, stop)
     assert_equal(final_weights(whole), final_weights(parts))
     assert rows(whole) == rows(parts)
     first, second = (read_results(cfg.OUTPUT_DIR).evaluations for cfg in (whole, parts))
@@ -298,21 +288,11 @@ def test_members_are_evaluated_by_their_own_iterations(config):
     ]
 
 
-def test_a_resumed_run_has_the_same_evaluations(config, monkeypatch):
+def test_a_resumed_run_has_the_same_evaluations(config):
     settings = ("TEST.EVAL_PERIOD", 1, "SOLVER.MAX_ITER", 4)
     whole, parts = config(*settings, output="whole"), config(*settings, output="parts")
     run.train(whole)
-    before_step = LRHook.before_step
-
-    def interrupted(hook):
-        before_step(hook)
-        if hook.trainer.iter == 2:
-            signal.raise_signal(signal.SIGTERM)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(LRHook, "before_step", interrupted)
-        assert run.train(parts) == 128 + signal.SIGTERM
-    assert run.train(parts, resume_from=True) == 0
+    train_in_parts(parts, 2)
     first, second = (read_results(cfg.OUTPUT_DIR) for cfg in (whole, parts))
     assert str(first.evaluations) == str(second.evaluations)
     assert str(first.summary()) == str(second.summary())
