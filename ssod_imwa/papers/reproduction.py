@@ -198,12 +198,13 @@ class Reproduction:
         return {key: results for key, results in finished_runs.items() if results is not None}
 
     def caption(self, seeds: Sequence[int]) -> str:
-        """What is in the table, and how far it is from the paper."""
+        """What is in the table, how far it is from the paper, and its note."""
         numbers = ", ".join(map(str, seeds))
         schedule = "" if self.scale == 1 else f", {self.scale:g} times the schedule"
         pairs = zip(self.overrides[::2], self.overrides[1::2], strict=False)
         settings = "".join(f", {key} = {value}" for key, value in pairs if key not in FREE_KEYS)
-        return f"{self.table.title} (ours: seed {numbers}{schedule}{settings})"
+        note = f". {self.table.note}" if self.table.note else ""
+        return f"{self.table.title} (ours: seed {numbers}{schedule}{settings}){note}"
 
     def config(self, run: Run, seed: int) -> CfgNode:
         """The configuration of a run, before it is scaled."""

@@ -4,6 +4,7 @@ A table is a YAML file below `configs/tables`::
 
     title: CIFAR-10-LT, ratio 100
     metrics: [top1]                        # optional
+    note: Rates were chosen on ...         # optional, stands under the title
     overrides: {TEST.EVAL_EPISODES: 0}       # optional, for all runs
     runs:
       stage1: {config: ../cifar10_lt/cross_entropy.yaml}
@@ -96,6 +97,7 @@ class Table:
         metrics: columns.
         runs: by name, in the file's order.
         rows: at least one.
+        note: what a reader of its numbers has to know, such as where rates were chosen.
     """
 
     path: Path
@@ -103,6 +105,7 @@ class Table:
     metrics: tuple[str, ...]
     runs: Mapping[str, Run]
     rows: tuple[Row, ...]
+    note: str = ""
 
 
 def read_table(path: str | Path) -> Table:
@@ -114,7 +117,8 @@ def read_table(path: str | Path) -> Table:
     """
     path = Path(path)
     tree = _load(path)
-    _check_keys(tree, path, "", required=("title", "runs", "rows"), other=("metrics", "overrides"))
+    other = ("metrics", "note", "overrides")
+    _check_keys(tree, path, "", required=("title", "runs", "rows"), other=other)
     metrics = tuple(_typed(tree, "metrics", list, path, "") or METRICS)
     for metric in metrics:
         _check_metric(metric, path)
@@ -130,7 +134,8 @@ def read_table(path: str | Path) -> Table:
         _read_row(row, i, runs, metrics, path)
         for i, row in enumerate(_typed(tree, "rows", list, path, ""))
     )
-    table = Table(path, str(tree["title"]), metrics, runs, rows)
+    note = _typed(tree, "note", str, path, "") or ""
+    table = Table(path, str(tree["title"]), metrics, runs, rows, note)
     _check_rows(table)
     _in_order(table, runs)
     return table

@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[2]
 
 TABLE = f"""
 title: Digits
+note: Two steps are too few.
 metrics: [top1, h_mean]
 overrides:
   CLS.SCHEDULE.EPOCHS: 0
@@ -58,7 +59,7 @@ def test_trains_what_rows_need_once_and_prints_the_table(reproduce, monkeypatch,
     assert changed == {"classifier"}
     top1 = [results.headline().metrics["top1"] for results in (first, second)]
     lines = out.splitlines()
-    assert lines[0] == "Digits (ours: seed 1)"
+    assert lines[0] == "Digits (ours: seed 1). Two steps are too few."
     assert (
         lines[2]
         == "| method | top1, paper | top1 | gain in top1 ± s.e. | h_mean | seeds | source |"
