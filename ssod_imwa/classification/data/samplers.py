@@ -27,7 +27,7 @@ from ssod_imwa.engine.seeding import counted_generator
 
 @dataclass(frozen=True)
 class ClassSamplerOptions(Options):
-    """Of the sampler that draws classes equally."""
+    """Of the samplers that draw classes equally, always or in every other batch."""
 
     per_draw: int = option(1, "images in a row of one class; cRT, MiSLAS and BTM have 4", low=1)
 
@@ -80,8 +80,9 @@ def class_sampler(
     Args:
         name: "instance": shuffled passes over all images, each once per pass. "class": every class
             equally often, see `ClassAwareStream`. "square_root", "progressive", "reversed":
-            independent draws, see `ClassDraws`. "balanced_subset": shuffled passes over images
-            that are the member's own, see `member_positions`.
+            independent draws, see `ClassDraws`. "alternating": a batch of "instance", then one of
+            "class". "balanced_subset": shuffled passes over images that are the member's own, see
+            `member_positions`.
         labels: int (N,), 0..C-1.
         classes: C; each needs an image.
         batch_size: B, images of the global batch.
@@ -274,6 +275,32 @@ class ClassAwareStream(Order):
         return int(self._groups[c][self._images[c][number + steps]])
 
 
+class Alternating(Order):
+    """Batches of several orders by turns: batch t is number t // K of order t % K.
+
+    One run then sees the mixture that members with a sampler each see together: the control of
+    members that differ.
+
+    Args:
+        orders: K of them, at least one, of one batch size.
+    """
+
+    def __init__(self, *orders: Order) -> None:
+        self.batch_size = orders[0].batch_size
+        self._orders = orders
+
+    def batch(self, t: int) -> list[int]:
+        """Positions in the data set of batch t."""
+        _check_iteration(t)
+        number, turn = divmod(t, len(self._orders))
+        return self._orders[turn].batch(number)
+
+    def successor(self, t: int, slot: int, steps: int) -> int:
+        """As the order says whose turn it is."""
+        number, turn = divmod(t, len(self._orders))
+        return self._orders[turn].successor(number, slot, steps)
+
+
 def _instance(source: Source, options: Options) -> Order:
     return BatchStream([np.arange(len(source.labels))], source.batch_size, **source.counts)
 
@@ -281,6 +308,10 @@ def _instance(source: Source, options: Options) -> Order:
 def _class_aware(source: Source, options: ClassSamplerOptions) -> Order:
     images = (source.labels, source.classes, source.batch_size)
     return ClassAwareStream(*images, per_draw=options.per_draw, **source.counts)
+
+
+def _alternating(source: Source, options: ClassSamplerOptions) -> Order:
+    return Alternating(_instance(source, options), _class_aware(source, options))
 
 
 def _by_powers(first: float, last: float) -> Callable[[Source, Options], Order]:
@@ -313,6 +344,7 @@ SAMPLERS: dict[str, Sampler] = {
     "square_root": Sampler(_by_powers(0.5, 0.5)),
     "progressive": Sampler(_by_powers(1, 0)),
     "reversed": Sampler(_by_powers(-1, -1)),
+    "alternating": Sampler(_alternating, ClassSamplerOptions),
     SUBSET: Sampler(_subset, SubsetOptions),
 }
 
@@ -323,8 +355,8 @@ class SamplerChoice(Options):
 
     name: str = option(
         "instance",
-        "how often classes are drawn: as often as they occur, equally, ..., or from images of each "
-        "class that are the member's own",
+        "how often classes are drawn: as often as they occur, equally, ..., the two by turns, or "
+        "from images of each class that are the member's own",
         choices=tuple(SAMPLERS),
     )
 

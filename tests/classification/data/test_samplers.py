@@ -14,7 +14,15 @@ from ssod_imwa.classification.data.samplers import (
 )
 from ssod_imwa.errors import DataError
 
-STRATEGIES = ["instance", "class", "square_root", "progressive", "reversed", "balanced_subset"]
+STRATEGIES = [
+    "instance",
+    "class",
+    "square_root",
+    "progressive",
+    "reversed",
+    "alternating",
+    "balanced_subset",
+]
 COUNTS = [64, 16, 4]
 LABELS = np.random.default_rng(0).permutation(np.repeat([0, 1, 2], COUNTS))
 
@@ -83,7 +91,8 @@ def test_successors_are_like_the_image_they_stand_in_for(strategy):
             assert source.successor(t, slot, 0) == index
             others = [source.successor(t, slot, steps) for steps in range(1, 4)]
             assert len({index, *others}) > 1
-            if strategy not in ("instance", "balanced_subset"):
+            by_turns = strategy == "alternating" and t % 2 == 0
+            if strategy not in ("instance", "balanced_subset") and not by_turns:
                 assert {LABELS[other] for other in others} == {LABELS[index]}
 
 
@@ -202,6 +211,16 @@ def test_progressive_balance_begins_with_instances_and_ends_with_classes():
         shares = class_shares(source, first, first + 40)
         # The probabilities move by less than 0.02 within these 40 iterations.
         assert (np.abs(shares - expected) < tolerance(expected, 8000) + 0.02).all()
+
+
+def test_alternating_is_every_batch_of_both_samplers_by_turns():
+    both = sampler("alternating", options=ClassSamplerOptions(per_draw=2))
+    instance, balanced = sampler("instance"), sampler("class", options=ClassSamplerOptions(2))
+    for t in range(20):
+        assert both.batch(2 * t) == instance.batch(t)
+        assert both.batch(2 * t + 1) == balanced.batch(t)
+        assert both.successor(2 * t, 3, 1) == instance.successor(t, 3, 1)
+        assert both.successor(2 * t + 1, 3, 1) == balanced.successor(t, 3, 1)
 
 
 def test_images_within_a_class_are_equally_likely():
