@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import math
 from collections.abc import Sequence
@@ -184,6 +185,9 @@ class Reproduction:
         for number, (run, seed) in enumerate(wanted, start=1):
             logger.info("run %d of %d: %s, seed %d", number, len(wanted), run.name, seed)
             status = self._train_run(run, seed)
+            # A run's data are in circles of hooks and trainers, which are small in number and so
+            # stay uncollected: a hundred runs on cached features came to 12 GiB.
+            gc.collect()
             if status:
                 return status
         return 0

@@ -1,4 +1,6 @@
+import gc
 import signal
+import weakref
 from functools import partial
 from pathlib import Path
 
@@ -93,6 +95,29 @@ def trained(monkeypatch):
         reproduction, "train", lambda cfg, **options: configurations.append(cfg) or 0
     )
     return configurations
+
+
+def test_nothing_of_a_run_stays_in_memory_when_the_next_one_begins(reproduce, monkeypatch):
+    alive = []
+
+    class Data:
+        pass
+
+    def train(cfg, **options):
+        alive.append(sum(data() is not None for data in references))
+        data = Data()
+        data.itself = data
+        references.append(weakref.ref(data))
+        return 0
+
+    references = []
+    monkeypatch.setattr(reproduction, "train", train)
+    gc.disable()
+    try:
+        reproduce("--rows", "CE", "--seeds", 1, 2, 3)
+    finally:
+        gc.enable()
+    assert alive == [0, 0, 0]
 
 
 def test_scale_shortens_every_run_in_a_folder_of_its_own(reproduce, trained, tmp_path):
