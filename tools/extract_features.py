@@ -3,11 +3,13 @@
 
 Each image is seen in its plain view, mirrored, and in a bank of strong views (RandAugment and
 Cutout of the stored image, then resized). DATASETS.TRAIN "['features:FILE']" with CLS.MODEL.NAME
-feature_head trains on them. Pixels are what the package's network was trained on.
+feature_head trains on them; with --stages K, the maps of the first K stages, feature_tail trains
+the others. Pixels are what the package's network was trained on.
 
 Examples:
   %(prog)s cifar10_lt100_train --output features/cifar10_lt100_train.pt
   %(prog)s cifar10_lt100_test --test --output features/cifar10_lt100_test.pt
+  %(prog)s cifar10_lt100_train --stages 5 --size 96 --strong 0 --output maps/cifar10_lt100_train.pt
   %(prog)s folder:birds/train --weights package:efficientnet_lite1 --output birds.pt
 """
 
@@ -31,7 +33,7 @@ from ssod_imwa.classification.extraction import (
     view_features,
 )
 from ssod_imwa.cli import run_main
-from ssod_imwa.errors import UserError
+from ssod_imwa.errors import UserError, as_config_error
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -44,6 +46,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--root", help="folder of all data sets ($DETECTRON2_DATASETS, datasets)")
     parser.add_argument(
         "--weights", default="package:efficientnet_lite0", help="(package:efficientnet_lite0)"
+    )
+    parser.add_argument(
+        "--stages", type=int, default=defaults.stages, metavar="K", help="keep maps (features)"
     )
     parser.add_argument(
         "--size", type=int, default=defaults.size, help=f"pixels seen ({defaults.size})"
@@ -65,6 +70,7 @@ def parse_arguments() -> argparse.Namespace:
 def _options(arguments: argparse.Namespace) -> FeatureOptions:
     try:
         return FeatureOptions(
+            stages=arguments.stages,
             size=arguments.size,
             mirror=not (arguments.no_mirror or arguments.test),
             strong=0 if arguments.test else arguments.strong,
@@ -83,9 +89,10 @@ def main() -> None:
     if arguments.output.exists():
         raise UserError(f"{arguments.output} exists (it is not overwritten; name another file)")
     dataset = load_images(arguments.name, root=arguments.root, in_memory=True)
-    model = package_network(arguments.weights, options)
+    with as_config_error("--stages"):
+        network = package_network(arguments.weights, options)
     views = []
-    for features in view_features(model, dataset, options):
+    for features in view_features(network, dataset, options):
         views.append(features)
         logging.info("view %d of %d", len(views), options.views)
     made = made_by(arguments.weights, dataset, options)

@@ -22,7 +22,7 @@ from ssod_imwa.classification.data.subsets import SubsetOptions, member_position
 from ssod_imwa.classification.methods.build import METHODS
 from ssod_imwa.classification.methods.mae import encoder_state, is_autoencoder
 from ssod_imwa.classification.models.base import ImageClassifier
-from ssod_imwa.classification.models.build import build_classifier
+from ssod_imwa.classification.models.build import ON_FEATURES, build_classifier
 from ssod_imwa.classification.models.classifiers import (
     ClassifierOptions,
     CosineOptions,
@@ -32,6 +32,8 @@ from ssod_imwa.classification.models.classifiers import (
 from ssod_imwa.classification.models.experts import Experts, ExpertsOptions
 from ssod_imwa.classification.models.feature_head import NAME as FEATURE_HEAD
 from ssod_imwa.classification.models.feature_head import FeatureHeadOptions
+from ssod_imwa.classification.models.feature_tail import NAME as FEATURE_TAIL
+from ssod_imwa.classification.models.feature_tail import FeatureTail, FeatureTailOptions
 from ssod_imwa.classification.models.freezing import StageOptions, reset_last_block
 from ssod_imwa.classification.models.heads import ScaledClassifier, ScaleOptions
 from ssod_imwa.classification.models.library_models import TIMM, LibraryClassifier
@@ -98,34 +100,29 @@ def statistics(cfg: CfgNode) -> Statistics:
 
 
 def check_sees_images(cfg: CfgNode) -> None:
-    """Refuse a head on cached features where images are drawn, predicted or exported for.
+    """Refuse a network on cached features where images are drawn, predicted or exported for.
 
     Raises:
         ConfigError: the network sees no pixels.
     """
-    if cfg.CLS.MODEL.NAME == FEATURE_HEAD:
+    name = cfg.CLS.MODEL.NAME
+    if name in ON_FEATURES:
         raise ConfigError(
-            f"CLS.MODEL.NAME = {FEATURE_HEAD!r} is not allowed here (must be a network of images: "
-            "a head on cached features sees no pixels)"
+            f"CLS.MODEL.NAME = {name!r} is not allowed here (must be a network of images: on "
+            f"{ON_FEATURES[name]} it sees no pixels)"
         )
 
 
 def check_features(cfg: CfgNode, data: ClassificationData) -> None:
-    """Refuse a head on images, another network on features, and features of several networks.
+    """Refuse a network on what it does not see, and features of several networks.
 
     Raises:
         ConfigError: CLS.MODEL does not go with the data sets, or one of them not with another.
     """
-    name, train = cfg.CLS.MODEL.NAME, data.train
+    train = data.train
     others = [] if data.unlabeled is None else [data.unlabeled]
     for dataset in (train, *others, *data.tests):
-        if isinstance(dataset, FeatureDataset) != (name == FEATURE_HEAD):
-            kind = "cached features" if name != FEATURE_HEAD else "images"
-            rule = f"be {FEATURE_HEAD!r}" if name != FEATURE_HEAD else "be a network of images"
-            raise ConfigError(
-                f"CLS.MODEL.NAME = {name!r} is not allowed with {dataset.name}, which holds {kind} "
-                f"(must {rule})"
-            )
+        _check_kind(cfg.CLS.MODEL, dataset)
         if not isinstance(dataset, FeatureDataset) or not isinstance(train, FeatureDataset):
             continue
         if dataset.source != train.source:
@@ -133,11 +130,31 @@ def check_features(cfg: CfgNode, data: ClassificationData) -> None:
                 f"features of {dataset.name} are by {dataset.source}, those of {train.name} by "
                 f"{train.source} (must be the same)"
             )
-        if dataset.width != cfg.CLS.MODEL.WIDTH:
-            raise ConfigError(
-                f"CLS.MODEL.WIDTH = {cfg.CLS.MODEL.WIDTH} is not allowed with {dataset.name} (must "
-                f"be {dataset.width}, the features of an image)"
-            )
+
+
+def _check_kind(model: CfgNode, dataset: ClassificationDataset) -> None:
+    """Refuse a network of CLS.MODEL on images, features or maps of another kind than it takes."""
+    wanted = ON_FEATURES.get(model.NAME, "images")
+    kind = dataset.kind if isinstance(dataset, FeatureDataset) else "images"
+    if kind != wanted:
+        owners = {kind: repr(name) for name, kind in ON_FEATURES.items()}
+        raise ConfigError(
+            f"CLS.MODEL.NAME = {model.NAME!r} is not allowed with {dataset.name}, which holds "
+            f"{kind} (must be {owners.get(kind, 'a network of images')})"
+        )
+    if not isinstance(dataset, FeatureDataset):
+        return
+    if model.NAME == FEATURE_HEAD and dataset.width != model.WIDTH:
+        raise ConfigError(
+            f"CLS.MODEL.WIDTH = {model.WIDTH} is not allowed with {dataset.name} (must be "
+            f"{dataset.width}, the features of an image)"
+        )
+    cut = (model.NETWORK, model.CACHED_STAGES) if model.NAME == FEATURE_TAIL else None
+    if cut is not None and cut != (dataset.network, dataset.stages):
+        raise ConfigError(
+            f"CLS.MODEL.NETWORK = {cut[0]!r} and CACHED_STAGES = {cut[1]} are not allowed with "
+            f"{dataset.name} (must be {dataset.network!r} and {dataset.stages}, which made it)"
+        )
 
 
 def build_views(cfg: CfgNode, dataset: ClassificationDataset, names: Sequence[str]) -> list[Any]:
@@ -267,8 +284,12 @@ def build_model(cfg: CfgNode, classes: int, *, weights: str) -> ImageClassifier 
 
 
 def _load_package(cfg: CfgNode, model: ImageClassifier | Experts, weights: str) -> None:
-    """Fill a network of timm with a package's weights, all but the classifier."""
-    name = f"{TIMM}{package_of(weights).network}"
+    """Fill a network of timm, or its last stages, with a package's weights but the classifier's."""
+    network = package_of(weights).network
+    if isinstance(model, FeatureTail) and model.options.network == network:
+        model.load_library_weights(read_package(weights), weights)
+        return
+    name = f"{TIMM}{network}"
     if not isinstance(model, LibraryClassifier) or model.library_name != name:
         raise WeightsError(f"{weights}: needs CLS.MODEL.NAME {name} and one expert")
     warn_of_pixels(cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD, weights)
@@ -290,6 +311,7 @@ def _build_network(cfg: CfgNode, classes: int, *, imagenet: bool) -> ImageClassi
             drop_path=read_options(ViTOptions, node).drop_path,
             wide_resnet=read_options(WideResNetOptions, node),
             feature_head=read_options(FeatureHeadOptions, node),
+            feature_tail=read_options(FeatureTailOptions, node),
         )
 
     # The heads of ECL and NCL stand on experts, even on one alone.

@@ -1,4 +1,4 @@
-"""Features of a data set by a frozen network, in the views that a head will be trained on."""
+"""Features of a data set by a frozen network, in the views that what follows is trained on."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from ssod_imwa.classification.data.augmentation import Statistics
 from ssod_imwa.classification.data.datasets import ClassificationDataset
 from ssod_imwa.classification.data.small_views import BatchView, small_view
-from ssod_imwa.classification.models.base import ImageClassifier
+from ssod_imwa.classification.models.feature_tail import check_stages, first_stages
 from ssod_imwa.classification.models.library_models import TIMM, LibraryClassifier
 from ssod_imwa.config.options import Options, option
 from ssod_imwa.engine.checkpoint.packages import (
@@ -35,6 +35,11 @@ CUTOUT = 16
 class FeatureOptions(Options):
     """Which features of an image are kept."""
 
+    stages: int = option(
+        0,
+        "stages of the network whose maps are kept, for feature_tail; 0 keeps pooled features",
+        low=0,
+    )
     size: int = option(128, "edge of the images that the network sees, in pixels", low=1)
     mirror: bool = option(True, "whether the mirror image is a weak view beside the plain one")
     strong: int = option(4, "strong views of each image (RandAugment, Cutout)", low=0)
@@ -54,21 +59,29 @@ class FeatureOptions(Options):
         return self.weak + self.strong
 
 
-def package_network(weights: str, options: FeatureOptions) -> LibraryClassifier:
+def package_network(weights: str, options: FeatureOptions) -> nn.Module:
     """A network with the weights of a package, in eval mode, its batch norms folded.
 
     Args:
         weights: "package:NAME".
-        options: size of images and precision.
+        options: size of images, precision, and how many of its stages.
+
+    Returns:
+        Images (B, 3, H, W) to features (B, d), or maps (B, c, h, w).
 
     Raises:
         WeightsError: the package is not known or not installed.
+        ValueError: the network has fewer stages.
     """
     name = f"{TIMM}{package_of(weights).network}"
     model = LibraryClassifier(name, 1, image_size=options.size)
     model.load_library_weights(read_package(weights), weights)
     fold_norms(model.eval())
-    return model.to(getattr(torch, options.precision)).to(memory_format=torch.channels_last)
+    network = model.body
+    if options.stages:
+        check_stages(network, options.stages, name)
+        network = first_stages(network, options.stages)
+    return network.to(getattr(torch, options.precision)).to(memory_format=torch.channels_last)
 
 
 def fold_norms(module: nn.Module) -> None:
@@ -97,8 +110,9 @@ def made_by(
     """How features are made, as plain values; "source" is what sets trained together share."""
     digest = package_of(weights).digest
     fields = [field.name for field in dataclasses.fields(options)]
+    cut = f"{options.stages} stages of " if options.stages else ""
     return {
-        "source": f"{weights} ({digest[:8]}) at {options.size} px in {options.precision}",
+        "source": f"{cut}{weights} ({digest[:8]}) at {options.size} px in {options.precision}",
         "network": package_of(weights).network,
         "sha256": digest,
         "pixel_mean": list(PIXEL_MEAN),
@@ -112,7 +126,7 @@ def made_by(
 
 @torch.no_grad()
 def view_features(
-    model: ImageClassifier,
+    network: nn.Module,
     dataset: ClassificationDataset,
     options: FeatureOptions,
     *,
@@ -125,13 +139,13 @@ def view_features(
     Whatever the size of batches, an image's strong views are functions of (seed, its place).
 
     Args:
-        model: in eval mode.
+        network: images to features or maps, in eval mode.
         dataset: of square images in memory.
         options: which views.
         batch_size: images at a time.
 
     Yields:
-        float16 (N, d).
+        float16 (N, d), or maps (N, c, h, w).
 
     Raises:
         DataError: the images are in files, or not square.
@@ -142,14 +156,14 @@ def view_features(
             f"{dataset.name}: images must be in memory and square to have their features cached"
         )
     plain = _view("none", images, options)
-    yield _features(model, images, plain, batch_size=batch_size)
+    yield _features(network, images, plain, batch_size=batch_size)
     if options.mirror:
-        yield _features(model, images.flip(3), plain, batch_size=batch_size)
+        yield _features(network, images.flip(3), plain, batch_size=batch_size)
     strong = _view("randaugment", images, options)
     for number in range(options.strong):
         generator = counted_generator(options.seed, "cached view", number)
         numbers = torch.from_numpy(generator.random((len(images), strong.numbers)))
-        yield _features(model, images, strong, numbers, batch_size=batch_size)
+        yield _features(network, images, strong, numbers, batch_size=batch_size)
 
 
 def _view(name: str, images: torch.Tensor, options: FeatureOptions) -> BatchView:
@@ -166,7 +180,7 @@ def _view(name: str, images: torch.Tensor, options: FeatureOptions) -> BatchView
 
 
 def _features(
-    model: ImageClassifier,
+    network: nn.Module,
     images: torch.Tensor,
     view: BatchView,
     numbers: torch.Tensor | None = None,
@@ -174,9 +188,9 @@ def _features(
     batch_size: int,
 ) -> torch.Tensor:
     numbers = torch.empty(len(images), 0) if numbers is None else numbers
-    dtype = next(model.parameters()).dtype
+    dtype = next(network.parameters()).dtype
     parts = []
     for batch, rows in zip(images.split(batch_size), numbers.split(batch_size), strict=True):
         inputs = view(batch, rows).to(dtype, memory_format=torch.channels_last)
-        parts.append(model.features(inputs).half())
+        parts.append(network(inputs).half())
     return torch.cat(parts)

@@ -20,7 +20,12 @@ from ssod_imwa.classification.methods.base import EMAForm, EMAOptions
 from ssod_imwa.classification.methods.build import METHODS, CompileOptions, MethodChoice, Shared
 from ssod_imwa.classification.methods.moco import MoCoOptions
 from ssod_imwa.classification.mixers import MIXERS, MixerChoice
-from ssod_imwa.classification.models.build import VITS, WIDE_RESNETS, NetworkOptions
+from ssod_imwa.classification.models.build import (
+    ON_FEATURES,
+    VITS,
+    WIDE_RESNETS,
+    NetworkOptions,
+)
 from ssod_imwa.classification.models.classifiers import (
     COSINES,
     ClassifierOptions,
@@ -30,6 +35,8 @@ from ssod_imwa.classification.models.classifiers import (
 from ssod_imwa.classification.models.experts import ExpertsOptions
 from ssod_imwa.classification.models.feature_head import NAME as FEATURE_HEAD
 from ssod_imwa.classification.models.feature_head import FeatureHeadOptions
+from ssod_imwa.classification.models.feature_tail import NAME as FEATURE_TAIL
+from ssod_imwa.classification.models.feature_tail import FeatureTailOptions
 from ssod_imwa.classification.models.freezing import StageOptions
 from ssod_imwa.classification.models.heads import ScaleOptions
 from ssod_imwa.classification.models.vit import LayerDecayOptions, ViTOptions
@@ -42,7 +49,10 @@ from ssod_imwa.engine.checkpoint.packages import PIXEL_MEAN, PIXEL_STD
 
 Conditions = Mapping[str, Values]
 IS_LITE = beginning_with("timm:tf_efficientnet_lite")
-SEES_PIXELS = Switch(f"not {FEATURE_HEAD!r}", lambda name: name != FEATURE_HEAD)
+SEES_PIXELS = Switch(
+    f"not {FEATURE_HEAD!r} nor {FEATURE_TAIL!r}",
+    lambda name: name not in ON_FEATURES,
+)
 OTHER_PIXELS = Switch(
     f"{SEES_PIXELS.words} nor {IS_LITE.words}",
     lambda name: name in SEES_PIXELS and name not in IS_LITE,
@@ -255,6 +265,7 @@ SECTIONS = (
         {**CLASSIFICATION, "CLS.MODEL.NAME": tuple(WIDE_RESNETS)},
     ),
     Section("CLS.MODEL", FeatureHeadOptions, {**CLASSIFICATION, "CLS.MODEL.NAME": (FEATURE_HEAD,)}),
+    Section("CLS.MODEL", FeatureTailOptions, {**CLASSIFICATION, "CLS.MODEL.NAME": (FEATURE_TAIL,)}),
     Section("CLS.MODEL", ExpertsOptions, _with("experts")),
     Section("CLS.MODEL", ClassifierOptions, _with("classifier")),
     Section(

@@ -51,6 +51,10 @@ def root(tmp_path_factory):
         write_features(folder / f"{split}.pt", features, images, weak=weak, made=made)
         made = {"source": "another"}
         write_features(folder / f"{split}_other.pt", features, images, weak=weak, made=made)
+        maps = torch.zeros(len(plain), 1, 192, 2, 2, dtype=torch.float16)
+        maps[..., :10, 0, 0] = torch.nn.functional.one_hot(images.labels, 10)[:, None]
+        made = {"source": "labels", "network": "tf_efficientnet_lite0", "stages": 6}
+        write_features(folder / f"{split}_maps.pt", maps, images, weak=1, made=made)
     return folder
 
 
@@ -65,8 +69,6 @@ def config(root, tmp_path):
             "DATASETS.TRAIN": ["features:train.pt"],
             "DATASETS.TEST": ["features:test.pt"],
             "CLS.MODEL.NAME": "feature_head",
-            "CLS.MODEL.WIDTH": WIDTH,
-            "CLS.MODEL.HIDDEN": 16,
             "CLS.INPUT.VIEWS": ["weak"],
             "SOLVER.MAX_ITER": 30,
             "SOLVER.IMS_PER_BATCH": 32,
@@ -74,6 +76,8 @@ def config(root, tmp_path):
             "SOLVER.WARMUP_ITERS": 0,
             "TEST.IMS_PER_BATCH": 400,
         }
+        if "feature_tail" not in overrides:
+            settings |= {"CLS.MODEL.WIDTH": WIDTH, "CLS.MODEL.HIDDEN": 16}
         pairs = [x for pair in settings.items() for x in pair]
         return load_config(overrides=[str(x) for x in (*pairs, *overrides)])
 
@@ -97,6 +101,19 @@ def test_methods_learn_from_features_under_imwa(config, name):
     top1 = results.headline().metrics["top1"]
     assert top1 > 25  # by chance 10
     assert run.evaluate(cfg)["top1"] == pytest.approx(top1)
+
+
+TAIL = (
+    *("DATASETS.TRAIN", ["features:train_maps.pt"], "DATASETS.TEST", ["features:test_maps.pt"]),
+    *("CLS.MODEL.NAME", "feature_tail", "CLS.MODEL.CACHED_STAGES", 6),
+    *("SOLVER.MAX_ITER", 12, "SOLVER.BASE_LR", 0.05),
+)
+
+
+def test_last_stages_learn_from_maps_under_imwa(config):
+    cfg = config(*TAIL, "IMWA.MEMBERS", 2, "IMWA.EPISODES", 2, "IMWA.BN", "recompute")
+    assert run.train(cfg) == 0
+    assert read_results(cfg.OUTPUT_DIR).headline().metrics["top1"] > 90  # maps say the label
 
 
 @pytest.mark.slow  # 600 iterations
@@ -136,6 +153,16 @@ def test_a_linear_head_finds_what_logistic_regression_finds(config, root):
         (
             ("DATASETS.TRAIN", ["digit_images_train"]),
             "'feature_head' is not allowed with digit_images_train, which holds images",
+        ),
+        (
+            ("DATASETS.TRAIN", ["features:train_maps.pt"]),
+            "'feature_head' is not allowed with features:train_maps.pt, which holds cached maps .m"
+            "ust be 'feature_tail'",
+        ),
+        (
+            (*TAIL, "CLS.MODEL.CACHED_STAGES", 5),
+            "CACHED_STAGES = 5 are not allowed with features:train_maps.pt .must be 'tf_efficientn"
+            "et_lite0' and 6, which made it",
         ),
         (("CLS.INPUT.VIEWS", ["sim"]), "view 'sim' is not allowed for features"),
         (("CLS.MIX.KIND", "mixup_or_cutmix"), "'mixup_or_cutmix' is not allowed with CLS.MODEL"),

@@ -60,6 +60,7 @@ OTHERS = [
         "cifar10_lt_features/hold_out_semi",
         "cifar10_lt_features/hold_out_unlabeled",
     ),
+    ("cifar10_lt_maps/cross_entropy", "cifar10_lt_maps/hold_out"),
     ("cifar100_lt_semi/daso", "cifar100_lt_semi/n150", "cifar100_lt_semi/ratio20"),
     ("cifar100_lt_semi/acr_wide", "cifar10_lt_semi/reversed"),
     ("stl10_lt_semi/daso", "stl10_lt_semi/n450", "stl10_lt_semi/ratio20"),

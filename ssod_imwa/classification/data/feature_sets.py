@@ -1,7 +1,8 @@
 """Data sets of cached features: what a frozen network says of each image in a few views.
 
 A file holds, of every image, the features of its plain view, of its weak views and of a bank of
-strong ones, so that a head on a frozen network is trained in seconds. `tools/extract_features.py`
+strong ones, so that a head on a frozen network is trained in seconds; or the maps of its first
+stages, so that the others are fine-tuned in minutes. `tools/extract_features.py`
 makes it, "features:FILE" names it in DATASETS, and the views "none", "weak" and "randaugment" pick
 one of its rows for each image and step.
 """
@@ -30,26 +31,41 @@ class FeatureDataset(ClassificationDataset):
     """Features in place of images.
 
     Attributes:
-        images: float16 (N, V, d), of V views: the plain one, W - 1 more weak ones, and strong ones.
+        images: float16 (N, V, d), or maps (N, V, c, h, w), of V views: the plain one, W - 1 more
+            weak ones, and strong ones.
         weak: W, how many of the first views are weak ones.
         source: which network sees which pixels, in words; sets of different ones do not go
             together.
+        network: timm's name of it.
+        stages: how many of its stages made maps; 0 of features, which all of them made.
     """
 
     weak: int = 1
     source: str = ""
+    network: str = ""
+    stages: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.images is None or self.images.ndim != 3 or not 1 <= self.weak <= self.views:
+        dimensions = 5 if self.stages else 3
+        if (
+            self.images is None
+            or self.images.ndim != dimensions
+            or not 1 <= self.weak <= self.views
+        ):
             raise ValueError(
                 f"{self.name}: {self.weak} weak views are not allowed (must be 1 or more of the "
-                "views of features (N, V, d))"
+                "views of features (N, V, d) or maps (N, V, c, h, w))"
             )
 
     @property
+    def kind(self) -> str:
+        """What it holds, as `models.build.ON_FEATURES` has it."""
+        return "cached maps" if self.stages else "cached features"
+
+    @property
     def width(self) -> int:
-        """D."""
+        """D, or channels of a map."""
         return self._features.shape[2]
 
     @property
@@ -64,7 +80,8 @@ class FeatureDataset(ClassificationDataset):
 
     @property
     def size(self) -> str:
-        return f"{self.views} views of {self.width} features by {self.source}"
+        shape = " x ".join(map(str, self._features.shape[2:]))
+        return f"{self.views} views of {shape} features by {self.source}"
 
     @property
     def _features(self) -> torch.Tensor:
@@ -73,7 +90,7 @@ class FeatureDataset(ClassificationDataset):
 
 
 class FeatureView:
-    """One of some views of each image, float32 (B, d).
+    """One of some views of each image, float32 (B, d) or (B, c, h, w).
 
     Args:
         first, last: the views first..last-1 of the file.
@@ -93,7 +110,7 @@ class FeatureView:
         """Pick a view of each image.
 
         Args:
-            images: float16 (B, V, d).
+            images: float16 (B, V, d) or (B, V, c, h, w).
             numbers: float64 (B, self.numbers), in [0, 1), in CPU memory.
         """
         if not self.numbers:
@@ -141,10 +158,11 @@ def write_features(
 
     Args:
         path: of the file.
-        features: float16 (N, V, d).
+        features: float16 (N, V, d), or maps (N, V, c, h, w).
         dataset: of the images.
         weak: how many of the first views are weak ones, the plain one among them.
-        made: how they were made, as plain values; "source" is what `FeatureDataset` has.
+        made: how they were made, as plain values; "source", "network" and "stages" are what
+            `FeatureDataset` has.
 
     Raises:
         CheckpointError: the file cannot be written.
@@ -189,6 +207,8 @@ def read_features(path: Path, *, name: str, part: str = "") -> FeatureDataset:
         images=content["features"],
         weak=content["weak"],
         source=content["made"]["source"],
+        network=content["made"].get("network", ""),
+        stages=content["made"].get("stages", 0),
     )
     if not part:
         return dataset

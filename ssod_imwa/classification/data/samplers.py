@@ -282,11 +282,10 @@ class Alternating(Order):
     members that differ.
 
     Args:
-        orders: K of them, at least one, of one batch size.
+        orders: K of them, at least one.
     """
 
     def __init__(self, *orders: Order) -> None:
-        self.batch_size = orders[0].batch_size
         self._orders = orders
 
     def batch(self, t: int) -> list[int]:

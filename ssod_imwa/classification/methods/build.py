@@ -38,7 +38,7 @@ from ssod_imwa.classification.methods.paco import (
     ParametricNetwork,
 )
 from ssod_imwa.classification.mixers import MIXERS, Mixer, Network
-from ssod_imwa.classification.models.feature_head import NAME as FEATURE_HEAD
+from ssod_imwa.classification.models.build import ON_FEATURES
 from ssod_imwa.classification.models.mae import MAEOptions, MaskedAutoencoder
 from ssod_imwa.classification.models.vit import ViT
 from ssod_imwa.config.options import Options, may_differ, option, read_options
@@ -223,9 +223,9 @@ def _semi_supervised_name(cfg: CfgNode) -> str:
 def build_mixer(cfg: CfgNode, counts: Sequence[int], model: Network) -> Mixer:
     """The mixing of CLS.MIX in a network."""
     mixer = MIXERS[cfg.CLS.MIX.KIND]
-    if mixer.cuts_pixels and cfg.CLS.MODEL.NAME == FEATURE_HEAD:
+    if mixer.cuts_pixels and (name := cfg.CLS.MODEL.NAME) in ON_FEATURES:
         raise ConfigError(
-            f"CLS.MIX.KIND = {mixer.name!r} is not allowed with CLS.MODEL.NAME = {FEATURE_HEAD!r} "
+            f"CLS.MIX.KIND = {mixer.name!r} is not allowed with CLS.MODEL.NAME = {name!r} "
             "(must be a mixing without boxes: features have no pixels)"
         )
     with as_config_error("CLS.MIX"):

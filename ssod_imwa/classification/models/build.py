@@ -15,6 +15,8 @@ from ssod_imwa.classification.models.classifiers import ClassifierKind
 from ssod_imwa.classification.models.experts import Experts
 from ssod_imwa.classification.models.feature_head import NAME as FEATURE_HEAD
 from ssod_imwa.classification.models.feature_head import FeatureHead, FeatureHeadOptions
+from ssod_imwa.classification.models.feature_tail import NAME as FEATURE_TAIL
+from ssod_imwa.classification.models.feature_tail import FeatureTail, FeatureTailOptions
 from ssod_imwa.classification.models.library_models import LibraryClassifier, is_library_name
 from ssod_imwa.classification.models.resnet12 import ResNet12
 from ssod_imwa.classification.models.torchvision_models import NAMES, TorchvisionResNet
@@ -35,6 +37,7 @@ class Settings:
     drop_path: float
     wide_resnet: WideResNetOptions
     feature_head: FeatureHeadOptions
+    feature_tail: FeatureTailOptions
 
 
 Builder = Callable[[Settings], ImageClassifier]
@@ -63,6 +66,10 @@ def _torchvision(name: str, *, small_stem: bool = False) -> Builder:
 
 def _feature_head(s: Settings) -> FeatureHead:
     return FeatureHead(s.classes, s.feature_head, classifier=s.classifier, scale=s.scale)
+
+
+def _feature_tail(s: Settings) -> FeatureTail:
+    return FeatureTail(s.classes, s.feature_tail, classifier=s.classifier, scale=s.scale)
 
 
 def _resnet12(s: Settings) -> ResNet12:
@@ -99,7 +106,10 @@ MODELS: dict[str, Builder] = {
     "resnet12": _resnet12,
     **VITS,
     FEATURE_HEAD: _feature_head,
+    FEATURE_TAIL: _feature_tail,
 }
+ON_FEATURES = {FEATURE_HEAD: "cached features", FEATURE_TAIL: "cached maps"}
+"""Networks that see no pixels, and what they train on."""
 
 
 @dataclass(frozen=True)
@@ -137,6 +147,7 @@ def build_classifier(
     drop_path: float = 0.0,
     wide_resnet: WideResNetOptions = WideResNetOptions(),
     feature_head: FeatureHeadOptions = FeatureHeadOptions(),
+    feature_tail: FeatureTailOptions = FeatureTailOptions(),
 ) -> ImageClassifier:
     """A network with random weights, or ImageNet's.
 
@@ -151,6 +162,7 @@ def build_classifier(
         drop_path: of vision transformers, see `ViT`.
         wide_resnet: of wide ResNets.
         feature_head: of "feature_head", which sees cached features in place of images.
+        feature_tail: of "feature_tail", which sees cached maps.
 
     Raises:
         ValueError: the name is not known, or an argument is out of range or does not go with it.
@@ -177,13 +189,12 @@ def build_classifier(
             f"{wide_resnet} is not allowed with model = {name!r} (must be one of "
             f"{list(WIDE_RESNETS)})"
         )
-    if feature_head != FeatureHeadOptions() and name != FEATURE_HEAD:
-        raise ValueError(
-            f"{feature_head} is not allowed with model = {name!r} (must be {FEATURE_HEAD!r})"
-        )
+    for options, owner in ((feature_head, FEATURE_HEAD), (feature_tail, FEATURE_TAIL)):
+        if options != type(options)() and name != owner:
+            raise ValueError(f"{options} is not allowed with model = {name!r} (must be {owner!r})")
     settings = Settings(
         *(classes, classifier, scale, image_size, pretrained, drop_path),
-        *(wide_resnet, feature_head),
+        *(wide_resnet, feature_head, feature_tail),
     )
     if is_library_name(name):
         return LibraryClassifier(

@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 
 from ssod_imwa.classification.models.base import ImageClassifier
-from ssod_imwa.classification.models.build import MODELS, build_classifier, find_layer
+from ssod_imwa.classification.models.build import MODELS, ON_FEATURES, build_classifier, find_layer
 from ssod_imwa.classification.models.cifar_resnet import CifarResNet
 from ssod_imwa.classification.models.classifiers import CosineClassifier
 from ssod_imwa.classification.models.experts import Experts
@@ -25,6 +25,7 @@ def test_the_models_are_those_of_the_papers():
         "cifar_resnet44",
         "cifar_resnet56",
         "feature_head",
+        "feature_tail",
         "resnet101",
         "resnet12",
         "resnet152",
@@ -63,7 +64,7 @@ def test_names_give_networks_of_the_published_size(name, classes, millions):
     assert round(sum(p.numel() for p in model.parameters()) / 1e6, 3) == millions
 
 
-@pytest.mark.parametrize("name", [name for name in MODELS if name != "feature_head"])
+@pytest.mark.parametrize("name", [name for name in MODELS if name not in ON_FEATURES])
 def test_every_network_of_images_keeps_the_contract(name):
     with torch.device("meta"):
         model = build(name)
