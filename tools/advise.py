@@ -20,7 +20,7 @@ import argparse
 from pathlib import Path
 
 import ssod_imwa.interruptible  # noqa: F401 - first, for its effect
-from ssod_imwa.analysis.hindsight import RunNumbers, answers
+from ssod_imwa.analysis.hindsight import RunNumbers, advice, answers
 from ssod_imwa.cli import add_import_option, run_main
 from ssod_imwa.data.registration import import_modules
 from ssod_imwa.errors import UserError
@@ -94,7 +94,7 @@ def judge(arguments: argparse.Namespace) -> None:
         asked=arguments.modules,
     )
     print(f"{numbers.metric} on {dataset}: {figures(numbers)}")
-    for answer in answers(numbers):
+    for answer in (*answers(numbers), advice(numbers)):
         print(answer.line())
 
 

@@ -100,7 +100,7 @@ class Answer:
 
     Attributes:
         question: what.
-        verdict: "yes", "no" or "unclear".
+        verdict: "yes", "no" or "unclear"; of `advice` what to do.
         reason: with numbers.
     """
 
@@ -116,6 +116,28 @@ class Answer:
 def answers(run: RunNumbers) -> list[Answer]:
     """Whether a longer run, a lower rate, an EMA, LAWA or IMWA would have paid."""
     return [_longer(run), _lower_rate(run), _ema(run), _lawa(run), _imwa(run)]
+
+
+def advice(run: RunNumbers) -> Answer:
+    """What to do: a "longer run", ship the "EMA" or the mean of snapshots ("LAWA"), or "nothing".
+
+    A run that still rises is trained longer, with what averages it keeps. Else the better average
+    is shipped, if it is better than the last student by `POINTS`: it costs no steps, where IMWA
+    would remove the same noise with M times as many.
+    """
+    longer = _longer(run)
+    if longer.verdict == "yes":
+        return Answer("advice", "longer run", f"first of all: {longer.reason}")
+    gains = {
+        name: value - run.student
+        for name, value in (("EMA", run.teacher), ("LAWA", run.lawa))
+        if value is not None
+    }
+    name = max(gains, key=lambda name: gains[name], default=None)
+    if name is None or gains[name] < POINTS:
+        return Answer("advice", "nothing", "the last student is as good as what was measured")
+    other = "; a rate that falls may do the same" if run.rate >= LOWERED else ""
+    return Answer("advice", name, f"ship it: {_beside(gains[name], run)}, for no steps{other}")
 
 
 def _longer(run: RunNumbers) -> Answer:

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from ssod_imwa.analysis.hindsight import RunNumbers, Trend, answers, trend
+from ssod_imwa.analysis.hindsight import RunNumbers, Trend, advice, answers, trend
 
 FLAT, RISING, NOISY = Trend(0.1, 0.4, 8), Trend(3.0, 0.5, 8), Trend(1.0, 4.0, 8)
 # A saturated run at a constant rate, without EMA, whose snapshots' mean is 2 points better.
@@ -55,6 +55,28 @@ def answered(question, **changes):
 def test_answers(question, changes, verdict, words):
     answer = answered(question, **changes)
     assert (answer.verdict, words in answer.reason) == (verdict, True), answer
+
+
+@pytest.mark.parametrize(
+    ("changes", "action", "words"),
+    [
+        ({}, "LAWA", "2.0 AP above the last student, for no steps; a rate that falls may do the"),
+        ({"rate": 0.4}, "LAWA", "for no steps"),
+        ({"teacher": 42.5}, "EMA", "ship it: 2.5 AP above"),
+        ({"teacher": 41.5}, "LAWA", "ship it: 2.0 AP above"),
+        ({"teacher": 41.5, "lawa": None}, "EMA", "1.5 AP above"),
+        ({"trend": RISING}, "longer run", "first of all: AP rose by 3.0 ± 0.5"),
+        ({"trend": RISING, "rate": 0.4}, "LAWA", "for no steps"),
+        ({"trend": NOISY}, "LAWA", "for no steps"),
+        ({"lawa": 40.4}, "nothing", "as good as"),
+        ({"lawa": None}, "nothing", "as good as"),
+    ],
+)
+def test_advice(changes, action, words):
+    answer = advice(dataclasses.replace(USUAL, **changes))
+    assert (answer.question, answer.verdict) == ("advice", action)
+    assert words in answer.reason
+    assert answer.reason.endswith("steps") == (action != "nothing" and "rate" in changes)
 
 
 def test_each_question_is_answered_once():

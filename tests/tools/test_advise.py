@@ -70,7 +70,7 @@ def test_the_mean_of_snapshots_is_measured_beside_the_last(advise, plain):
         f"students {top1(cfg, mean):.2f}"
     )
     questions = [line.split("  ")[0] for line in lines[3:]]
-    assert questions == ["longer run", "lower rate", "EMA", "LAWA", "IMWA"]
+    assert questions == ["longer run", "lower rate", "EMA", "LAWA", "IMWA", "advice"]
     status, out, _ = advise(cfg.OUTPUT_DIR, "--last", 1, "--dataset", "digit_images_train")
     assert "warning" not in out
     assert "only one snapshot" in out
