@@ -35,7 +35,7 @@ from ssod_imwa.analysis.weight_space import (
     title_of,
 )
 from ssod_imwa.averaging.weights import average
-from ssod_imwa.classification.build import deployed_state
+from ssod_imwa.classification.networks import deployed_state
 from ssod_imwa.classification.tracking import SNAPSHOT_FOLDER, snapshot_files
 from ssod_imwa.engine.checkpoint.atomic import damage, load_checkpoint
 from ssod_imwa.engine.checkpoint.models import newest_model, read_models

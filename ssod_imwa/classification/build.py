@@ -2,58 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
 from fvcore.common.config import CfgNode
-from torch import nn
 
 from ssod_imwa.classification.data.augmentation import Statistics
-from ssod_imwa.classification.data.build import ClassificationData, InputOptions
+from ssod_imwa.classification.data.build import ClassificationData
 from ssod_imwa.classification.data.datasets import ClassificationDataset
 from ssod_imwa.classification.data.feature_sets import FeatureDataset, feature_view
+from ssod_imwa.classification.data.images import ImagesInFiles, ImagesInMemory
 from ssod_imwa.classification.data.large_views import large_view
 from ssod_imwa.classification.data.samplers import SAMPLERS, SUBSET, class_sampler
 from ssod_imwa.classification.data.small_views import CutoutOptions, PaddingOptions, small_view
 from ssod_imwa.classification.data.subsets import SubsetOptions, member_positions
-from ssod_imwa.classification.methods.build import METHODS
-from ssod_imwa.classification.methods.mae import encoder_state, is_autoencoder
-from ssod_imwa.classification.models.base import ImageClassifier
-from ssod_imwa.classification.models.build import ON_FEATURES, build_classifier
-from ssod_imwa.classification.models.classifiers import (
-    ClassifierOptions,
-    CosineOptions,
-    TauNormOptions,
-    tau_normalized,
-)
-from ssod_imwa.classification.models.experts import Experts, ExpertsOptions
+from ssod_imwa.classification.models.build import ON_FEATURES
 from ssod_imwa.classification.models.feature_head import NAME as FEATURE_HEAD
-from ssod_imwa.classification.models.feature_head import FeatureHeadOptions
 from ssod_imwa.classification.models.feature_tail import NAME as FEATURE_TAIL
-from ssod_imwa.classification.models.feature_tail import FeatureTail, FeatureTailOptions
-from ssod_imwa.classification.models.freezing import StageOptions, reset_last_block
-from ssod_imwa.classification.models.heads import ScaledClassifier, ScaleOptions
-from ssod_imwa.classification.models.library_models import TIMM, LibraryClassifier
-from ssod_imwa.classification.models.mae import MaskedAutoencoder
-from ssod_imwa.classification.models.vit import ViTOptions
-from ssod_imwa.classification.models.weights import foreign_state, load_encoder
-from ssod_imwa.classification.models.wide_resnet import WideResNetOptions
+from ssod_imwa.classification.models.freezing import StageOptions
+from ssod_imwa.classification.models.heads import ScaleOptions
+from ssod_imwa.classification.networks import PREFIX
 from ssod_imwa.config.averaging import most_episodes
 from ssod_imwa.config.options import read_options
-from ssod_imwa.data.order import MakeOrder
-from ssod_imwa.engine.checkpoint.models import read_models
-from ssod_imwa.engine.checkpoint.packages import (
-    is_package,
-    package_of,
-    read_package,
-    warn_of_pixels,
-)
-from ssod_imwa.errors import ConfigError, WeightsError, as_config_error
-
-PREFIX = "deployed."
+from ssod_imwa.data.order import BatchStream, MakeOrder
+from ssod_imwa.data.streams import Stream
+from ssod_imwa.errors import ConfigError, as_config_error
 
 
 def with_iterations(cfg: CfgNode, train: ClassificationDataset) -> CfgNode:
@@ -216,197 +191,72 @@ def balanced_order(cfg: CfgNode, train: ClassificationDataset) -> MakeOrder:
     )
 
 
+OpenImages = Callable[[str, ClassificationDataset], ImagesInFiles | ImagesInMemory]
+"""The images of a data set that a stream of this name reads."""
+
+
+def build_streams(
+    cfg: CfgNode, data: ClassificationData, reads: Mapping[str, tuple[str, ...]], images: OpenImages
+) -> list[Stream]:
+    """What a member reads in each iteration.
+
+    Args:
+        cfg: of the member.
+        data: of the run.
+        reads: names of the views of each stream, as the method says.
+        images: see `OpenImages`.
+
+    Raises:
+        ConfigError: a view is not one of the data set's.
+        ValueError: there is no such stream.
+    """
+    return [_build_stream(cfg, data, name, views, images) for name, views in reads.items()]
+
+
+def _build_stream(
+    cfg: CfgNode, data: ClassificationData, name: str, views: tuple[str, ...], images: OpenImages
+) -> Stream:
+    if name == "unlabeled":
+        return _unlabeled_stream(cfg, data.unlabeled, views, images)
+    if name not in ("labeled", "balanced"):
+        raise ValueError(
+            f"stream {name!r} is not allowed (must be 'labeled', 'balanced' or 'unlabeled')"
+        )
+    chosen, order = cfg.CLS.INPUT.VIEWS, build_order
+    if name == "balanced":  # CoSSL's, in the unlabeled images' strong views
+        chosen, order = cfg.CLS.INPUT.UNLABELED_VIEWS[1:], balanced_order
+    transforms = build_views(cfg, data.train, chosen[: len(views)])
+    return Stream(
+        name,
+        images("labeled", data.train),
+        order(cfg, data.train),
+        batch_size=cfg.SOLVER.IMS_PER_BATCH,
+        views=dict(zip(views, transforms, strict=True)),
+    )
+
+
+def _unlabeled_stream(
+    cfg: CfgNode,
+    unlabeled: ClassificationDataset | None,
+    views: tuple[str, ...],
+    images: OpenImages,
+) -> Stream:
+    if unlabeled is None:
+        raise ValueError(f"CLS.ALGORITHM = {cfg.CLS.ALGORITHM!r} does not share 'unlabeled'")
+    transforms = build_views(cfg, unlabeled, cfg.CLS.INPUT.UNLABELED_VIEWS)
+    return Stream(
+        "unlabeled",
+        images("unlabeled", unlabeled),
+        partial(BatchStream, [np.arange(len(unlabeled))]),
+        batch_size=cfg.SOLVER.IMS_PER_BATCH_UNLABELED,
+        views=dict(zip(views, transforms, strict=True)),
+    )
+
+
 def member_subset(cfg: CfgNode, train: ClassificationDataset, member: int) -> np.ndarray:
     """Positions of the images that are the member's own (BTM's D_m), int64 (n,)."""
     options = read_options(SubsetOptions, cfg.CLS.SAMPLER)
     return member_positions(train.labels, len(train.classes), options, seed=cfg.SEED, member=member)
-
-
-def check_weights(cfg: CfgNode) -> None:
-    """Refuse initial weights that the method would not begin with.
-
-    Raises:
-        ConfigError: MODEL.WEIGHTS does not go with CLS.ALGORITHM or CLS.STAGE.
-    """
-    weights, stage = cfg.MODEL.WEIGHTS, cfg.CLS.get("STAGE")
-    if weights and cfg.CLS.ALGORITHM == "mae":
-        raise ConfigError(
-            f"MODEL.WEIGHTS = {weights!r} is not allowed with CLS.ALGORITHM = 'mae' (must be "
-            "'': pre-training draws its weights anew)"
-        )
-    if not weights and cfg.CLS.ALGORITHM == "cossl":
-        raise ConfigError(
-            "MODEL.WEIGHTS = '' is not allowed with CLS.ALGORITHM = 'cossl' (must be a run of "
-            "FixMatch: CoSSL is its second stage)"
-        )
-    normalized = read_options(TauNormOptions, stage).tau_norm > 0
-    if normalized and (weights in ("", "imagenet") or is_package(weights)):
-        raise ConfigError(
-            f"MODEL.WEIGHTS = {weights!r} is not allowed with CLS.STAGE.TAU_NORM (must be the "
-            "run whose classifier is to be normalized)"
-        )
-    if normalized and read_options(StageOptions, stage).reset_classifier:
-        raise ConfigError(
-            "CLS.STAGE.RESET_CLASSIFIER = True is not allowed with CLS.STAGE.TAU_NORM (must be "
-            "False: a new classifier has nothing to normalize)"
-        )
-
-
-def build_model(cfg: CfgNode, classes: int, *, weights: str) -> ImageClassifier | Experts:
-    """The network of CLS.MODEL and CLS.STAGE.
-
-    Args:
-        cfg: of the run.
-        classes: C.
-        weights: as MODEL.WEIGHTS takes them.
-
-    Raises:
-        ConfigError: its description is wrong.
-        WeightsError: the weights are missing or of another network.
-    """
-    node = cfg.CLS.get("STAGE")
-    stage, tau = read_options(StageOptions, node), read_options(TauNormOptions, node).tau_norm
-    imagenet = weights == "imagenet"
-    with as_config_error("CLS.MODEL"):
-        model = _build_network(cfg, classes, imagenet=imagenet)
-        if is_package(weights):
-            _load_package(cfg, model, weights)
-        elif weights and not imagenet:
-            load_weights(model, weights, keep_classifier=not stage.reset_classifier)
-            if tau:
-                normalize_classifier(model, tau)
-        if stage.reset_last_block:
-            reset_last_block(model)
-        if read_options(ScaleOptions, node).learnable_scale:
-            _scale_classifier(model)
-    # Convolutions are faster with the channels of a pixel side by side, and hand that on.
-    return model.to(memory_format=torch.channels_last)
-
-
-def _load_package(cfg: CfgNode, model: ImageClassifier | Experts, weights: str) -> None:
-    """Fill a network of timm, or its last stages, with a package's weights but the classifier's."""
-    network = package_of(weights).network
-    if isinstance(model, FeatureTail) and model.options.network == network:
-        model.load_library_weights(read_package(weights), weights)
-        return
-    name = f"{TIMM}{network}"
-    if not isinstance(model, LibraryClassifier) or model.library_name != name:
-        raise WeightsError(f"{weights}: needs CLS.MODEL.NAME {name} and one expert")
-    warn_of_pixels(cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD, weights)
-    model.load_library_weights(read_package(weights), weights)
-
-
-def _build_network(cfg: CfgNode, classes: int, *, imagenet: bool) -> ImageClassifier | Experts:
-    node = cfg.CLS.MODEL
-    options = read_options(ExpertsOptions, node)
-
-    def build_one() -> ImageClassifier:
-        return build_classifier(
-            node.NAME,
-            classes,
-            classifier=read_options(ClassifierOptions, node).classifier,
-            scale=read_options(CosineOptions, node).scale,
-            image_size=read_options(InputOptions, cfg.CLS.INPUT).size,
-            pretrained=imagenet,
-            drop_path=read_options(ViTOptions, node).drop_path,
-            wide_resnet=read_options(WideResNetOptions, node),
-            feature_head=read_options(FeatureHeadOptions, node),
-            feature_tail=read_options(FeatureTailOptions, node),
-        )
-
-    # The heads of ECL and NCL stand on experts, even on one alone.
-    if options.experts > 1 or METHODS[cfg.CLS.ALGORITHM].moco_weight:
-        return Experts(build_one, options.experts, shared_groups=options.shared_groups)
-    if options.shared_groups:
-        raise ValueError(
-            f"shared_groups = {options.shared_groups} is not allowed with experts = 1 (must be 0)"
-        )
-    return build_one()
-
-
-def _scale_classifier(model: ImageClassifier | Experts) -> None:
-    if isinstance(model, Experts):
-        raise ValueError("learnable scales are not allowed with several experts (must be 1)")
-    model.classifier = ScaledClassifier(model.classifier)
-
-
-@torch.no_grad()
-def normalize_classifier(model: nn.Module, tau: float) -> None:
-    """Give a trained network the τ-normalized classifier, and a bias of 0 in place of its own.
-
-    Raises:
-        ConfigError: its classifier is not linear, or a class's weights are all 0.
-    """
-    classifier = getattr(model, "classifier", None)
-    if not isinstance(classifier, nn.Linear):
-        raise ConfigError(
-            f"CLS.STAGE.TAU_NORM = {tau:g} is not allowed (must be 0 unless CLS.MODEL.CLASSIFIER "
-            "is linear and CLS.MODEL.EXPERTS 1)"
-        )
-    with as_config_error(f"CLS.STAGE.TAU_NORM = {tau:g}"):
-        classifier.weight.copy_(tau_normalized(classifier, tau).weight)
-    classifier.bias.zero_()
-
-
-def load_weights(
-    model: ImageClassifier | Experts | MaskedAutoencoder,
-    source: str,
-    *,
-    keep_classifier: bool = True,
-) -> None:
-    """Fill a network with the one that a run trained, given its folder or a file of it.
-
-    Args:
-        model: the network.
-        source: folder or file; or a file of another program with the network's state dict.
-        keep_classifier: whether the classifier's weights are taken, too.
-
-    Raises:
-        CheckpointError: the file is missing or damaged.
-        WeightsError: it holds another network.
-    """
-    state = foreign_state(model, source)
-    if state is None:
-        state = deployed_state(read_models(source).weights)
-    if not isinstance(model, MaskedAutoencoder):
-        if is_autoencoder(state):
-            load_encoder(model, encoder_state(state), source=source)
-            return
-        if not keep_classifier:
-            load_encoder(model, state, source=source)
-            return
-    try:
-        model.load_state_dict(_folded(state, like=model))
-    except RuntimeError as error:
-        first = " ".join(str(error).split())[:300]
-        raise WeightsError(f"{source} is of another network than CLS.MODEL: {first}") from error
-
-
-def _folded(state: Mapping[str, Any], *, like: nn.Module) -> Mapping[str, Any]:
-    """A scaled linear classifier's state as that of the linear one that it is equal to.
-
-    So that a run can go on from a second stage, whose scales it does not have. A cosine classifier,
-    without bias, is equal to no other with scales.
-    """
-    scale, bias = "classifier.scale", "classifier.classifier.bias"
-    if scale in like.state_dict() or scale not in state or bias not in state:
-        return state
-    plain = {k: x for k, x in state.items() if not k.startswith("classifier.")}
-    weight = state["classifier.classifier.weight"]
-    plain["classifier.weight"] = state[scale][:, None] * weight
-    plain["classifier.bias"] = state[scale] * state[bias]
-    return plain
-
-
-def deployed_state(state: Mapping[str, Any]) -> dict[str, Any]:
-    """The classifier's part of the weights of a method's network (`TrainingNetwork`)."""
-    inner = {k.removeprefix(PREFIX): x for k, x in state.items() if k.startswith(PREFIX)}
-    return inner or dict(state)
-
-
-def number_of_classes(state: Mapping[str, Any]) -> int:
-    """C of a classifier with these weights."""
-    return next(len(x) for name, x in state.items() if name.endswith("classifier.weight"))
 
 
 def lr_factor(cfg: CfgNode, name: str) -> float:

@@ -8,7 +8,7 @@ from typing import Any, TypeGuard
 from fvcore.common.config import CfgNode
 from torch import nn
 
-from ssod_imwa.classification import build
+from ssod_imwa.classification import build, networks
 from ssod_imwa.classification.models.experts import Experts
 from ssod_imwa.classification.models.heads import ScaledClassifier, ScaleOptions
 from ssod_imwa.classification.models.torchvision_models import TorchvisionResNet
@@ -27,8 +27,8 @@ def trained_classifier(cfg: CfgNode, file: ModelFile) -> nn.Module:
     Raises:
         WeightsError: the weights are not those of the run's configuration.
     """
-    model = build.build_model(cfg, _number_of_classes(file), weights="")
-    build.load_weights(model, str(file.path))
+    model = networks.build_model(cfg, _number_of_classes(file), weights="")
+    networks.load_weights(model, str(file.path))
     if isinstance(model, Experts) and model.num_experts == 1:
         model = model.experts[0]  # a whole classifier
     return model.eval()
@@ -38,7 +38,7 @@ def _number_of_classes(file: ModelFile) -> int:
     """C, by the weights themselves or, where they have a library's names, by the classes'."""
     if len(file.models) == 1 and "model" in file.models:  # what `exported_content` is
         return len(file.classes)
-    return build.number_of_classes(build.deployed_state(file.weights))
+    return networks.number_of_classes(networks.deployed_state(file.weights))
 
 
 def exported_content(model: nn.Module, cfg: CfgNode, classes: Sequence[str]) -> dict[str, Any]:
@@ -74,7 +74,7 @@ def loading_code(model: nn.Module, cfg: CfgNode, path: str) -> str:
         cfg: of its run.
         path: where the weights were written.
     """
-    classes = build.number_of_classes(model.state_dict())
+    classes = networks.number_of_classes(model.state_dict())
     lines = ["import torch"]
     if _is_of_library(model):
         name = cfg.CLS.MODEL.NAME
@@ -84,7 +84,7 @@ def loading_code(model: nn.Module, cfg: CfgNode, path: str) -> str:
         ]
     else:
         lines += [
-            "from ssod_imwa.classification.build import build_model",
+            "from ssod_imwa.classification.networks import build_model",
             "from ssod_imwa.runs.config import load_config",
             f"cfg = load_config(overrides={_overrides(cfg)})",
             f"model = build_model(cfg, {classes}, weights='')",

@@ -16,7 +16,7 @@ from ssod_imwa.averaging import soups
 from ssod_imwa.averaging.episodes import EpisodeSchedule
 from ssod_imwa.averaging.members import Rule
 from ssod_imwa.averaging.ranks import Group, Ranks
-from ssod_imwa.classification import build
+from ssod_imwa.classification import build, networks
 from ssod_imwa.classification.data.build import build_data
 from ssod_imwa.classification.data.catalog import image_fingerprint
 from ssod_imwa.classification.data.datasets import ClassificationDataset
@@ -58,7 +58,6 @@ from ssod_imwa.data.loader import (
     build_test_batches,
     build_train_batches,
 )
-from ssod_imwa.data.order import BatchStream
 from ssod_imwa.data.polling import Poll
 from ssod_imwa.data.streams import Stream
 from ssod_imwa.engine.device import pick_device
@@ -137,8 +136,8 @@ class ClassificationTask(Task):
 
     def build_method(self, device: torch.device) -> Method:
         train, weights = self.data.train, self.cfg.MODEL.WEIGHTS
-        build.check_weights(self.cfg)
-        model = build.build_model(self.cfg, len(train.classes), weights=weights)
+        networks.check_weights(self.cfg)
+        model = networks.build_model(self.cfg, len(train.classes), weights=weights)
         unlabeled = self._unlabeled_images()
         method = methods.build_method(self.cfg, model.to(device), train.counts, unlabeled)
         if unlabeled is not None:
@@ -171,10 +170,10 @@ class ClassificationTask(Task):
 
     def load_model(self, weights: str) -> nn.Module:
         cfg = self.cfg
-        network = build.build_model(cfg, len(self.data.train.classes), weights="")
+        network = networks.build_model(cfg, len(self.data.train.classes), weights="")
         is_mae = cfg.CLS.ALGORITHM == "mae"
         model = methods.build_autoencoder(cfg, network) if is_mae else network
-        build.load_weights(model, weights)
+        networks.load_weights(model, weights)
         return model
 
     def _open(self, stream: str, dataset: ClassificationDataset) -> ImagesInFiles | ImagesInMemory:
@@ -201,40 +200,7 @@ class ClassificationTask(Task):
         )
 
     def _build_streams(self, reads: Mapping[str, tuple[str, ...]]) -> list[Stream]:
-        return [self._build_stream(name, views) for name, views in reads.items()]
-
-    def _build_stream(self, name: str, views: tuple[str, ...]) -> Stream:
-        if name == "unlabeled":
-            return self._unlabeled_stream(name, views)
-        if name not in ("labeled", "balanced"):
-            raise ValueError(
-                f"stream {name!r} is not allowed (must be 'labeled', 'balanced' or 'unlabeled')"
-            )
-        cfg, train = self.cfg, self.data.train
-        chosen, order = cfg.CLS.INPUT.VIEWS, build.build_order
-        if name == "balanced":  # CoSSL's, in the unlabeled images' strong views
-            chosen, order = cfg.CLS.INPUT.UNLABELED_VIEWS[1:], build.balanced_order
-        transforms = build.build_views(cfg, train, chosen[: len(views)])
-        return Stream(
-            name,
-            self._open("labeled", train),
-            order(cfg, train),
-            batch_size=cfg.SOLVER.IMS_PER_BATCH,
-            views=dict(zip(views, transforms, strict=True)),
-        )
-
-    def _unlabeled_stream(self, name: str, views: tuple[str, ...]) -> Stream:
-        cfg, images = self.cfg, self.data.unlabeled
-        if images is None:
-            raise ValueError(f"CLS.ALGORITHM = {cfg.CLS.ALGORITHM!r} does not share 'unlabeled'")
-        transforms = build.build_views(cfg, images, cfg.CLS.INPUT.UNLABELED_VIEWS)
-        return Stream(
-            name,
-            self._open(name, images),
-            partial(BatchStream, [np.arange(len(images))]),
-            batch_size=cfg.SOLVER.IMS_PER_BATCH_UNLABELED,
-            views=dict(zip(views, transforms, strict=True)),
-        )
+        return build.build_streams(self.cfg, self.data, reads, self._open)
 
     def build_evaluator(
         self, processes: Group | None = None, *, poll: Poll | None = None

@@ -14,7 +14,7 @@ import torch
 
 from ssod_imwa.averaging import ema
 from ssod_imwa.averaging.episodes import EpisodeSchedule
-from ssod_imwa.classification import build, task
+from ssod_imwa.classification import build, networks, task
 from ssod_imwa.classification.data import build as data
 from ssod_imwa.classification.data import splits
 from ssod_imwa.classification.data.datasets import ClassificationDataset
@@ -153,13 +153,13 @@ class Builder:
         self.states = {}
         self.built = {}
         replace_data(monkeypatch)
-        monkeypatch.setattr(build, "foreign_state", lambda model, source: None)
-        monkeypatch.setattr(build, "read_models", self.read_models)
+        monkeypatch.setattr(networks, "foreign_state", lambda model, source: None)
+        monkeypatch.setattr(networks, "read_models", self.read_models)
         # What looks at numbers: there are none.
-        monkeypatch.setattr(build, "normalize_classifier", lambda model, tau: None)
+        monkeypatch.setattr(networks, "normalize_classifier", lambda model, tau: None)
         monkeypatch.setattr(ema, "nonfinite", lambda tensors: [])
-        monkeypatch.setattr(build, "build_model", on_meta(build.build_model))
-        monkeypatch.setattr(build, "build_classifier", random_weights(build.build_classifier))
+        monkeypatch.setattr(networks, "build_model", on_meta(networks.build_model))
+        monkeypatch.setattr(networks, "build_classifier", random_weights(networks.build_classifier))
         for module in (moco, paco):  # 65,536 rows take seconds to draw
             monkeypatch.setattr(module, "FeatureQueue", SmallQueue)
 
@@ -330,7 +330,7 @@ def test_a_step_of_each_semi_supervised_recipe(name):
     counts = [2 * classes - k for k in range(classes)]
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = build.build_model(cfg, classes, weights="")
+        model = networks.build_model(cfg, classes, weights="")
         method = build_method(cfg, model, counts, UnlabeledImages(3 * classes, counts))
     method.set_train_mode()
     late = round(0.8 * cfg.SOLVER.MAX_ITER)  # past every warm-up, and DARP refines its labels

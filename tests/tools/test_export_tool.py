@@ -6,7 +6,7 @@ import torch
 from support import same
 from torchvision.models.detection import FasterRCNN
 
-from ssod_imwa.classification.build import build_model
+from ssod_imwa.classification.networks import build_model
 from ssod_imwa.detection.detectors.build import build_detector
 from ssod_imwa.engine.checkpoint.atomic import write_checkpoint
 from ssod_imwa.engine.checkpoint.compatibility import FORMAT

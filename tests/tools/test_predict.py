@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torchvision.transforms.v2.functional import resize
 
-from ssod_imwa.classification.build import build_model
+from ssod_imwa.classification.networks import build_model
 from ssod_imwa.detection.data.coco import load_coco
 from ssod_imwa.detection.detectors.build import build_detector
 from ssod_imwa.engine.checkpoint.atomic import write_checkpoint

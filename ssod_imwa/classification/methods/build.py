@@ -82,7 +82,7 @@ def build_method(
 
     Args:
         cfg: of the run, with the schedule in iterations.
-        model: of `build.build_model`, on its device.
+        model: of `networks.build_model`, on its device.
         counts: training images of each class.
         unlabeled: images without labels, for methods that read them.
 

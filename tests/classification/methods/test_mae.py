@@ -6,7 +6,6 @@ import torch
 from support import needs_fork, on_two_ranks
 
 from ssod_imwa.averaging.ranks import Ranks
-from ssod_imwa.classification.build import load_weights
 from ssod_imwa.classification.methods.mae import (
     MaskedPretraining,
     encoder_state,
@@ -15,6 +14,7 @@ from ssod_imwa.classification.methods.mae import (
 from ssod_imwa.classification.models.mae import MAEOptions, MaskedAutoencoder
 from ssod_imwa.classification.models.vit import ViT
 from ssod_imwa.classification.models.weights import load_encoder
+from ssod_imwa.classification.networks import load_weights
 from ssod_imwa.data.batches import Part
 from ssod_imwa.engine.checkpoint.atomic import write_checkpoint
 from ssod_imwa.engine.checkpoint.compatibility import FORMAT

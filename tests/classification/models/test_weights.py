@@ -4,7 +4,6 @@ import torch.nn.functional as F
 import torchvision
 from torch import nn
 
-from ssod_imwa.classification.build import load_weights
 from ssod_imwa.classification.models.cifar_resnet import CifarResNet
 from ssod_imwa.classification.models.experts import Experts
 from ssod_imwa.classification.models.heads import ScaledClassifier
@@ -14,6 +13,7 @@ from ssod_imwa.classification.models.weights import (
     load_encoder,
     resized_positions,
 )
+from ssod_imwa.classification.networks import load_weights
 from ssod_imwa.errors import CheckpointError, WeightsError
 
 
