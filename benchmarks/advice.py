@@ -110,7 +110,13 @@ def judge(bed: str, seed: int, arguments: argparse.Namespace) -> tuple[str, dict
     if schedule != ANNEALED:
         annealed = run("annealed", SOLVER__LR_SCHEDULER_NAME=ANNEALED)
         reached["lower rate"] = test(annealed.models["student"])
-    numbers = measure_run(first, dataset=f"{FEATURES}/train.pt:held_out", metric=METRIC, count=KEPT)
+    numbers = measure_run(
+        first,
+        dataset=f"{FEATURES}/train.pt:held_out",
+        training_set=f"{FEATURES}/train.pt:fit",
+        metric=METRIC,
+        count=KEPT,
+    )
     return advice(numbers).verdict, reached
 
 

@@ -37,6 +37,12 @@ def parse_arguments() -> argparse.Namespace:
         "--dataset", metavar="NAME", help="what to measure on (DATASETS.TEST, with a warning)"
     )
     parser.add_argument(
+        "--training-set",
+        metavar="NAME",
+        help="labeled training images, or some of them: a run that fits them hardly better than "
+        "--dataset is too short, which evaluations do not tell where the rate falls",
+    )
+    parser.add_argument(
         "--last", type=int, default=5, metavar="K", help="snapshots in the mean, at most (5)"
     )
     parser.add_argument(
@@ -91,6 +97,7 @@ def judge(arguments: argparse.Namespace) -> None:
         count=arguments.last,
         bn_batches=arguments.bn_batches,
         metric=arguments.metric,
+        training_set=arguments.training_set,
         asked=arguments.modules,
     )
     print(f"{numbers.metric} on {dataset}: {figures(numbers)}")

@@ -15,6 +15,9 @@ ANNEALED = 0.1
 LOWERED = 0.5
 # Evaluations below which a slope is a guess.
 ENOUGH = 4
+# Training images are not learned yet if the metric on them is above that on others by less than
+# this share of what is left to 100.
+UNLEARNED = 0.25
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,7 @@ class RunNumbers:
         snapshots: how many that mean is of.
         rate: the last learning rate as a share of the highest.
         trend: of the shipped model's evaluations.
+        training: of the shipped model on labeled training images; None if it was not measured.
     """
 
     metric: str
@@ -86,6 +90,15 @@ class RunNumbers:
     snapshots: int
     rate: float
     trend: Trend | None
+    training: float | None = None
+
+    @property
+    def is_underfitted(self) -> bool:
+        """Training images are known to be fit hardly better than others."""
+        shipped = self.student if self.teacher is None else self.teacher
+        if self.training is None:
+            return False
+        return self.training - shipped < UNLEARNED * (100 - shipped)
 
     @property
     def noise(self) -> float | None:
@@ -142,6 +155,9 @@ def advice(run: RunNumbers) -> Answer:
 
 def _longer(run: RunNumbers) -> Answer:
     question, course = "longer run", run.trend
+    if run.is_underfitted and (course is None or not course.is_flat):
+        better = f"{run.training:.1f} {run.metric} on training images"
+        return Answer(question, "yes", f"{better}: they are fit hardly better than others")
     if course is None:
         few = f"fewer than {ENOUGH} evaluations in the second half (TEST.EVAL_PERIOD)"
         return Answer(question, "unclear", few)

@@ -61,6 +61,7 @@ def measure_run(
     count: int = 5,
     bn_batches: int = 0,
     metric: str | None = None,
+    training_set: str | None = None,
     asked: Sequence[str] = (),
 ) -> RunNumbers:
     """Evaluate a finished run's last models and their mean.
@@ -72,6 +73,8 @@ def measure_run(
             and has IMWA.LAWA, its mean is taken.
         bn_batches: on which the mean's batch norms are re-estimated; 0 takes the mean of theirs.
         metric: its name; None takes AP in detection and top1 of classifiers.
+        training_set: what the run was trained on, or a part of it, to tell whether it is learned;
+            None does without.
         asked: modules that are imported and LazyConfigs that may be read.
 
     Raises:
@@ -106,6 +109,10 @@ def measure_run(
     course = results.series(results.headline().model)
     measured = name if name in course[-1].metrics else main_metrics([results])[0]
     points = [(x.t + 1, x.metrics.get(measured, math.nan)) for x in course if x.t is not None]
+    training = None
+    if training_set is not None:
+        of_training, model = open_model(trained, training_set, asked=asked)
+        training = of_training.build_evaluator()(model)[name]
     return RunNumbers(
         metric=name,
         student=figure(students[0]),
@@ -114,6 +121,7 @@ def measure_run(
         snapshots=snapshots,
         rate=last_rate(folder),
         trend=trend(points, results.iterations),
+        training=training,
     )
 
 

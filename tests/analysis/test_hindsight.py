@@ -28,6 +28,23 @@ def answered(question, **changes):
         ("longer run", {"trend": NOISY}, "unclear", "too noisy"),
         ("longer run", {"trend": Trend(0.6, 0.4, 4)}, "no", "saturated"),
         ("longer run", {"trend": None}, "unclear", "fewer than 4 evaluations"),
+        # 36 points are left to 100 above the teacher, a quarter of which is 9.
+        (
+            "longer run",
+            {"trend": NOISY, "teacher": 64.0, "training": 72.0},
+            "yes",
+            "72.0 AP on tra",
+        ),
+        ("longer run", {"trend": NOISY, "teacher": 64.0, "training": 74.0}, "unclear", "too noisy"),
+        ("longer run", {"trend": RISING, "rate": 0.0, "training": 54.0}, "yes", "hardly better"),
+        (
+            "longer run",
+            {"trend": RISING, "rate": 0.0, "training": 56.0},
+            "unclear",
+            "the rate fell",
+        ),
+        ("longer run", {"trend": None, "training": 41.0}, "yes", "41.0 AP on training images"),
+        ("longer run", {"training": 41.0}, "no", "saturated"),
         ("lower rate", {}, "yes", "100 % of its highest, and averages over time are 2.0 AP above"),
         ("lower rate", {"rate": 0.4}, "no", "40 % of its highest: it was lowered"),
         ("lower rate", {"lawa": 40.4}, "no", "little noise"),
