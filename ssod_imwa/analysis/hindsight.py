@@ -94,9 +94,13 @@ class RunNumbers:
 
     @property
     def is_underfitted(self) -> bool:
-        """Training images are known to be fit hardly better than others."""
+        """Training images are known to be fit hardly better than others.
+
+        A student at a high rate fits neither: that is noise, and tells nothing.
+        """
         shipped = self.student if self.teacher is None else self.teacher
-        if self.training is None:
+        is_noisy = self.teacher is None and self.rate >= LOWERED
+        if self.training is None or is_noisy:
             return False
         return self.training - shipped < UNLEARNED * (100 - shipped)
 
