@@ -45,16 +45,22 @@ from ssod_imwa.detection.detectors.torchvision_detector import (
 from ssod_imwa.detection.losses import aligned_iou, check_gamma
 from ssod_imwa.errors import UserError
 
+FIRST_DISTANCE = 1.0  # from a point to each side of its first box, in strides
+
 
 class ScaledRegressionHead(FCOSRegressionHead):
     """torchvision's with a learned factor for each level; its outputs are float32.
 
-    Source: FCOS (arXiv 1904.01355, section 3.2), with ReLU in place of the exponential.
+    Source: FCOS (arXiv 1904.01355, section 3.2), with ReLU in place of the exponential, and a bias
+    with which all four distances begin above 0: torchvision's 0 leaves a side to chance.
     """
 
     def __init__(self, channels: int, num_convs: int, levels: int) -> None:
         super().__init__(channels, 1, num_convs)
         self.scales = nn.Parameter(torch.ones(levels))
+        # A ReLU that is negative everywhere learns no more, and boxes end at their point on that
+        # side: one run of three on digits had AP 18 in place of 51 and 55.
+        nn.init.constant_(self.bbox_reg.bias, FIRST_DISTANCE)
 
     def forward(self, x: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         distances, quality = [], []

@@ -27,6 +27,7 @@ from torchvision.ops import box_iou
 from ssod_imwa.averaging.ranks import Group
 from ssod_imwa.detection.data.records import Targets
 from ssod_imwa.detection.detectors.dense import best_detections, one_hot_targets
+from ssod_imwa.detection.detectors.fcos import ScaledRegressionHead
 from ssod_imwa.detection.detectors.options import (
     AnchorOptions,
     BackboneOptions,
@@ -120,6 +121,15 @@ def test_boxes_of_fcos_are_points_plus_scaled_distances():
                 box = parts.dense_maps().boxes[1, number].tolist()
                 assert box == pytest.approx([x - left, y - top, x + right, y + bottom], abs=1e-3)
                 number += 1
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_every_side_of_a_new_fcos_box_can_learn(seed):
+    torch.manual_seed(seed)
+    head = ScaledRegressionHead(64, 4, 2)
+    distances, _ = head([torch.randn(2, 64, size, size).relu() for size in (8, 4)])
+    assert distances.min() > 0  # below, a ReLU has no gradient
+    assert distances.mean().item() == pytest.approx(1, abs=0.2)
 
 
 def maps_of(levels, classes, *, quality, seed):
