@@ -21,7 +21,6 @@ from ssod_imwa.classification.methods.build import METHODS, CompileOptions, Meth
 from ssod_imwa.classification.methods.moco import MoCoOptions
 from ssod_imwa.classification.mixers import MIXERS, MixerChoice
 from ssod_imwa.classification.models.build import (
-    ON_FEATURES,
     VITS,
     WIDE_RESNETS,
     NetworkOptions,
@@ -51,7 +50,7 @@ Conditions = Mapping[str, Values]
 IS_LITE = beginning_with("timm:tf_efficientnet_lite")
 SEES_PIXELS = Switch(
     f"not {FEATURE_HEAD!r} nor {FEATURE_TAIL!r}",
-    lambda name: name not in ON_FEATURES,
+    lambda name: name not in (FEATURE_HEAD, FEATURE_TAIL),
 )
 OTHER_PIXELS = Switch(
     f"{SEES_PIXELS.words} nor {IS_LITE.words}",
