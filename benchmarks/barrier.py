@@ -4,7 +4,7 @@ For each seed and start two members of one recipe are trained apart, from the sa
 images in other orders (IMWA.FIRST_MEMBER 0 and 1). Networks on the line between them are tested:
 the one in the middle is their average. Means over seeds stand in the table and in barrier.png.
 
-    python benchmarks/barrier.py --data-root datasets --seeds 1 2 3 4 5 6 7 8 9 10  # 40 minutes
+    python benchmarks/barrier.py --data-root datasets --seeds 1 2 3 4 5 6 7 8 9 10
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from ssod_imwa.analysis.build import build_evaluate, build_recompute, open_run
 from ssod_imwa.analysis.interpolation import interpolate
 from ssod_imwa.cli import log_to_stderr, run_main
 from ssod_imwa.engine.checkpoint.models import read_models
+from ssod_imwa.engine.checkpoint.output import FINAL
 from ssod_imwa.runs.config import load_config
-from ssod_imwa.runs.results import ResultsError, read_results
 from ssod_imwa.runs.run import train
 from ssod_imwa.visualization.style import color, finish, panels
 
@@ -73,12 +73,11 @@ def between(start: str, seed: int, arguments: argparse.Namespace) -> dict[str, d
             "OUTPUT_DIR": folder,
             "DATASETS.ROOT": arguments.data_root,
         }
-        try:
-            read_results(folder)
-        except ResultsError:
-            overrides = [str(x) for pair in settings.items() for x in pair]
-            if train(load_config(RECIPE, overrides), resume_from=True):
-                raise SystemExit(1) from None
+        overrides = [str(x) for pair in settings.items() for x in pair]
+        if not (folder / FINAL).is_file() and train(
+            load_config(RECIPE, overrides), resume_from=True
+        ):
+            raise SystemExit(1)
     run = open_run(folders[0])
     ends = [read_models(folder).weights for folder in folders]
     evaluate, recompute = build_evaluate(run, arguments.images), build_recompute(run)

@@ -60,6 +60,10 @@ def test_advice_is_judged(benchmark, monkeypatch, tmp_path, capsys):
     rows = [line.split("│") for line in out.splitlines() if "falling" in line or "constant" in line]
     assert [row[2].strip() for row in rows] == ["1", "2", "1", "2"]
     assert ["lower rate" in row[5] for row in rows] == [True, True, False, False]
+    # Finished runs are not trained again.
+    monkeypatch.setattr(module, "train", lambda *arguments, **settings: pytest.fail("trained"))
+    call(module, "--seeds", 1, 2)
+    assert capsys.readouterr().out == out
 
 
 def test_the_line_between_members_is_drawn(benchmark, tmp_path, capsys):
