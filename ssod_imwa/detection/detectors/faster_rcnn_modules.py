@@ -10,12 +10,12 @@ from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHe
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
-from torchvision.ops import MultiScaleRoIAlign
 
 from ssod_imwa.detection.detectors.options import (
     AnchorOptions,
     FasterRCNNOptions,
 )
+from ssod_imwa.detection.detectors.region_pool import RegionPool
 from ssod_imwa.detection.losses import box_loss, multiclass_focal_loss
 
 
@@ -141,7 +141,7 @@ def make_box_heads(options: FasterRCNNOptions, num_classes: int) -> BoxHeads:
     (iou_threshold,) = roi.iou_thresholds
     names = [str(number) for number in range(len(options.levels.levels))]
     heads = BoxHeads(
-        MultiScaleRoIAlign(names, head.pooler_resolution, sampling_ratio=2),
+        RegionPool(names, head.pooler_resolution, sampling_ratio=2),
         make_box_head(options.fpn.out_channels * head.pooler_resolution**2, head.fc_dim),
         make_box_predictor(head.fc_dim, num_classes),
         fg_iou_thresh=iou_threshold,
