@@ -40,7 +40,11 @@ RECIPES = ["configs/digits/supervised.yaml", "configs/digits/unbiased_teacher.ya
 FRAGMENTS = {"torchvision": [], "detectron2": ["configs/models/detectron2_r18_as_torchvision.yaml"]}
 PARTS = ("data", "teacher", "labels", "student", "backward", "optimizer", "EMA", "rest")
 # Teachers from the first step on, with labels to learn: as in the later part of a run.
-STEADY = {"SSOD.BURN_IN_ITERS": "0", "SSOD.BBOX_THRESHOLD": "0.05"}
+STEADY = {
+    "SSOD.EMA_START_ITERS": "0",
+    "SSOD.BURN_IN_ITERS": "0",
+    "SSOD.BBOX_THRESHOLD": "0.05",
+}
 
 
 class Clock:
