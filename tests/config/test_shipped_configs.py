@@ -115,6 +115,7 @@ METHODS = {
     "digit_images": "cross_entropy",
     "digit_images_semi": "fixmatch",
     "cifar10_lt_features": "cross_entropy",
+    "cifar10_lt_semi_small": "fixmatch",
     "averaging": "cross_entropy",
 }
 
@@ -151,6 +152,7 @@ def test_averaging_changes_nothing_else(fragment):
         ("digit_images/cross_entropy", "digit_images/2x"),
         ("cifar10_lt/cross_entropy", "cifar10_lt/2x"),
         ("cifar10_lt/bcl", "cifar10_lt/2x"),
+        ("cifar10_lt_semi_small/acr", "cifar10_lt_semi_small/2x"),
         ("cifar100_lt/cross_entropy", "cifar100_lt/2x"),
         ("cifar100_lt/bcl", "cifar100_lt/2x"),
     ],
