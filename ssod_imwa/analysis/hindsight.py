@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 from collections.abc import Sequence
@@ -26,7 +27,8 @@ class Trend:
 
     Attributes:
         rise: of the metric over that half, in points.
-        error: its standard error.
+        error: its standard error; evaluations that lie on one side of the line for long, as those
+            of an average over many iterations do, count as fewer than they are.
         evaluations: how many these are.
     """
 
@@ -61,11 +63,20 @@ def trend(points: Sequence[tuple[float, float]], iterations: int) -> Trend | Non
     mean_t, mean_y = (statistics.fmean(values) for values in zip(*late, strict=True))
     spread = sum((t - mean_t) ** 2 for t, _ in late)
     slope = sum((t - mean_t) * (y - mean_y) for t, y in late) / spread
-    residuals = sum((y - mean_y - slope * (t - mean_t)) ** 2 for t, y in late)
-    error = math.sqrt(residuals / (len(late) - 2) / spread)
+    residuals = [y - mean_y - slope * (t - mean_t) for t, y in late]
+    squares = sum(r * r for r in residuals)
+    error = math.sqrt(squares / (len(late) - 2) / spread * _repetition(residuals))
     # Rounded: the noise of floats is no trend.
     half = iterations / 2
     return Trend(round(slope * half, 9), round(error * half, 9), len(late))
+
+
+def _repetition(residuals: Sequence[float]) -> float:
+    """How many evaluations say what one would, from the correlation r of neighbors: (1+r)/(1-r)."""
+    squares = sum(r * r for r in residuals)
+    neighbors = sum(a * b for a, b in itertools.pairwise(residuals))
+    correlation = max(0.0, neighbors / squares) if squares else 0.0
+    return (1 + correlation) / (1 - correlation)
 
 
 @dataclass(frozen=True)
