@@ -16,9 +16,10 @@ ANNEALED = 0.1
 LOWERED = 0.5
 # Evaluations below which a slope is a guess.
 ENOUGH = 4
-# Training images are not learned yet if the metric on them is above that on others by less than
-# this share of what is left to 100.
+# How far the metric on training images is above that on others, as a share of what is left to 100:
+# below the first they are not learned yet, above the second more steps have little to teach.
 UNLEARNED = 0.25
+LEARNED = 0.75
 
 
 @dataclass(frozen=True)
@@ -104,16 +105,22 @@ class RunNumbers:
     training: float | None = None
 
     @property
-    def is_underfitted(self) -> bool:
-        """Training images are known to be fit hardly better than others.
+    def learned(self) -> float | None:
+        """How far training images are fit better than others, as a share of what is left to 100.
 
-        A student at a high rate fits neither: that is noise, and tells nothing.
+        None if it was not measured, or of a student at a high rate, which fits neither: that is
+        noise, and tells nothing.
         """
         shipped = self.student if self.teacher is None else self.teacher
         is_noisy = self.teacher is None and self.rate >= LOWERED
-        if self.training is None or is_noisy:
-            return False
-        return self.training - shipped < UNLEARNED * (100 - shipped)
+        if self.training is None or is_noisy or shipped >= 100:
+            return None
+        return (self.training - shipped) / (100 - shipped)
+
+    @property
+    def is_learned(self) -> bool:
+        """More steps have little to teach: training images are known to be fit far better."""
+        return self.learned is not None and self.learned > LEARNED
 
     @property
     def noise(self) -> float | None:
@@ -169,10 +176,10 @@ def advice(run: RunNumbers) -> Answer:
 
 
 def _longer(run: RunNumbers) -> Answer:
-    question, course = "longer run", run.trend
-    if run.is_underfitted and (course is None or not course.is_flat):
-        better = f"{run.training:.1f} {run.metric} on training images"
-        return Answer(question, "yes", f"{better}: they are fit hardly better than others")
+    question, course, learned = "longer run", run.trend, run.learned
+    on_training = f"{run.training:.1f} {run.metric} on training images" if run.training else ""
+    if learned is not None and learned < UNLEARNED and (course is None or not course.is_flat):
+        return Answer(question, "yes", f"{on_training}: they are fit hardly better than others")
     if course is None:
         few = f"fewer than {ENOUGH} evaluations in the second half (TEST.EVAL_PERIOD)"
         return Answer(question, "unclear", few)
@@ -182,6 +189,8 @@ def _longer(run: RunNumbers) -> Answer:
     )
     if course.is_rising and run.rate < LOWERED:
         return Answer(question, "unclear", f"{reason}, in which the rate fell: that may be why")
+    if course.is_rising and run.is_learned:
+        return Answer(question, "unclear", f"{reason}, but {on_training}: they are learned")
     if course.is_rising:
         return Answer(question, "yes", reason)
     if not course.is_flat:
@@ -233,7 +242,7 @@ def _imwa(run: RunNumbers) -> Answer:
     if run.rate < ANNEALED:
         gone = f"the rate ended at {100 * run.rate:.3g} % of its highest: nothing is left to remove"
         return Answer(question, "no", f"{gone}, unless members differ in more than noise")
-    if run.trend is not None and run.trend.is_rising:
+    if run.trend is not None and run.trend.is_rising and not run.is_learned:
         return Answer(question, "no", "the run is not saturated: the steps are better spent on it")
     if run.noise is None or run.trend is None:
         return Answer(question, "unclear", "noise or trend of the run are not known, see above")

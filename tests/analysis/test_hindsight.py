@@ -36,6 +36,15 @@ def answered(question, **changes):
             "72.0 AP on tra",
         ),
         ("longer run", {"trend": NOISY, "teacher": 64.0, "training": 74.0}, "unclear", "too noisy"),
+        ("longer run", {"trend": RISING, "teacher": 64.0, "training": 90.0}, "yes", "3.0 ± 0.5"),
+        (
+            "longer run",
+            {"trend": RISING, "teacher": 64.0, "training": 92.0},
+            "unclear",
+            "but 92.0 AP on training images: they are learned",
+        ),
+        # A last student alone, whose rate was not lowered, fits nothing well.
+        ("longer run", {"trend": RISING, "training": 92.0}, "yes", "3.0 ± 0.5"),
         ("longer run", {"trend": RISING, "rate": 0.0, "training": 54.0}, "yes", "hardly better"),
         (
             "longer run",
@@ -66,6 +75,12 @@ def answered(question, **changes):
         ("IMWA", {}, "yes", "saturated, and averages over time are 2.0 AP above"),
         ("IMWA", {"rate": 0.09}, "no", "nothing is left to remove"),
         ("IMWA", {"trend": RISING}, "no", "not saturated"),
+        (
+            "IMWA",
+            {"trend": RISING, "teacher": 41.0, "training": 90.0},
+            "unclear",
+            "perhaps saturated",
+        ),
         ("IMWA", {"trend": NOISY}, "unclear", "perhaps saturated"),
         ("IMWA", {"trend": None}, "unclear", "not known"),
         ("IMWA", {"lawa": None}, "unclear", "not known"),
@@ -90,6 +105,7 @@ def test_answers(question, changes, verdict, words):
         ({"teacher": 41.5, "lawa": None}, "EMA", "1.5 AP above"),
         ({"trend": RISING}, "longer run", "first of all: AP rose by 3.0 ± 0.5"),
         ({"trend": RISING, "rate": 0.4}, "LAWA", "for no steps"),
+        ({"trend": RISING, "teacher": 42.5, "training": 90.0}, "EMA", "ship it: 2.5 AP above"),
         ({"trend": NOISY}, "LAWA", "for no steps"),
         ({"lawa": 40.4}, "nothing", "as good as"),
         ({"lawa": None}, "nothing", "as good as"),
