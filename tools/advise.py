@@ -40,7 +40,8 @@ def parse_arguments() -> argparse.Namespace:
         "--training-set",
         metavar="NAME",
         help="labeled training images, or some of them: a run that fits them hardly better than "
-        "--dataset is too short, which evaluations do not tell where the rate falls",
+        "--dataset is too short, which evaluations do not tell where the rate falls; one that fits "
+        "them far better is not sent on to more steps",
     )
     parser.add_argument(
         "--last", type=int, default=5, metavar="K", help="snapshots in the mean, at most (5)"

@@ -177,7 +177,8 @@ def advice(run: RunNumbers) -> Answer:
 
 def _longer(run: RunNumbers) -> Answer:
     question, course, learned = "longer run", run.trend, run.learned
-    on_training = f"{run.training:.1f} {run.metric} on training images" if run.training else ""
+    # Read where `learned` is known, and with it the training images' figure.
+    on_training = f"{run.training or 0:.1f} {run.metric} on training images"
     if learned is not None and learned < UNLEARNED and (course is None or not course.is_flat):
         return Answer(question, "yes", f"{on_training}: they are fit hardly better than others")
     if course is None:

@@ -43,6 +43,14 @@ def answered(question, **changes):
             "unclear",
             "but 92.0 AP on training images: they are learned",
         ),
+        # Nothing is left to 100, or nothing is fit at all.
+        (
+            "longer run",
+            {"trend": NOISY, "teacher": 100.0, "training": 99.0},
+            "unclear",
+            "too noisy",
+        ),
+        ("longer run", {"trend": NOISY, "teacher": 1.0, "training": 0.0}, "yes", "0.0 AP on train"),
         # A last student alone, whose rate was not lowered, fits nothing well.
         ("longer run", {"trend": RISING, "training": 92.0}, "yes", "3.0 ± 0.5"),
         ("longer run", {"trend": RISING, "rate": 0.0, "training": 54.0}, "yes", "hardly better"),

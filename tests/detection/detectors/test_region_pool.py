@@ -69,6 +69,21 @@ def test_a_frozen_map_gets_no_gradient():
     assert maps["1"].grad is not None
 
 
+def test_small_maps_have_a_gradient_of_their_own(monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    boxes = [random_boxes(5, generator) for _ in SHAPES]
+    shapes = []
+
+    def recorded(*arguments, shape, **options):
+        shapes.append(tuple(shape))
+        return spread(*arguments, shape=shape, **options)
+
+    monkeypatch.setattr(region_pool, "spread", recorded)
+    maps = pyramid(generator)
+    RegionPool(NAMES, 7, 2)(maps, boxes, SHAPES).sum().backward()
+    assert shapes == [tuple(x.shape) for x in maps.values()]
+
+
 def test_large_maps_and_passes_without_gradient_do_without(monkeypatch):
     generator = torch.Generator().manual_seed(0)
     boxes = [random_boxes(5, generator) for _ in SHAPES]
