@@ -42,6 +42,15 @@ def detector() -> nn.Module:
 MODELS = {"small": small, "R50-FPN": detector}
 
 
+def build(name: str, device: torch.device) -> nn.Module:
+    """A model whose counters of batches are floats: on CUDA swa_utils fails to average integers."""
+    model = MODELS[name]().to(device)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.num_batches_tracked = module.num_batches_tracked.float()
+    return model
+
+
 def times(work: Callable[[], object], device: torch.device, repeats: int) -> list[float]:
     """Seconds of each call, until the device is done."""
     seconds = []
@@ -83,7 +92,7 @@ def measure(
 ) -> list[dict[str, object]]:
     """Rows of the table for one model."""
     torch.manual_seed(0)
-    student, teacher = (MODELS[name]().to(device) for _ in range(2))
+    student, teacher = (build(name, device) for _ in range(2))
     live = named_state({"m": student})
     stored = [snapshot(live) for _ in range(members - 1)]
     size = sum(tensor.numel() * tensor.element_size() for tensor in live.values())
