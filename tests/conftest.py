@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from support import in_one_thread
 
@@ -55,6 +56,22 @@ DETECTORS = {
     "FCOS": {"MODEL.FPN.OUT_CHANNELS": 64, "MODEL.FCOS.NUM_CONVS": 1},
     "RetinaNet": {"MODEL.FPN.OUT_CHANNELS": 16, "MODEL.RETINANET.NORM": ""},
 }
+
+
+@pytest.fixture(scope="session", autouse=True)
+def gpu_is_there():
+    """Whether there is a GPU. It is hidden from the tests: bits are promised of CPUs."""
+    there = torch.cuda.is_available()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.cuda, "is_available", lambda: False)
+        yield there
+
+
+@pytest.fixture(autouse=True)
+def gpu_for_tests_of_it(request, monkeypatch, gpu_is_there):
+    """Shows the GPU to tests marked `gpu`."""
+    if request.node.get_closest_marker("gpu"):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu_is_there)
 
 
 @pytest.fixture(scope="module")
