@@ -99,8 +99,8 @@ class StopSignals:
 class SignalHook(HookBase):
     """Ends training cleanly when a signal came: the step finishes, then a checkpoint, then out.
 
-    The last hook of the list. At the end of each step all ranks agree on whether one of them got a
-    signal.
+    The last hook of the list. After each step at which ranks talk, see `Trainer.talks`, all of them
+    agree on whether one of them got a signal.
 
     Args:
         signals: entered by the caller.
@@ -140,7 +140,7 @@ class SignalHook(HookBase):
 
     def after_step(self) -> None:
         run, number = self.trainer.ranks.run, self._signals.number
-        if not run.any_true(number is not None):
+        if not self.trainer.talks or not run.any_true(number is not None):
             return
         # Ranks that were not signaled themselves exit with the number that another one got.
         self.received = max(other or 0 for other in run.all_gather(number))

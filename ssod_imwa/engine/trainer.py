@@ -17,6 +17,10 @@ from ssod_imwa.engine.method import Method
 from ssod_imwa.engine.seeding import seed_everything
 from ssod_imwa.errors import UserError
 
+# Members that are trained at once wait for each other after this many steps: after each, the
+# slower of two busy cores decides every time.
+TALK_PERIOD = 16
+
 
 class HookBase:
     """Something the trainer calls at fixed points of the loop.
@@ -121,6 +125,7 @@ class Trainer:
         self.step_seconds = self.step_end = 0.0
         self._batches = batches
         self._stream: Iterator[Any] = iter(())
+        self._diverged = ""
 
     @property
     def position(self) -> Position:
@@ -132,6 +137,17 @@ class Trainer:
         """Whether this process is the one of all that train its member which writes of it."""
         is_one_of_many = self.position.members > 1
         return self.ranks.batch.is_main and (is_one_of_many or self.ranks.exchange.is_main)
+
+    @property
+    def talks(self) -> bool:
+        """Whether this is a step after which all ranks hear of what happened on any of them.
+
+        Every step is, except where members are trained at once: these talk at steps of their own
+        clock, equal on all ranks, and at their end.
+        """
+        position = self.position
+        periodic = (position.t + 1) % TALK_PERIOD == 0
+        return self.ranks.members == 1 or periodic or position.ends_member
 
     def register_hooks(self, hooks: Sequence[HookBase]) -> None:
         """Append hooks; at each point they are called in this order."""
@@ -174,10 +190,13 @@ class Trainer:
                 records[name] = records.get(name, 0) + value / len(parts)
         self._call("after_backward")
         self.scaler.unscale_(self.optimizer)
-        self._raise_if_not_finite(records, position)
-        if self.clip is not None:
-            self.clip(self.parameters)
-        self.scaler.step(self.optimizer)
+        self._look_for_divergence(records, position)
+        if self.talks:
+            self.raise_if_diverged()
+        if not self._diverged:
+            if self.clip is not None:
+                self.clip(self.parameters)
+            self.scaler.step(self.optimizer)
         self.scaler.update()
         self._raise_if_scale_vanished(position)
         self.method.after_step(position.t)
@@ -206,17 +225,27 @@ class Trainer:
             self.scaler.scale(total / self.accumulation).backward()
         return {"total_loss": total.detach(), **{k: v.detach() for k, v in records.items()}}
 
-    def _raise_if_not_finite(self, records: dict[str, torch.Tensor], position: Position) -> None:
+    def _look_for_divergence(self, records: dict[str, torch.Tensor], position: Position) -> None:
+        """Note the first step that is not finite on a rank of this member: it is the last one."""
         finite = torch.isfinite(records["total_loss"])
         if not self.scaler.is_enabled():  # with a scaler an overflow skips the step by design
             gradients = [p.grad for p in self.parameters if p.grad is not None]
             finite = finite & torch.isfinite(nn.utils.get_total_norm(gradients))
-        if self.ranks.run.all_true(finite):
+        if self._diverged or self.ranks.batch.all_true(finite):
             return
         losses = {name: float(value) for name, value in records.items()}
         where = "" if finite else f"{_place(position)}: {losses}"
-        # Of the first rank that has diverged: the others may train another member.
-        place = next(filter(None, self.ranks.run.all_gather(where)))
+        self._diverged = next(filter(None, self.ranks.batch.all_gather(where)))
+
+    def raise_if_diverged(self) -> None:
+        """Raise on all ranks when training has diverged on one; all of them call it together.
+
+        Raises:
+            NonFiniteError: with the step of the first rank that has diverged.
+        """
+        if self.ranks.exchange.all_true(not self._diverged):
+            return
+        place = next(filter(None, self.ranks.exchange.all_gather(self._diverged)))
         raise NonFiniteError(
             f"loss or gradient is not finite at {place}; lower "
             "SOLVER.BASE_LR or clip gradients (SOLVER.CLIP_GRADIENTS.ENABLED True)"

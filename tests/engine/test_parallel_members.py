@@ -1,5 +1,8 @@
 """Members at once on forked ranks, with the real trainer, against members in turn."""
 
+import os
+import signal
+
 import pytest
 import torch
 from support import needs_fork, on_ranks
@@ -10,8 +13,10 @@ from ssod_imwa.averaging.imwa import IMWA
 from ssod_imwa.averaging.outer import Outer
 from ssod_imwa.averaging.parallel import ParallelIMWA
 from ssod_imwa.averaging.ranks import Ranks
+from ssod_imwa.engine import trainer as loop
 from ssod_imwa.engine.hooks import IMWAHook, LRHook
 from ssod_imwa.engine.launch import distribute
+from ssod_imwa.engine.signals import SignalHook, StopSignals
 from ssod_imwa.engine.trainer import HookBase, NonFiniteError
 
 T, EPISODES, MEMBERS = 7, 3, 2
@@ -108,19 +113,63 @@ def test_a_rule_weighs_members_at_once_as_in_turn(tiny, tmp_path, chosen):
     assert_all_equal(tiny, runs, train(tiny, Ranks.alone(), **options))
 
 
-@needs_fork
-def test_a_loss_that_is_not_finite_names_the_member_that_has_it(tiny, tmp_path):
-    def fail(rank):
-        ranks = Ranks.of_run(MEMBERS)
-        schedule = EpisodeSchedule(T, members=MEMBERS, only=ranks.member)
-        method = tiny.method()
-        if ranks.member == 1:
-            torch.nn.init.constant_(method.student[0].weight, float("nan"))
-        trainer = tiny.trainer(T, schedule=schedule, method=method, ranks=ranks)
-        with pytest.raises(NonFiniteError, match=r"episode 1, member 2, own iteration 1\): .*nan"):
-            trainer.train()
+def at_once(tiny, iterations, member):
+    """A trainer of this rank's of two members, `member` of which has a bad loss at t = 2 alone."""
+    ranks = Ranks.of_run(MEMBERS)
+    method = tiny.method()
+    good = method.losses
 
-    on_ranks(2, fail, tmp_path)
+    def losses(batch, t):
+        bad = ranks.member == member and t == 2
+        return {"loss_cls": good(batch, t)["loss_cls"] * (float("nan") if bad else 1.0)}
+
+    method.losses = losses
+    schedule = EpisodeSchedule(iterations, members=MEMBERS, only=ranks.member)
+    return tiny.trainer(iterations, schedule=schedule, method=method, ranks=ranks)
+
+
+@needs_fork
+@pytest.mark.parametrize(("iterations", "last"), [(20, 3), (4, 3), (3, 2)])
+def test_members_end_where_they_talk_and_name_the_one_that_diverged(
+    tiny, tmp_path, monkeypatch, iterations, last
+):
+    """At a step of their period or at their end; until then the bad one learns nothing."""
+    monkeypatch.setattr(loop, "TALK_PERIOD", 4)
+
+    def fail(rank):
+        trainer, begun = at_once(tiny, iterations, member=1), []
+
+        class Remember(HookBase):
+            def before_step(self):
+                begun.append([p.detach().clone() for p in self.trainer.parameters])
+
+        trainer.register_hooks([Remember()])
+        with pytest.raises(NonFiniteError, match=r"episode 1, member 2, own iteration 3\): .*nan"):
+            trainer.train()
+        pairs = zip(begun[2], trainer.parameters, strict=True)
+        return trainer.iter, all(torch.equal(before, after) for before, after in pairs)
+
+    assert on_ranks(2, fail, tmp_path) == [(last, last == 2), (last, True)]
+
+
+@needs_fork
+def test_members_hear_of_a_signal_where_they_talk(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "TALK_PERIOD", 4)
+
+    class Signaled(HookBase):
+        def after_backward(self):
+            if self.trainer.iter == 1 and self.trainer.ranks.run.rank == 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    def stop(rank):
+        trainer, saved = at_once(tiny, 9, member=None), []
+        with StopSignals() as signals:
+            hook = SignalHook(signals, lambda: saved.append(trainer.iter))
+            trainer.register_hooks([Signaled(), hook])
+            trainer.train()
+        return trainer.iter, saved, hook.exit_code
+
+    assert on_ranks(2, stop, tmp_path) == [(4, [3], 143)] * 2
 
 
 def test_in_turn_is_the_only_order_of_imwa(tiny):

@@ -148,17 +148,19 @@ def test_fifty_kills_of_any_rank_at_random_times(server, assert_same, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("g", "struck"),
+    ("g", "struck", "last"),
     [
-        (1, 1),
-        pytest.param(3, 0, marks=pytest.mark.slow),
-        pytest.param(10, 1, marks=pytest.mark.slow),
+        (1, 1, 1),
+        pytest.param(3, 0, 3, marks=pytest.mark.slow),
+        pytest.param(8, 1, 9, marks=pytest.mark.slow),
     ],
 )
-def test_a_signal_to_one_rank_ends_both_with_a_checkpoint(server, assert_same, tmp_path, g, struck):
+def test_a_signal_to_one_rank_ends_both_with_a_checkpoint_where_they_talk(
+    server, assert_same, tmp_path, g, struck, last
+):
     options = {"signal_after": [g, signal.SIGTERM], "struck": struck}
     assert server.run(tmp_path, **AT_ONCE, **options) == [143, 143], server.log
-    assert next(iter(resume_files(tmp_path))) == g
+    assert next(iter(resume_files(tmp_path))) == last
     finish(server, tmp_path)
     assert_same(tmp_path)
 

@@ -35,6 +35,7 @@ from ssod_imwa.averaging.imwa import IMWA
 from ssod_imwa.averaging.parallel import ParallelIMWA
 from ssod_imwa.averaging.ranks import Group, Ranks
 from ssod_imwa.engine import launch
+from ssod_imwa.engine import trainer as loop
 from ssod_imwa.engine.checkpoint.writing import CheckpointHook, faults, prepare_output, resume
 from ssod_imwa.engine.hooks import IMWAHook, LRHook
 from ssod_imwa.engine.launch import distribute
@@ -48,6 +49,8 @@ from ssod_imwa.errors import UserError
 
 MEMBERS, EPISODES, ITERATIONS, SEED = 2, 3, 12, 1
 STEPS = MEMBERS * ITERATIONS
+# Members at once talk in the middle of an episode, too.
+loop.TALK_PERIOD = 2
 # Options of what happens to one rank alone.
 STRIKES = ("fault", "signal_inside", "signal_after", "alarm_after")
 

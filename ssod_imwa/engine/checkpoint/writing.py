@@ -200,6 +200,7 @@ class CheckpointHook(HookBase):
     def _try(self) -> None:
         """One attempt to write; counts failures."""
         g = self.trainer.iter
+        self.trainer.raise_if_diverged()
         self._refuse_nonfinite()
         states = self._states()
         try:

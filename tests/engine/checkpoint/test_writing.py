@@ -8,13 +8,14 @@ import torch
 from torch import nn
 
 from ssod_imwa.averaging.episodes import EpisodeSchedule
+from ssod_imwa.averaging.ranks import Ranks
 from ssod_imwa.engine.checkpoint import faults, output
 from ssod_imwa.engine.checkpoint import writing as checkpoint
 from ssod_imwa.engine.checkpoint.atomic import WriteError, damage, load_checkpoint, write_checkpoint
 from ssod_imwa.engine.checkpoint.models import read_models
 from ssod_imwa.engine.checkpoint.output import resume_files
 from ssod_imwa.engine.checkpoint.writing import CheckpointHook
-from ssod_imwa.engine.trainer import HookBase
+from ssod_imwa.engine.trainer import HookBase, NonFiniteError
 from ssod_imwa.errors import CheckpointError
 
 
@@ -220,6 +221,18 @@ def test_a_state_that_is_not_finite_is_not_written_and_evicts_nothing(
     with pytest.raises(CheckpointError, match=message):
         trainer.train()
     assert list(resume_files(tmp_path)) == [step - 1, step - 2]
+
+
+def test_nothing_is_written_between_divergence_and_where_members_at_once_talk(line, tmp_path):
+    trainer = line.build(tmp_path, period=1, keep=9)
+    good = trainer.method.losses
+    trainer.method.losses = lambda batch, t: {
+        name: loss * (math.nan if t == 2 else 1) for name, loss in good(batch, t).items()
+    }
+    trainer.ranks = Ranks(members=2)
+    with pytest.raises(NonFiniteError, match="global step 3 "):
+        trainer.train()
+    assert list(resume_files(tmp_path)) == [1, 0]
 
 
 def test_a_constant_that_is_infinite_from_the_beginning_is_written(line, tmp_path):
