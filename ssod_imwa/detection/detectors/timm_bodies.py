@@ -142,8 +142,7 @@ def find_maps(name: str, levels: Sequence[int]) -> Maps:
         ValueError: timm has no such network, or it has no such maps.
     """
     try:
-        with torch.device("meta"):
-            network: Any = timm.create_model(name, features_only=True)
+        network = _described(name, features_only=True)
     except (RuntimeError, AttributeError, AssertionError) as error:
         raise ValueError(
             f"timm:{name} is not allowed (timm {timm.__version__} has no such network that gives "
@@ -165,10 +164,19 @@ def find_maps(name: str, levels: Sequence[int]) -> Maps:
     )
 
 
+def _described(name: str, **options: Any) -> Any:
+    """A network to ask for names and shapes, not for its values."""
+    try:
+        with torch.device("meta"):
+            return timm.create_model(name, **options)
+    except NotImplementedError:  # torch 2.11 cannot find RegNet's widths there
+        with torch.random.fork_rng(devices=[]):
+            return timm.create_model(name, **options)
+
+
 def _stages(name: str, body: nn.Module) -> dict[str, int]:
     """Which stage each parameter of a body belongs to; 0 is the stem."""
-    with torch.device("meta"):
-        network: Any = timm.create_model(name)
+    network = _described(name)
     if not hasattr(network, "group_matcher"):
         raise ValueError(f"timm:{name} is not allowed (timm does not say what its stages are)")
     numbers = group_parameters(network, network.group_matcher(coarse=True), reverse=True)
