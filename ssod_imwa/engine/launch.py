@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import signal
@@ -103,6 +104,8 @@ def _spawn(
     use_cuda: bool,
 ) -> None:
     init_method = f"tcp://127.0.0.1:{_free_port()}"
+    # Whom torch ends after the first one, when `_report` says why in one line.
+    logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)
     mistakes = mp.get_context("spawn").SimpleQueue()
     pids: list[int] = []
     with _forwarded_signals(pids) as forwarded:
