@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import difflib
+import logging
 import os
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from typing import Any, TypeGuard
 
 from fvcore.common.config import CfgNode
 
-from ssod_imwa.config.options import Option, Switch
+from ssod_imwa.config.options import Option
 from ssod_imwa.config.sections import (
     Section,
     active_sections,
@@ -28,6 +29,8 @@ from ssod_imwa.config.sections import (
 )
 from ssod_imwa.config.yaml_text import parse_yaml
 from ssod_imwa.errors import ConfigError
+
+logger = logging.getLogger(__name__)
 
 BASE_KEY = "_BASE_"
 _SHOWN = 200  # characters of a value
@@ -80,8 +83,9 @@ def build_config(
 ) -> CfgNode:
     """The defaults of the sections that settings choose, changed by them; later ones win.
 
-    A setting without meaning is refused, unless it is of something that a later file or the command
-    line switches off (see `Switch`), as a recipe's warm-up is with CLS.SCHEDULE.EPOCHS 0.
+    A setting without meaning is refused, unless a later file or the command line chose what takes
+    it away, as SOLVER.OPTIMIZER AdamW takes a recipe's SOLVER.NESTEROV: then it is left out, and
+    the log says so.
 
     Args:
         sections: all that there are; see `options.active_sections`.
@@ -208,7 +212,7 @@ def _check_superseded(
     setting: Setting,
     later: Sequence[Setting],
 ) -> None:
-    """Refuse a setting without meaning, unless what it belongs to is switched off after it.
+    """Refuse a setting without meaning, unless what takes it away was set after it, elsewhere.
 
     Raises:
         ConfigError: the key is unknown or has no meaning here.
@@ -219,12 +223,21 @@ def _check_superseded(
         reason = f"is not a configuration key{_suggestion(setting.key, known)}"
         raise ConfigError(f"{setting.source}: {setting.key} {reason}")
     values = {key: value_of(cfg, key) for key in keys(cfg)}
-    unmet = unmet_conditions(sections, setting.key, values)
-    switches = {key for key, those in unmet.items() if any(isinstance(x, Switch) for x in those)}
-    if not any(x.key in switches and x.source != setting.source for x in later):
-        raise ConfigError(
-            f"{setting.source}: {setting.key} {why_inactive(sections, setting.key, values)}"
-        )
+    reason = why_inactive(sections, setting.key, values)
+    chosen = {other.key for other in later if other.source != setting.source}
+    if not _depends_on(sections, setting.key, values, chosen):
+        raise ConfigError(f"{setting.source}: {setting.key} {reason}")
+    logger.info("%s: %s is left out: it %s", setting.source, setting.key, reason)
+
+
+def _depends_on(
+    sections: Sequence[Section], key: str, values: Mapping[str, Any], chosen: Container[str]
+) -> bool:
+    """Whether a key is out of the tree by one of the chosen ones, or by what these take away."""
+    return any(
+        name in chosen or (name not in values and _depends_on(sections, name, values, chosen))
+        for name in unmet_conditions(sections, key, values)
+    )
 
 
 def _suggestion(key: str, known: list[str]) -> str:

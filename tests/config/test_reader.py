@@ -1,4 +1,5 @@
-from dataclasses import dataclass
+import logging
+from dataclasses import dataclass, replace
 
 import pytest
 from fvcore.common.config import CfgNode
@@ -46,18 +47,33 @@ def test_the_last_setting_wins_and_chooses_the_keys():
     assert build("LOSS.NAME", "focal", "LOSS.NAME", "ce").LOSS == {"NAME": "ce"}
 
 
-def test_a_key_of_something_that_is_not_chosen_is_refused_with_its_source():
-    settings = [
-        Setting("LOSS.NAME", "focal", "base.yaml"),
-        Setting("LOSS.GAMMA", 2.0, "base.yaml"),
-        Setting("LOSS.NAME", "ce", "leaf.yaml"),
-    ]
+FOCAL = Setting("LOSS.NAME", "focal", "base.yaml")
+GAMMA = Setting("LOSS.GAMMA", 2.0, "base.yaml")
+CE = Setting("LOSS.NAME", "ce", "leaf.yaml")
+NO_MEANING = "has no meaning with LOSS.NAME = 'ce' (it belongs to LOSS.NAME = 'focal')"
+
+
+def test_a_key_of_what_a_later_file_replaces_is_left_out_and_named(caplog):
+    caplog.set_level(logging.INFO)
+    assert build_config(SECTIONS, [FOCAL, GAMMA, CE]).LOSS == {"NAME": "ce"}
+    assert caplog.messages == [f"base.yaml: LOSS.GAMMA is left out: it {NO_MEANING}"]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        [GAMMA],
+        [FOCAL, CE, replace(GAMMA, source="leaf.yaml")],
+        [FOCAL, replace(GAMMA, source="leaf.yaml"), CE],
+        [CE, replace(GAMMA, source="top.yaml")],
+    ],
+)
+def test_a_key_of_something_that_is_not_chosen_is_refused_with_its_source(settings):
+    """Unless the choice came later and from elsewhere: here nobody can have meant it."""
     with pytest.raises(ConfigError) as caught:
         build_config(SECTIONS, settings)
-    assert str(caught.value) == (
-        "base.yaml: LOSS.GAMMA has no meaning with LOSS.NAME = 'ce' "
-        "(it belongs to LOSS.NAME = 'focal')"
-    )
+    source = settings[-1].source if settings[-1].key == "LOSS.GAMMA" else "leaf.yaml"
+    assert str(caught.value) == f"{source}: LOSS.GAMMA {NO_MEANING}"
 
 
 def test_a_misspelled_choice_is_said_before_the_keys_that_it_would_have_brought():

@@ -121,3 +121,17 @@ def test_nesterov_belongs_to_sgd_with_momentum():
         load_config(overrides=["SOLVER.OPTIMIZER", "AdamW", "SOLVER.NESTEROV", "True"])
     with pytest.raises(ConfigError, match=r"NESTEROV = True is not allowed with SOLVER.MOMENTUM"):
         load_config(overrides=["SOLVER.MOMENTUM", "0.0", "SOLVER.NESTEROV", "True"])
+
+
+@pytest.mark.parametrize(
+    ("recipe", "changes"),
+    [
+        ("digit_images_semi/fixmatch", ["SOLVER.OPTIMIZER", "AdamW"]),
+        # Also what the keys that are taken away chose: the labeler of FixMatch, and its own keys.
+        ("digit_images_semi/daso", ["CLS.ALGORITHM", "mean_teacher"]),
+        ("digits/unbiased_teacher_imwa", ["SSOD.ALGORITHM", "supervised"]),
+    ],
+)
+def test_a_recipes_choice_can_be_changed_on_the_command_line(recipe, changes):
+    cfg = load_config(CONFIGS / f"{recipe}.yaml", changes)
+    assert value_of(cfg, changes[0]) == changes[1]
