@@ -17,9 +17,11 @@ from ssod_imwa.engine.method import Method
 from ssod_imwa.engine.seeding import seed_everything
 from ssod_imwa.errors import UserError
 
-# Members that are trained at once wait for each other after this many steps: after each, the
-# slower of two busy cores decides every time.
-TALK_PERIOD = 16
+# Members that are trained at once wait for each other after so many seconds, or steps if these are
+# less: after each step, the slower of two busy cores would decide every time, and who asks a run to
+# stop (torchrun, docker) waits for 10 to 30 seconds.
+TALK_SECONDS = 5.0
+TALK_STEPS = 16
 
 
 class HookBase:
@@ -126,6 +128,7 @@ class Trainer:
         self._batches = batches
         self._stream: Iterator[Any] = iter(())
         self._diverged = ""
+        self._talks_at = 0
 
     @property
     def position(self) -> Position:
@@ -142,12 +145,17 @@ class Trainer:
     def talks(self) -> bool:
         """Whether this is a step after which all ranks hear of what happened on any of them.
 
-        Every step is, except where members are trained at once: these talk at steps of their own
-        clock, equal on all ranks, and at their end.
+        Every step is, except where members are trained at once: these talk at their end, and at own
+        iterations in between on which they have agreed.
         """
         position = self.position
-        periodic = (position.t + 1) % TALK_PERIOD == 0
-        return self.ranks.members == 1 or periodic or position.ends_member
+        return self.ranks.members == 1 or position.ends_member or position.t >= self._talks_at
+
+    def _agree_when_to_talk(self) -> None:
+        if self.ranks.members > 1:
+            slowest = max(self.ranks.run.all_gather(self.step_seconds))
+            steps = int(TALK_SECONDS / slowest)
+            self._talks_at = self.position.t + min(max(steps, 1), TALK_STEPS)
 
     def register_hooks(self, hooks: Sequence[HookBase]) -> None:
         """Append hooks; at each point they are called in this order."""
@@ -171,6 +179,8 @@ class Trainer:
                 self._call("before_step")
                 self.run_step()
                 self._call("after_step")
+                if self.talks:
+                    self._agree_when_to_talk()
                 self.iter += 1
 
     def run_step(self) -> None:

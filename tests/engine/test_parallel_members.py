@@ -129,12 +129,12 @@ def at_once(tiny, iterations, member):
 
 
 @needs_fork
-@pytest.mark.parametrize(("iterations", "last"), [(20, 3), (4, 3), (3, 2)])
+@pytest.mark.parametrize(("iterations", "last"), [(20, 4), (4, 3), (3, 2)])
 def test_members_end_where_they_talk_and_name_the_one_that_diverged(
     tiny, tmp_path, monkeypatch, iterations, last
 ):
-    """At a step of their period or at their end; until then the bad one learns nothing."""
-    monkeypatch.setattr(loop, "TALK_PERIOD", 4)
+    """Four steps after the last time or at their end; until then the bad one learns nothing."""
+    monkeypatch.setattr(loop, "TALK_STEPS", 4)
 
     def fail(rank):
         trainer, begun = at_once(tiny, iterations, member=1), []
@@ -153,8 +153,11 @@ def test_members_end_where_they_talk_and_name_the_one_that_diverged(
 
 
 @needs_fork
-def test_members_hear_of_a_signal_where_they_talk(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "TALK_PERIOD", 4)
+@pytest.mark.parametrize(("seconds", "last"), [(100.0, 4), (0.0, 1)])
+def test_members_hear_of_a_signal_where_they_talk(tiny, tmp_path, monkeypatch, seconds, last):
+    """Where steps take longer than it may last, after each of them."""
+    monkeypatch.setattr(loop, "TALK_SECONDS", seconds)
+    monkeypatch.setattr(loop, "TALK_STEPS", 4)
 
     class Signaled(HookBase):
         def after_backward(self):
@@ -169,7 +172,7 @@ def test_members_hear_of_a_signal_where_they_talk(tiny, tmp_path, monkeypatch):
             trainer.train()
         return trainer.iter, saved, hook.exit_code
 
-    assert on_ranks(2, stop, tmp_path) == [(4, [3], 143)] * 2
+    assert on_ranks(2, stop, tmp_path) == [(last + 1, [last], 143)] * 2
 
 
 def test_in_turn_is_the_only_order_of_imwa(tiny):
