@@ -104,7 +104,7 @@ def _spawn(
     use_cuda: bool,
 ) -> None:
     init_method = f"tcp://127.0.0.1:{_free_port()}"
-    # Whom torch ends after the first one, when `_report` says why in one line.
+    # torch would name each process that it ends; `_report` says why in one line.
     logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)
     mistakes = mp.get_context("spawn").SimpleQueue()
     pids: list[int] = []

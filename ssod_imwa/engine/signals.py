@@ -114,6 +114,7 @@ class SignalHook(HookBase):
         self._signals = signals
         self._checkpoint = checkpoint
         self.received: int | None = None
+        self._interrupts = False
 
     @property
     def name(self) -> str:
@@ -133,6 +134,7 @@ class SignalHook(HookBase):
             EvaluationInterruptedError: some rank was told to stop.
         """
         if self.trainer.ranks.run.any_true(self._signals.number is not None):
+            self._interrupts = True  # on all ranks: what was left has to be the run's last step
             raise EvaluationInterruptedError("a signal asked the run to stop")
 
     def before_train(self) -> None:
@@ -140,7 +142,8 @@ class SignalHook(HookBase):
 
     def after_step(self) -> None:
         run, number = self.trainer.ranks.run, self._signals.number
-        if not self.trainer.talks or not run.any_true(number is not None):
+        talks = self.trainer.talks or self._interrupts
+        if not talks or not run.any_true(number is not None):
             return
         # Ranks that were not signaled themselves exit with the number that another one got.
         self.received = max(other or 0 for other in run.all_gather(number))

@@ -127,7 +127,7 @@ class Trainer:
         self.step_seconds = self.step_end = 0.0
         self._batches = batches
         self._stream: Iterator[Any] = iter(())
-        self._diverged = ""
+        self._failure = ""  # why this member cannot go on; equal on all ranks of it
         self._talks_at = 0
 
     @property
@@ -146,7 +146,8 @@ class Trainer:
         """Whether this is a step after which all ranks hear of what happened on any of them.
 
         Every step is, except where members are trained at once: these talk at their end, and at own
-        iterations in between on which they have agreed.
+        iterations in between on which they have agreed. One that has failed learns nothing until
+        then.
         """
         position = self.position
         return self.ranks.members == 1 or position.ends_member or position.t >= self._talks_at
@@ -199,16 +200,10 @@ class Trainer:
             for name, value in self._backward(part, position.t, last=number == len(parts)).items():
                 records[name] = records.get(name, 0) + value / len(parts)
         self._call("after_backward")
-        self.scaler.unscale_(self.optimizer)
-        self._look_for_divergence(records, position)
+        if not self._failure:
+            self._update(records, position)
         if self.talks:
-            self.raise_if_diverged()
-        if not self._diverged:
-            if self.clip is not None:
-                self.clip(self.parameters)
-            self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self._raise_if_scale_vanished(position)
+            self.raise_if_failed()
         self.method.after_step(position.t)
         self.storage.put_tensors(records)
         self.step_end = time.perf_counter()
@@ -235,39 +230,46 @@ class Trainer:
             self.scaler.scale(total / self.accumulation).backward()
         return {"total_loss": total.detach(), **{k: v.detach() for k, v in records.items()}}
 
-    def _look_for_divergence(self, records: dict[str, torch.Tensor], position: Position) -> None:
-        """Note the first step that is not finite on a rank of this member: it is the last one."""
+    def _update(self, records: dict[str, torch.Tensor], position: Position) -> None:
+        """The optimizer's step; where it is not to be had, a failure that stops this member."""
+        self.scaler.unscale_(self.optimizer)
+        self._failure = self._why_not_finite(records, position)
+        if self._failure:
+            return
+        if self.clip is not None:
+            self.clip(self.parameters)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        # Every overflow halves the loss scale and skips the step; below 1 nothing is learned.
+        if self.scaler.is_enabled() and self.scaler.get_scale() < 1:
+            self._failure = (
+                f"gradients overflow at every loss scale at {_place(position)}; lower "
+                "SOLVER.BASE_LR or use SOLVER.AMP.DTYPE bfloat16"
+            )
+
+    def _why_not_finite(self, records: dict[str, torch.Tensor], position: Position) -> str:
+        """What is wrong with a step on the first rank of this member that has it, or ""."""
         finite = torch.isfinite(records["total_loss"])
         if not self.scaler.is_enabled():  # with a scaler an overflow skips the step by design
             gradients = [p.grad for p in self.parameters if p.grad is not None]
             finite = finite & torch.isfinite(nn.utils.get_total_norm(gradients))
-        if self._diverged or self.ranks.batch.all_true(finite):
-            return
+        if self.ranks.batch.all_true(finite):
+            return ""
         losses = {name: float(value) for name, value in records.items()}
-        where = "" if finite else f"{_place(position)}: {losses}"
-        self._diverged = next(filter(None, self.ranks.batch.all_gather(where)))
-
-    def raise_if_diverged(self) -> None:
-        """Raise on all ranks when training has diverged on one; all of them call it together.
-
-        Raises:
-            NonFiniteError: with the step of the first rank that has diverged.
-        """
-        if self.ranks.exchange.all_true(not self._diverged):
-            return
-        place = next(filter(None, self.ranks.exchange.all_gather(self._diverged)))
-        raise NonFiniteError(
-            f"loss or gradient is not finite at {place}; lower "
+        reason = (
+            f"loss or gradient is not finite at {_place(position)}: {losses}; lower "
             "SOLVER.BASE_LR or clip gradients (SOLVER.CLIP_GRADIENTS.ENABLED True)"
         )
+        return next(filter(None, self.ranks.batch.all_gather("" if finite else reason)))
 
-    def _raise_if_scale_vanished(self, position: Position) -> None:
-        """Every overflow halves the loss scale and skips the step; below 1 nothing is learned."""
-        if self.scaler.is_enabled() and self.scaler.get_scale() < 1:
-            raise NonFiniteError(
-                f"gradients overflow at every loss scale at {_place(position)}; lower "
-                "SOLVER.BASE_LR or use SOLVER.AMP.DTYPE bfloat16"
-            )
+    def raise_if_failed(self) -> None:
+        """Raise on all ranks when a member cannot go on; all of them call it together.
+
+        Raises:
+            NonFiniteError: why not, of the first member that has failed.
+        """
+        if not self.ranks.exchange.all_true(not self._failure):
+            raise NonFiniteError(next(filter(None, self.ranks.exchange.all_gather(self._failure))))
 
     def _call(self, point: str) -> None:
         for hook in self.hooks:

@@ -17,6 +17,7 @@ from support import needs_fork, on_two_ranks
 from torch import nn
 
 import ssod_imwa
+from ssod_imwa.averaging.episodes import EpisodeSchedule
 from ssod_imwa.averaging.imwa import IMWA
 from ssod_imwa.averaging.ranks import Ranks
 from ssod_imwa.engine import launch
@@ -169,6 +170,32 @@ def test_polling_evaluations_of_two_ranks_leave_together(tiny, tmp_path):
         return [len(polls), evaluations.records, hook.exit_code]
 
     assert on_two_ranks(train, tmp_path) == [[5, [], 130]] * 2
+
+
+@needs_fork
+def test_an_evaluation_that_a_signal_interrupts_is_of_the_last_step(tiny, tmp_path):
+    """Also where members at once would have talked later: a resume makes up for that one alone."""
+
+    def train(rank):
+        ranks = Ranks.of_run(2)
+        schedule = EpisodeSchedule(9, members=2, only=ranks.member)
+        trainer = tiny.trainer(9, schedule=schedule, ranks=ranks)
+        signals = StopSignals()
+        saved = []
+        hook = SignalHook(signals, lambda: saved.append(trainer.iter))
+
+        def evaluate(model):
+            os.kill(os.getpid(), signal.SIGTERM)
+            hook.poll()
+            return {}
+
+        evaluation = EvaluationHook("running", evaluate, Evaluations(), stage="running", period=4)
+        trainer.register_hooks([evaluation, hook])
+        with signals:
+            trainer.train()
+        return saved
+
+    assert on_two_ranks(train, tmp_path) == [[3], [3]]
 
 
 def test_nothing_below_asks_torch_for_ranks():

@@ -113,28 +113,35 @@ def test_a_rule_weighs_members_at_once_as_in_turn(tiny, tmp_path, chosen):
     assert_all_equal(tiny, runs, train(tiny, Ranks.alone(), **options))
 
 
-def at_once(tiny, iterations, member):
+@pytest.fixture
+def talk_every_four(monkeypatch):
+    monkeypatch.setattr(loop, "TALK_STEPS", 4)
+    monkeypatch.setattr(loop, "TALK_SECONDS", 1000.0)
+
+
+def at_once(tiny, iterations, member, **options):
     """A trainer of this rank's of two members, `member` of which has a bad loss at t = 2 alone."""
     ranks = Ranks.of_run(MEMBERS)
     method = tiny.method()
     good = method.losses
 
     def losses(batch, t):
-        bad = ranks.member == member and t == 2
+        bad = ranks.member == member and t == 2 and ranks.batch.is_main
         return {"loss_cls": good(batch, t)["loss_cls"] * (float("nan") if bad else 1.0)}
 
     method.losses = losses
     schedule = EpisodeSchedule(iterations, members=MEMBERS, only=ranks.member)
-    return tiny.trainer(iterations, schedule=schedule, method=method, ranks=ranks)
+    return tiny.trainer(iterations, schedule=schedule, method=method, ranks=ranks, **options)
 
 
 @needs_fork
+@pytest.mark.usefixtures("talk_every_four")
+@pytest.mark.parametrize("processes", [2, 4])
 @pytest.mark.parametrize(("iterations", "last"), [(20, 4), (4, 3), (3, 2)])
 def test_members_end_where_they_talk_and_name_the_one_that_diverged(
-    tiny, tmp_path, monkeypatch, iterations, last
+    tiny, tmp_path, processes, iterations, last
 ):
     """Four steps after the last time or at their end; until then the bad one learns nothing."""
-    monkeypatch.setattr(loop, "TALK_STEPS", 4)
 
     def fail(rank):
         trainer, begun = at_once(tiny, iterations, member=1), []
@@ -149,15 +156,52 @@ def test_members_end_where_they_talk_and_name_the_one_that_diverged(
         pairs = zip(begun[2], trainer.parameters, strict=True)
         return trainer.iter, all(torch.equal(before, after) for before, after in pairs)
 
-    assert on_ranks(2, fail, tmp_path) == [(last, last == 2), (last, True)]
+    of_good, of_bad = [(last, False)], [(last, True)]
+    each = processes // MEMBERS
+    assert on_ranks(processes, fail, tmp_path) == each * of_good + each * of_bad
+
+
+@needs_fork
+@pytest.mark.usefixtures("talk_every_four")
+def test_a_loss_scale_that_vanishes_is_told_where_members_talk(tiny, tmp_path):
+    class Poison(HookBase):
+        def after_backward(self):
+            if self.trainer.ranks.member == 1:
+                self.trainer.parameters[1].grad[0] = float("inf")
+
+    def fail(rank):
+        trainer = at_once(tiny, 30, member=None, amp_dtype=torch.float16)
+        trainer.register_hooks([Poison()])
+        with pytest.raises(
+            NonFiniteError, match=r"every loss scale .* member 2, own .* 17\)"
+        ):
+            trainer.train()
+        return trainer.iter
+
+    assert on_ranks(2, fail, tmp_path) == [16, 16]
+
+
+@needs_fork
+@pytest.mark.usefixtures("talk_every_four")
+def test_a_bad_loss_is_the_reason_also_with_a_loss_scale(tiny, tmp_path):
+    """What follows until members talk does not make the scale vanish."""
+
+    def fail(rank):
+        trainer = at_once(tiny, 30, member=1, amp_dtype=torch.float16)
+        trainer.scaler = torch.amp.GradScaler("cpu", init_scale=1.0)
+        with pytest.raises(NonFiniteError, match=r"not finite .* own iteration 3\): .*nan"):
+            trainer.train()
+        return trainer.iter
+
+    assert on_ranks(2, fail, tmp_path) == [4, 4]
 
 
 @needs_fork
 @pytest.mark.parametrize(("seconds", "last"), [(100.0, 4), (0.0, 1)])
 def test_members_hear_of_a_signal_where_they_talk(tiny, tmp_path, monkeypatch, seconds, last):
     """Where steps take longer than it may last, after each of them."""
-    monkeypatch.setattr(loop, "TALK_SECONDS", seconds)
     monkeypatch.setattr(loop, "TALK_STEPS", 4)
+    monkeypatch.setattr(loop, "TALK_SECONDS", seconds)
 
     class Signaled(HookBase):
         def after_backward(self):

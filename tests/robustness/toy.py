@@ -50,7 +50,7 @@ from ssod_imwa.errors import UserError
 MEMBERS, EPISODES, ITERATIONS, SEED = 2, 3, 12, 1
 STEPS = MEMBERS * ITERATIONS
 # Members at once talk in the middle of an episode, too.
-loop.TALK_STEPS = 2
+loop.TALK_STEPS, loop.TALK_SECONDS = 2, 1000.0
 # Options of what happens to one rank alone.
 STRIKES = ("fault", "signal_inside", "signal_after", "alarm_after")
 

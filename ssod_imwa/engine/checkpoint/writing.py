@@ -158,11 +158,14 @@ class CheckpointHook(HookBase):
             self._on_main(self._remove_other_run)
         if self._is_last:
             self.save_now()
-        elif (self._is_due or self._failures) and not self._will_be_dropped():
-            self._try()
+        elif self._is_due or self._failures:
+            self.trainer.raise_if_failed()
+            if not self._will_be_dropped():
+                self._try()
 
     def save_now(self) -> None:
         """Write a checkpoint of the step just done, if there is none yet, trying up to 3 times."""
+        self.trainer.raise_if_failed()
         while self._written != self.trainer.iter:
             self._try()
 
@@ -200,7 +203,6 @@ class CheckpointHook(HookBase):
     def _try(self) -> None:
         """One attempt to write; counts failures."""
         g = self.trainer.iter
-        self.trainer.raise_if_diverged()
         self._refuse_nonfinite()
         states = self._states()
         try:
