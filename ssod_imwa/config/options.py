@@ -42,8 +42,6 @@ _T = TypeVar("_T")
 class Switch:
     """The values of a key that switch something on, where they cannot be listed.
 
-    A setting that switches it off takes what earlier files set of its keys with it.
-
     Attributes:
         words: what these values are, after the name of the key: "above 0".
         is_on: whether a value is one of them; it may be of any type.

@@ -13,6 +13,7 @@ import logging
 import os
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -24,7 +25,6 @@ from ssod_imwa.config.sections import (
     active_sections,
     build_tree,
     options_by_key,
-    unmet_conditions,
     why_inactive,
 )
 from ssod_imwa.config.yaml_text import parse_yaml
@@ -83,9 +83,9 @@ def build_config(
 ) -> CfgNode:
     """The defaults of the sections that settings choose, changed by them; later ones win.
 
-    A setting without meaning is refused, unless a later file or the command line chose what takes
-    it away, as SOLVER.OPTIMIZER AdamW takes a recipe's SOLVER.NESTEROV: then it is left out, and
-    the log says so.
+    A setting without meaning is refused, unless it had one before a later file or the command line
+    took it, as SOLVER.OPTIMIZER AdamW does from a recipe's SOLVER.NESTEROV: then it is left out,
+    and the log says so.
 
     Args:
         sections: all that there are; see `options.active_sections`.
@@ -110,7 +110,7 @@ def build_config(
         if setting.key in foreign:
             _set_foreign(tree, setting)
         elif setting.key not in options:
-            _check_superseded(sections, tree, foreign, setting, settings[number + 1 :])
+            _check_left_out(sections, tree, foreign, settings, number)
     return tree
 
 
@@ -205,39 +205,35 @@ def _set_foreign(cfg: CfgNode, setting: Setting) -> None:
         raise _wrong(setting, value, str(error)) from error
 
 
-def _check_superseded(
+def _check_left_out(
     sections: Sequence[Section],
     cfg: CfgNode,
     foreign: frozenset[str],
-    setting: Setting,
-    later: Sequence[Setting],
+    settings: Sequence[Setting],
+    number: int,
 ) -> None:
-    """Refuse a setting without meaning, unless what takes it away was set after it, elsewhere.
+    """Refuse the setting of a number, which has no meaning, unless it had one at a file's end.
 
     Raises:
         ConfigError: the key is unknown or has no meaning here.
     """
+    setting, later = settings[number], settings[number + 1 :]
     declared = options_by_key(sections)
     if setting.key not in declared:
         known = [*declared, *sorted(foreign)]
         reason = f"is not a configuration key{_suggestion(setting.key, known)}"
         raise ConfigError(f"{setting.source}: {setting.key} {reason}")
-    values = {key: value_of(cfg, key) for key in keys(cfg)}
-    reason = why_inactive(sections, setting.key, values)
-    chosen = {other.key for other in later if other.source != setting.source}
-    if not _depends_on(sections, setting.key, values, chosen):
+    reason = why_inactive(sections, setting.key, {key: value_of(cfg, key) for key in keys(cfg)})
+    pairs = enumerate(pairwise(settings[number:]), start=number + 1)
+    ends = [end for end, (one, next_one) in pairs if one.source != next_one.source]
+    if not any(_has_meaning(sections, setting.key, settings[:end]) for end in ends):
         raise ConfigError(f"{setting.source}: {setting.key} {reason}")
-    logger.info("%s: %s is left out: it %s", setting.source, setting.key, reason)
+    if all(other.key != setting.key for other in later):  # once for each key
+        logger.warning("%s: %s is left out: it %s", setting.source, setting.key, reason)
 
 
-def _depends_on(
-    sections: Sequence[Section], key: str, values: Mapping[str, Any], chosen: Container[str]
-) -> bool:
-    """Whether a key is out of the tree by one of the chosen ones, or by what these take away."""
-    return any(
-        name in chosen or (name not in values and _depends_on(sections, name, values, chosen))
-        for name in unmet_conditions(sections, key, values)
-    )
+def _has_meaning(sections: Sequence[Section], key: str, settings: Sequence[Setting]) -> bool:
+    return key in options_by_key(active_sections(sections, _choices(sections, settings)))
 
 
 def _suggestion(key: str, known: list[str]) -> str:

@@ -95,7 +95,7 @@ def _unmet(section: Section, values: Mapping[str, Any]) -> Iterator[str]:
     )
 
 
-def unmet_conditions(
+def _unmet_nearest(
     sections: Sequence[Section], key: str, values: Mapping[str, Any]
 ) -> dict[str, list[Values]]:
     """By key, the conditions that keep a key out of the tree, of the sections that come nearest.
@@ -140,7 +140,7 @@ def why_inactive(sections: Sequence[Section], key: str, values: Mapping[str, Any
         >>> why_inactive([loss, focal], "LOSS.GAMMA", {"LOSS.NAME": "cross_entropy"})
         "has no meaning with LOSS.NAME = 'cross_entropy' (it belongs to LOSS.NAME = 'focal')"
     """
-    unmet = unmet_conditions(sections, key, values)
+    unmet = _unmet_nearest(sections, key, values)
     # A condition on a key that is in the tree says more than one on a key that is itself missing.
     condition = next((name for name in unmet if name in values), next(iter(unmet)))
     if condition not in values:

@@ -74,7 +74,7 @@ def load_config(
 
     Raises:
         ConfigError: a file is missing or no YAML, a key is unknown or has no meaning for what is
-            trained, a value is not allowed.
+            trained (see `build_config`), a value is not allowed.
 
     Example:
         >>> load_config(overrides=["IMWA.MEMBERS", "2", "SOLVER.MAX_ITER", "600"]).IMWA.MEMBERS

@@ -1,4 +1,3 @@
-import logging
 from dataclasses import dataclass, replace
 
 import pytest
@@ -54,9 +53,12 @@ NO_MEANING = "has no meaning with LOSS.NAME = 'ce' (it belongs to LOSS.NAME = 'f
 
 
 def test_a_key_of_what_a_later_file_replaces_is_left_out_and_named(caplog):
-    caplog.set_level(logging.INFO)
-    assert build_config(SECTIONS, [FOCAL, GAMMA, CE]).LOSS == {"NAME": "ce"}
-    assert caplog.messages == [f"base.yaml: LOSS.GAMMA is left out: it {NO_MEANING}"]
+    again = replace(GAMMA, source="middle.yaml")
+    assert build_config(SECTIONS, [FOCAL, GAMMA, again, CE]).LOSS == {"NAME": "ce"}
+    assert caplog.messages == [f"middle.yaml: LOSS.GAMMA is left out: it {NO_MEANING}"]
+    # It may get its meaning from a file between.
+    of_middle = replace(FOCAL, source="middle.yaml")
+    assert build_config(SECTIONS, [GAMMA, of_middle, CE]).LOSS == {"NAME": "ce"}
 
 
 @pytest.mark.parametrize(
@@ -66,13 +68,14 @@ def test_a_key_of_what_a_later_file_replaces_is_left_out_and_named(caplog):
         [FOCAL, CE, replace(GAMMA, source="leaf.yaml")],
         [FOCAL, replace(GAMMA, source="leaf.yaml"), CE],
         [CE, replace(GAMMA, source="top.yaml")],
+        [replace(CE, source="base.yaml"), GAMMA, CE],
     ],
 )
 def test_a_key_of_something_that_is_not_chosen_is_refused_with_its_source(settings):
-    """Unless the choice came later and from elsewhere: here nobody can have meant it."""
+    """It had no meaning at the end of any file."""
     with pytest.raises(ConfigError) as caught:
         build_config(SECTIONS, settings)
-    source = settings[-1].source if settings[-1].key == "LOSS.GAMMA" else "leaf.yaml"
+    source = next(setting.source for setting in settings if setting.key == "LOSS.GAMMA")
     assert str(caught.value) == f"{source}: LOSS.GAMMA {NO_MEANING}"
 
 
