@@ -170,7 +170,7 @@ def _described(name: str, **options: Any) -> Any:
         with torch.device("meta"):
             return timm.create_model(name, **options)
     except NotImplementedError:  # torch 2.11 cannot find RegNet's widths there
-        with torch.random.fork_rng(devices=[]):
+        with torch.device("cpu"), torch.random.fork_rng(devices=[]):
             return timm.create_model(name, **options)
 
 
