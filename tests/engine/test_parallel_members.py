@@ -172,9 +172,7 @@ def test_a_loss_scale_that_vanishes_is_told_where_members_talk(tiny, tmp_path):
     def fail(rank):
         trainer = at_once(tiny, 30, member=None, amp_dtype=torch.float16)
         trainer.register_hooks([Poison()])
-        with pytest.raises(
-            NonFiniteError, match=r"every loss scale .* member 2, own .* 17\)"
-        ):
+        with pytest.raises(NonFiniteError, match=r"every loss scale .* member 2, own .* 17\)"):
             trainer.train()
         return trainer.iter
 
