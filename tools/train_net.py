@@ -148,6 +148,7 @@ def main() -> int:
     """Start the processes."""
     arguments = parse_arguments()
     arguments.resume_command = resume_command(arguments)
+    log_to_stderr(logging.ERROR)  # what is left out is said by `work`
     cfg, _ = read_configuration(arguments)  # mistakes show before anything
     # All processes evaluate one and the same model.
     members = 1 if arguments.eval_only else members_at_once(cfg)

@@ -2,6 +2,7 @@ import os
 import runpy
 import shlex
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -63,6 +64,21 @@ def test_the_command_that_goes_on_keeps_files_and_settings(monkeypatch, line):
     )
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     assert tool["resume_command"](tool["parse_arguments"]()).startswith("the torchrun command")
+
+
+def test_a_key_that_is_left_out_is_said_once(tmp_path):
+    """In a process of its own: here pytest has set the log up."""
+    recipe = TOOL.parents[1] / "configs/digit_images_semi/fixmatch.yaml"
+    words = ["SOLVER.OPTIMIZER", "AdamW", "OUTPUT_DIR", str(tmp_path / "none")]
+    result = subprocess.run(
+        [sys.executable, str(TOOL), "--eval-only", "--config-file", str(recipe), *words],
+        env={**os.environ, "PYTHONPATH": str(TOOL.parents[1])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 2
+    assert result.stderr.count("SOLVER.NESTEROV is left out") == 1
 
 
 def test_the_last_line_of_a_stopped_run_says_what_was_saved_and_how_it_goes_on(
