@@ -163,7 +163,7 @@ def test_training_commands_are_found():
     files = ("coco/unbiased_teacher", "coco/10pct", "averaging/imwa")
     coco = ["--config-file", *(f"configs/{name}.yaml" for name in files)]
     assert readme[:2] == [
-        ("train_net", ["--config-file", "configs/bccd/unbiased_teacher_imwa.yaml"]),
+        ("train_net", ["--config-file", "configs/digits/unbiased_teacher.yaml"]),
         ("train_net", coco),
     ]
     assert ("reproduce", ["configs/tables/digits_demo.yaml"]) in readme

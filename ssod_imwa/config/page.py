@@ -41,8 +41,9 @@ def keys_page(chapters: Mapping[str, Sequence[Section]]) -> str:
         HEADER,
         f"A resumed run may change: {', '.join(free)}.\n",
         f"`--scale` multiplies what counts a member's iterations: {', '.join(scaled)}.\n",
+        "`--scale-batch` divides the same keys by the new batch over the old, and takes these decays "
+        f"to that power: {', '.join(decays)}.\n",
         f"Members may differ in (`IMWA.MEMBER_OVERRIDES`): {', '.join(own)}.\n",
-        f"`--scale-batch` divides these, and takes to a power: {', '.join(decays)}.\n",
     ]
     for title, sections in chapters.items():
         blocks += [f"## {title}\n", *_tables(sections)]
