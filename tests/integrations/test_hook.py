@@ -63,6 +63,11 @@ def test_members_that_never_part_are_the_stock_trainer(project, tmp_path):
     assert_equal(weights(late), weights(stock))
 
 
+def test_episodes_have_the_lengths_that_are_given(project):
+    schedule = project.IMWAHook(12, members=2, episodes=3, lengths=[2, 3, 7]).schedule
+    assert [schedule.bounds(e) for e in range(3)] == [(0, 2), (2, 5), (5, 12)]
+
+
 @pytest.mark.parametrize(
     ("members", "stop", "workers", "start"),
     [

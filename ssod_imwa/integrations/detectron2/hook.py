@@ -103,7 +103,9 @@ class IMWAHook(detectron2.engine.HookBase):
         member_state: Mapping[str, Stateful] | None = None,
         options: Mapping[str, Any] | None = None,
     ) -> None:
-        self.schedule = EpisodeSchedule(iterations, episodes=episodes, members=members, start=start)
+        self.schedule = EpisodeSchedule(
+            iterations, episodes=episodes, members=members, start=start, lengths=lengths
+        )
         if taken := {"student", "teacher"} & set(averaged_state or {}):
             raise ValueError(f"averaged_state[{min(taken)!r}] is not allowed (the name is taken)")
         self._teacher = teacher
