@@ -44,7 +44,6 @@ class EpisodeSchedule:
         start: S, own iterations before members part, 0..T.
         lengths: own iterations of each of the E episodes, with the sum T - S; None for equal ones.
         only: the member whose steps these are, 0..M - 1; None for all, who take turns.
-        accumulation: for loops that count micro-batches: every b_e must be a multiple of it.
 
     Attributes:
         episodes: all of them, the common part included.
@@ -79,10 +78,8 @@ class EpisodeSchedule:
         start: int = 0,
         lengths: Sequence[int] | None = None,
         only: int | None = None,
-        accumulation: int = 1,
     ) -> None:
         _check_counts(iterations=iterations, episodes=episodes, members=members)
-        _check_counts(accumulation=accumulation)
         _check_counts(low=0, start=start)
         if start > iterations:
             raise ValueError(f"start = {start} is not allowed (must be 0..T = {iterations})")
@@ -106,11 +103,9 @@ class EpisodeSchedule:
         self.lengths = None if lengths is None else tuple(lengths)
         if lengths is None:
             self._begins = _begins(iterations, episodes, start)
-            _check_accumulation(iterations, episodes, start, accumulation)
         else:
             _check_lengths(lengths, episodes, iterations - start)
             self._begins = list(accumulate([start, *lengths] if start else lengths, initial=0))
-            _check_aligned(self._begins, accumulation)
 
     def __len__(self) -> int:
         """Global steps of the whole run: M * T, of a common part of S M * (T - S) + S.
@@ -168,6 +163,23 @@ class EpisodeSchedule:
             members=members,
         )
 
+    def in_words(self, position: Position) -> tuple[str, ...]:
+        """Episode, member and iteration in the episode, counted from 1 for people to read.
+
+        Example:
+            >>> schedule = EpisodeSchedule(100, episodes=5, members=2, start=50)
+            >>> schedule.in_words(schedule.position(65))
+            ('episode 1/5', 'member 2/2', 'iteration 6/10')
+            >>> schedule.in_words(schedule.position(30))
+            ('common part', 'iteration 31/50')
+        """
+        first, end = self.bounds(position.episode)
+        iteration = f"iteration {position.t - first + 1}/{end - first}"
+        if position.episode < self.parting:
+            return "common part", iteration
+        episode = f"episode {self.number(position.episode)}/{self.episodes - self.parting}"
+        return episode, f"member {position.member + 1}/{position.members}", iteration
+
     def global_step(self, member: int, t: int) -> int:
         """The global step at which a member takes its own iteration t.
 
@@ -214,27 +226,3 @@ def _check_lengths(lengths: Sequence[int], episodes: int, iterations: int) -> No
             f"lengths = {list(lengths)} are not allowed (must be {episodes}, one an episode, with "
             f"the sum {iterations})"
         )
-
-
-def _check_aligned(begins: Sequence[int], accumulation: int) -> None:
-    if uneven := [b for b in begins if b % accumulation]:
-        raise ValueError(
-            f"accumulation = {accumulation} is not allowed with an episode that begins or ends at "
-            f"iteration {uneven[0]} (must be a multiple)"
-        )
-
-
-def _check_accumulation(iterations: int, episodes: int, start: int, accumulation: int) -> None:
-    def fits(count: int) -> bool:
-        return all(b % accumulation == 0 for b in _begins(iterations, count, start))
-
-    if fits(episodes):
-        return
-    valid = [e for e in range(1, (iterations - start) // accumulation + 1) if fits(e)]
-    nearest = sorted(valid, key=lambda e: abs(e - episodes))[:2]
-    whole = "T itself is not a multiple" if not start else "T or start is not a multiple"
-    fix = f"nearest valid: {sorted(nearest)}" if nearest else whole
-    raise ValueError(
-        f"episodes = {episodes} with accumulation = {accumulation} and T = {iterations} is not "
-        f"allowed (every episode must begin on a multiple of accumulation; {fix})"
-    )

@@ -246,7 +246,7 @@ class IMWA:
         copy_(buffers, average_over_ranks(buffers, self.ranks.batch, accumulate=self.accumulate))
         self.ranks.run.assert_equal(
             checksum(named_state(self._weights.modules)),
-            f"the averaged models of episode {position.episode + 1}",
+            f"the averaged models of episode {self.schedule.number(position.episode)}",
         )
 
     def _check_complete(self, position: Position) -> None:
@@ -263,10 +263,9 @@ class IMWA:
         if not diverged:
             self._batchnorm.append(self._weights.batchnorm(live))
             return
-        where = (
-            f"{diverged[0]} of member {position.member} is not finite at the end of episode "
-            f"{position.episode} (global step {position.global_step})"
-        )
+        words = ", ".join(self.schedule.in_words(position))
+        step = f"global step {position.global_step + 1} ({words})"
+        where = f"{diverged[0]} is not finite after {step}"
         nothing_left = position.ends_episode and not self._store.members
         if self.nonfinite == "raise" or nothing_left:
             fix = "no member is left" if nothing_left else 'or drop it with nonfinite = "drop"'

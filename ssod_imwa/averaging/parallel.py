@@ -159,7 +159,7 @@ class ParallelIMWA:
             self._optimizer.begin_run()
         if self._outer is not None and position.members > 1:
             self._outer.begin_episode(self._weights.live())
-        self._check_equal(f"at the start of episode {position.episode}")
+        self._check_equal(f"at the start of episode {self.schedule.number(position.episode)}")
 
     def after_step(self, step: int) -> bool:
         """At an episode's end, replace every member by their average.
@@ -203,7 +203,7 @@ class ParallelIMWA:
         if self._recompute is not None and parted:
             self._recompute(self._weights.modules)
         self._agree(live)
-        self._check_equal(f"after the average of episode {position.episode}")
+        self._check_equal(f"after the average of episode {self.schedule.number(position.episode)}")
         return True
 
     def replaces(self, position: Position) -> bool:
@@ -223,9 +223,8 @@ class ParallelIMWA:
         diverged = {member: names[0] for member, names in reports if names}
         good = [member for member in range(self.ranks.members) if member not in diverged]
         for member, name in sorted(diverged.items()):
-            where = (
-                f"{name} of member {member} is not finite at the end of episode {position.episode}"
-            )
+            episode = self.schedule.number(position.episode)
+            where = f"{name} of member {member + 1} is not finite at the end of episode {episode}"
             if self.nonfinite == "raise" or not good:
                 fix = 'or drop it with nonfinite = "drop"' if good else "no member is left"
                 raise FloatingPointError(f"{where}; lower the learning rate, {fix}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import TracebackType
 
 import torch
 from fvcore.common.history_buffer import HistoryBuffer
@@ -12,19 +11,6 @@ from fvcore.common.history_buffer import HistoryBuffer
 HISTORY_LENGTH = 10_000
 # Blocks of device scalars that may wait for a reader (a hook that never logs must not fill memory).
 _MAX_PENDING = 1_000
-
-_storages: list[EventStorage] = []
-
-
-def get_event_storage() -> EventStorage:
-    """The storage of the trainer that is running.
-
-    Raises:
-        RuntimeError: outside a `with EventStorage()` block.
-    """
-    if not _storages:
-        raise RuntimeError("get_event_storage() has to be called inside a `with EventStorage()`")
-    return _storages[-1]
 
 
 class EventStorage:
@@ -37,15 +23,16 @@ class EventStorage:
         iter: the global step that values put now belong to.
 
     Example:
-        >>> with EventStorage(start_iter=5) as storage:
-        ...     storage.put_scalar("lr", 0.1)
-        ...     storage.put_tensors({"loss": torch.tensor(2.0)})
-        ...     get_event_storage().latest()
+        >>> storage = EventStorage()
+        >>> storage.iter = 5
+        >>> storage.put_scalar("lr", 0.1)
+        >>> storage.put_tensors({"loss": torch.tensor(2.0)})
+        >>> storage.latest()
         {'lr': (0.1, 5), 'loss': (2.0, 5)}
     """
 
-    def __init__(self, start_iter: int = 0) -> None:
-        self.iter = start_iter
+    def __init__(self) -> None:
+        self.iter = 0
         self._histories: dict[str, HistoryBuffer] = {}
         self._smoothing: dict[str, bool] = {}
         self._pending: list[tuple[int, list[str], torch.Tensor | list[float]]] = []
@@ -134,15 +121,3 @@ class EventStorage:
     def smoothing_hints(self) -> dict[str, bool]:
         """Whether a name's values are to be smoothed by writers."""
         return self._smoothing
-
-    def __enter__(self) -> EventStorage:
-        _storages.append(self)
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        _storages.remove(self)

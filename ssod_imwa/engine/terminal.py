@@ -143,7 +143,7 @@ class TerminalWriter(Writer):
             self._progress.update(
                 self._task,
                 completed=position.global_step + 1,
-                description=place(self._schedule, position),
+                description=self._place(position),
             )
 
     def write(self, row: dict[str, Any]) -> None:
@@ -153,11 +153,11 @@ class TerminalWriter(Writer):
         position = position._replace(member=position.members - 1 if member is None else member)
         if "total_loss" not in row:
             measured = _evaluation(row, name_stage=self._schedule.members > 1)
-            self._say(f"{place(self._schedule, position)}  {measured}")
+            self._say(f"{self._place(position)}  {measured}")
         elif self._progress is not None and self._task is not None:
             self._progress.update(self._task, numbers=_numbers(row))
         else:
-            self._say(f"{place(self._schedule, position)}  {_numbers(row)}")
+            self._say(f"{self._place(position)}  {_numbers(row)}")
 
     def close(self) -> None:
         if self._progress is None:
@@ -167,6 +167,9 @@ class TerminalWriter(Writer):
         self._progress.stop()
         self._progress = self._task = None
 
+    def _place(self, position: Position) -> str:
+        return "  ".join(self._schedule.in_words(position))
+
     def _say(self, line: str) -> None:
         if self._progress is None:
             logger.info("%s", line)
@@ -174,27 +177,6 @@ class TerminalWriter(Writer):
         with suppress(OSError):  # as for bars
             # Text: of a string, rich would take a class named [bold] or :x: for markup.
             self._progress.console.print(Text(one_line(line)))
-
-
-def place(schedule: EpisodeSchedule, position: Position) -> str:
-    """Episode, member and iteration, counted from 1 for people to read.
-
-    Example:
-        >>> schedule = EpisodeSchedule(100, episodes=5, members=2)
-        >>> place(schedule, schedule.position(30))
-        'episode 1/5  member 2/2  iteration 11/20'
-        >>> schedule = EpisodeSchedule(100, episodes=5, members=2, start=50)
-        >>> place(schedule, schedule.position(30)), place(schedule, schedule.position(65))
-        ('common part  iteration 31/50', 'episode 1/5  member 2/2  iteration 6/10')
-    """
-    first, end = schedule.bounds(position.episode)
-    iteration = f"iteration {position.t - first + 1}/{end - first}"
-    if position.episode < schedule.parting:
-        return f"common part  {iteration}"
-    return (
-        f"episode {schedule.number(position.episode)}/{schedule.episodes - schedule.parting}  "
-        f"member {position.member + 1}/{position.members}  {iteration}"
-    )
 
 
 def _numbers(row: dict[str, Any]) -> str:

@@ -170,7 +170,7 @@ class Trainer:
         """Run from `start_iter` to `max_iter`, or to the step in which a hook asked to stop."""
         self.iter = self.storage.iter = self.start_iter
         self._stream = iter(self._batches(self.start_iter))
-        with self.storage, ExitStack() as stack:
+        with ExitStack() as stack:
             # A stack, so that a hook that fails to clean up does not keep the others from it.
             for hook in reversed(self.hooks):
                 stack.callback(hook.after_train)
@@ -243,7 +243,7 @@ class Trainer:
         # Every overflow halves the loss scale and skips the step; below 1 nothing is learned.
         if self.scaler.is_enabled() and self.scaler.get_scale() < 1:
             self._failure = (
-                f"gradients overflow at every loss scale at {_place(position)}; lower "
+                f"gradients overflow at every loss scale at {self._place(position)}; lower "
                 "SOLVER.BASE_LR or use SOLVER.AMP.DTYPE bfloat16"
             )
 
@@ -257,10 +257,15 @@ class Trainer:
             return ""
         losses = {name: float(value) for name, value in records.items()}
         reason = (
-            f"loss or gradient is not finite at {_place(position)}: {losses}; lower "
+            f"loss or gradient is not finite at {self._place(position)}: {losses}; lower "
             "SOLVER.BASE_LR or clip gradients (SOLVER.CLIP_GRADIENTS.ENABLED True)"
         )
         return next(filter(None, self.ranks.batch.all_gather("" if finite else reason)))
+
+    def _place(self, position: Position) -> str:
+        """Where a run is, counted from 1 for people to read."""
+        words = ", ".join(self.schedule.in_words(position))
+        return f"global step {position.global_step + 1} ({words})"
 
     def raise_if_failed(self) -> None:
         """Raise on all ranks when a member cannot go on; all of them call it together.
@@ -296,11 +301,3 @@ class Trainer:
         self.method.load_state_dict(state["method"])
         for hook in self.hooks:
             hook.load_state_dict(state["hooks"].get(hook.name, {}))
-
-
-def _place(position: Position) -> str:
-    """Where a run is, counted from 1 for people to read."""
-    return (
-        f"global step {position.global_step + 1} (episode {position.episode + 1}, member "
-        f"{position.member + 1}, own iteration {position.t + 1})"
-    )

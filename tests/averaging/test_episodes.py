@@ -125,17 +125,6 @@ def test_steps_outside_the_run_are_refused(call):
         schedule.global_step(0, 10)
 
 
-def test_micro_batches_must_not_straddle_episodes():
-    assert len(EpisodeSchedule(12, episodes=3, accumulation=4)) == 12
-    with pytest.raises(ValueError, match=r"episodes = 4 .*nearest valid: \[1, 3\]"):
-        EpisodeSchedule(12, episodes=4, accumulation=4)
-    with pytest.raises(ValueError, match="T itself is not a multiple"):
-        EpisodeSchedule(10, episodes=1, accumulation=4)
-    assert len(EpisodeSchedule(12, episodes=2, start=4, accumulation=4)) == 12
-    with pytest.raises(ValueError, match="T or start is not a multiple"):
-        EpisodeSchedule(12, episodes=2, start=3, accumulation=4)
-
-
 @pytest.mark.parametrize("start", [0, 3])
 def test_episodes_have_the_lengths_that_are_given(start):
     lengths = [1, 4, 2]
@@ -158,8 +147,6 @@ def test_episodes_have_the_lengths_that_are_given(start):
         ([7], {}, ValueError, "must be 2, one an episode"),
         ([7, 0], {}, ValueError, r"lengths\[1\] = 0 is not allowed"),
         ([3.5, 3.5], {}, TypeError, r"lengths\[0\] = 3.5 is not allowed"),
-        ([3, 4], {"accumulation": 2}, ValueError, "begins or ends at iteration 3"),
-        ([3, 3], {"start": 1, "accumulation": 3}, ValueError, "at iteration 1 "),
     ],
 )
 def test_bad_lengths_are_refused(lengths, more, error, message):

@@ -29,7 +29,8 @@ def diverging(spoiled, members=3, episodes=1, **options):
 @pytest.mark.parametrize("store", ["dict", "stream"])
 @pytest.mark.parametrize("spoiled", [[0], [1], [2]])
 def test_member_that_diverges_stops_the_run(spoiled, store):
-    with pytest.raises(FloatingPointError, match=rf"m\.weight of member {spoiled[0]} is not fin"):
+    where = rf"m\.weight is not finite .*member {spoiled[0] + 1}/"
+    with pytest.raises(FloatingPointError, match=where):
         diverging(spoiled, store=store)
 
 
@@ -50,7 +51,7 @@ def test_a_dropped_last_member_has_no_distance():
 def test_member_that_diverges_can_be_dropped(spoiled, expected, store, caplog):
     model, _ = diverging(spoiled, store=store, nonfinite="drop")
     assert model.weight.item() == expected
-    assert f"member {spoiled[0]} is not finite" in caplog.text
+    assert f"member {spoiled[0] + 1}/" in caplog.text
 
 
 @pytest.mark.parametrize("store", ["dict", "stream"])

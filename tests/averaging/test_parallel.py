@@ -90,7 +90,7 @@ def test_same_bits_as_the_serial_order(ranks, name, optimizer_state, options):
 @pytest.mark.parametrize(
     ("name", "messages"),
     [
-        ("nan", ["FloatingPointError: student.2.weight of member 1 is not finite"] * 2),
+        ("nan", ["FloatingPointError: student.2.weight of member 2 is not finite"] * 2),
         ("shape", ["ValueError: student.1.running_mean is (5,)"] * 2),
         ("frozen", ["ValueError: student.0.bias has changed", "RuntimeError: rank 0 failed"]),
     ],

@@ -1,16 +1,7 @@
 import pytest
 import torch
 
-from ssod_imwa.engine.events import EventStorage, get_event_storage
-
-
-def test_storage_of_the_innermost_block_is_found():
-    with EventStorage() as outer:
-        with EventStorage() as inner:
-            assert get_event_storage() is inner
-        assert get_event_storage() is outer
-    with pytest.raises(RuntimeError, match="EventStorage"):
-        get_event_storage()
+from ssod_imwa.engine.events import EventStorage
 
 
 def test_tensors_are_read_only_when_somebody_looks(monkeypatch):
@@ -51,7 +42,7 @@ def test_nobody_reading_does_not_fill_memory():
 
 
 def test_values_since_a_step_and_the_last_ones():
-    storage = EventStorage(start_iter=2)
+    storage = EventStorage()
     for storage.iter, value in enumerate([100.0, 1.0, 5.0, 3.0]):
         storage.put_scalar("loss", value)
     storage.put_scalar("lr", 0.1, smoothing_hint=False, cur_iter=1)
@@ -70,6 +61,7 @@ def test_contradicting_hint_and_unknown_name_are_errors():
 
 
 def test_several_scalars_are_put_as_detectron2s_hooks_do():
-    storage = EventStorage(start_iter=3)
+    storage = EventStorage()
+    storage.iter = 3
     storage.put_scalars(time=0.5, data_time=0.25)
     assert storage.latest() == {"time": (0.5, 3), "data_time": (0.25, 3)}

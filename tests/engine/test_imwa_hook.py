@@ -63,7 +63,7 @@ def test_bad_statistics_of_the_second_member_are_never_averaged(tiny):
     trainer = tiny.trainer(3, members=2)
     trainer.register_hooks([Poison()])
     add_imwa(trainer)
-    with pytest.raises(FloatingPointError, match=r"running_mean of member 1 is not finite"):
+    with pytest.raises(FloatingPointError, match=r"running_mean is not finite .*member 2/2"):
         trainer.train()
     assert all(torch.isfinite(p).all() for p in trainer.parameters)
 

@@ -7,7 +7,6 @@ import torch
 from torch import nn
 
 from ssod_imwa.averaging.ranks import Group, Ranks
-from ssod_imwa.engine.events import get_event_storage
 from ssod_imwa.engine.seeding import seed_everything
 from ssod_imwa.engine.solver import gradient_clipper
 from ssod_imwa.engine.trainer import HookBase, NonFiniteError
@@ -94,7 +93,7 @@ def test_a_hook_written_for_detectron2_works(tiny):
             assert latest[1] == self.trainer.iter
             self.best = min(self.best, latest[0])
             if self.trainer.iter + 1 == self.trainer.max_iter:
-                get_event_storage().put_scalar("best", self.best, smoothing_hint=False)
+                self.trainer.storage.put_scalar("best", self.best, smoothing_hint=False)
 
         def after_train(self): ...
 
@@ -226,9 +225,8 @@ def test_bad_loss_stops_at_its_step_with_weights_untouched(tiny, bad):
 
     method.losses = losses
     trainer = tiny.trainer(6, method=method)
-    with pytest.raises(
-        NonFiniteError, match=r"global step 4 \(episode 1, member 1, own iteration 4\)"
-    ):
+    where = r"global step 4 \(episode 1/1, member 1/1, iteration 4/6\)"
+    with pytest.raises(NonFiniteError, match=where):
         trainer.train()
     assert len(kept) == 4
     assert equal(kept[-1], snapshot(trainer))
@@ -282,7 +280,7 @@ def test_bad_parameter_of_the_second_member_is_named(tiny):
 
     trainer = tiny.trainer(3, members=2)
     trainer.register_hooks([Poison()])
-    with pytest.raises(NonFiniteError, match="member 2, own iteration 2"):
+    with pytest.raises(NonFiniteError, match="member 2/2, iteration 2/3"):
         trainer.train()
 
 
