@@ -122,7 +122,7 @@ def feature_deviation(
     Raises:
         ValueError: K or R is out of range.
 
-    Source: MFW (Procrustean training), section 5.4.
+    Source: MFW (arXiv 2104.01769), section 5.4.
 
     Example:
         >>> features = np.eye(2)

@@ -41,8 +41,8 @@ def keys_page(chapters: Mapping[str, Sequence[Section]]) -> str:
         HEADER,
         f"A resumed run may change: {', '.join(free)}.\n",
         f"`--scale` multiplies what counts a member's iterations: {', '.join(scaled)}.\n",
-        "`--scale-batch` divides the same keys by the new batch over the old, and takes these decays "
-        f"to that power: {', '.join(decays)}.\n",
+        "`--scale-batch` divides the same keys by the new batch over the old, and takes these "
+        f"decays to that power: {', '.join(decays)}.\n",
         f"Members may differ in (`IMWA.MEMBER_OVERRIDES`): {', '.join(own)}.\n",
     ]
     for title, sections in chapters.items():
