@@ -20,8 +20,6 @@ from ssod_imwa.classification.features import unit_rows
 from ssod_imwa.classification.losses.balanced_softmax import post_hoc_logits
 from ssod_imwa.classification.models.classifiers import tau_normalized
 
-DISTANCES = ("cosine", "euclidean")
-
 
 def accuracies(
     scores: np.ndarray,
@@ -120,8 +118,6 @@ def nearest_mean_scores(
     test_features: np.ndarray,
     *,
     classes: int,
-    distance: str = "cosine",
-    centered: bool = False,
 ) -> np.ndarray:
     """Scores of the nearest class mean classifier (NCM): the classifier's weights are not used.
 
@@ -130,14 +126,12 @@ def nearest_mean_scores(
         train_labels: (N,).
         test_features: (M, d).
         classes: C.
-        distance: "cosine", or "euclidean" between features of length 1 and their class means.
-        centered: subtract the mean of all training features first.
 
     Returns:
-        (M, C) float64, larger is nearer.
+        (M, C) float64, cosines between features and the means of classes' features of length 1.
 
     Raises:
-        ValueError: an unknown distance, or a class without training images.
+        ValueError: a class without training images.
 
     Source: Kang et al. (arXiv 1910.09217), section 4.
 
@@ -149,17 +143,9 @@ def nearest_mean_scores(
         >>> scores.argmax(1)
         array([0])
     """
-    if distance not in DISTANCES:
-        raise ValueError(f"distance = {distance!r} is not allowed (must be one of {DISTANCES})")
     counts = np.bincount(train_labels, minlength=classes)
     if counts.min() == 0:
         raise ValueError(f"class {int(counts.argmin())} has no training images (no mean)")
-    middle = train_features.mean(0, dtype=np.float64) if centered else 0.0
-    train, test = unit_rows(train_features - middle), unit_rows(test_features - middle)
-    sums = np.zeros((classes, train.shape[1]))
-    np.add.at(sums, train_labels, train)
-    means = sums / counts[:, None]
-    if distance == "cosine":
-        return test @ unit_rows(means).T
-    # |a − b|² = |a|² − 2 ab + |b|², where |a|² is the same for all classes.
-    return 2 * test @ means.T - (means**2).sum(1)
+    sums = np.zeros((classes, train_features.shape[1]))
+    np.add.at(sums, train_labels, unit_rows(train_features))
+    return unit_rows(test_features) @ unit_rows(sums / counts[:, None]).T

@@ -13,7 +13,6 @@ from ssod_imwa.averaging.weights import (
     State,
     average,
     copy_,
-    lerp_,
     named_state,
     snapshot,
 )
@@ -34,7 +33,6 @@ __all__ = [
     "constant_decay",
     "copy_",
     "lengths_by_rate",
-    "lerp_",
     "named_state",
     "snapshot",
     "warmup_decay",

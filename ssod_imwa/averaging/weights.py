@@ -142,27 +142,6 @@ def copy_(target: Mapping[str, Tensor], source: Mapping[str, Tensor]) -> None:
             torch.cuda.current_stream(device).synchronize()
 
 
-@torch.no_grad()
-def lerp_(target: Mapping[str, Tensor], source: Mapping[str, Tensor], weight: float) -> None:
-    """Move floating tensors by `weight` of the way from target to source, in place.
-
-    Args:
-        target: tensors to change; each tensor must occur once.
-        source: where to, with the same names, shapes, types and devices.
-        weight: 0 keeps the target, 1 copies the source.
-
-    Raises:
-        ValueError: names, shapes or types differ, or tensors of the target overlap in memory.
-    """
-    check_same({"target": target, "source": source})
-    check_separate(target)
-    groups: dict[tuple[object, ...], list[str]] = {}
-    for name, tensor in target.items():
-        groups.setdefault((tensor.device, tensor.dtype), []).append(name)
-    for names in groups.values():
-        torch._foreach_lerp_([target[n] for n in names], [source[n] for n in names], weight)
-
-
 def average(
     states: Sequence[Mapping[str, Tensor]],
     *,

@@ -12,10 +12,6 @@ from collections.abc import Sequence
 
 import torch
 
-from ssod_imwa.classification.checks import check_choice
-
-SMOOTHING_SHAPES = ("concave", "linear", "convex")
-
 
 def checked_counts(counts: Sequence[int] | torch.Tensor) -> torch.Tensor:
     """The counts as a float64 tensor (C,) on the CPU.
@@ -162,39 +158,33 @@ def ldam_margins(counts: Sequence[int] | torch.Tensor, *, largest: float = 0.5) 
 
 
 def smoothing_by_class(
-    counts: Sequence[int] | torch.Tensor, *, head: float, tail: float, shape: str = "concave"
+    counts: Sequence[int] | torch.Tensor, *, head: float, tail: float
 ) -> torch.Tensor:
     """MiSLAS's label smoothing ε_c, from `tail` for the rarest class to `head` for the largest.
 
-    With x = (n_c − n_min) / (n_max − n_min), a class lies at sin(πx/2) of the way from tail to head
-    (concave), at x (linear) or at 1 − cos(πx/2) (convex). With equal counts all classes are
-    largest ones and have `head`; the paper leaves that case open.
+    With x = (n_c − n_min) / (n_max − n_min), a class lies at sin(πx/2) of the way from tail to
+    head, the paper's concave form. With equal counts all classes are largest ones and have `head`;
+    the paper leaves that case open.
 
     Args:
         counts: training images of each class.
         head: ε_1 in [0, 1).
         tail: ε_K in [0, head].
-        shape: concave, linear or convex.
 
     Raises:
-        ValueError: counts that `checked_counts` refuses, smoothing out of range, unknown shape.
+        ValueError: counts that `checked_counts` refuses, or smoothing out of range.
 
     Source: MiSLAS (arXiv 2104.00466), section 3.2.
 
     Example:
-        >>> smoothing_by_class([100, 50, 1], head=0.4, tail=0.1, shape="linear")
-        tensor([0.4000, 0.2485, 0.1000])
+        >>> smoothing_by_class([100, 50, 1], head=0.4, tail=0.1)
+        tensor([0.4000, 0.3104, 0.1000])
     """
     if not 0 <= tail <= head < 1:
         raise ValueError(
             f"head = {head}, tail = {tail} is not allowed (must be 0 <= tail <= head < 1)"
         )
-    check_choice("shape", shape, SMOOTHING_SHAPES)
     checked = checked_counts(counts)
     span = checked.max() - checked.min()
     x = (checked - checked.min()) / span if span > 0 else torch.ones_like(checked)
-    if shape == "concave":
-        x = torch.sin(x * (math.pi / 2))
-    elif shape == "convex":
-        x = 1 - torch.cos(x * (math.pi / 2))
-    return (tail + (head - tail) * x).float()
+    return (tail + (head - tail) * torch.sin(x * (math.pi / 2))).float()

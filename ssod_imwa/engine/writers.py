@@ -202,12 +202,10 @@ class MetricsHook(HookBase):
     Args:
         writers: where rows go.
         period: global steps between two rows.
-        time_left: estimates the rest of the run; None knows of no phases and evaluations.
+        time_left: estimates the rest of the run.
     """
 
-    def __init__(
-        self, writers: Sequence[Writer], period: int, time_left: TimeLeft | None = None
-    ) -> None:
+    def __init__(self, writers: Sequence[Writer], period: int, time_left: TimeLeft) -> None:
         if period < 1:
             raise ValueError(f"period = {period} is not allowed (must be at least 1)")
         self.writers = writers
@@ -222,15 +220,11 @@ class MetricsHook(HookBase):
         return "metrics"
 
     def before_train(self) -> None:
-        if self._time_left is None:
-            self._time_left = TimeLeft(self.trainer.schedule)
         if self.trainer.ranks.run.is_main:
             for writer in self.writers:
                 writer.open(self.trainer.start_iter)
 
     def before_step(self) -> None:
-        if self._time_left is None:
-            return
         before, self._evaluation_seconds = (
             self._evaluation_seconds,
             self._time_left.evaluation_seconds,
@@ -242,8 +236,7 @@ class MetricsHook(HookBase):
     def after_step(self) -> None:
         position = self.trainer.position
         self._step_end = self.trainer.step_end
-        if self._time_left is not None:
-            self._time_left.step(position, self.trainer.step_seconds)
+        self._time_left.step(position, self.trainer.step_seconds)
         if self.trainer.ranks.run.is_main:
             for writer in self.writers:
                 writer.step(position)
@@ -308,8 +301,7 @@ class MetricsHook(HookBase):
             numbers = [value for value, _ in values]
             row[name] = float(np.median(numbers)) if hints[name] else numbers[-1]
         row["peak_memory_mb"] = peak_memory() / 2**20
-        if self._time_left is not None:
-            row["eta_seconds"] = self._time_left.seconds(position)
+        row["eta_seconds"] = self._time_left.seconds(position)
         return row
 
 

@@ -12,7 +12,6 @@ from ssod_imwa.averaging.weights import (
     average,
     copy_,
     frozen_parameters,
-    lerp_,
     named_state,
     snapshot,
 )
@@ -149,12 +148,6 @@ def test_copy_names_the_first_mismatch(other, message):
     with pytest.raises(ValueError) as error:  # noqa: PT011  (the text is compared)
         copy_(target, other)
     assert message in str(error.value)
-
-
-def test_lerp_moves_by_the_weight():
-    target, source = {"a": torch.tensor([0.0, 8.0])}, {"a": torch.tensor([4.0, 0.0])}
-    lerp_(target, source, 0.25)
-    assert target["a"].tolist() == [1, 6]
 
 
 # ------------------------------------------------------------------------------------- averaging

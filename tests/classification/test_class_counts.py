@@ -106,18 +106,9 @@ def test_ldam_margins_refuse_a_negative_one():
         ldam_margins([1, 2], largest=-1)
 
 
-@pytest.mark.parametrize(
-    ("shape", "curve"),
-    [
-        ("concave", lambda x: math.sin(math.pi / 2 * x)),
-        ("linear", lambda x: x),
-        # MiSLAS writes the convex form as 1 + sin(3π/2 + πx/2).
-        ("convex", lambda x: 1 + math.sin(3 * math.pi / 2 + math.pi / 2 * x)),
-    ],
-)
-def test_smoothing_equals_the_formula_between_its_bounds(shape, curve):
-    smoothing = smoothing_by_class(CIFAR10_LT, head=0.4, tail=0.1, shape=shape)
-    expected = [0.1 + 0.3 * curve((count - 50) / 4950) for count in CIFAR10_LT]
+def test_smoothing_equals_the_formula_between_its_bounds():
+    smoothing = smoothing_by_class(CIFAR10_LT, head=0.4, tail=0.1)
+    expected = [0.1 + 0.3 * math.sin(math.pi / 2 * (count - 50) / 4950) for count in CIFAR10_LT]
     assert smoothing.tolist() == pytest.approx(expected, abs=1e-7)
     assert smoothing[0].item() == pytest.approx(0.4)
     assert smoothing[-1].item() == pytest.approx(0.1)
@@ -133,8 +124,3 @@ def test_smoothing_of_equal_counts_is_that_of_the_head(counts):
 def test_smoothing_out_of_range_is_refused(head, tail):
     with pytest.raises(ValueError, match="0 <= tail <= head < 1"):
         smoothing_by_class([2, 1], head=head, tail=tail)
-
-
-def test_smoothing_refuses_an_unknown_shape():
-    with pytest.raises(ValueError, match=r"'round' is not allowed .*concave"):
-        smoothing_by_class([2, 1], head=0.1, tail=0.0, shape="round")

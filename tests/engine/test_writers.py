@@ -43,7 +43,8 @@ def read_rows(path, *, without=MEASURED):
 
 def build(tiny, writers, *, iterations=10, period=4, hooks=(), **options):
     trainer = tiny.trainer(iterations, **options)
-    trainer.register_hooks([LRHook(lambda t: 1 / (t + 1)), MetricsHook(writers, period), *hooks])
+    metrics = MetricsHook(writers, period, TimeLeft(trainer.schedule))
+    trainer.register_hooks([LRHook(lambda t: 1 / (t + 1)), metrics, *hooks])
     return trainer
 
 
@@ -93,7 +94,7 @@ def test_a_name_that_was_not_put_lately_is_not_repeated(tiny):
 
     writer = ListWriter()
     trainer = tiny.trainer(8)
-    trainer.register_hooks([Once(), MetricsHook([writer], 4)])
+    trainer.register_hooks([Once(), MetricsHook([writer], 4, TimeLeft(trainer.schedule))])
     trainer.train()
     assert ["once" in row for row in writer.rows] == [True, False]
 
@@ -329,4 +330,4 @@ def test_writers_are_closed_when_training_fails(tiny, tmp_path):
 
 def test_bad_period_is_an_error():
     with pytest.raises(ValueError, match="period = 0 is not allowed"):
-        MetricsHook([], 0)
+        MetricsHook([], 0, TimeLeft(EpisodeSchedule(1)))

@@ -43,6 +43,7 @@ from ssod_imwa.engine.method import Method
 from ssod_imwa.engine.seeding import counted_generator
 from ssod_imwa.engine.signals import SignalHook, StopSignals
 from ssod_imwa.engine.teacher import Teacher
+from ssod_imwa.engine.time_left import TimeLeft
 from ssod_imwa.engine.trainer import HookBase, Trainer
 from ssod_imwa.engine.writers import JSONWriter, MetricsHook
 from ssod_imwa.errors import UserError
@@ -205,7 +206,7 @@ def run(
     if remove_directory_after is not None:
         hooks.append(CallAt(remove_directory_after, lambda: shutil.rmtree(directory)))
     hooks += [
-        MetricsHook([JSONWriter(Path(directory) / "metrics.json")], 2),
+        MetricsHook([JSONWriter(Path(directory) / "metrics.json")], 2, TimeLeft(trainer.schedule)),
         checkpoint,
         signal_hook,
     ]

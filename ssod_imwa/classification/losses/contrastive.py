@@ -8,8 +8,6 @@ large as the differences that count. The result is a scalar, 0 without anchors.
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
 
@@ -18,46 +16,15 @@ from ssod_imwa.classification.losses.balanced_softmax import adjusted_logits
 from ssod_imwa.classification.losses.base import widened
 
 
-def supervised_contrastive_loss(
-    features: torch.Tensor, labels: torch.Tensor, *, temperature: float
-) -> torch.Tensor:
-    """SupCon: how unlike its class an anchor is, against all other rows.
-
-    The mean over anchors i of −1/|P(i)| Σ_{p in P(i)} log(exp s_ip / Σ_{a≠i} exp s_ia), with s_ij =
-    f_i·f_j / T and P(i) the other rows of i's class. An anchor without any, for which the formula
-    divides by zero, is left out of the mean.
-
-    Args:
-        features: (n, d), rows of length 1.
-        labels: (n,).
-        temperature: T, above 0.
-
-    Raises:
-        ValueError: temperature out of range, or shapes that do not fit.
-
-    Source: Supervised Contrastive Learning (Khosla et al., arXiv 2004.11362), equation 2.
-
-    Example:
-        >>> features = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
-        >>> supervised_contrastive_loss(features, torch.tensor([0, 0, 1]), temperature=1.0)
-        tensor(0.3133)
-    """
-    _check_rows("features", features, labels)
-    similarities = _similarities(features, features, temperature)
-    itself = _itself(similarities)
-    log_denominator = _without(similarities, itself).logsumexp(1)
-    positives = (labels[:, None] == labels) & ~itself
-    return _mean_over_anchors(similarities, log_denominator, positives.to(similarities.dtype))
-
-
 def balanced_contrastive_loss(
     features: torch.Tensor, labels: torch.Tensor, prototypes: torch.Tensor, *, temperature: float
 ) -> torch.Tensor:
     """BCL: SupCon with a prototype of each class (complement) and classes of equal say (averaging).
 
-    The pool is the n features and the C prototypes; anchors are the features alone. For anchor i
-    the denominator is Σ_{j≠i} exp(f_i·f_j / T) / n_j, where n_j is the number of pool members of
-    j's class, the anchor itself not counted.
+    The pool is the n features and the C prototypes; anchors are the features alone. The loss is
+    the mean over anchors i of −1/|P(i)| Σ_{p in P(i)} log(exp s_ip / Σ_{j≠i} exp(s_ij) / n_j), with
+    s_ij = f_i·f_j / T, P(i) the other pool members of i's class, and n_j the number of pool members
+    of j's class, the anchor itself not counted.
 
     Args:
         features: (n, d), rows of length 1: all contrastive views.
@@ -99,15 +66,13 @@ def parametric_contrastive_loss(
     *,
     alpha: float,
     temperature: float,
-    beta: float = 1.0,
-    gamma: float = 1.0,
-    logit_temperature: float = 1.0,
 ) -> torch.Tensor:
     """PaCo and GPaCo: cross-entropy over classes and samples at once.
 
-    Anchor i's row of scores has (z_c + log π_c) / supt for each class and f_i·f_j / T for each
-    sample but itself. The loss is the mean over anchors of −Σ w log p / Σ w, p the softmax of the
-    row, w = β at the anchor's class, α at each sample of that class and 0 elsewhere.
+    Anchor i's row of scores has z_c + log π_c for each class and f_i·f_j / T for each sample but
+    itself. The loss is the mean over anchors of −Σ w log p / Σ w, p the softmax of the row, w = 1
+    at the anchor's class, α at each sample of that class and 0 elsewhere: the public code's β, γ
+    and supt are 1, as in all of its recipes.
 
     In PaCo the anchors are the queries, the others the keys of the momentum encoder and the queue;
     in GPaCo the anchors are both views, the others the queue. The public code adds 1e-9 to π,
@@ -122,9 +87,6 @@ def parametric_contrastive_loss(
         log_prior: (C,) log π of `class_counts.log_prior`.
         alpha: α, 0 or more, the weight of a sample: 0.01 to 0.05 in the paper.
         temperature: T of the samples, above 0.
-        beta: β, above 0, the weight of the class.
-        gamma: γ, above 0, factor of the samples in the denominator.
-        logit_temperature: supt, above 0.
 
     Raises:
         ValueError: a number out of range, or shapes that do not fit.
@@ -147,18 +109,16 @@ def parametric_contrastive_loss(
         tensor(1.0986)
     """
     check_at_least_0(alpha=alpha)
-    check_above_0(beta=beta, gamma=gamma, logit_temperature=logit_temperature)
     _check_rows("logits", logits, labels)
     _check_rows("features", features, labels)
     _check_rows("others", others, other_labels)
-    class_scores = adjusted_logits(logits, log_prior, 1.0) / logit_temperature
+    class_scores = adjusted_logits(logits, log_prior, 1.0)
     similarities = _similarities(features, _pool(features, others), temperature)
     itself = _itself(similarities)
     same = (labels[:, None] == torch.cat([labels, other_labels])) & ~itself
-    in_denominator = _without(similarities + math.log(gamma), itself)
-    log_denominator = torch.cat([class_scores, in_denominator], dim=1).logsumexp(1)
+    log_denominator = torch.cat([class_scores, _without(similarities, itself)], dim=1).logsumexp(1)
     scores = torch.cat([class_scores, similarities], dim=1)
-    weights = torch.cat([beta * F.one_hot(labels, logits.shape[1]), alpha * same], dim=1)
+    weights = torch.cat([F.one_hot(labels, logits.shape[1]), alpha * same], dim=1)
     return _mean_over_anchors(scores, log_denominator, weights.to(scores.dtype))
 
 

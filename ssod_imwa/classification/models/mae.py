@@ -155,14 +155,6 @@ def patchify(images: torch.Tensor, patch_size: int) -> torch.Tensor:
     return cut.permute(0, 2, 4, 3, 5, 1).reshape(batch, -1, p * p * colors)
 
 
-def unpatchify(patches: torch.Tensor, patch_size: int, *, columns: int) -> torch.Tensor:
-    """Images (B, 3, H, W) of patches (B, N, 3 p²), `columns` of them beside one another."""
-    batch, count, pixels = patches.shape
-    p = patch_size
-    cut = patches.reshape(batch, count // columns, columns, p, p, pixels // p**2)
-    return cut.permute(0, 5, 1, 3, 2, 4).reshape(batch, pixels // p**2, -1, columns * p)
-
-
 def normalized_patches(patches: torch.Tensor) -> torch.Tensor:
     """Patches with mean 0 and (sample) variance 1 each, or 0 where all pixels are equal."""
     variance, mean = torch.var_mean(patches.float(), dim=-1, keepdim=True)

@@ -23,8 +23,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
-from functools import partial
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +70,8 @@ class CheckpointHook(HookBase):
     """Writes checkpoints at ends of episodes, each `period` steps, at the last step and on call.
 
     It belongs after every hook whose state changes in `after_step`. All ranks hold it; the first
-    one writes while the others wait.
+    one writes while the others wait. A failure to write is tried again after the next step, and
+    raised after 3 in a row (at the last step all 3 at once).
 
     Args:
         directory: output directory.
@@ -81,8 +81,6 @@ class CheckpointHook(HookBase):
         period: global steps between checkpoints beside those at an episode's end; 0 is none.
         episodes: episodes from one checkpoint at an episode's end to the next.
         keep: older checkpoints kept beside the newest.
-        on_write_error: "warn" tries again after the next step and raises after 3 failures in a row
-            (at the last step all 3 at once), "raise" gives up at the first.
         overwrite: remove an earlier run's checkpoints from the directory after the first step.
         drops_members: whether IMWA drops members that diverge: none of their states is written, and
             the run goes on.
@@ -104,7 +102,6 @@ class CheckpointHook(HookBase):
         period: int = 0,
         episodes: int = 1,
         keep: int = 1,
-        on_write_error: str = "warn",
         overwrite: bool = False,
         drops_members: bool = False,
         lawa: Callable[[], AbstractContextManager[object]] | None = None,
@@ -114,16 +111,11 @@ class CheckpointHook(HookBase):
                 raise ValueError(f"{argument} = {value} is not allowed (must be at least 0)")
         if episodes < 1:
             raise ValueError(f"episodes = {episodes} is not allowed (must be at least 1)")
-        if on_write_error not in ("warn", "raise"):
-            raise ValueError(
-                f"on_write_error = {on_write_error!r} is not allowed (must be 'warn' or 'raise')"
-            )
         self.directory = Path(directory)
         self.run = plain(dict(run), "run")
         self.period = period
         self.episodes = episodes
         self.keep = keep
-        self.on_write_error = on_write_error
         self.overwrite = overwrite
         self.drops_members = drops_members
         self.lawa = lawa
@@ -209,7 +201,7 @@ class CheckpointHook(HookBase):
             self._on_main(lambda: self._write(g, states))
         except WriteError as error:
             self._failures += 1
-            if self.on_write_error == "raise" or self._failures == MAX_FAILURES:
+            if self._failures == MAX_FAILURES:
                 if not self.directory.is_dir():
                     raise WriteError(removed(self.directory)) from error
                 raise
@@ -304,20 +296,23 @@ class CheckpointHook(HookBase):
         }
         write_checkpoint(path, state)
         write_pointer(path)
-        if self.trainer.schedule.position(g).ends_episode:
-            self._write_models(AVERAGED, g)
-        if g == self.trainer.max_iter - 1:
-            self._write_models(FINAL, g)
-            self._write_lawa(g)
+        for name in self._model_files(g):
+            self._write_models(name, g)
         self._remove_abandoned(g)
         self._retain(g)
 
-    def _write_lawa(self, g: int) -> None:
-        if self.lawa is not None:
-            with self.lawa():
-                self._write_models(LAWA, g)
+    def _model_files(self, g: int) -> list[str]:
+        """Names of the files of models that are written with the checkpoint of step g."""
+        averaged = [AVERAGED] if self.trainer.schedule.position(g).ends_episode else []
+        if g != self.trainer.max_iter - 1:
+            return averaged
+        return [*averaged, FINAL, *([] if self.lawa is None else [LAWA])]
 
     def _write_models(self, name: str, g: int) -> None:
+        with self.lawa() if name == LAWA and self.lawa is not None else nullcontext():
+            self._write_live_models(name, g)
+
+    def _write_live_models(self, name: str, g: int) -> None:
         method = self.trainer.method
         position = self.trainer.schedule.position(g)
         models = method.models()
@@ -343,20 +338,14 @@ class CheckpointHook(HookBase):
 
     def _repair_models(self, g: int) -> None:
         """Write the files of the episode that ended with step g if they are not on disk."""
-        writers: dict[str, Callable[[int], None]] = {
-            AVERAGED: partial(self._write_models, AVERAGED)
-        }
-        if g == self.trainer.max_iter - 1:
-            writers[FINAL] = partial(self._write_models, FINAL)
-            writers |= {} if self.lawa is None else {LAWA: self._write_lawa}
-        for name, write in writers.items():
+        for name in self._model_files(g):
             path = self.directory / name
             reason = damage(path)
             if reason is None and load_checkpoint(path)["global_step"] != g:
                 reason = "it is of another step"
             if reason is not None:
                 logger.warning("%s is written again: %s", path, reason)
-                write(g)
+                self._write_models(name, g)
 
     def _retain(self, g: int) -> None:
         """Remove what `keep` does not cover; the checkpoint of step g is intact and stays."""

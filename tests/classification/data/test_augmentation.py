@@ -9,7 +9,6 @@ from torchvision.transforms.v2 import functional as F
 from ssod_imwa.classification.data.augmentation import (
     CIFAR_STATISTICS,
     IMAGENET_STATISTICS,
-    INATURALIST_STATISTICS,
     Boxes,
     Crops,
     boxes_of,
@@ -127,9 +126,7 @@ def test_flips_can_be_switched_off_and_on():
 # ----------------------------------------------------------------------------------- normalize
 
 
-@pytest.mark.parametrize(
-    "statistics", [CIFAR_STATISTICS, IMAGENET_STATISTICS, INATURALIST_STATISTICS]
-)
+@pytest.mark.parametrize("statistics", [CIFAR_STATISTICS, IMAGENET_STATISTICS])
 def test_normalized_images_are_those_of_float64(statistics):
     images = noise(4, 3, 5, 6)
     mean, std = (np.array(values).reshape(3, 1, 1) for values in statistics)

@@ -7,11 +7,13 @@ from PIL import Image
 from torchvision import transforms
 from torchvision.transforms import functional as F
 
-from ssod_imwa.classification.data.augmentation import IMAGENET_STATISTICS, INATURALIST_STATISTICS
+from ssod_imwa.classification.data.augmentation import IMAGENET_STATISTICS, Statistics
 from ssod_imwa.classification.data.large_views import large_view
 from ssod_imwa.classification.data.randaugment import NUMBERS, randaugment
 from ssod_imwa.engine.seeding import seed_everything
 
+# LiVT's of iNaturalist 2018.
+INATURALIST_STATISTICS = Statistics((0.466, 0.471, 0.380), (0.195, 0.194, 0.192))
 STACKS = ["randclsstack", "bcl_randclsstack"]
 RANDOM = ["standard", "mae", "randcls", *STACKS, "sim", "bcl_sim", "livt", "weak", "randaugment"]
 NAMES = ["test", *RANDOM]

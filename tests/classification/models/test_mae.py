@@ -13,7 +13,6 @@ from ssod_imwa.classification.models.mae import (
     patchify,
     sincos_positions,
     split_patches,
-    unpatchify,
 )
 from ssod_imwa.classification.models.vit import ViT
 from ssod_imwa.classification.models.weights import load_encoder
@@ -45,10 +44,11 @@ def test_patches_are_cut_row_by_row():
             assert patches[1, n, 3 * pixel : 3 * pixel + 3].equal(images[1, :, y, x])
 
 
-@pytest.mark.parametrize(("height", "width"), [(8, 12), (12, 8), (16, 16)])
-def test_images_are_put_together_again(height, width):
-    images = torch.randn(2, 3, height, width)
-    assert unpatchify(patchify(images, 4), 4, columns=width // 4).equal(images)
+def unpatchify(patches, patch_size, columns):
+    batch, count, pixels = patches.shape
+    p = patch_size
+    cut = patches.reshape(batch, count // columns, columns, p, p, pixels // p**2)
+    return cut.permute(0, 5, 1, 3, 2, 4).reshape(batch, pixels // p**2, -1, columns * p)
 
 
 def test_targets_have_mean_0_and_variance_1_in_each_patch():

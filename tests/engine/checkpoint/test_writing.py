@@ -98,7 +98,6 @@ def test_value_that_a_file_cannot_hold_is_named(line, tmp_path):
     [
         ({"period": -1}, "period = -1 is not allowed"),
         ({"keep": -1}, "keep = -1 is not allowed"),
-        ({"on_write_error": "ignore"}, "on_write_error = 'ignore' is not allowed"),
     ],
 )
 def test_arguments_are_checked(line, tmp_path, options, message):
@@ -136,14 +135,6 @@ def test_last_step_is_tried_three_times_at_once(line, tmp_path, monkeypatch, cap
     assert list(resume_files(tmp_path)) == [5, 3]
     assert (tmp_path / "last_checkpoint").read_text() == "model_0000005.pth"
     assert caplog.text.count("trying again") == 1
-
-
-def test_on_write_error_raise_gives_up_at_once(line, tmp_path, monkeypatch):
-    monkeypatch.setenv(faults.VARIABLE, "write:open=fail")
-    trainer = line.build(tmp_path, on_write_error="raise")
-    with pytest.raises(WriteError):
-        trainer.train()
-    assert trainer.iter == 1
 
 
 # ------------------------------------------------------------------------------------- earlier runs
