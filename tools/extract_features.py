@@ -32,7 +32,7 @@ from ssod_imwa.classification.extraction import (
     package_network,
     view_features,
 )
-from ssod_imwa.cli import run_main
+from ssod_imwa.cli import require_absent, run_main
 from ssod_imwa.errors import UserError, as_config_error
 
 
@@ -86,8 +86,7 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     arguments = parse_arguments()
     options = _options(arguments)
-    if arguments.output.exists():
-        raise UserError(f"{arguments.output} exists (it is not overwritten; name another file)")
+    require_absent(arguments.output)
     dataset = load_images(arguments.name, root=arguments.root, in_memory=True)
     with as_config_error("--stages"):
         network = package_network(arguments.weights, options)

@@ -71,7 +71,7 @@ class NonFiniteError(UserError, FloatingPointError):
 
 
 class Trainer:
-    """Trains an method over an episode schedule.
+    """Trains a method over an episode schedule.
 
     Two clocks run: the method sees `position.t`, the member's own iteration; hooks, logs and
     checkpoints see `iter`, the global step 0..M*T-1.

@@ -57,7 +57,7 @@ def test_a_file_that_is_there_and_a_size_of_0_are_refused(call, tmp_path):
     file.write_bytes(b"kept")
     status, _, error = call("extract_features", "digit_images_test", "--output", file)
     assert (status, file.read_bytes()) == (2, b"kept")
-    assert error == f"error: {file} exists (it is not overwritten; name another file)\n"
+    assert error == f"error: {file} is there already (remove it, or choose another --output)\n"
     other = tmp_path / "y.pt"
     status, _, error = call("extract_features", "digit_images_test", "--output", other, "--size", 0)
     assert (status, error) == (2, "error: --size = 0 is not allowed (must be at least 1)\n")
