@@ -35,7 +35,7 @@ from ssod_imwa.averaging.episodes import EpisodeSchedule
 from ssod_imwa.averaging.imwa import IMWA
 from ssod_imwa.data.batches import Batch, Part
 from ssod_imwa.detection.data.records import Targets, View
-from ssod_imwa.detection.detectors.faster_rcnn import build_faster_rcnn
+from ssod_imwa.detection.detectors.faster_rcnn import TorchvisionFasterRCNN
 from ssod_imwa.detection.methods.unbiased_teacher import UnbiasedTeacher, UnbiasedTeacherOptions
 from ssod_imwa.engine.hooks import IMWAHook
 from ssod_imwa.engine.solver import build_optimizer
@@ -137,7 +137,7 @@ def synthetic_batch(*, small: bool) -> Batch:
 def build_trainer(setting: Setting) -> Trainer:
     """Unbiased Teacher with the paper's detector."""
     torch.manual_seed(0)
-    detector = build_faster_rcnn(num_classes=CLASSES).to(setting.device)
+    detector = TorchvisionFasterRCNN(num_classes=CLASSES).to(setting.device)
     method = UnbiasedTeacher(detector, UnbiasedTeacherOptions(burn_in_iters=1))
     optimizer = build_optimizer(
         detector, name="SGD", lr=1e-4, momentum=0.9, weight_decay=1e-4, weight_decay_norm=0.0

@@ -6,7 +6,7 @@ import math
 import torch
 
 from ssod_imwa.detection.data.records import Targets
-from ssod_imwa.detection.detectors.fcos import build_fcos
+from ssod_imwa.detection.detectors.fcos import TorchvisionFCOS
 from ssod_imwa.detection.detectors.options import (
     AnchorOptions,
     BackboneOptions,
@@ -17,7 +17,7 @@ from ssod_imwa.detection.detectors.options import (
     RetinaNetHeadOptions,
     RetinaNetOptions,
 )
-from ssod_imwa.detection.detectors.retinanet import build_retinanet
+from ssod_imwa.detection.detectors.retinanet import TorchvisionRetinaNet
 
 CLASSES = 3
 COMMON = {
@@ -54,7 +54,7 @@ def fcos(common=COMMON, initial=False, **changes):
     torch.manual_seed(0)
     head = FCOSHeadOptions(num_convs=1, sizes_of_interest=SIZES, prior_prob=0.1)
     options = FCOSOptions(**common, fcos=dataclasses.replace(head, **changes))
-    detector = build_fcos(options, num_classes=CLASSES)
+    detector = TorchvisionFCOS(options, num_classes=CLASSES)
     return detector if initial else lively(detector)
 
 
@@ -62,7 +62,7 @@ def retinanet(common=COMMON, anchors=ANCHORS, initial=False, **changes):
     torch.manual_seed(0)
     head = dataclasses.replace(RetinaNetHeadOptions(prior_prob=0.1), **changes)
     options = RetinaNetOptions(**common, anchor_generator=anchors, retinanet=head)
-    detector = build_retinanet(options, num_classes=CLASSES)
+    detector = TorchvisionRetinaNet(options, num_classes=CLASSES)
     return detector if initial else lively(detector)
 
 

@@ -9,10 +9,10 @@ from torch import nn
 from ssod_imwa.data.batches import Batch, Part
 from ssod_imwa.detection.data.records import Detections, Targets, View
 from ssod_imwa.detection.detectors.base import Detector
-from ssod_imwa.detection.detectors.faster_rcnn import build_faster_rcnn
-from ssod_imwa.detection.detectors.fcos import build_fcos
+from ssod_imwa.detection.detectors.faster_rcnn import TorchvisionFasterRCNN
+from ssod_imwa.detection.detectors.fcos import TorchvisionFCOS
 from ssod_imwa.detection.detectors.options import FCOSOptions, RetinaNetOptions
-from ssod_imwa.detection.detectors.retinanet import build_retinanet
+from ssod_imwa.detection.detectors.retinanet import TorchvisionRetinaNet
 
 NAMES = ("loss_rpn_cls", "loss_rpn_loc", "loss_cls", "loss_box_reg")
 
@@ -84,7 +84,7 @@ def small_faster_rcnn(norm="BN"):
         roi_heads={"batch_size_per_image": 8},
         roi_box_head={"fc_dim": 16},
     )
-    return build_faster_rcnn(options, num_classes=3)
+    return TorchvisionFasterRCNN(options, num_classes=3)
 
 
 def small_fcos():
@@ -96,7 +96,7 @@ def small_fcos():
         fpn={"out_channels": 64},
         fcos={"num_convs": 1, "sizes_of_interest": [12.0, 24.0, 48.0, 96.0]},
     )
-    return build_fcos(options, num_classes=3)
+    return TorchvisionFCOS(options, num_classes=3)
 
 
 def small_retinanet():
@@ -109,7 +109,7 @@ def small_retinanet():
         anchor_generator={"sizes": [[12.0], [24.0], [48.0], [96.0], [192.0]]},
         retinanet={"norm": ""},
     )
-    return build_retinanet(options, num_classes=3)
+    return TorchvisionRetinaNet(options, num_classes=3)
 
 
 BOX = Targets(torch.tensor([[4.0, 4.0, 40.0, 50.0]]), torch.tensor([1]))

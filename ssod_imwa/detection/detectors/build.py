@@ -9,14 +9,15 @@ from fvcore.common.config import CfgNode
 
 from ssod_imwa.config.options import read_options
 from ssod_imwa.detection.detectors.base import Detector
-from ssod_imwa.detection.detectors.faster_rcnn import build_faster_rcnn
-from ssod_imwa.detection.detectors.fcos import build_fcos
+from ssod_imwa.detection.detectors.faster_rcnn import TorchvisionFasterRCNN
+from ssod_imwa.detection.detectors.fcos import TorchvisionFCOS
 from ssod_imwa.detection.detectors.options import (
     TIMM,
     AnchorOptions,
     BackboneOptions,
     DenseLevelOptions,
     DetectionOptions,
+    DetectorOptions,
     FasterRCNNOptions,
     FCOSHeadOptions,
     FCOSOptions,
@@ -33,7 +34,7 @@ from ssod_imwa.detection.detectors.options import (
     ROILossOptions,
     RPNOptions,
 )
-from ssod_imwa.detection.detectors.retinanet import build_retinanet
+from ssod_imwa.detection.detectors.retinanet import TorchvisionRetinaNet
 from ssod_imwa.engine.checkpoint.packages import PREFIX
 from ssod_imwa.errors import ConfigError, as_config_error
 
@@ -55,7 +56,8 @@ def build_detector(cfg: CfgNode, num_classes: int) -> Detector:
         )
     else:
         with as_config_error("MODEL"):
-            detector = _BUILDERS[cfg.MODEL.META_ARCHITECTURE](cfg, num_classes)
+            detector_class, options_of = _ARCHITECTURES[cfg.MODEL.META_ARCHITECTURE]
+            detector = detector_class(options_of(cfg), num_classes=num_classes)
     detector.load_weights(cfg.MODEL.WEIGHTS)
     return detector
 
@@ -107,13 +109,11 @@ def retinanet_options(cfg: CfgNode) -> RetinaNetOptions:
     )
 
 
-# Values of MODEL.META_ARCHITECTURE of torchvision's detectors.
-_BUILDERS: dict[str, Callable[[CfgNode, int], Detector]] = {
-    "GeneralizedRCNN": lambda cfg, count: build_faster_rcnn(
-        faster_rcnn_options(cfg), num_classes=count
-    ),
-    "FCOS": lambda cfg, count: build_fcos(fcos_options(cfg), num_classes=count),
-    "RetinaNet": lambda cfg, count: build_retinanet(retinanet_options(cfg), num_classes=count),
+# Values of MODEL.META_ARCHITECTURE of torchvision's detectors, and what reads their options.
+_ARCHITECTURES: dict[str, tuple[Callable[..., Detector], Callable[[CfgNode], DetectorOptions]]] = {
+    "GeneralizedRCNN": (TorchvisionFasterRCNN, faster_rcnn_options),
+    "FCOS": (TorchvisionFCOS, fcos_options),
+    "RetinaNet": (TorchvisionRetinaNet, retinanet_options),
 }
 
 

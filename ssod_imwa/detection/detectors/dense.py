@@ -7,14 +7,17 @@ from collections.abc import Sequence
 from functools import cached_property
 
 import torch
-from torchvision.models.detection.anchor_utils import AnchorGenerator
-from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import batched_nms, clip_boxes_to_image
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from ssod_imwa.detection.data.records import Detections
 from ssod_imwa.detection.detectors.backbones import Backbone, build_backbone
-from ssod_imwa.detection.detectors.options import FCOSOptions, RetinaNetOptions
+from ssod_imwa.detection.detectors.options import (
+    FCOSHeadOptions,
+    FCOSOptions,
+    RetinaNetHeadOptions,
+    RetinaNetOptions,
+)
 from ssod_imwa.detection.detectors.parts import DenseMaps, Parts
 from ssod_imwa.detection.detectors.torchvision_detector import TorchvisionDetector
 
@@ -46,50 +49,45 @@ class CoarseLevels(LastLevelP6P7):
         return [*p, *coarse[1:]], names
 
 
-class StridedAnchors(AnchorGenerator):
-    """Anchors that stand a level's stride apart, in float32 whatever type the features have.
-
-    torchvision's stand image size // map size pixels apart, which is less on the two coarsest
-    levels unless images are padded to multiples of the last stride.
+class DenseParts(Parts):
+    """A detector that predicts at every location, at work on some images.
 
     Args:
-        sizes: edge lengths of the anchors of each level.
-        ratios: height over width, of each level.
-        strides: of each level, in pixels.
+        detector: the detector.
+        images: see `Parts`.
+        options: of its head.
+
+    Attributes:
+        at_most_locations: see `best_detections`.
     """
+
+    at_most_locations: bool
 
     def __init__(
         self,
-        sizes: tuple[tuple[float, ...], ...],
-        ratios: tuple[tuple[float, ...], ...],
-        strides: Sequence[int],
+        detector: TorchvisionDetector,
+        images: Sequence[torch.Tensor],
+        options: FCOSHeadOptions | RetinaNetHeadOptions,
     ) -> None:
-        super().__init__(sizes, ratios)
-        self.strides = strides
-
-    def forward(
-        self, image_list: ImageList, feature_maps: list[torch.Tensor]
-    ) -> list[torch.Tensor]:
-        # One channel of each level is enough: only type and size are read.
-        return super().forward(image_list, [level[:1, :1].float() for level in feature_maps])
-
-    def grid_anchors(
-        self, grid_sizes: list[list[int]], strides: list[list[torch.Tensor]]
-    ) -> list[torch.Tensor]:
-        fixed = [[torch.tensor(stride)] * 2 for stride in self.strides]
-        return super().grid_anchors(grid_sizes, fixed)
-
-
-class DenseParts(Parts):
-    """A detector that predicts at every location, at work on some images."""
-
-    def __init__(self, detector: TorchvisionDetector, images: Sequence[torch.Tensor]) -> None:
         super().__init__(detector.name, images)
         self._backbone, self._group = detector.backbone, detector.group
         self._batch = detector.batch(images)
+        self._options = options
+        self._limit = detector.options.detections.detections_per_image
 
     def dense_maps(self) -> DenseMaps:
         return self._maps
+
+    def detections(self) -> list[Detections]:
+        return best_detections(
+            self._maps,
+            self._batch.image_sizes,
+            score_thresh=self._options.score_thresh_test,
+            topk=self._options.topk_candidates_test,
+            at_most_locations=self.at_most_locations,
+            nms_thresh=self._options.nms_thresh_test,
+            limit=self._limit,
+        )
 
     @cached_property
     def _features(self) -> list[torch.Tensor]:

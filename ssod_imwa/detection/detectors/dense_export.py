@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ssod_imwa.detection.detectors.anchors import anchor_shapes
 from ssod_imwa.detection.detectors.export import backbone_lines, final_lines, image_statistics
-from ssod_imwa.detection.detectors.faster_rcnn_modules import anchor_shapes
 from ssod_imwa.detection.detectors.options import DetectorOptions, FCOSOptions, RetinaNetOptions
 
 

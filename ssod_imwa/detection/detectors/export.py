@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ssod_imwa.detection.detectors.faster_rcnn_modules import anchor_shapes
+from ssod_imwa.detection.detectors.anchors import anchor_shapes
 from ssod_imwa.detection.detectors.options import TIMM, DetectorOptions, FasterRCNNOptions
 from ssod_imwa.detection.detectors.timm_bodies import find_maps
 from ssod_imwa.engine.checkpoint.atomic import write_checkpoint

@@ -17,11 +17,9 @@ import torch
 from torchvision.ops import clip_boxes_to_image
 
 from ssod_imwa.detection.data.records import Detections, Targets
-from ssod_imwa.detection.detectors.backbones import Backbone, build_backbone
+from ssod_imwa.detection.detectors.backbones import build_backbone
 from ssod_imwa.detection.detectors.export import loading_code
 from ssod_imwa.detection.detectors.faster_rcnn_modules import (
-    BoxHeads,
-    ProposalNetwork,
     make_box_heads,
     make_proposal_network,
 )
@@ -42,14 +40,29 @@ from ssod_imwa.detection.losses import box_loss, check_gamma
 
 
 class TorchvisionFasterRCNN(TorchvisionDetector):
-    """Faster R-CNN; `build_faster_rcnn` makes one.
+    """Faster R-CNN with random weights; `load_weights` fills them.
 
     Args:
-        backbone: with a feature pyramid.
+        options: None takes all defaults: a ResNet-50 whose batch norms are frozen, for images of
+            COCO's size.
+        num_classes: C, without background.
+
+    Attributes:
         rpn: proposes boxes; in training mode its losses are named as torchvision's.
         roi_heads: classifies them; labels 1..C, 0 is background.
-        options: what these were made with.
-        num_classes: C.
+
+    Raises:
+        ValueError: values are out of range or do not fit together.
+
+    Example:
+        >>> from ssod_imwa.detection.detectors.options import BackboneOptions, ResNetOptions
+        >>> options = FasterRCNNOptions(
+        ...     backbone=BackboneOptions(freeze_at=0), resnets=ResNetOptions(depth=18, norm="BN")
+        ... )
+        >>> detector = TorchvisionFasterRCNN(options, num_classes=10)
+        >>> detections = detector.detect([torch.zeros(3, 64, 96, dtype=torch.uint8)])
+        >>> len(detections)
+        1
     """
 
     abilities = frozenset({"regions"})
@@ -57,15 +70,15 @@ class TorchvisionFasterRCNN(TorchvisionDetector):
     background_rows = 1
     options: FasterRCNNOptions
 
-    def __init__(
-        self,
-        backbone: Backbone,
-        rpn: ProposalNetwork,
-        roi_heads: BoxHeads,
-        options: FasterRCNNOptions,
-        *,
-        num_classes: int,
-    ) -> None:
+    def __init__(self, options: FasterRCNNOptions | None = None, *, num_classes: int) -> None:
+        options = options or FasterRCNNOptions()
+        _check(options, num_classes)
+        # In this order, which decides the random weights that a seed gives.
+        rpn = make_proposal_network(options)
+        roi_heads = make_box_heads(options, num_classes)
+        backbone = build_backbone(
+            options.backbone, options.resnets, options.fpn, levels=options.levels.levels
+        )
         super().__init__(backbone, options, num_classes=num_classes)
         self.rpn = rpn
         self.roi_heads = roi_heads
@@ -189,40 +202,6 @@ class FasterRCNNParts(Parts, Regions):
 def _counted_from_1(targets: Sequence[Targets]) -> list[dict[str, torch.Tensor]]:
     """Targets as torchvision takes them: 0 is background."""
     return [{"boxes": target.boxes, "labels": target.labels + 1} for target in targets]
-
-
-def build_faster_rcnn(
-    options: FasterRCNNOptions | None = None, *, num_classes: int
-) -> TorchvisionFasterRCNN:
-    """A Faster R-CNN with random weights; `load_weights` fills them.
-
-    Args:
-        options: None takes all defaults: a ResNet-50 whose batch norms are frozen, for images of
-            COCO's size.
-        num_classes: C, without background.
-
-    Raises:
-        ValueError: values are out of range or do not fit together.
-
-    Example:
-        >>> from ssod_imwa.detection.detectors.options import BackboneOptions, ResNetOptions
-        >>> options = FasterRCNNOptions(
-        ...     backbone=BackboneOptions(freeze_at=0), resnets=ResNetOptions(depth=18, norm="BN")
-        ... )
-        >>> detector = build_faster_rcnn(options, num_classes=10)
-        >>> detections = detector.detect([torch.zeros(3, 64, 96, dtype=torch.uint8)])
-        >>> len(detections)
-        1
-    """
-    options = options or FasterRCNNOptions()
-    _check(options, num_classes)
-    # In this order, which decides the random weights that a seed gives.
-    rpn = make_proposal_network(options)
-    roi_heads = make_box_heads(options, num_classes)
-    backbone = build_backbone(
-        options.backbone, options.resnets, options.fpn, levels=options.levels.levels
-    )
-    return TorchvisionFasterRCNN(backbone, rpn, roi_heads, options, num_classes=num_classes)
 
 
 def _check(options: FasterRCNNOptions, num_classes: int) -> None:

@@ -5,29 +5,14 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
-from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 
-from ssod_imwa.detection.detectors.options import (
-    AnchorOptions,
-    FasterRCNNOptions,
-)
+from ssod_imwa.detection.detectors.anchors import LevelAnchors, anchor_shapes
+from ssod_imwa.detection.detectors.options import FasterRCNNOptions
 from ssod_imwa.detection.detectors.region_pool import RegionPool
 from ssod_imwa.detection.losses import box_loss, multiclass_focal_loss
-
-
-class LevelAnchors(AnchorGenerator):
-    """Anchors in float32 whatever type the features have."""
-
-    def forward(
-        self, image_list: ImageList, feature_maps: list[torch.Tensor]
-    ) -> list[torch.Tensor]:
-        # bfloat16 cannot tell pixels above 256 apart. One channel of each level is enough: only
-        # type and size are read.
-        return super().forward(image_list, [level[:1, :1].float() for level in feature_maps])
 
 
 class ProposalHead(RPNHead):
@@ -156,34 +141,6 @@ def make_box_heads(options: FasterRCNNOptions, num_classes: int) -> BoxHeads:
     heads.gamma = options.focal.focal_gamma if options.roi_loss.loss == "FocalLoss" else 0.0
     heads.smooth_l1_beta = head.smooth_l1_beta
     return heads
-
-
-def anchor_shapes(
-    options: AnchorOptions, count: int
-) -> tuple[tuple[tuple[float, ...], ...], tuple[tuple[float, ...], ...]]:
-    """Sizes and aspect ratios of the anchors of each level.
-
-    Args:
-        options: see there.
-        count: of levels.
-
-    Raises:
-        ValueError: they do not fit so many levels that share a head.
-    """
-    sizes, lists = options.sizes, options.aspect_ratios
-    ratios = lists * count if len(lists) == 1 else lists
-    if len(sizes) != count or len(ratios) != count:
-        raise ValueError(
-            f"{len(sizes)} lists of anchor sizes and {len(lists)} of aspect ratios are not "
-            f"allowed (must be one list for each of {count} levels, or one list of ratios for all)"
-        )
-    counts = {len(size) * len(ratio) for size, ratio in zip(sizes, ratios, strict=True)}
-    if len(counts) != 1 or 0 in counts:
-        raise ValueError(
-            f"{sorted(counts)} anchors per place are not allowed (must be one positive number: "
-            "all levels share a head)"
-        )
-    return tuple(map(tuple, sizes)), tuple(map(tuple, ratios))
 
 
 def make_box_head(in_channels: int, fc_dim: int) -> TwoMLPHead:

@@ -19,11 +19,9 @@ from torch import nn
 from torchvision.models.detection.fcos import FCOSClassificationHead, FCOSRegressionHead
 from torchvision.ops import generalized_box_iou_loss, sigmoid_focal_loss
 
-from ssod_imwa.detection.data.records import Detections, Targets
-from ssod_imwa.detection.detectors.backbones import Backbone
+from ssod_imwa.detection.data.records import Targets
 from ssod_imwa.detection.detectors.dense import (
     DenseParts,
-    best_detections,
     check_groups,
     make_dense_backbone,
     one_hot_targets,
@@ -35,7 +33,7 @@ from ssod_imwa.detection.detectors.locations import (
     centerness,
     grid_locations,
 )
-from ssod_imwa.detection.detectors.options import FCOSOptions
+from ssod_imwa.detection.detectors.options import FCOSHeadOptions, FCOSOptions
 from ssod_imwa.detection.detectors.parts import DenseMaps
 from ssod_imwa.detection.detectors.torchvision_detector import (
     TorchvisionDetector,
@@ -101,23 +99,42 @@ class FCOSHead(nn.Module):
 
 
 class TorchvisionFCOS(TorchvisionDetector):
-    """FCOS; `build_fcos` makes one.
+    """FCOS with random weights; `load_weights` fills them.
 
     Args:
-        backbone: with the pyramid.
-        head: predicts at all locations.
-        options: what these were made with.
+        options: None takes all defaults: a ResNet-50 whose batch norms are frozen, for images of
+            COCO's size.
         num_classes: C.
+
+    Raises:
+        ValueError: values are out of range or do not fit together.
+
+    Example:
+        >>> from ssod_imwa.detection.detectors.options import BackboneOptions, ResNetOptions
+        >>> options = FCOSOptions(
+        ...     backbone=BackboneOptions(freeze_at=0), resnets=ResNetOptions(depth=18, norm="BN")
+        ... )
+        >>> detector = TorchvisionFCOS(options, num_classes=10)
+        >>> detector.dense_maps([torch.zeros(3, 64, 96, dtype=torch.uint8)]).levels
+        (96, 24, 6, 2, 1)
     """
 
     abilities = frozenset({"dense"})
     classifier = "head.classification_head.cls_logits.weight"
     options: FCOSOptions
 
-    def __init__(
-        self, backbone: Backbone, head: FCOSHead, options: FCOSOptions, *, num_classes: int
-    ) -> None:
-        super().__init__(backbone, options, num_classes=num_classes)
+    def __init__(self, options: FCOSOptions | None = None, *, num_classes: int) -> None:
+        options = options or FCOSOptions()
+        _check(options, num_classes)
+        # Before the backbone: the order decides the random weights that a seed gives.
+        head = FCOSHead(
+            options.fpn.out_channels,
+            num_classes,
+            num_convs=options.fcos.num_convs,
+            levels=len(options.levels.strides),
+            prior_prob=options.fcos.prior_prob,
+        )
+        super().__init__(make_dense_backbone(options), options, num_classes=num_classes)
         self.head = head
 
     @property
@@ -154,11 +171,13 @@ class TorchvisionFCOS(TorchvisionDetector):
 class FCOSParts(DenseParts):
     """The detector at work on some images."""
 
+    at_most_locations = True
+    _options: FCOSHeadOptions
+
     def __init__(self, detector: TorchvisionFCOS, images: Sequence[torch.Tensor]) -> None:
-        super().__init__(detector, images)
-        self._head, self._options = detector.head, detector.options.fcos
+        super().__init__(detector, images, detector.options.fcos)
+        self._head, self._num_classes = detector.head, detector.num_classes
         self._strides = detector.options.levels.strides
-        self._num_classes, self._limit = detector.num_classes, detector.options.detections
 
     @cached_property
     def _locations(self) -> Locations:
@@ -218,54 +237,13 @@ class FCOSParts(DenseParts):
         points = self._locations.points.expand(len(positive), -1, -1)[positive]
         return "loss_centerness", centerness(points, wanted)
 
-    def detections(self) -> list[Detections]:
-        return best_detections(
-            self._maps,
-            self._batch.image_sizes,
-            score_thresh=self._options.score_thresh_test,
-            topk=self._options.topk_candidates_test,
-            at_most_locations=True,
-            nms_thresh=self._options.nms_thresh_test,
-            limit=self._limit.detections_per_image,
-        )
 
-
-def build_fcos(options: FCOSOptions | None = None, *, num_classes: int) -> TorchvisionFCOS:
-    """An FCOS with random weights; `load_weights` fills them.
-
-    Args:
-        options: None takes all defaults: a ResNet-50 whose batch norms are frozen, for images of
-            COCO's size.
-        num_classes: C.
-
-    Raises:
-        ValueError: values are out of range or do not fit together.
-
-    Example:
-        >>> from ssod_imwa.detection.detectors.options import BackboneOptions, ResNetOptions
-        >>> options = FCOSOptions(
-        ...     backbone=BackboneOptions(freeze_at=0), resnets=ResNetOptions(depth=18, norm="BN")
-        ... )
-        >>> detector = build_fcos(options, num_classes=10)
-        >>> detector.dense_maps([torch.zeros(3, 64, 96, dtype=torch.uint8)]).levels
-        (96, 24, 6, 2, 1)
-    """
-    options = options or FCOSOptions()
+def _check(options: FCOSOptions, num_classes: int) -> None:
+    """Raise ValueError where single values are allowed but not together."""
     check_options(options, num_classes)
-    fcos, channels = options.fcos, options.fpn.out_channels
-    levels = len(options.levels.strides)
-    check_gamma(fcos.focal_loss_gamma)
-    check_lengths({"sizes_of_interest": (fcos.sizes_of_interest, levels - 1)})
-    if fcos.sizes_of_interest != sorted(fcos.sizes_of_interest):
-        raise ValueError(
-            f"sizes_of_interest = {fcos.sizes_of_interest} is not allowed (must be ascending)"
-        )
-    check_groups(channels)
-    head = FCOSHead(
-        channels,
-        num_classes,
-        num_convs=fcos.num_convs,
-        levels=levels,
-        prior_prob=fcos.prior_prob,
-    )
-    return TorchvisionFCOS(make_dense_backbone(options), head, options, num_classes=num_classes)
+    check_gamma(options.fcos.focal_loss_gamma)
+    sizes = options.fcos.sizes_of_interest
+    check_lengths({"sizes_of_interest": (sizes, len(options.levels.strides) - 1)})
+    if sizes != sorted(sizes):
+        raise ValueError(f"sizes_of_interest = {sizes} is not allowed (must be ascending)")
+    check_groups(options.fpn.out_channels)

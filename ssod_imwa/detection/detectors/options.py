@@ -294,7 +294,7 @@ class DetectorOptions:
 
 @dataclass(frozen=True)
 class FasterRCNNOptions(DetectorOptions):
-    """All settings of `build_faster_rcnn`, by group.
+    """All settings of `TorchvisionFasterRCNN`, by group.
 
     Example:
         >>> options = FasterRCNNOptions(resnets=ResNetOptions(depth=18, norm="BN"))
@@ -313,7 +313,7 @@ class FasterRCNNOptions(DetectorOptions):
 
 @dataclass(frozen=True)
 class FCOSOptions(DetectorOptions):
-    """All settings of `build_fcos`, by group."""
+    """All settings of `TorchvisionFCOS`, by group."""
 
     levels: DenseLevelOptions = field(default_factory=DenseLevelOptions)
     fcos: FCOSHeadOptions = field(default_factory=FCOSHeadOptions)
@@ -327,7 +327,7 @@ def _nine_anchors() -> AnchorOptions:
 
 @dataclass(frozen=True)
 class RetinaNetOptions(DetectorOptions):
-    """All settings of `build_retinanet`, by group."""
+    """All settings of `TorchvisionRetinaNet`, by group."""
 
     levels: DenseLevelOptions = field(default_factory=DenseLevelOptions)
     anchor_generator: AnchorOptions = field(default_factory=_nine_anchors)

@@ -22,20 +22,17 @@ from torchvision.models.detection.retinanet import (
 )
 from torchvision.ops import box_iou, sigmoid_focal_loss
 
-from ssod_imwa.detection.data.records import Detections, Targets
-from ssod_imwa.detection.detectors.backbones import Backbone
+from ssod_imwa.detection.data.records import Targets
+from ssod_imwa.detection.detectors.anchors import StridedAnchors, anchor_shapes
 from ssod_imwa.detection.detectors.dense import (
     DenseParts,
-    StridedAnchors,
-    best_detections,
     check_groups,
     make_dense_backbone,
     one_hot_targets,
 )
 from ssod_imwa.detection.detectors.dense_export import retinanet_loading_code
-from ssod_imwa.detection.detectors.faster_rcnn_modules import anchor_shapes
 from ssod_imwa.detection.detectors.locations import Assignment
-from ssod_imwa.detection.detectors.options import RetinaNetOptions
+from ssod_imwa.detection.detectors.options import RetinaNetHeadOptions, RetinaNetOptions
 from ssod_imwa.detection.detectors.parts import DenseMaps
 from ssod_imwa.detection.detectors.torchvision_detector import (
     TorchvisionDetector,
@@ -72,31 +69,45 @@ class RetinaNetHead(nn.Module):
 
 
 class TorchvisionRetinaNet(TorchvisionDetector):
-    """RetinaNet; `build_retinanet` makes one.
+    """RetinaNet with random weights; `load_weights` fills them.
 
     Args:
-        backbone: with the pyramid.
-        head: predicts for all anchors.
-        options: what these were made with.
+        options: None takes all defaults: a ResNet-50 whose batch norms are frozen, nine anchors a
+            place, for images of COCO's size.
         num_classes: C.
+
+    Raises:
+        ValueError: values are out of range or do not fit together.
+
+    Example:
+        >>> from ssod_imwa.detection.detectors.options import BackboneOptions, ResNetOptions
+        >>> options = RetinaNetOptions(
+        ...     backbone=BackboneOptions(freeze_at=0), resnets=ResNetOptions(depth=18, norm="BN")
+        ... )
+        >>> detector = TorchvisionRetinaNet(options, num_classes=10)
+        >>> detector.dense_maps([torch.zeros(3, 64, 96, dtype=torch.uint8)]).levels
+        (864, 216, 54, 18, 9)
     """
 
     abilities = frozenset({"dense"})
     classifier = "head.classification_head.cls_logits.weight"
     options: RetinaNetOptions
 
-    def __init__(
-        self,
-        backbone: Backbone,
-        head: RetinaNetHead,
-        options: RetinaNetOptions,
-        *,
-        num_classes: int,
-    ) -> None:
-        super().__init__(backbone, options, num_classes=num_classes)
-        self.head = head
+    def __init__(self, options: RetinaNetOptions | None = None, *, num_classes: int) -> None:
+        options = options or RetinaNetOptions()
+        _check(options, num_classes)
         strides = options.levels.strides
         sizes, ratios = anchor_shapes(options.anchor_generator, len(strides))
+        # Before the backbone: the order decides the random weights that a seed gives.
+        head = RetinaNetHead(
+            options.fpn.out_channels,
+            len(sizes[0]) * len(ratios[0]),
+            num_classes,
+            norm=options.retinanet.norm,
+            prior_prob=options.retinanet.prior_prob,
+        )
+        super().__init__(make_dense_backbone(options), options, num_classes=num_classes)
+        self.head = head
         self.anchor_generator = StridedAnchors(sizes, ratios, strides)
         background, foreground = options.retinanet.iou_thresholds
         # Every box has its best anchors, however low their IoU.
@@ -137,9 +148,12 @@ class TorchvisionRetinaNet(TorchvisionDetector):
 class RetinaNetParts(DenseParts):
     """The detector at work on some images."""
 
+    at_most_locations = False
+    _options: RetinaNetHeadOptions
+
     def __init__(self, detector: TorchvisionRetinaNet, images: Sequence[torch.Tensor]) -> None:
-        super().__init__(detector, images)
-        self._detector, self._options = detector, detector.options.retinanet
+        super().__init__(detector, images, detector.options.retinanet)
+        self._detector = detector
 
     @cached_property
     def _anchors(self) -> torch.Tensor:
@@ -186,59 +200,14 @@ class RetinaNetParts(DenseParts):
             "loss_box_reg": distance / divisor,
         }
 
-    def detections(self) -> list[Detections]:
-        return best_detections(
-            self._maps,
-            self._batch.image_sizes,
-            score_thresh=self._options.score_thresh_test,
-            topk=self._options.topk_candidates_test,
-            at_most_locations=False,
-            nms_thresh=self._options.nms_thresh_test,
-            limit=self._detector.options.detections.detections_per_image,
-        )
 
-
-def build_retinanet(
-    options: RetinaNetOptions | None = None, *, num_classes: int
-) -> TorchvisionRetinaNet:
-    """A RetinaNet with random weights; `load_weights` fills them.
-
-    Args:
-        options: None takes all defaults: a ResNet-50 whose batch norms are frozen, nine anchors a
-            place, for images of COCO's size.
-        num_classes: C.
-
-    Raises:
-        ValueError: values are out of range or do not fit together.
-
-    Example:
-        >>> from ssod_imwa.detection.detectors.options import BackboneOptions, ResNetOptions
-        >>> options = RetinaNetOptions(
-        ...     backbone=BackboneOptions(freeze_at=0), resnets=ResNetOptions(depth=18, norm="BN")
-        ... )
-        >>> detector = build_retinanet(options, num_classes=10)
-        >>> detector.dense_maps([torch.zeros(3, 64, 96, dtype=torch.uint8)]).levels
-        (864, 216, 54, 18, 9)
-    """
-    options = options or RetinaNetOptions()
+def _check(options: RetinaNetOptions, num_classes: int) -> None:
+    """Raise ValueError where single values are allowed but not together."""
     check_options(options, num_classes)
-    retinanet, channels = options.retinanet, options.fpn.out_channels
-    check_gamma(retinanet.focal_loss_gamma)
-    check_lengths({"retinanet iou_thresholds": (retinanet.iou_thresholds, 2)})
-    if retinanet.iou_thresholds != sorted(retinanet.iou_thresholds):
-        raise ValueError(
-            f"iou_thresholds = {retinanet.iou_thresholds} is not allowed (must be ascending)"
-        )
-    if retinanet.norm == "GN":
-        check_groups(channels)
-    sizes, ratios = anchor_shapes(options.anchor_generator, len(options.levels.strides))
-    head = RetinaNetHead(
-        channels,
-        len(sizes[0]) * len(ratios[0]),
-        num_classes,
-        norm=retinanet.norm,
-        prior_prob=retinanet.prior_prob,
-    )
-    return TorchvisionRetinaNet(
-        make_dense_backbone(options), head, options, num_classes=num_classes
-    )
+    check_gamma(options.retinanet.focal_loss_gamma)
+    thresholds = options.retinanet.iou_thresholds
+    check_lengths({"retinanet iou_thresholds": (thresholds, 2)})
+    if thresholds != sorted(thresholds):
+        raise ValueError(f"iou_thresholds = {thresholds} is not allowed (must be ascending)")
+    if options.retinanet.norm == "GN":
+        check_groups(options.fpn.out_channels)

@@ -4,7 +4,7 @@ from support import detector_options
 from torchvision.models.detection import FasterRCNN, fasterrcnn_resnet50_fpn
 
 from ssod_imwa.detection.detectors.export import exported_state, loading_code
-from ssod_imwa.detection.detectors.faster_rcnn import build_faster_rcnn
+from ssod_imwa.detection.detectors.faster_rcnn import TorchvisionFasterRCNN
 from ssod_imwa.detection.detectors.options import FasterRCNNOptions
 from ssod_imwa.errors import WeightsError
 
@@ -33,7 +33,7 @@ TIMM = {
 def trained_detector(base=None, **groups):
     """A detector whose batch norms hold something, so that forgetting them would show."""
     torch.manual_seed(0)
-    detector = build_faster_rcnn(detector_options(base, **groups), num_classes=3)
+    detector = TorchvisionFasterRCNN(detector_options(base, **groups), num_classes=3)
     for name, x in detector.state_dict().items():
         if name.endswith(("running_mean", "running_var")):
             x.add_(0.1 * torch.rand_like(x))
@@ -107,7 +107,7 @@ def test_an_export_takes_rgb_whatever_the_detector_took(tmp_path, groups):
     )
     assert torch.equal(bgr.detect([image])[0].boxes, expected.boxes)  # nothing was changed
     turned = {name: values[::-1] for name, values in pixels.items()}
-    rgb = build_faster_rcnn(detector_options(SMALL, **groups, pixels=turned), num_classes=3)
+    rgb = TorchvisionFasterRCNN(detector_options(SMALL, **groups, pixels=turned), num_classes=3)
     rgb.load_weights(str(file))
     (found,) = rgb.detect([image])
     assert len(found) > 0

@@ -9,7 +9,7 @@ from torchvision.models.detection.rpn import RegionProposalNetwork
 from torchvision.ops import FrozenBatchNorm2d, box_iou
 
 from ssod_imwa.detection.data.records import Targets
-from ssod_imwa.detection.detectors.faster_rcnn import build_faster_rcnn
+from ssod_imwa.detection.detectors.faster_rcnn import TorchvisionFasterRCNN
 from ssod_imwa.detection.objectives import SupervisedLoss
 
 LOSSES = {"loss_rpn_cls", "loss_rpn_loc", "loss_cls", "loss_box_reg"}
@@ -33,7 +33,7 @@ SMALL = detector_options(
 
 def small_detector(num_classes=3, **groups):
     torch.manual_seed(0)
-    return build_faster_rcnn(detector_options(SMALL, **groups), num_classes=num_classes)
+    return TorchvisionFasterRCNN(detector_options(SMALL, **groups), num_classes=num_classes)
 
 
 def images(*sizes, seed=0):

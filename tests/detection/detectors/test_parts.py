@@ -11,7 +11,7 @@ from torchvision.ops import generalized_box_iou_loss
 
 from ssod_imwa.detection.data.records import Detections, Targets
 from ssod_imwa.detection.detectors.base import Detector, padded_size
-from ssod_imwa.detection.detectors.faster_rcnn import build_faster_rcnn
+from ssod_imwa.detection.detectors.faster_rcnn import TorchvisionFasterRCNN
 from ssod_imwa.detection.detectors.parts import DenseMaps, Parts
 from ssod_imwa.detection.methods.base import DetectionMethod
 from ssod_imwa.detection.objectives import SupervisedLoss
@@ -49,7 +49,7 @@ def faster_rcnn(**groups):
         roi_heads={"batch_size_per_image": 16, "score_thresh_test": 0.0},
         roi_box_head={"fc_dim": 32},
     )
-    detector = build_faster_rcnn(detector_options(options, **groups), num_classes=CLASSES)
+    detector = TorchvisionFasterRCNN(detector_options(options, **groups), num_classes=CLASSES)
     with torch.no_grad():  # initial heads tell no class from another
         detector.roi_heads.box_predictor.cls_score.weight.normal_(std=0.3)
         detector.roi_heads.box_predictor.bbox_pred.weight.normal_(std=0.1)

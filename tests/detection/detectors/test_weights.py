@@ -15,7 +15,7 @@ from torch import nn
 
 from ssod_imwa.detection.detectors import base, torchvision_detector
 from ssod_imwa.detection.detectors.caffe import read_caffe_resnet
-from ssod_imwa.detection.detectors.faster_rcnn import build_faster_rcnn
+from ssod_imwa.detection.detectors.faster_rcnn import TorchvisionFasterRCNN
 from ssod_imwa.detection.detectors.weights import load_strictly
 from ssod_imwa.engine.checkpoint.packages import PIXEL_MEAN, PIXEL_STD
 from ssod_imwa.errors import UserError, WeightsError
@@ -38,7 +38,7 @@ FROZEN = {"backbone": {"freeze_at": 2}, "resnets": {"norm": "FrozenBN"}}
 
 def small_detector(seed=0, base=SMALL, num_classes=3, **groups):
     torch.manual_seed(seed)
-    return build_faster_rcnn(detector_options(base, **groups), num_classes=num_classes)
+    return TorchvisionFasterRCNN(detector_options(base, **groups), num_classes=num_classes)
 
 
 def equal_states(first, second):

@@ -11,7 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ssod_imwa.data.batches import Batch, Part
 from ssod_imwa.detection.data.records import Detections, Targets, View
-from ssod_imwa.detection.detectors.faster_rcnn import build_faster_rcnn
+from ssod_imwa.detection.detectors.faster_rcnn import TorchvisionFasterRCNN
 from ssod_imwa.detection.methods.soft_teacher import (
     SoftTeacher,
     SoftTeacherLoss,
@@ -201,7 +201,7 @@ def detector(norm, **groups):
         roi_heads={"batch_size_per_image": 8, "score_thresh_test": 0.0},
         roi_box_head={"fc_dim": 16},
     )
-    return build_faster_rcnn(detector_options(options, **groups), num_classes=3)
+    return TorchvisionFasterRCNN(detector_options(options, **groups), num_classes=3)
 
 
 def test_parameters_alone_are_averaged():
