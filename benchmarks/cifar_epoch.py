@@ -50,6 +50,7 @@ from ssod_imwa.classification.data.images import open_images
 from ssod_imwa.classification.data.samplers import class_sampler
 from ssod_imwa.classification.data.small_views import small_view
 from ssod_imwa.classification.losses.cross_entropy import CrossEntropy, CrossEntropyOptions
+from ssod_imwa.classification.methods.base import Training
 from ssod_imwa.classification.methods.build import CompileOptions
 from ssod_imwa.classification.methods.erm import EmpiricalRisk
 from ssod_imwa.classification.mixers import NoMixing
@@ -202,8 +203,8 @@ def train_as_ours(batches: Batches, clock: _Clock, *, steps: int, args: argparse
     method = EmpiricalRisk(
         model,
         CrossEntropy(counts, CrossEntropyOptions()),
+        training=Training(steps),
         mixer=NoMixing(counts, Options(), model),
-        iterations=steps,
     )
     if args.compile:
         method.parallel_student = torch.compile(model, mode=args.compile)

@@ -9,6 +9,7 @@ from ssod_imwa.averaging.episodes import EpisodeSchedule
 from ssod_imwa.averaging.imwa import IMWA
 from ssod_imwa.classification.features import extract, feature_deviation
 from ssod_imwa.classification.losses.cross_entropy import CrossEntropy, CrossEntropyOptions
+from ssod_imwa.classification.methods.base import Training
 from ssod_imwa.classification.methods.erm import EmpiricalRisk
 from ssod_imwa.classification.mixers import NoMixing
 from ssod_imwa.classification.models.base import ImageClassifier
@@ -68,9 +69,8 @@ def build(
         torch.manual_seed(0)
         net = Net()
     mixer = NoMixing(COUNTS, Options(), net)
-    method = EmpiricalRisk(
-        net, CrossEntropy(COUNTS, CrossEntropyOptions()), mixer=mixer, iterations=iterations
-    )
+    criterion = CrossEntropy(COUNTS, CrossEntropyOptions())
+    method = EmpiricalRisk(net, criterion, training=Training(iterations), mixer=mixer)
     schedule = EpisodeSchedule(iterations, episodes=2, members=members)
 
     def batches(start):

@@ -15,11 +15,11 @@ from ssod_imwa.classification.losses.base import widened
 from ssod_imwa.classification.losses.contrastive import balanced_contrastive_loss
 from ssod_imwa.classification.methods.base import (
     ClassificationMethod,
+    Training,
     TrainingNetwork,
     train_accuracy,
 )
 from ssod_imwa.classification.models.base import ImageClassifier
-from ssod_imwa.classification.models.freezing import Part, set_train_mode, train_only
 from ssod_imwa.classification.models.heads import projection_head
 from ssod_imwa.config.options import Options, option
 from ssod_imwa.data.batches import Batch
@@ -109,9 +109,7 @@ class BalancedContrastive(ClassificationMethod):
         student: the network.
         counts: training images of each class.
         options: T, λ (`ce_weight`) and μ (`contrastive_weight`).
-        iterations: T of a member.
-        part: what of the classifier is trained, see `models.freezing`; the heads always are.
-        ema_decay: see `ClassificationMethod`.
+        training: see `ClassificationMethod`.
 
     Raises:
         ValueError: a number is out of range, or counts are not one a class.
@@ -126,25 +124,17 @@ class BalancedContrastive(ClassificationMethod):
         counts: Sequence[int],
         options: BCLOptions,
         *,
-        iterations: int,
-        part: Part = "all",
-        ema_decay: float = 0.0,
+        training: Training,
     ) -> None:
-        super().__init__(student, iterations=iterations, ema_decay=ema_decay)
+        super().__init__(student, training)
         weights = student.deployed.classifier.get_parameter("weight")
         if len(counts) != len(weights):
             raise ValueError(
                 f"{len(counts)} counts are not allowed (must be one for each of the network's "
                 f"{len(weights)} classes)"
             )
-        train_only(student.deployed, part)
-        self.part = part
         self.options = options
         self.log_prior = log_prior(counts).to(weights.device)
-
-    def set_train_mode(self) -> None:
-        self.student.train()
-        set_train_mode(self.student.deployed, self.part)
 
     def losses(self, batch: Batch, t: int) -> dict[str, torch.Tensor]:
         views, labels = batch["labeled"].views, batch["labeled"].targets

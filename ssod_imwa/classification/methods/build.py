@@ -18,7 +18,7 @@ from ssod_imwa.classification.labelers.build import UnlabeledImages, build_label
 from ssod_imwa.classification.labelers.darp import DARP
 from ssod_imwa.classification.labelers.daso import DASO
 from ssod_imwa.classification.losses.build import build_criterion
-from ssod_imwa.classification.methods.base import EMAForm
+from ssod_imwa.classification.methods.base import EMAForm, Training
 from ssod_imwa.classification.methods.bcl import BalancedContrastive, BCLNetwork, BCLOptions
 from ssod_imwa.classification.methods.cossl import CoSSL, CoSSLNetwork, CoSSLOptions
 from ssod_imwa.classification.methods.ecl import ECL, ECLOptions
@@ -245,33 +245,33 @@ def build_autoencoder(cfg: CfgNode, model: nn.Module) -> MaskedAutoencoder:
 
 def _erm(cfg: CfgNode, options: ERMOptions, model: Any, counts: Counts) -> Method:
     criterion, mixer = build_criterion(cfg, counts), build_mixer(cfg, counts, model)
-    return EmpiricalRisk(model, criterion, options, mixer=mixer, **_common(cfg))
+    return EmpiricalRisk(model, criterion, options, training=_training(cfg), mixer=mixer)
 
 
 def _bcl(cfg: CfgNode, options: BCLOptions, model: Any, counts: Counts) -> Method:
     network = BCLNetwork(model, options).to(_device(model))
-    return BalancedContrastive(network, counts, options, **_common(cfg))
+    return BalancedContrastive(network, counts, options, training=_training(cfg))
 
 
 def _paco(cfg: CfgNode, options: PaCoOptions, model: Any, counts: Counts) -> Method:
     network = ParametricNetwork(model, options, head="paco").to(_device(model))
-    return PaCo(network, counts, options, seed=cfg.SEED, **_common(cfg))
+    return PaCo(network, counts, options, training=_training(cfg), seed=cfg.SEED)
 
 
 def _gpaco(cfg: CfgNode, options: GPaCoOptions, model: Any, counts: Counts) -> Method:
     network = ParametricNetwork(model, options, head="gpaco").to(_device(model))
-    return GPaCo(network, counts, options, seed=cfg.SEED, **_common(cfg))
+    return GPaCo(network, counts, options, training=_training(cfg), seed=cfg.SEED)
 
 
 def _ncl(cfg: CfgNode, options: NCLOptions, model: Any, counts: Counts) -> Method:
     contrastive = options.contrastive_weight > 0
     network, contrast = _experts(cfg, model, contrastive=contrastive, reference=False)
-    return NCL(network, counts, options, contrast=contrast, **_common(cfg))
+    return NCL(network, counts, options, training=_training(cfg), contrast=contrast)
 
 
 def _ecl(cfg: CfgNode, options: ECLOptions, model: Any, counts: Counts) -> Method:
     network, contrast = _experts(cfg, model, contrastive=options.beta > 0, reference=True)
-    return ECL(network, counts, options, contrast=contrast, **_common(cfg))
+    return ECL(network, counts, options, training=_training(cfg), contrast=contrast)
 
 
 def _experts(
@@ -297,11 +297,10 @@ def _fixmatch(
         network,
         build_criterion(cfg, counts),
         options,
+        training=_training(cfg),
         labeler=labeler,
         extras=build_extras(cfg, labeler, counts, device),
-        ema_form=read_options(EMAForm, cfg.CLS),
         knows_truth=unlabeled.knows_truth,
-        **_common(cfg),
     )
 
 
@@ -310,9 +309,7 @@ def _cossl(
 ) -> Method:
     return CoSSL(
         *(CoSSLNetwork(model).to(_device(model)), counts, build_criterion(cfg, counts), options),
-        iterations=cfg.SOLVER.MAX_ITER,
-        ema_decay=cfg.CLS.EMA_DECAY,
-        ema_form=read_options(EMAForm, cfg.CLS),
+        training=_training(cfg),
         knows_truth=unlabeled.knows_truth,
     )
 
@@ -324,23 +321,21 @@ def _mean_teacher(
     counts: Counts,
     unlabeled: UnlabeledImages,
 ) -> Method:
-    form = read_options(EMAForm, cfg.CLS)
-    criterion = build_criterion(cfg, counts)
     return MeanTeacher(
-        *(model, criterion, options),
-        ema_form=form,
+        *(model, build_criterion(cfg, counts), options),
+        training=_training(cfg),
         knows_truth=unlabeled.knows_truth,
-        **_common(cfg),
     )
 
 
-def _common(cfg: CfgNode) -> dict[str, Any]:
-    """What all methods with a classifier are given."""
-    return {
-        "iterations": cfg.SOLVER.MAX_ITER,
-        "part": cfg.CLS.STAGE.PART,
-        "ema_decay": cfg.CLS.EMA_DECAY,
-    }
+def _training(cfg: CfgNode) -> Training:
+    """What all methods with a classifier are told."""
+    return Training(
+        cfg.SOLVER.MAX_ITER,
+        part=cfg.CLS.STAGE.PART,
+        ema_decay=cfg.CLS.EMA_DECAY,
+        ema_form=read_options(EMAForm, cfg.CLS),
+    )
 
 
 def _device(model: nn.Module) -> torch.device:

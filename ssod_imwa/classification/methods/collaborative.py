@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from ssod_imwa.classification.methods.base import ClassificationMethod
+from ssod_imwa.classification.methods.base import ClassificationMethod, Training
 from ssod_imwa.classification.methods.expert_network import CollaborativeNetwork, ExpertOutputs
 from ssod_imwa.classification.methods.moco import ExpertContrast
-from ssod_imwa.classification.models.freezing import Part, set_train_mode, train_only
+from ssod_imwa.classification.models.freezing import set_train_mode
 from ssod_imwa.data.batches import Batch
 
 
@@ -21,11 +21,9 @@ class Collaborative(ClassificationMethod):
     Args:
         student: the network.
         counts: training images of each class.
-        iterations: T of a member.
+        training: see `ClassificationMethod`.
         contrast: MoCo beside the experts; None for no contrastive loss, when the network must be
             without query heads.
-        part: what of each expert is trained, see `models.freezing`; the other heads always are.
-        ema_decay: of a teacher, see `ClassificationMethod`.
 
     Raises:
         ValueError: a number is out of range, counts are not one a class, or network and `contrast`
@@ -40,12 +38,10 @@ class Collaborative(ClassificationMethod):
         student: CollaborativeNetwork,
         counts: Sequence[int],
         *,
-        iterations: int,
+        training: Training,
         contrast: ExpertContrast | None = None,
-        part: Part = "all",
-        ema_decay: float = 0.0,
     ) -> None:
-        super().__init__(student, iterations=iterations, ema_decay=ema_decay)
+        super().__init__(student, training)
         classes = len(student.deployed.experts[0].classifier.get_parameter("weight"))
         if len(counts) != classes:
             raise ValueError(
@@ -57,16 +53,13 @@ class Collaborative(ClassificationMethod):
                 "query heads and `contrast` belong together; give both or neither (a head without "
                 "a loss would get no gradient)"
             )
-        train_only(student.deployed, part)
-        self.part = part
         self.contrast = contrast
         if contrast is None:
             self.reads = {"labeled": ("image",)}
         self.num_experts = student.deployed.num_experts
 
     def set_train_mode(self) -> None:
-        self.student.train()
-        set_train_mode(self.student.deployed, self.part)
+        super().set_train_mode()
         if self.contrast is not None:
             self.contrast.key.train()
             set_train_mode(self.contrast.key.deployed, self.part)

@@ -17,7 +17,7 @@ from ssod_imwa.classification.labelers.records import count_labels, label_record
 from ssod_imwa.classification.losses.base import Criterion, widened
 from ssod_imwa.classification.methods.base import (
     ClassificationMethod,
-    EMAForm,
+    Training,
     TrainingNetwork,
     train_accuracy,
 )
@@ -104,9 +104,7 @@ class CoSSL(ClassificationMethod):
         counts: labeled images of each class.
         criterion: L_s.
         options: see there.
-        iterations: T of a member.
-        ema_decay: of the teacher, in (0, 1).
-        ema_form: of the teacher.
+        training: see `ClassificationMethod`; with a teacher.
         knows_truth: as FixMatch's.
 
     Raises:
@@ -128,14 +126,12 @@ class CoSSL(ClassificationMethod):
         criterion: Criterion,
         options: CoSSLOptions,
         *,
-        iterations: int,
-        ema_decay: float = 0.999,
-        ema_form: EMAForm = EMAForm(),
+        training: Training,
         knows_truth: bool = False,
     ) -> None:
-        if ema_decay == 0:
+        if training.ema_decay == 0:
             raise ValueError("ema_decay = 0 is not allowed (must be above 0: it is the teacher's)")
-        super().__init__(student, iterations=iterations, ema_decay=ema_decay, ema_form=ema_form)
+        super().__init__(student, training)
         device = next(student.parameters()).device
         self.options = options
         self.knows_truth = knows_truth

@@ -12,11 +12,10 @@ from ssod_imwa.classification.class_counts import checked_counts, log_prior
 from ssod_imwa.classification.losses.balanced_softmax import logit_adjusted_loss
 from ssod_imwa.classification.losses.base import widened
 from ssod_imwa.classification.losses.collaborative import bkt_weights, knowledge_distillation_loss
-from ssod_imwa.classification.methods.base import train_accuracy
+from ssod_imwa.classification.methods.base import Training, train_accuracy
 from ssod_imwa.classification.methods.collaborative import Collaborative
 from ssod_imwa.classification.methods.expert_network import CollaborativeNetwork, ExpertOutputs
 from ssod_imwa.classification.methods.moco import ExpertContrast
-from ssod_imwa.classification.models.freezing import Part
 from ssod_imwa.config.options import Options, option
 from ssod_imwa.data.batches import Batch
 
@@ -56,10 +55,8 @@ class ECL(Collaborative):
         counts: training images of each class.
         options: α, β (of no account without `contrast`), what is distilled and how; `transfer` is
             the form of w, see `bkt_weights`, "none" plain distillation with all w = 1.
-        iterations: T of a member.
+        training: see `ClassificationMethod`.
         contrast: MoCo beside the experts, see `Collaborative`.
-        part: what is trained, see `Collaborative`.
-        ema_decay: of a teacher.
 
     Raises:
         ValueError: the network does not fit.
@@ -73,19 +70,10 @@ class ECL(Collaborative):
         counts: Sequence[int],
         options: ECLOptions,
         *,
-        iterations: int,
+        training: Training,
         contrast: ExpertContrast | None = None,
-        part: Part = "all",
-        ema_decay: float = 0.0,
     ) -> None:
-        super().__init__(
-            student,
-            counts,
-            iterations=iterations,
-            contrast=contrast,
-            part=part,
-            ema_decay=ema_decay,
-        )
+        super().__init__(student, counts, training=training, contrast=contrast)
         if student.references is None:
             raise ValueError("a network without reference heads is not allowed (ECL needs them)")
         device = next(student.parameters()).device

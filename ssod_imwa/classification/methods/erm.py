@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch
 
 from ssod_imwa.classification.losses.base import Criterion
-from ssod_imwa.classification.methods.base import ClassificationMethod, train_accuracy
+from ssod_imwa.classification.methods.base import ClassificationMethod, Training, train_accuracy
 from ssod_imwa.classification.mixers import Mixer
 from ssod_imwa.classification.models.base import ImageClassifier
-from ssod_imwa.classification.models.freezing import Part, set_train_mode, train_only
+from ssod_imwa.classification.models.freezing import set_train_mode
 from ssod_imwa.config.options import Options, option
 from ssod_imwa.data.batches import Batch
 
@@ -40,10 +40,8 @@ class EmpiricalRisk(ClassificationMethod):
         student: the network.
         criterion: moved to the student's device.
         options: see there.
+        training: see `ClassificationMethod`.
         mixer: of images or features.
-        iterations: T of a member.
-        part: what is trained, see `models.freezing`.
-        ema_decay: see `ClassificationMethod`.
 
     Raises:
         ValueError: the mixer mixes labels and the criterion does not take shares of classes, or a
@@ -58,18 +56,14 @@ class EmpiricalRisk(ClassificationMethod):
         criterion: Criterion,
         options: ERMOptions = ERMOptions(),
         *,
+        training: Training,
         mixer: Mixer,
-        iterations: int,
-        part: Part = "all",
-        ema_decay: float = 0.0,
     ) -> None:
-        super().__init__(student, iterations=iterations, ema_decay=ema_decay)
+        super().__init__(student, training)
         check_mixture(mixer, criterion)
         self.criterion = criterion.to(next(student.parameters()).device)
         self.mixer = mixer
-        self.part = part
         self.move_statistics = options.move_statistics
-        train_only(student, part)
 
     def set_train_mode(self) -> None:
         set_train_mode(self.student, self.part, move_statistics=self.move_statistics)

@@ -16,13 +16,9 @@ from ssod_imwa.classification.extras.base import Extra, Step, masked_cross_entro
 from ssod_imwa.classification.labelers.base import Labeler, PseudoLabels, WeakOutputs
 from ssod_imwa.classification.labelers.records import count_labels, label_records
 from ssod_imwa.classification.losses.base import Criterion, widened
-from ssod_imwa.classification.methods.base import (
-    ClassificationMethod,
-    EMAForm,
-    train_accuracy,
-)
+from ssod_imwa.classification.methods.base import ClassificationMethod, Training, train_accuracy
 from ssod_imwa.classification.methods.fixmatch_network import FixMatchNetwork, HeadOutputs
-from ssod_imwa.classification.models.freezing import Part, set_train_mode, train_only
+from ssod_imwa.classification.models.freezing import set_train_mode
 from ssod_imwa.config.options import Options, option
 from ssod_imwa.data.batches import Batch
 from ssod_imwa.engine.teacher import Teacher
@@ -67,12 +63,9 @@ class FixMatch(ClassificationMethod):
         student: the network.
         criterion: L_s; balanced softmax is "+ LA".
         options: see there.
+        training: see `ClassificationMethod`.
         labeler: what gives ŷ and the mask.
         extras: further losses.
-        iterations: T of a member.
-        part: what of the classifier is trained, see `models.freezing`; a second head always is.
-        ema_decay: of its teacher, which is tested, see `ClassificationMethod`.
-        ema_form: of the teacher.
         knows_truth: whether targets of unlabeled images are their hidden classes, which are
             recorded beside the pseudo-labels.
 
@@ -94,18 +87,13 @@ class FixMatch(ClassificationMethod):
         criterion: Criterion,
         options: FixMatchOptions,
         *,
+        training: Training,
         labeler: Labeler,
         extras: Sequence[Extra] = (),
-        iterations: int,
-        part: Part = "all",
-        ema_decay: float = 0.0,
-        ema_form: EMAForm = EMAForm(),
         knows_truth: bool = False,
     ) -> None:
-        super().__init__(student, iterations=iterations, ema_decay=ema_decay, ema_form=ema_form)
+        super().__init__(student, training)
         _check_composition(student, labeler, extras, has_teacher=self.teacher is not None)
-        train_only(student.deployed, part)
-        self.part = part
         self.knows_truth = knows_truth
         self.options = options
         self.criterion = criterion.to(next(student.parameters()).device)
@@ -116,10 +104,6 @@ class FixMatch(ClassificationMethod):
         self.reads = {"labeled": ("weak",), "unlabeled": ("weak", *names)}
         self.cross_teaches = _cross_teaching(labeler, two_heads=student.base_head is not None)
         self.at_average = _policies(labeler, averaged=options.statistics == "averaged")
-
-    def set_train_mode(self) -> None:
-        self.student.train()
-        set_train_mode(self.student.deployed, self.part)
 
     def losses(self, batch: Batch, t: int) -> dict[str, torch.Tensor]:
         step = self._step(batch, t)

@@ -11,13 +11,8 @@ import torch
 from ssod_imwa.classification.labelers.base import PseudoLabels
 from ssod_imwa.classification.labelers.records import count_labels
 from ssod_imwa.classification.losses.base import Criterion, widened
-from ssod_imwa.classification.methods.base import (
-    ClassificationMethod,
-    EMAForm,
-    train_accuracy,
-)
+from ssod_imwa.classification.methods.base import ClassificationMethod, Training, train_accuracy
 from ssod_imwa.classification.models.base import ImageClassifier
-from ssod_imwa.classification.models.freezing import Part, set_train_mode, train_only
 from ssod_imwa.config.options import Options, option
 from ssod_imwa.data.batches import Batch
 from ssod_imwa.engine.teacher import Teacher
@@ -50,10 +45,7 @@ class MeanTeacher(ClassificationMethod):
         student: the network.
         criterion: L_s; balanced softmax is "+ LA".
         options: see there.
-        iterations: T of a member.
-        part: what is trained, see `models.freezing`.
-        ema_decay: of the teacher, in (0, 1).
-        ema_form: of the teacher.
+        training: see `ClassificationMethod`; with a teacher.
         knows_truth: as FixMatch's; what the teacher predicts is counted as labels, all learned.
 
     Raises:
@@ -74,23 +66,15 @@ class MeanTeacher(ClassificationMethod):
         criterion: Criterion,
         options: MeanTeacherOptions,
         *,
-        iterations: int,
-        part: Part = "all",
-        ema_decay: float = 0.999,
-        ema_form: EMAForm = EMAForm(),
+        training: Training,
         knows_truth: bool = False,
     ) -> None:
-        if ema_decay == 0:
+        if training.ema_decay == 0:
             raise ValueError("ema_decay = 0 is not allowed (must be above 0: it is the teacher's)")
-        super().__init__(student, iterations=iterations, ema_decay=ema_decay, ema_form=ema_form)
-        train_only(student, part)
-        self.part = part
+        super().__init__(student, training)
         self.knows_truth = knows_truth
         self.options = options
         self.criterion = criterion.to(next(student.parameters()).device)
-
-    def set_train_mode(self) -> None:
-        set_train_mode(self.student, self.part)
 
     def losses(self, batch: Batch, t: int) -> dict[str, torch.Tensor]:
         images, labels = batch["labeled"].views["weak"], batch["labeled"].targets

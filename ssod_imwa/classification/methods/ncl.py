@@ -15,11 +15,10 @@ from ssod_imwa.classification.losses.collaborative import (
     masked_logits,
     nested_distillation_loss,
 )
-from ssod_imwa.classification.methods.base import train_accuracy
+from ssod_imwa.classification.methods.base import Training, train_accuracy
 from ssod_imwa.classification.methods.collaborative import Collaborative
 from ssod_imwa.classification.methods.expert_network import CollaborativeNetwork
 from ssod_imwa.classification.methods.moco import ExpertContrast
-from ssod_imwa.classification.models.freezing import Part
 from ssod_imwa.config.options import Options, option
 from ssod_imwa.data.batches import Batch
 
@@ -53,10 +52,8 @@ class NCL(Collaborative):
         options: λ (`distillation_weight`), β (`contrastive_weight`; of no account without
             `contrast`, as in the public recipes for ImageNet-LT and iNaturalist) and the number of
             hard categories: 30 of CIFAR-100, 300 of ImageNet-LT.
-        iterations: T of a member.
+        training: see `ClassificationMethod`.
         contrast: MoCo beside the experts, see `Collaborative`.
-        part: what is trained, see `Collaborative`.
-        ema_decay: of a teacher.
 
     Raises:
         ValueError: there are fewer classes than hard categories, or the network does not fit.
@@ -68,19 +65,10 @@ class NCL(Collaborative):
         counts: Sequence[int],
         options: NCLOptions,
         *,
-        iterations: int,
+        training: Training,
         contrast: ExpertContrast | None = None,
-        part: Part = "all",
-        ema_decay: float = 0.0,
     ) -> None:
-        super().__init__(
-            student,
-            counts,
-            iterations=iterations,
-            contrast=contrast,
-            part=part,
-            ema_decay=ema_decay,
-        )
+        super().__init__(student, counts, training=training, contrast=contrast)
         if student.references is not None:
             raise ValueError("reference heads are not allowed (NCL would give them no gradient)")
         classes = len(counts)

@@ -15,12 +15,13 @@ from ssod_imwa.classification.losses.base import widened
 from ssod_imwa.classification.losses.contrastive import parametric_contrastive_loss
 from ssod_imwa.classification.methods.base import (
     ClassificationMethod,
+    Training,
     TrainingNetwork,
     train_accuracy,
 )
 from ssod_imwa.classification.models.base import ImageClassifier
 from ssod_imwa.classification.models.feature_queue import FeatureQueue
-from ssod_imwa.classification.models.freezing import Part, set_train_mode, train_only
+from ssod_imwa.classification.models.freezing import set_train_mode
 from ssod_imwa.classification.models.heads import projection_head
 from ssod_imwa.config.options import Options, option
 from ssod_imwa.data.batches import Batch
@@ -99,10 +100,8 @@ class ParametricContrastive(ClassificationMethod):
         student: the network.
         counts: training images of each class.
         options: α, T and the queue, which begins with random directions of no class.
-        iterations: T of a member.
-        part: what of the classifier is trained, see `models.freezing`; the head always is.
+        training: see `ClassificationMethod`.
         seed: of the queue's first content.
-        ema_decay: of a teacher, see `ClassificationMethod`.
 
     Raises:
         ValueError: a number is out of range.
@@ -117,24 +116,16 @@ class ParametricContrastive(ClassificationMethod):
         counts: Sequence[int],
         options: GPaCoOptions,
         *,
-        iterations: int,
-        part: Part = "all",
+        training: Training,
         seed: int = 0,
-        ema_decay: float = 0.0,
     ) -> None:
-        super().__init__(student, iterations=iterations, ema_decay=ema_decay)
-        train_only(student.deployed, part)
+        super().__init__(student, training)
         device = next(student.parameters()).device
         self.options = options
-        self.part = part
         self.log_prior = log_prior(counts).to(device)
         generator = counted_generator(seed, "queue")
         self.queue = FeatureQueue(options.queue, options.width, generator=generator, device=device)
         self._new: list[tuple[torch.Tensor, torch.Tensor]] = []
-
-    def set_train_mode(self) -> None:
-        self.student.train()
-        set_train_mode(self.student.deployed, self.part)
 
     def _records(
         self,
@@ -181,10 +172,8 @@ class PaCo(ParametricContrastive):
         student: the network, with the head "paco".
         counts: see `ParametricContrastive`, as are all that follow.
         options: with the momentum of the slow network, which is not that of the teacher.
-        iterations: T of a member.
-        part: what is trained.
+        training: how long, and what is trained.
         seed: of the queue.
-        ema_decay: of a teacher.
 
     Attributes:
         slow: what has the slow network, a copy of the student with all that it has. Its parameters
@@ -197,20 +186,10 @@ class PaCo(ParametricContrastive):
         counts: Sequence[int],
         options: PaCoOptions,
         *,
-        iterations: int,
-        part: Part = "all",
+        training: Training,
         seed: int = 0,
-        ema_decay: float = 0.0,
     ) -> None:
-        super().__init__(
-            student,
-            counts,
-            options,
-            iterations=iterations,
-            part=part,
-            seed=seed,
-            ema_decay=ema_decay,
-        )
+        super().__init__(student, counts, options, training=training, seed=seed)
         self.slow = Teacher(student, options.momentum, buffers="skip")
         self.slow.model.train()
 

@@ -15,7 +15,7 @@ from ssod_imwa.classification.models.experts import Experts
 from ssod_imwa.classification.models.heads import ScaledClassifier
 from ssod_imwa.config.options import Options, option
 
-Part = Literal[
+TrainedPart = Literal[
     "all",
     "backbone",
     "classifier",
@@ -24,14 +24,14 @@ Part = Literal[
     "last_block_only",
     "scale",
 ]
-PARTS = get_args(Part)
+PARTS = get_args(TrainedPart)
 
 
 @dataclass(frozen=True)
 class StageOptions(Options):
     """What a stage of training trains, and what it starts anew."""
 
-    part: Part = option(
+    part: TrainedPart = option(
         "all",
         "what is trained; the last block is Places-LT's (with all batch norms: PaCo's), the scale "
         "LWS's",
@@ -43,9 +43,7 @@ class StageOptions(Options):
     )
 
 
-def train_only(
-    model: ImageClassifier | Experts, part: Part, *, move_statistics: bool = False
-) -> None:
+def train_only(model: ImageClassifier | Experts, part: TrainedPart) -> None:
     """Let gradients change one part of a classifier, and set the modes of `set_train_mode`.
 
     Call it before the optimizer and DistributedDataParallel are made, which look at
@@ -64,7 +62,6 @@ def train_only(
               as PaCo and GPaCo have it on Places-LT;
             - "last_block_only": that without the classifier;
             - "scale": the scales of a `ScaledClassifier` (LWS).
-        move_statistics: see `set_train_mode`.
 
     Raises:
         ValueError: the part is not known, or the model has no scales.
@@ -86,11 +83,11 @@ def train_only(
     for classifier in _classifiers(model):
         for unused in classifier.unused:
             unused.requires_grad_(False)
-    set_train_mode(model, part, move_statistics=move_statistics)
+    set_train_mode(model, part)
 
 
 def set_train_mode(
-    model: ImageClassifier | Experts, part: Part, *, move_statistics: bool = False
+    model: ImageClassifier | Experts, part: TrainedPart, *, move_statistics: bool = False
 ) -> None:
     """`model.train()`, but the part that is not trained stays in eval mode.
 
@@ -122,7 +119,7 @@ def _classifiers(model: ImageClassifier | Experts) -> list[ImageClassifier]:
     return list(model.experts) if isinstance(model, Experts) else [model]
 
 
-def _frozen(model: ImageClassifier | Experts, part: Part) -> list[nn.Module]:
+def _frozen(model: ImageClassifier | Experts, part: TrainedPart) -> list[nn.Module]:
     check_choice("part", part, PARTS)
     if isinstance(model, Experts):
         return [module for expert in _classifiers(model) for module in _frozen(expert, part)]

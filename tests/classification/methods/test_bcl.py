@@ -7,6 +7,7 @@ import torch
 from support import needs_fork
 
 from ssod_imwa.averaging.ranks import Ranks
+from ssod_imwa.classification.methods.base import Training
 from ssod_imwa.classification.methods.bcl import BalancedContrastive, BCLNetwork, BCLOptions
 from ssod_imwa.data.batches import Batch
 from ssod_imwa.engine.launch import distribute
@@ -26,9 +27,7 @@ def make_method(tiny, classifier="cosine", *, iterations=4, part="all", ema_deca
         network(tiny, classifier),
         tiny.COUNTS,
         BCLOptions(**settings),
-        iterations=iterations,
-        part=part,
-        ema_decay=ema_decay,
+        training=Training(iterations, part, ema_decay),
     )
 
 
@@ -238,4 +237,4 @@ def test_settings_out_of_range_are_refused(tiny, settings, message):
 
 def test_counts_of_other_classes_are_refused(tiny):
     with pytest.raises(ValueError, match=r"2 counts are not allowed .*the network's 3 classes"):
-        BalancedContrastive(network(tiny), [5, 3], BCLOptions(), iterations=1)
+        BalancedContrastive(network(tiny), [5, 3], BCLOptions(), training=Training(1))

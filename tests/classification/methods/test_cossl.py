@@ -5,6 +5,7 @@ from support import needs_fork
 
 from ssod_imwa.averaging.ranks import Ranks
 from ssod_imwa.classification.losses.cross_entropy import CrossEntropy, CrossEntropyOptions
+from ssod_imwa.classification.methods.base import Training
 from ssod_imwa.classification.methods.cossl import (
     CoSSL,
     CoSSLNetwork,
@@ -18,7 +19,7 @@ from ssod_imwa.engine.launch import distribute
 
 @pytest.fixture
 def make(tiny):
-    def build(*, seed=0, threshold=0.4, warmup_iters=2, ema_decay=0.9, **options):
+    def build(*, seed=0, threshold=0.4, warmup_iters=2, part="all", ema_decay=0.9, **options):
         network = tiny.build(lambda: CoSSLNetwork(tiny.Net()), seed=seed)
         with torch.no_grad():  # else a new head is never sure of anything
             network.deployed.classifier.weight.mul_(8)
@@ -27,8 +28,7 @@ def make(tiny):
             tiny.COUNTS,
             CrossEntropy(tiny.COUNTS, CrossEntropyOptions()),
             CoSSLOptions(threshold, warmup_iters=warmup_iters, **options),
-            iterations=8,
-            ema_decay=ema_decay,
+            training=Training(8, part, ema_decay),
         )
 
     return build
@@ -158,6 +158,16 @@ def test_ranks_train_one_model_but_do_not_warm_up(tiny, make, tmp_path):
 
     one, other = tiny.on_two_ranks(train, tmp_path)
     assert tiny.same(one, other)
+
+
+def test_a_frozen_encoder_keeps_its_weights(tiny, make):
+    method = make(part="classifier")
+    before = tiny.copied(method.student.state_dict())
+    run(tiny, method, 4).train()
+    after = method.student.state_dict()
+    moved = {name for name in after if not torch.equal(after[name], before[name])}
+    heads = ("deployed.classifier", "base_head")
+    assert moved == {f"{head}.{name}" for head in heads for name in ("weight", "bias")}
 
 
 def test_it_needs_a_teacher(make):

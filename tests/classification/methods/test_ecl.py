@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from ssod_imwa.averaging.ranks import Ranks
+from ssod_imwa.classification.methods.base import Training
 from ssod_imwa.classification.methods.ecl import ECL, ECLOptions
 from ssod_imwa.classification.methods.expert_network import CollaborativeNetwork
 from ssod_imwa.classification.methods.moco import ExpertContrast, MoCoOptions
@@ -16,7 +17,7 @@ from ssod_imwa.engine.launch import distribute
 VIEWS = ECL.reads["labeled"]
 
 EXPERTS = 3
-COMMON = ("iterations", "part", "ema_decay")  # what all methods take beside their options
+COMMON = ("iterations", "part", "ema_decay")  # what all methods are told beside their options
 
 
 @pytest.fixture
@@ -31,8 +32,8 @@ def ecl(tiny):
         if contrastive:
             contrast = ExpertContrast(network, MoCoOptions(queue=queue, momentum=0.9))
         common = {key: settings.pop(key) for key in COMMON if key in settings}
-        common = {"iterations": 8, "contrast": contrast, **common}
-        return ECL(network, tiny.COUNTS, ECLOptions(**settings), **common)
+        training, options = Training(**{"iterations": 8, **common}), ECLOptions(**settings)
+        return ECL(network, tiny.COUNTS, options, training=training, contrast=contrast)
 
     return make
 
@@ -362,15 +363,20 @@ def test_networks_that_do_not_fit_are_refused(tiny, ecl):
     def network(**options):
         return CollaborativeNetwork(Experts(tiny.Net, 2), **options)
 
+    training = Training(1)
     with pytest.raises(ValueError, match="without reference heads is not allowed"):
-        ECL(network(), tiny.COUNTS, ECLOptions(), iterations=1)
+        ECL(network(), tiny.COUNTS, ECLOptions(), training=training)
     with pytest.raises(ValueError, match="4 counts are not allowed"):
-        ECL(network(reference=True), [9, 9, 9, 9], ECLOptions(), iterations=1)
+        ECL(network(reference=True), [9, 9, 9, 9], ECLOptions(), training=training)
     with pytest.raises(ValueError, match="belong together"):
-        ECL(network(reference=True, width=5), tiny.COUNTS, ECLOptions(), iterations=1)
+        ECL(network(reference=True, width=5), tiny.COUNTS, ECLOptions(), training=training)
     contrast = ExpertContrast(network(width=5), MoCoOptions())
     with pytest.raises(ValueError, match="belong together"):
-        ECL(network(reference=True), tiny.COUNTS, ECLOptions(), iterations=1, contrast=contrast)
+        ECL(
+            *(network(reference=True), tiny.COUNTS, ECLOptions()),
+            training=training,
+            contrast=contrast,
+        )
 
 
 # --------------------------------------------------------------------------------------- two ranks

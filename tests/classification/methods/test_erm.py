@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ssod_imwa.classification.losses.build import LOSSES
+from ssod_imwa.classification.methods.base import Training
 from ssod_imwa.classification.methods.erm import EmpiricalRisk, ERMOptions
 from ssod_imwa.classification.mixers import MIXERS
 from ssod_imwa.classification.mixing import mfw_strengths
@@ -37,8 +38,8 @@ def make_method(
         student,
         LOSSES[loss](tiny.COUNTS, LOSSES[loss].options_class(**(of or {}))),
         ERMOptions(move_statistics),
+        training=Training(**{"iterations": 10, **settings}),
         mixer=mixer(tiny.COUNTS, mixing, student),
-        **{"iterations": 10, **settings},
     )
 
 

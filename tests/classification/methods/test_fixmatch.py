@@ -21,7 +21,7 @@ from ssod_imwa.classification.losses.balanced_softmax import (
     BalancedSoftmaxOptions,
 )
 from ssod_imwa.classification.losses.cross_entropy import CrossEntropy, CrossEntropyOptions
-from ssod_imwa.classification.methods.base import EMAForm
+from ssod_imwa.classification.methods.base import EMAForm, Training
 from ssod_imwa.classification.methods.fixmatch import FixMatch, FixMatchOptions
 from ssod_imwa.classification.methods.fixmatch_network import FixMatchNetwork
 from ssod_imwa.classification.models.wide_resnet import WideResNet
@@ -70,7 +70,15 @@ def criterion(tiny, name):
 def make(tiny):
     """A function that makes the method of a composition."""
 
-    def build(composition="fixmatch", *, seed=0, ema_decay=0.9, statistics="kept", **settings):
+    def build(
+        composition="fixmatch",
+        *,
+        seed=0,
+        ema_decay=0.9,
+        ema_form=EMAForm(),
+        statistics="kept",
+        **settings,
+    ):
         name, head, views, loss = COMPOSITIONS[composition]
         network = tiny.build(
             lambda: FixMatchNetwork(tiny.Net(), two_heads=head != "none"), seed=seed
@@ -94,10 +102,9 @@ def make(tiny):
             network,
             criterion(tiny, loss),
             options,
+            training=Training(T, ema_decay=ema_decay, ema_form=ema_form),
             labeler=labeler,
             extras=extras,
-            iterations=T,
-            ema_decay=ema_decay,
             **settings,
         )
 
@@ -493,7 +500,7 @@ def test_the_ema_is_the_one_of_each_protocol(tiny, make):
 
 def test_parts_that_do_not_belong_together_are_refused(tiny, make):
     net = FixMatchNetwork(tiny.Net(), two_heads=True)
-    settings = {"iterations": T, "labeler": LABELERS["threshold"](tiny)}
+    settings = {"training": Training(T), "labeler": LABELERS["threshold"](tiny)}
     with pytest.raises(ValueError, match="give both or neither"):
         FixMatch(net, criterion(tiny, "ce"), FixMatchOptions(), **settings)
     one_head = FixMatchNetwork(tiny.Net())

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from ssod_imwa.classification.losses.cross_entropy import CrossEntropy, CrossEntropyOptions
+from ssod_imwa.classification.methods.base import Training
 from ssod_imwa.classification.methods.mean_teacher import MeanTeacher, MeanTeacherOptions
 
 VIEWS = MeanTeacher.reads["unlabeled"]
@@ -17,8 +18,7 @@ def make(tiny):
             tiny.build(tiny.Net, seed=seed),
             CrossEntropy(tiny.COUNTS, CrossEntropyOptions()),
             MeanTeacherOptions(**options),
-            iterations=10,
-            ema_decay=ema_decay,
+            training=Training(10, ema_decay=ema_decay),
         )
 
     return build

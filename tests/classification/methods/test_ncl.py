@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ssod_imwa.classification.methods.base import train_accuracy
+from ssod_imwa.classification.methods.base import Training, train_accuracy
 from ssod_imwa.classification.methods.expert_network import CollaborativeNetwork
 from ssod_imwa.classification.methods.moco import ExpertContrast, MoCoOptions
 from ssod_imwa.classification.methods.ncl import NCL, NCLOptions
@@ -27,8 +27,8 @@ def ncl(tiny):
                 network, MoCoOptions(queue=16, legacy_key_head=legacy_key_head)
             )
         counts = tiny.COUNTS if counts is None else counts
-        common = {"iterations": 8, "contrast": contrast, "ema_decay": ema_decay}
-        return NCL(network, counts, NCLOptions(**settings), **common)
+        training = Training(8, ema_decay=ema_decay)
+        return NCL(network, counts, NCLOptions(**settings), training=training, contrast=contrast)
 
     return make
 
@@ -138,7 +138,8 @@ def test_three_tenths_of_the_classes_are_hard_by_default(tiny, classes, expected
         return model
 
     network = CollaborativeNetwork(Experts(net, 2))
-    assert NCL(network, [5] * classes, NCLOptions(), iterations=1).hard_categories == expected
+    method = NCL(network, [5] * classes, NCLOptions(), training=Training(1))
+    assert method.hard_categories == expected
 
 
 def test_gradients_reach_both_sides_of_each_pair(tiny, ncl):
@@ -203,4 +204,4 @@ def test_arguments_out_of_range_are_refused(ncl, options, message):
 def test_reference_heads_are_refused(tiny):
     network = CollaborativeNetwork(Experts(tiny.Net, 2), reference=True)
     with pytest.raises(ValueError, match="reference heads are not allowed"):
-        NCL(network, tiny.COUNTS, NCLOptions(), iterations=1)
+        NCL(network, tiny.COUNTS, NCLOptions(), training=Training(1))

@@ -7,6 +7,7 @@ import torch
 from support import needs_fork
 
 from ssod_imwa.averaging.ranks import Ranks
+from ssod_imwa.classification.methods.base import Training
 from ssod_imwa.classification.methods.paco import (
     GPaCo,
     GPaCoOptions,
@@ -27,8 +28,8 @@ def make_method(tiny, kind, *, iterations=4, part="all", seed=0, ema_decay=0.0, 
     defaults = {"queue": 16, "temperature": 0.2, "alpha": 0.05, "width": 5}
     options = options_class(**{**defaults, **settings})
     network = tiny.build(lambda: ParametricNetwork(tiny.Net(), options, head=head))
-    common = {"iterations": iterations, "part": part, "ema_decay": ema_decay}
-    return kind(network, tiny.COUNTS, options, seed=seed, **common)
+    training = Training(iterations, part, ema_decay)
+    return kind(network, tiny.COUNTS, options, training=training, seed=seed)
 
 
 def in_float64(batch):

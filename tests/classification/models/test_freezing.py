@@ -70,7 +70,8 @@ def test_the_part_that_was_trained_before_does_not_matter():
 
 def test_frozen_statistics_move_if_asked():
     model = scaled()
-    train_only(model, "classifier", move_statistics=True)
+    train_only(model, "classifier")
+    set_train_mode(model, "classifier", move_statistics=True)
     parameters, statistics = step(model)
     assert all(name.startswith("classifier") for name in parameters)
     assert statistics == {name for name, _ in model.named_buffers() if "running" in name}
@@ -78,7 +79,7 @@ def test_frozen_statistics_move_if_asked():
 
 def test_moved_statistics_are_those_of_training():
     frozen, trained = scaled(), scaled()
-    train_only(frozen, "classifier", move_statistics=True)
+    set_train_mode(frozen, "classifier", move_statistics=True)
     images = torch.randn(4, 3, 8, 8)
     assert frozen(images).equal(trained.train()(images))
     assert frozen.layer2[0].bn1.running_mean.equal(trained.layer2[0].bn1.running_mean)
