@@ -50,7 +50,7 @@ from ssod_imwa.classification.data.images import open_images
 from ssod_imwa.classification.data.imbalance import imbalanced_counts
 from ssod_imwa.classification.data.randaugment import NUMBERS, randaugment
 from ssod_imwa.classification.models.base import ImageClassifier
-from ssod_imwa.classification.models.build import build_classifier
+from ssod_imwa.classification.models.build import Settings, build_classifier
 from ssod_imwa.classification.task import ClassificationTask
 from ssod_imwa.data.order import BatchStream
 from ssod_imwa.engine.memory import keep_freed_memory
@@ -260,7 +260,7 @@ def measure_usual(args: argparse.Namespace) -> Seconds:
     # Each process keeps two batches ready, which must not count as made in no time.
     ready = 2 * args.workers
     seconds = {"input": clock.of_each(usual_input(task, args), args.steps, skipped=ready + SKIPPED)}
-    model = build_classifier(args.model, 10, image_size=32).to(task.device)
+    model = build_classifier(args.model, Settings(10, image_size=32)).to(task.device)
     ema = deepcopy(model)
     optimizer = torch.optim.SGD(
         model.parameters(), lr=0.03, momentum=0.9, weight_decay=5e-4, nesterov=True

@@ -13,7 +13,7 @@ from ssod_imwa.classification.data.build import InputOptions
 from ssod_imwa.classification.methods.build import METHODS
 from ssod_imwa.classification.methods.mae import encoder_state, is_autoencoder
 from ssod_imwa.classification.models.base import ImageClassifier
-from ssod_imwa.classification.models.build import build_classifier
+from ssod_imwa.classification.models.build import Settings, build_classifier
 from ssod_imwa.classification.models.classifiers import (
     ClassifierOptions,
     CosineOptions,
@@ -120,20 +120,20 @@ def _load_package(cfg: CfgNode, model: ImageClassifier | Experts, weights: str) 
 def _build_network(cfg: CfgNode, classes: int, *, imagenet: bool) -> ImageClassifier | Experts:
     node = cfg.CLS.MODEL
     options = read_options(ExpertsOptions, node)
+    settings = Settings(
+        classes,
+        image_size=read_options(InputOptions, cfg.CLS.INPUT).size,
+        classifier=read_options(ClassifierOptions, node).classifier,
+        scale=read_options(CosineOptions, node).scale,
+        pretrained=imagenet,
+        drop_path=read_options(ViTOptions, node).drop_path,
+        wide_resnet=read_options(WideResNetOptions, node),
+        feature_head=read_options(FeatureHeadOptions, node),
+        feature_tail=read_options(FeatureTailOptions, node),
+    )
 
     def build_one() -> ImageClassifier:
-        return build_classifier(
-            node.NAME,
-            classes,
-            classifier=read_options(ClassifierOptions, node).classifier,
-            scale=read_options(CosineOptions, node).scale,
-            image_size=read_options(InputOptions, cfg.CLS.INPUT).size,
-            pretrained=imagenet,
-            drop_path=read_options(ViTOptions, node).drop_path,
-            wide_resnet=read_options(WideResNetOptions, node),
-            feature_head=read_options(FeatureHeadOptions, node),
-            feature_tail=read_options(FeatureTailOptions, node),
-        )
+        return build_classifier(node.NAME, settings)
 
     # The heads of ECL and NCL stand on experts, even on one alone.
     if options.experts > 1 or METHODS[cfg.CLS.ALGORITHM].moco_weight:

@@ -5,6 +5,7 @@ large sets have the published numbers of images and classes. What is semi-superv
 step, on noise.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -126,7 +127,7 @@ def on_meta(function):
 
 def random_weights(function):
     """ImageNet's weights are not downloaded."""
-    return lambda *names, **settings: function(*names, **{**settings, "pretrained": False})
+    return lambda name, settings: function(name, replace(settings, pretrained=False))
 
 
 class SmallQueue(FeatureQueue):

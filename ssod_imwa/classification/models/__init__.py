@@ -1,7 +1,7 @@
 """Networks that classify images, their heads, and what else is done with them."""
 
 from ssod_imwa.classification.models.base import ImageClassifier
-from ssod_imwa.classification.models.build import MODELS, build_classifier, find_layer
+from ssod_imwa.classification.models.build import MODELS, Settings, build_classifier, find_layer
 from ssod_imwa.classification.models.cifar_resnet import CifarResNet
 from ssod_imwa.classification.models.classifiers import (
     CosineClassifier,
@@ -19,6 +19,7 @@ __all__ = [
     "Experts",
     "ImageClassifier",
     "ScaledClassifier",
+    "Settings",
     "WideResNet",
     "build_classifier",
     "find_layer",

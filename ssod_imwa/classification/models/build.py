@@ -27,17 +27,30 @@ from ssod_imwa.config.options import Options, option
 
 @dataclass(frozen=True)
 class Settings:
-    """What a network is built from besides its name; see `build_classifier`."""
+    """What a network is built from besides its name.
+
+    Attributes:
+        classes: C.
+        image_size: height and width of the images in pixels; only vision transformers are bound
+            to it.
+        classifier: "linear" or "cosine".
+        scale: of the cosine classifier.
+        pretrained: begin with torchvision's ImageNet weights, but for the classifier.
+        drop_path: of vision transformers, see `ViT`.
+        wide_resnet: of wide ResNets.
+        feature_head: of "feature_head", which sees cached features in place of images.
+        feature_tail: of "feature_tail", which sees cached maps.
+    """
 
     classes: int
-    classifier: ClassifierKind
-    scale: float
     image_size: int
-    pretrained: bool
-    drop_path: float
-    wide_resnet: WideResNetOptions
-    feature_head: FeatureHeadOptions
-    feature_tail: FeatureTailOptions
+    classifier: ClassifierKind = "linear"
+    scale: float = 30.0
+    pretrained: bool = False
+    drop_path: float = 0.0
+    wide_resnet: WideResNetOptions = WideResNetOptions()
+    feature_head: FeatureHeadOptions = FeatureHeadOptions()
+    feature_tail: FeatureTailOptions = FeatureTailOptions()
 
 
 Builder = Callable[[Settings], ImageClassifier]
@@ -90,6 +103,12 @@ def _vit(*, patch_size: int, dim: int, depth: int, heads: int) -> Builder:
     )
 
 
+def _library(name: str) -> Builder:
+    return lambda s: LibraryClassifier(
+        name, s.classes, image_size=s.image_size, classifier=s.classifier, scale=s.scale
+    )
+
+
 VITS: dict[str, Builder] = {
     "vit_base_patch16": _vit(patch_size=16, dim=768, depth=12, heads=12),
     "vit_tiny_patch4_32": _vit(patch_size=4, dim=96, depth=6, heads=3),
@@ -136,71 +155,50 @@ def check_name(name: str) -> None:
         )
 
 
-def build_classifier(
-    name: str,
-    classes: int,
-    *,
-    image_size: int,
-    classifier: ClassifierKind = "linear",
-    scale: float = 30.0,
-    pretrained: bool = False,
-    drop_path: float = 0.0,
-    wide_resnet: WideResNetOptions = WideResNetOptions(),
-    feature_head: FeatureHeadOptions = FeatureHeadOptions(),
-    feature_tail: FeatureTailOptions = FeatureTailOptions(),
-) -> ImageClassifier:
+def build_classifier(name: str, settings: Settings) -> ImageClassifier:
     """A network with random weights, or ImageNet's.
 
     Args:
         name: one of `MODELS`, or "timm:NAME" or "torchvision:NAME".
-        classes: C.
-        image_size: height and width of the images in pixels; only vision transformers are bound
-            to it.
-        classifier: "linear" or "cosine".
-        scale: of the cosine classifier.
-        pretrained: begin with torchvision's ImageNet weights, but for the classifier.
-        drop_path: of vision transformers, see `ViT`.
-        wide_resnet: of wide ResNets.
-        feature_head: of "feature_head", which sees cached features in place of images.
-        feature_tail: of "feature_tail", which sees cached maps.
+        settings: see there.
 
     Raises:
-        ValueError: the name is not known, or an argument is out of range or does not go with it.
+        ValueError: the name is not known, or a setting is out of range or does not go with it.
         WeightsError: the ImageNet weights can be neither found nor downloaded.
 
     Example:
-        >>> model = build_classifier("vit_tiny_patch4_32", 10, image_size=32)
+        >>> model = build_classifier("vit_tiny_patch4_32", Settings(10, image_size=32))
         >>> model.num_features, len(model.groups)
         (96, 7)
     """
     check_name(name)
-    check_at_least_1(classes=classes)
-    if pretrained and name not in NAMES:
+    check_at_least_1(classes=settings.classes)
+    _check_owner(name, settings)
+    return _library(name)(settings) if is_library_name(name) else MODELS[name](settings)
+
+
+def _check_owner(name: str, settings: Settings) -> None:
+    """Raise ValueError if a setting is not its default that only other networks read."""
+    if settings.pretrained and name not in NAMES:
         raise ValueError(
             f"pretrained = True is not allowed with model = {name!r} (must be one of {list(NAMES)})"
         )
-    if drop_path != 0 and name not in VITS:
+    if settings.drop_path != 0 and name not in VITS:
         raise ValueError(
-            f"drop_path = {drop_path} is not allowed with model = {name!r} (must be 0: only "
-            "vision transformers have it)"
+            f"drop_path = {settings.drop_path} is not allowed with model = {name!r} (must be 0: "
+            "only vision transformers have it)"
         )
-    if wide_resnet != WideResNetOptions() and name not in WIDE_RESNETS:
+    if settings.wide_resnet != WideResNetOptions() and name not in WIDE_RESNETS:
         raise ValueError(
-            f"{wide_resnet} is not allowed with model = {name!r} (must be one of "
+            f"{settings.wide_resnet} is not allowed with model = {name!r} (must be one of "
             f"{list(WIDE_RESNETS)})"
         )
-    for options, owner in ((feature_head, FEATURE_HEAD), (feature_tail, FEATURE_TAIL)):
+    for options, owner in (
+        (settings.feature_head, FEATURE_HEAD),
+        (settings.feature_tail, FEATURE_TAIL),
+    ):
         if options != type(options)() and name != owner:
             raise ValueError(f"{options} is not allowed with model = {name!r} (must be {owner!r})")
-    settings = Settings(
-        *(classes, classifier, scale, image_size, pretrained, drop_path),
-        *(wide_resnet, feature_head, feature_tail),
-    )
-    if is_library_name(name):
-        return LibraryClassifier(
-            name, classes, image_size=image_size, classifier=classifier, scale=scale
-        )
-    return MODELS[name](settings)
 
 
 def find_layer(model: ImageClassifier | Experts, name: str) -> nn.Module:

@@ -3,7 +3,13 @@ import torch
 import torch.nn.functional as F
 
 from ssod_imwa.classification.models.base import ImageClassifier
-from ssod_imwa.classification.models.build import MODELS, ON_FEATURES, build_classifier, find_layer
+from ssod_imwa.classification.models.build import (
+    MODELS,
+    ON_FEATURES,
+    Settings,
+    build_classifier,
+    find_layer,
+)
 from ssod_imwa.classification.models.cifar_resnet import CifarResNet
 from ssod_imwa.classification.models.classifiers import CosineClassifier
 from ssod_imwa.classification.models.experts import Experts
@@ -15,7 +21,7 @@ RUN = ["cifar_resnet20", "wrn_28_2", "resnet18", "resnet18_small", "vit_tiny_pat
 
 def build(name, classes=6, **options):
     torch.manual_seed(0)
-    return build_classifier(name, classes, image_size=SIZES.get(name, 32), **options)
+    return build_classifier(name, Settings(classes, SIZES.get(name, 32), **options))
 
 
 def test_the_models_are_those_of_the_papers():
@@ -111,7 +117,8 @@ def test_mixing_after_any_group_is_mixing_what_the_next_one_gets(name):
 
 
 def test_drop_path_and_image_size_reach_vision_transformers():
-    model = build_classifier("vit_tiny_patch4_32", 6, image_size=48, drop_path=0.2)
+    settings = Settings(6, image_size=48, drop_path=0.2)
+    model = build_classifier("vit_tiny_patch4_32", settings)
     assert model.blocks[-1].drop_path2.drop_prob == pytest.approx(0.2)
     assert model(torch.zeros(1, 3, 48, 48)).shape == (1, 6)
 

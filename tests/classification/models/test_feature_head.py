@@ -1,14 +1,14 @@
 import pytest
 import torch
 
-from ssod_imwa.classification.models.build import build_classifier
+from ssod_imwa.classification.models.build import Settings, build_classifier
 from ssod_imwa.classification.models.feature_head import FeatureHeadOptions
 
 
 @pytest.mark.parametrize("hidden", [0, 3])
 def test_a_head_is_one_matrix_or_two(hidden):
     options = FeatureHeadOptions(width=4, hidden=hidden)
-    model = build_classifier("feature_head", 2, image_size=32, feature_head=options)
+    model = build_classifier("feature_head", Settings(2, 32, feature_head=options))
     x = torch.randn(5, 4)
     rows = x
     if hidden:
@@ -23,4 +23,4 @@ def test_a_head_is_one_matrix_or_two(hidden):
 def test_its_layers_are_refused_for_other_networks():
     options = FeatureHeadOptions(hidden=3)
     with pytest.raises(ValueError, match=r"hidden=3\) is not allowed with model = 'resnet12'"):
-        build_classifier("resnet12", 2, image_size=32, feature_head=options)
+        build_classifier("resnet12", Settings(2, 32, feature_head=options))

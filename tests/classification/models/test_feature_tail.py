@@ -4,7 +4,7 @@ import pytest
 import timm
 import torch
 
-from ssod_imwa.classification.models.build import build_classifier
+from ssod_imwa.classification.models.build import Settings, build_classifier
 from ssod_imwa.classification.models.feature_tail import (
     FeatureTail,
     FeatureTailOptions,
@@ -61,7 +61,7 @@ def test_no_stage_is_not_a_first_part():
 
 def test_it_is_built_by_name_and_its_cut_is_refused_for_other_networks():
     options = FeatureTailOptions(cached_stages=6)
-    tail = build_classifier("feature_tail", 3, image_size=32, feature_tail=options)
+    tail = build_classifier("feature_tail", Settings(3, 32, feature_tail=options))
     assert tail.group_names == ("stages.6", "top")
     with pytest.raises(ValueError, match=r"cached_stages=6\) is not allowed with"):
-        build_classifier("resnet12", 3, image_size=32, feature_tail=options)
+        build_classifier("resnet12", Settings(3, 32, feature_tail=options))

@@ -3,7 +3,7 @@ import importlib.util
 import pytest
 import torch
 
-from ssod_imwa.classification.models.build import build_classifier
+from ssod_imwa.classification.models.build import Settings, build_classifier
 from ssod_imwa.classification.models.library_models import LibraryClassifier
 from ssod_imwa.engine.checkpoint.packages import read_package
 from ssod_imwa.errors import ConfigError, WeightsError
@@ -24,9 +24,9 @@ from ssod_imwa.runs.open import open_task
 def test_any_classifier_of_a_library_gives_features_and_logits(name, size, width):
     if width is None:  # its classifier is a convolution
         with pytest.raises(ValueError, match=f"{name} is not allowed"):
-            build_classifier(name, 7, image_size=size)
+            build_classifier(name, Settings(7, size))
         return
-    model = build_classifier(name, 7, image_size=size).eval()
+    model = build_classifier(name, Settings(7, size)).eval()
     images = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
     features = model.features(images)
     assert features.shape == (2, model.num_features) == (2, width)
@@ -37,7 +37,7 @@ def test_any_classifier_of_a_library_gives_features_and_logits(name, size, width
 def test_names_that_no_library_has_are_refused_in_one_line():
     for name in ("timm:absent", "torchvision:absent"):
         with pytest.raises(ValueError, match=f"{name} is not allowed") as caught:
-            build_classifier(name, 7, image_size=32)
+            build_classifier(name, Settings(7, image_size=32))
         assert "\n" not in str(caught.value)
 
 
