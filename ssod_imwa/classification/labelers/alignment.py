@@ -46,7 +46,6 @@ class Alignment(StateOfTensors, Labeler):
 
     Args:
         counts: labeled images of each class before any generation added to them.
-        unlabeled: images of the unlabeled set.
         options: see there.
         generation: of CReST, from 1.
         generations: G.
@@ -67,7 +66,6 @@ class Alignment(StateOfTensors, Labeler):
     def __init__(
         self,
         counts: Sequence[int],
-        unlabeled: int,
         options: AlignmentOptions,
         *,
         generation: int = 1,

@@ -77,15 +77,16 @@ def build_labeler(cfg: CfgNode, model: ImageClassifier, unlabeled: UnlabeledImag
     crest = read_options(GenerationOptions, cfg.CLS.get("CREST"))
     device = next(model.parameters()).device
     makers: dict[type[Labeler], Callable[[Any], Labeler]] = {
-        Threshold: partial(Threshold, counts, images),
-        Alignment: lambda options: Alignment(
-            *(counts, images, options),
+        Threshold: Threshold,
+        Alignment: partial(
+            Alignment,
+            counts,
             generation=max(crest.generation, 1),
             generations=crest.generations,
             device=device,
         ),
         DARP: partial(DARP, counts, images, device=device, iterations=cfg.SOLVER.MAX_ITER),
-        DASO: partial(DASO, counts, images, device=device, width=model.num_features),
+        DASO: partial(DASO, counts, device=device, width=model.num_features),
         ACR: partial(ACR, counts, images, device=device, also_labeled=unlabeled.also_labeled),
     }
     with as_config_error("CLS.LABELER"):

@@ -65,7 +65,6 @@ class DASO(StateOfTensors, Labeler):
 
     Args:
         counts: labeled images of each class.
-        unlabeled: images of the unlabeled set.
         options: see there.
         width: d, of the features.
         device: of the state.
@@ -89,7 +88,6 @@ class DASO(StateOfTensors, Labeler):
     def __init__(
         self,
         counts: Sequence[int],
-        unlabeled: int,
         options: DASOOptions,
         *,
         width: int,
@@ -144,7 +142,7 @@ class DASO(StateOfTensors, Labeler):
         """V (C,), what semantic labels count by the class of the linear one.
 
         Example:
-            >>> labeler = DASO([3, 1], 9, DASOOptions(distribution_temperature=0.5), width=1)
+            >>> labeler = DASO([3, 1], DASOOptions(distribution_temperature=0.5), width=1)
             >>> _ = labeler.histogram.copy_(torch.tensor([8.0, 4.0]))
             >>> labeler.semantic_shares()
             tensor([1.0000, 0.2500])

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from ssod_imwa.classification.labelers.base import (
     Labeler,
     PseudoLabels,
@@ -20,14 +18,14 @@ class Threshold(Labeler):
         >>> import torch
         >>> logits = torch.tensor([[4.0, 0.0], [1.0, 0.0]])
         >>> weak = WeakOutputs(logits, torch.zeros(2, 1), torch.arange(2))
-        >>> Threshold([3, 1], 2, ThresholdOptions()).label(weak, 0).mask
+        >>> Threshold(ThresholdOptions()).label(weak, 0).mask
         tensor([ True, False])
     """
 
     name = "threshold"
     options_class = ThresholdOptions
 
-    def __init__(self, counts: Sequence[int], unlabeled: int, options: ThresholdOptions) -> None:
+    def __init__(self, options: ThresholdOptions) -> None:
         self.options = options
 
     def label(self, weak: WeakOutputs, t: int) -> PseudoLabels:

@@ -38,9 +38,9 @@ def labeled(number, *, images=6):
 
 
 MAKERS = {
-    "threshold": lambda: Threshold(COUNTS, UNLABELED, ThresholdOptions(0.6)),
+    "threshold": lambda: Threshold(ThresholdOptions(0.6)),
     "alignment": lambda: Alignment(
-        COUNTS, UNLABELED, AlignmentOptions(0.6, batches=3), generation=2, generations=3
+        COUNTS, AlignmentOptions(0.6, batches=3), generation=2, generations=3
     ),
     "darp": lambda: DARP(
         COUNTS,
@@ -48,9 +48,7 @@ MAKERS = {
         DARPOptions(0.6, warmup_part=0.25, refine_period=2),
         iterations=8,
     ),
-    "daso": lambda: DASO(
-        COUNTS, UNLABELED, DASOOptions(0.6, warmup=3, queue=8, window=2), width=WIDTH
-    ),
+    "daso": lambda: DASO(COUNTS, DASOOptions(0.6, warmup=3, queue=8, window=2), width=WIDTH),
     "acr": lambda: ACR(COUNTS, UNLABELED, ACROptions(0.6, epoch=2, start_epoch=1)),
 }
 

@@ -23,7 +23,7 @@ def reference(counts, exponent, history, probabilities):
 @pytest.mark.parametrize("start", ["none", "uniform"])
 def test_labels_are_those_of_a_plain_loop(small, start):
     options = AlignmentOptions(0.6, batches=3, batches_at_start=start)
-    labeler = Alignment(small.COUNTS, small.UNLABELED, options, generation=2, generations=3)
+    labeler = Alignment(small.COUNTS, options, generation=2, generations=3)
     history = [[1 / 3] * 3] * 3 if start == "uniform" else []
     for t in range(7):
         if t == 5:  # as late in training, at the same place of the ring
@@ -51,7 +51,7 @@ def test_exponents_are_those_of_five_generations():
 
 
 def test_a_prediction_equal_to_the_prior_is_left_as_it_is(small):
-    labeler = Alignment(small.COUNTS, small.UNLABELED, AlignmentOptions())
+    labeler = Alignment(small.COUNTS, AlignmentOptions())
     weak = small.weak(0)
     prior = torch.tensor(small.COUNTS) / sum(small.COUNTS)
     weak.logits.copy_(prior.log().expand_as(weak.logits))

@@ -63,7 +63,7 @@ def test_labels_are_those_of_a_plain_loop_over_images(small, t_dist):
         prototype_temperature=0.5,
         distribution_temperature=t_dist,
     )
-    labeler = DASO(small.COUNTS, small.UNLABELED, options, width=small.WIDTH)
+    labeler = DASO(small.COUNTS, options, width=small.WIDTH)
     reference = Reference(3, 8, 3, 2, 0.5, t_dist, 0.6)
     changed = 0
     for t in range(9):
@@ -86,21 +86,21 @@ def test_labels_are_those_of_a_plain_loop_over_images(small, t_dist):
 )
 def test_semantic_shares_are_the_published_ones(small, temperature, expected):
     options = DASOOptions(distribution_temperature=temperature)
-    labeler = DASO(small.TAIL, 100, options, width=2)
+    labeler = DASO(small.TAIL, options, width=2)
     labeler.histogram.copy_(torch.tensor(small.TAIL))
     assert labeler.semantic_shares().tolist() == pytest.approx(expected, abs=1e-4)
 
 
 def test_before_a_window_is_closed_labels_are_linear(small):
     options = DASOOptions(0.6, warmup=0, queue=8, window=100)
-    labeler = DASO(small.COUNTS, small.UNLABELED, options, width=small.WIDTH)
+    labeler = DASO(small.COUNTS, options, width=small.WIDTH)
     labels = small.advance(labeler, 0)
     torch.testing.assert_close(labels.probabilities, small.weak(0).logits.softmax(1))
 
 
 def test_a_fixed_blend_is_half_and_half_for_every_class_but_not_for_the_other_head(small):
     options = DASOOptions(0.6, warmup=0, queue=8, window=100, fixed_blend=0.5)
-    labeler = DASO(small.COUNTS, small.UNLABELED, options, width=small.WIDTH)
+    labeler = DASO(small.COUNTS, options, width=small.WIDTH)
     weak = small.weak(0)
     labels = small.advance(labeler, 0)
     linear = weak.logits.softmax(1)

@@ -31,18 +31,14 @@ from ssod_imwa.engine.launch import distribute
 
 T = 8
 LABELERS = {
-    "threshold": lambda tiny: Threshold(tiny.COUNTS, tiny.UNLABELED, ThresholdOptions(0.4)),
-    "alignment": lambda tiny: Alignment(
-        tiny.COUNTS, tiny.UNLABELED, AlignmentOptions(0.4, batches=3)
-    ),
+    "threshold": lambda tiny: Threshold(ThresholdOptions(0.4)),
+    "alignment": lambda tiny: Alignment(tiny.COUNTS, AlignmentOptions(0.4, batches=3)),
     "darp": lambda tiny: DARP(
         *(tiny.COUNTS, tiny.UNLABELED),
         DARPOptions(0.4, warmup_part=0.25, refine_period=2),
         iterations=T,
     ),
-    "daso": lambda tiny: DASO(
-        *(tiny.COUNTS, tiny.UNLABELED), DASOOptions(0.4, warmup=2, queue=12, window=2), width=6
-    ),
+    "daso": lambda tiny: DASO(tiny.COUNTS, DASOOptions(0.4, warmup=2, queue=12, window=2), width=6),
     "acr": lambda tiny: ACR(
         tiny.COUNTS, tiny.UNLABELED, ACROptions(0.4, epoch=2, start_epoch=1, momentum=0.8)
     ),
@@ -274,7 +270,7 @@ def test_abc_is_its_definition_image_by_image(tiny, make):
 
 def test_abc_rates_are_the_published_ones_and_fall_in_epochs():
     counts = [500, 299, 179, 107, 64, 38, 23, 13, 8, 5]
-    labeler = Threshold(counts, 1, ThresholdOptions())
+    labeler = Threshold(ThresholdOptions())
     head = BalancedClassifier(counts, ABCOptions(epoch=500), labeler, iterations=2000)
     expected = [0.01, 0.0167, 0.0279, 0.0467, 0.0781, 0.1316, 0.2174, 0.3846, 0.625, 1]
     assert head.rates.tolist() == pytest.approx(expected, abs=6e-5)
