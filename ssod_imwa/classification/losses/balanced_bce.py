@@ -60,16 +60,13 @@ class BalancedBCE(Criterion):
 
     name = "balanced_bce"
     options_class = SmoothedOptions
+    takes_shares = True
     log_odds: torch.Tensor
 
     def __init__(self, counts: Sequence[int], options: SmoothedOptions) -> None:
         super().__init__(counts, options)
         self.smoothing = options.of_all_classes()
         self._keep("log_odds", log_odds(counts))
-
-    @property
-    def takes_shares(self) -> bool:
-        return True
 
     def forward(
         self, logits: torch.Tensor, targets: torch.Tensor, *, progress: float

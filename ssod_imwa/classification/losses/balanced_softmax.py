@@ -91,6 +91,7 @@ class BalancedSoftmax(Criterion):
 
     name = "balanced_softmax"
     options_class = BalancedSoftmaxOptions
+    takes_shares = True
     log_prior: torch.Tensor
 
     def __init__(self, counts: Sequence[int], options: BalancedSoftmaxOptions) -> None:
@@ -98,10 +99,6 @@ class BalancedSoftmax(Criterion):
         self.tau = options.tau
         self.smoothing = options.of_all_classes()
         self._keep("log_prior", log_prior(counts))
-
-    @property
-    def takes_shares(self) -> bool:
-        return True
 
     def forward(
         self, logits: torch.Tensor, targets: torch.Tensor, *, progress: float

@@ -59,6 +59,7 @@ class Criterion(nn.Module, ABC):
         name: that configurations call it by.
         options_class: type of its options.
         of_cosines: whether its logits have to be cosines, which it scales itself.
+        takes_shares: whether targets may be (B, C) shares of classes, as mixed images have them.
 
     Example:
         >>> from ssod_imwa.classification.losses.focal import Focal, FocalOptions
@@ -70,14 +71,10 @@ class Criterion(nn.Module, ABC):
     name: ClassVar[str]
     options_class: ClassVar[type[Options]] = Options
     of_cosines: ClassVar[bool] = False
+    takes_shares: ClassVar[bool] = False
 
     def __init__(self, counts: Sequence[int], options: Options) -> None:
         super().__init__()
-
-    @property
-    def takes_shares(self) -> bool:
-        """Whether targets may be (B, C) shares of classes, as mixed images have them."""
-        return False
 
     @abstractmethod
     def forward(

@@ -50,15 +50,12 @@ class CrossEntropy(Criterion):
 
     name = "cross_entropy"
     options_class = CrossEntropyOptions
+    takes_shares = True
 
     def __init__(self, counts: Sequence[int], options: CrossEntropyOptions) -> None:
         super().__init__(counts, options)
         self.weights = ClassWeights(counts, options)
         self.smoothing = options.of_all_classes()
-
-    @property
-    def takes_shares(self) -> bool:
-        return True
 
     def forward(
         self, logits: torch.Tensor, targets: torch.Tensor, *, progress: float
