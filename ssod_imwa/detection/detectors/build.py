@@ -52,7 +52,7 @@ def build_detector(cfg: CfgNode, num_classes: int) -> Detector:
             num_classes=num_classes,
             lazy_config=name if name.endswith(".py") else "",
             loss=cfg.MODEL.ROI_HEADS.LOSS,
-            focal_gamma=_focal_options(cfg).focal_gamma,
+            focal_gamma=read_options(FocalOptions, cfg.MODEL.ROI_HEADS).focal_gamma,
         )
     else:
         with as_config_error("MODEL"):
@@ -85,7 +85,7 @@ def faster_rcnn_options(cfg: CfgNode) -> FasterRCNNOptions:
         rpn=read_options(RPNOptions, model.RPN),
         roi_heads=read_options(ROIHeadsOptions, model.ROI_HEADS),
         roi_loss=read_options(ROILossOptions, model.ROI_HEADS),
-        focal=_focal_options(cfg),
+        focal=read_options(FocalOptions, model.ROI_HEADS),
         roi_box_head=read_options(ROIBoxHeadOptions, model.ROI_BOX_HEAD),
     )
 
@@ -128,10 +128,3 @@ def _common_options(cfg: CfgNode) -> dict[str, Any]:
         "fpn": read_options(FPNOptions, model.FPN),
         "detections": read_options(DetectionOptions, cfg.TEST),
     }
-
-
-def _focal_options(cfg: CfgNode) -> FocalOptions:
-    roi_heads = cfg.MODEL.ROI_HEADS
-    return (
-        read_options(FocalOptions, roi_heads) if roi_heads.LOSS == "FocalLoss" else FocalOptions()
-    )
