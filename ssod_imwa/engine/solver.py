@@ -83,18 +83,18 @@ def build_optimizer(
 
 
 def _fill_buffers(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-    """Give parameters whose gradients begin later than others' a momentum of 0.
+    """Give parameters that have no momentum yet a momentum of 0.
 
-    The fused kernel takes momenta of all parameters or of none. From 0 the first step is the one
-    that it takes without: 0 times the momentum plus the gradient.
+    The fused kernel takes momenta of all parameters or of none, and where a loss scale overflows in
+    the first step it keeps those that it had allocated and not written. From 0 the first step is
+    the one that it takes without: 0 times the momentum plus the gradient.
     """
     for group in optimizer.param_groups:
         if group["momentum"] == 0:
             continue
         moved = [p for p in group["params"] if p.grad is not None]
-        new = [p for p in moved if optimizer.state[p].get("momentum_buffer") is None]
-        if 0 < len(new) < len(moved):
-            for parameter in new:
+        for parameter in moved:
+            if optimizer.state[parameter].get("momentum_buffer") is None:
                 optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
 

@@ -234,3 +234,20 @@ def test_parameters_whose_gradients_begin_later_step_as_they_would_alone(nestero
             reference.step()
         together.step()
     assert torch.equal(late.weight, alone.weight)
+
+
+def test_a_loss_scale_that_overflows_in_the_first_step_leaves_no_momentum():
+    """The fused kernel allocates momenta in its first step, and skips writing them."""
+    layer = nn.Linear(400, 400, bias=False)
+    before = layer.weight.detach().clone()
+    settings = {"name": "SGD", "lr": 0.1, "momentum": 0.9}
+    optimizer = build_optimizer(layer, **settings, weight_decay=0.0, weight_decay_norm=0.0)
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    for factor in (float("inf"), 1.0):
+        garbage = [torch.full_like(layer.weight, 1e30) for _ in range(20)]
+        del garbage  # what is allocated next is likely to hold it
+        optimizer.zero_grad()
+        scaler.scale(factor * layer.weight.sum()).backward()
+        scaler.step(optimizer)
+        scaler.update()
+    torch.testing.assert_close(layer.weight.detach(), before - 0.1)
