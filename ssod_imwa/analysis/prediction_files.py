@@ -21,7 +21,7 @@ PICTURE_QUALITY = 90  # of JPEG; text stays sharp
 
 def common_folder(paths: Sequence[Path]) -> Path:
     """The folder that names of images in files are relative to."""
-    return Path(os.path.commonpath([path.resolve().parent for path in paths]))
+    return Path(os.path.commonpath([os.path.abspath(path.parent) for path in paths]))
 
 
 def write_detections(
@@ -98,7 +98,7 @@ def _write_class_rows(
 
 
 def _name(prediction: Prediction, root: Path) -> str:
-    return prediction.path.resolve().relative_to(root).as_posix()
+    return Path(os.path.abspath(prediction.path)).relative_to(root).as_posix()
 
 
 def _rows(prediction: Prediction) -> list[tuple[int, float, list[float]]]:

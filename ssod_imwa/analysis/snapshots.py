@@ -86,7 +86,7 @@ def measure_run(
     task, model = open_model(trained, dataset, asked=asked)
     evaluate = task.build_evaluator()
     name = metric or main_metric(task)
-    if name in LOWER_IS_BETTER:
+    if name.rpartition("/")[2] in LOWER_IS_BETTER:
         raise UserError(f"--metric {name} is not allowed (must be one of which more is better)")
 
     def figure(weights: State, *, recompute: bool = False) -> float:

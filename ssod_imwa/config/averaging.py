@@ -194,6 +194,22 @@ def _check_members(cfg: CfgNode, source: str) -> None:
             f"IMWA.MEMBERS = {imwa.MEMBERS} (must be one a member, {{}} for one that differs in "
             "nothing, or no block)"
         )
+    momenta = [block.get("SOLVER.MOMENTUM", cfg.SOLVER.MOMENTUM) for block in imwa.MEMBER_OVERRIDES]
+    if imwa.OPTIMIZER_STATE == "average" and 0 in momenta and any(momenta):
+        values = " and ".join(f"{value:g}" for value in momenta)
+        raise ConfigError(
+            f"{source}: IMWA.OPTIMIZER_STATE = 'average' is not allowed with members whose "
+            f"SOLVER.MOMENTUM is {values} (must be above 0 for all or for none)"
+        )
+
+
+def _check_state(cfg: CfgNode, source: str) -> None:
+    imwa = cfg.IMWA
+    if imwa.NONFINITE == "drop" and imwa.OPTIMIZER_STATE == "carry":
+        raise ConfigError(
+            f"{source}: IMWA.NONFINITE = 'drop' is not allowed with IMWA.OPTIMIZER_STATE = 'carry' "
+            "(must be 'raise': the next member would inherit a momentum that is not finite)"
+        )
 
 
 def _check_coefficients(cfg: CfgNode, source: str) -> None:
@@ -217,5 +233,6 @@ def check(cfg: CfgNode, source: str) -> None:
     """
     _check_episodes(cfg, source)
     _check_members(cfg, source)
+    _check_state(cfg, source)
     _check_parallel(cfg, source)
     _check_coefficients(cfg, source)

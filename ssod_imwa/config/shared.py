@@ -82,7 +82,7 @@ class ClipOptions(Options):
 
     enabled: bool = option(False, "bound gradients before each step")
     clip_type: Literal["norm", "value"] = option("norm", "what is bounded: the norm, or each value")
-    clip_value: float = option(1.0, "the bound", low=0)
+    clip_value: float = option(1.0, "the bound", above=0)
 
 
 @dataclass(frozen=True)
@@ -109,13 +109,15 @@ class SolverOptions(Options):
     )
     optimizer: Literal["SGD", "AdamW"] = option("SGD", "the optimizer")
     base_lr: float = option(0.01, "learning rate after warm-up", low=0, per_member=True)
-    momentum: float = option(0.9, "SGD's momentum, AdamW's first beta", per_member=True)
-    beta2: float = option(0.999, "AdamW's second beta", low=0, high=1, per_member=True)
+    momentum: float = option(
+        0.9, "SGD's momentum, AdamW's first beta", low=0, below=1, per_member=True
+    )
+    beta2: float = option(0.999, "AdamW's second beta", low=0, below=1, per_member=True)
     weight_decay: float = option(
-        1e-4, "of all parameters but those of normalization layers", per_member=True
+        1e-4, "of all parameters but those of normalization layers", low=0, per_member=True
     )
     weight_decay_norm: float = option(
-        0.0, "of the parameters of normalization layers", per_member=True
+        0.0, "of the parameters of normalization layers", low=0, per_member=True
     )
     decay_biases: bool = option(
         True, "whether WEIGHT_DECAY holds for biases, too; ACR and FixMatch leave them out"

@@ -61,6 +61,10 @@ def run_config(
     place = ["SEED", str(seed), "OUTPUT_DIR", str(output)]
     if initial is not None:
         place += ["MODEL.WEIGHTS", str(initial)]
+    if taken := set(place[::2]) & set(overrides[::2]):
+        raise ConfigError(
+            f"{min(taken)} is not allowed here (each run of a table has its own: --seeds, --output)"
+        )
     try:
         load_config(run.config, [*run.overrides, *place])
     except ConfigError as error:

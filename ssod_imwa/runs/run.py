@@ -126,7 +126,9 @@ def _train_one(
             trainer, hook = _assemble(task, device, signals, overwrite=overwrite)
             if resume_from:
                 source = cfg.OUTPUT_DIR if resume_from is True else resume_from
-                resume(trainer, source, _identity(task), allow_inexact=allow_inexact)
+                found = resume(trainer, source, _identity(task), allow_inexact=allow_inexact)
+                if found is None and resume_from is not True:
+                    raise CheckpointError(f"no checkpoint in {source} (nothing to resume from)")
             _train(trainer, cfg)
         finally:
             if lock is not None:

@@ -15,7 +15,14 @@ from ssod_imwa.engine.checkpoint.models import ModelFile
 from ssod_imwa.engine.device import pick_device
 from ssod_imwa.errors import UserError
 from ssod_imwa.runs.open import open_task
-from ssod_imwa.runs.results import MAIN_METRICS, MODELS, Model, ResultsError, read_results
+from ssod_imwa.runs.results import (
+    LOWER_IS_BETTER,
+    MAIN_METRICS,
+    MODELS,
+    Model,
+    ResultsError,
+    read_results,
+)
 from ssod_imwa.runs.trained import TrainedModels
 from ssod_imwa.task import Task
 
@@ -115,10 +122,12 @@ def build_metric(
         show: called with each measurement in words.
 
     Raises:
-        UserError: the file names code that is not asked for.
+        UserError: the file names code that is not asked for, or less of the metric is better.
     """
     task, model = open_model(trained, dataset, asked=asked)
     name = name or main_metric(task)
+    if name.rpartition("/")[2] in LOWER_IS_BETTER:
+        raise UserError(f"--metric {name} is not allowed (must be one of which more is better)")
     evaluate = task.build_evaluator()
 
     def metric(weights: Mapping[str, torch.Tensor]) -> float:

@@ -92,6 +92,14 @@ def test_overrides_come_in_order_table_run_command_line(recipe, tmp_path, table_
     assert Path(cfg.MODEL.WEIGHTS) == tmp_path / "first"
 
 
+@pytest.mark.parametrize("key", ["SEED", "OUTPUT_DIR", "MODEL.WEIGHTS"])
+def test_what_each_run_has_of_its_own_is_not_overridden(recipe, tmp_path, table_of, key):
+    run = Run("r", (recipe,), ())
+    places = {"seed": 4, "output": tmp_path, "initial": tmp_path / "first"}
+    with pytest.raises(ConfigError, match=f"{key} is not allowed here"):
+        run_config(table_of(runs=[run]), run, **places, overrides=[key, "5"])
+
+
 def test_a_wrong_override_is_blamed_on_who_wrote_it(recipe, tmp_path, table_of):
     good, bad = Run("r", (recipe,)), Run("s", (recipe,), ("SOLVER.MAX_ITR", "8"))
     table = table_of(runs=[good, bad])

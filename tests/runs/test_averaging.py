@@ -18,6 +18,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 DILOCO = ("IMWA.OUTER.LR", 0.7, "IMWA.OUTER.MOMENTUM", 0.9, "IMWA.OUTER.NESTEROV", True)
 IMWA = ("IMWA.MEMBERS", 2, "IMWA.EPISODES", 2)
+AVERAGE = ("IMWA.OPTIMIZER_STATE", "average")
 QSR = ("IMWA.EPISODE_LENGTHS", "qsr", "SOLVER.LR_SCHEDULER_NAME", "WarmupCosineLR")
 
 
@@ -112,6 +113,24 @@ def test_a_resumed_run_equals_one_that_never_stopped(config, changes, stop):
 def test_a_start_that_leaves_no_room_is_refused(config, start, message):
     with pytest.raises(ConfigError, match=message):
         config(*IMWA, "IMWA.START", start)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            (*AVERAGE, "IMWA.MEMBER_OVERRIDES", [{}, {"SOLVER.MOMENTUM": 0}]),
+            r"'average' is not allowed with members whose SOLVER.MOMENTUM is 0.9 and 0",
+        ),
+        (
+            ("IMWA.OPTIMIZER_STATE", "carry", "IMWA.NONFINITE", "drop"),
+            "IMWA.NONFINITE = 'drop' is not allowed with IMWA.OPTIMIZER_STATE = 'carry'",
+        ),
+    ],
+)
+def test_optimizer_states_that_cannot_be_are_refused(config, changes, message):
+    with pytest.raises(ConfigError, match=message):
+        config(*IMWA, *changes)
 
 
 def test_the_log_says_what_is_trained_in_common(config, caplog):

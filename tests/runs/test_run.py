@@ -465,3 +465,10 @@ def test_tensorboard_shows_no_point_twice_after_a_kill_in_an_evaluation(
         assert points == expected
         assert points["average/teacher/AP"] == [0, 1, 2, 3]
         assert run.train(cfg, resume_from=True) == 0
+
+
+def test_a_folder_without_a_checkpoint_cannot_be_resumed_from(config, tmp_path):
+    cfg = config()
+    with pytest.raises(CheckpointError, match=r"no checkpoint in .*nowhere"):
+        run.train(cfg, resume_from=tmp_path / "nowhere")
+    assert not list(Path(cfg.OUTPUT_DIR).glob("model*"))

@@ -42,6 +42,9 @@ def test_the_metric_of_a_runs_own_weights_is_the_one_in_its_results(trained, tmp
     assert lines == [f"top1 {value:.2f}" for value in values]
     with pytest.raises(UserError, match="--metric AP is not allowed"):
         build_metric(trained[0], "digit_images_test", "AP")(trained[0].weights)
+    for name in ("ece", "flipped/zero_recall_classes"):
+        with pytest.raises(UserError, match=f"--metric {name} is not allowed"):
+            build_metric(trained[0], "digit_images_test", name)
 
     best = choose_coefficients(trained, "greedy", metric=metric)
     write_average(trained, best, tmp_path / "soup.pth")

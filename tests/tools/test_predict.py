@@ -146,6 +146,16 @@ def test_images_that_cannot_be_read_are_named_and_left_out(predict, detector_run
     assert not (out / "pictures").exists()
 
 
+def test_links_keep_their_names(predict, detector_run, photos, tmp_path):
+    (photos / "z.png").symlink_to(photos / "more/c.png")
+    (tmp_path / "elsewhere").mkdir()
+    (photos / "b.jpg").rename(tmp_path / "elsewhere/1.jpg")
+    (photos / "b.jpg").symlink_to(tmp_path / "elsewhere/1.jpg")
+    predict(detector_run, photos, "--output", tmp_path / "out", "--no-pictures")
+    images = json.loads((tmp_path / "out/annotations.json").read_text())["images"]
+    assert sorted(x["file_name"] for x in images) == ["a.png", "b.jpg", "more/c.png", "z.png"]
+
+
 @pytest.mark.parametrize("experts", [1, 2])
 def test_a_classifier_writes_probabilities(predict, tmp_path, photos, experts):
     settings = {
