@@ -194,17 +194,19 @@ def _check_members(cfg: CfgNode, source: str) -> None:
             f"IMWA.MEMBERS = {imwa.MEMBERS} (must be one a member, {{}} for one that differs in "
             "nothing, or no block)"
         )
-    momenta = [block.get("SOLVER.MOMENTUM", cfg.SOLVER.MOMENTUM) for block in imwa.MEMBER_OVERRIDES]
-    if imwa.OPTIMIZER_STATE == "average" and 0 in momenta and any(momenta):
+
+
+def _check_state(cfg: CfgNode, source: str) -> None:
+    solver, imwa = cfg.SOLVER, cfg.IMWA
+    momenta = [block.get("SOLVER.MOMENTUM", solver.MOMENTUM) for block in imwa.MEMBER_OVERRIDES]
+    # AdamW keeps its states with a beta of 0, too.
+    averages_momenta = imwa.OPTIMIZER_STATE == "average" and solver.OPTIMIZER == "SGD"
+    if averages_momenta and 0 in momenta and any(momenta):
         values = " and ".join(f"{value:g}" for value in momenta)
         raise ConfigError(
             f"{source}: IMWA.OPTIMIZER_STATE = 'average' is not allowed with members whose "
             f"SOLVER.MOMENTUM is {values} (must be above 0 for all or for none)"
         )
-
-
-def _check_state(cfg: CfgNode, source: str) -> None:
-    imwa = cfg.IMWA
     if imwa.NONFINITE == "drop" and imwa.OPTIMIZER_STATE == "carry":
         raise ConfigError(
             f"{source}: IMWA.NONFINITE = 'drop' is not allowed with IMWA.OPTIMIZER_STATE = 'carry' "

@@ -129,6 +129,8 @@ def _train_one(
                 found = resume(trainer, source, _identity(task), allow_inexact=allow_inexact)
                 if found is None and resume_from is not True:
                     raise CheckpointError(f"no checkpoint in {source} (nothing to resume from)")
+                if found is None:
+                    logger.info("no checkpoint in %s: training starts from its beginning", source)
             _train(trainer, cfg)
         finally:
             if lock is not None:

@@ -231,6 +231,7 @@ def test_batch_norms_are_recomputed_with_frozen_experts_beside_a_key_network(con
 # -------------------------------------------------------------------------------------- bad input
 
 MERGED = ("CLS.SAMPLER.NAME", "balanced_subset", "CLS.MERGE", "greedy_h")
+ECL = ("CLS.ALGORITHM", "ecl", "CLS.INPUT.VIEWS", "['sim', 'sim']")
 PACO = ("CLS.ALGORITHM", "paco", "CLS.INPUT.VIEWS", "['plain', 'plain']")
 VIT = ("CLS.MODEL.NAME", "vit_tiny_patch4_32")
 
@@ -252,6 +253,7 @@ VIT = ("CLS.MODEL.NAME", "vit_tiny_patch4_32")
         (["CLS.SCHEDULE.EPOCHS", 0.001], ConfigError, "0 iterations"),
         (["CLS.STAGE.PART", "scale"], ConfigError, "ScaledClassifier"),
         ([*PACO, "CLS.PACO.QUEUE", 3], ConfigError, "CLS.PACO.QUEUE = 3 is not allowed"),
+        ([*ECL, "CLS.MOCO.QUEUE", 3], ConfigError, "CLS.MOCO.QUEUE = 3 is not allowed"),
         (["MODEL.WEIGHTS", "absent"], UserError, "absent"),
         ([*MERGED, "IMWA.STORE", "stream"], ConfigError, "must be 'dict'"),
         ([*MERGED, "IMWA.COEFFICIENTS", [1.0]], ConfigError, "it weighs members itself"),

@@ -133,6 +133,11 @@ def test_optimizer_states_that_cannot_be_are_refused(config, changes, message):
         config(*IMWA, *changes)
 
 
+def test_adamws_states_are_averaged_with_a_member_whose_first_beta_is_0(config):
+    member = ("IMWA.MEMBER_OVERRIDES", [{}, {"SOLVER.MOMENTUM": 0}])
+    assert run.train(config(*IMWA, *AVERAGE, *member, "SOLVER.OPTIMIZER", "AdamW")) == 0
+
+
 def test_the_log_says_what_is_trained_in_common(config, caplog):
     caplog.set_level("INFO")
     run.train(config(*IMWA, "IMWA.START", 0.5))

@@ -467,6 +467,14 @@ def test_tensorboard_shows_no_point_twice_after_a_kill_in_an_evaluation(
         assert run.train(cfg, resume_from=True) == 0
 
 
+def test_resuming_what_has_not_begun_begins_it(config, caplog):
+    caplog.set_level("INFO")
+    cfg = config()
+    assert run.train(cfg, resume_from=True) == 0
+    line = f"no checkpoint in {cfg.OUTPUT_DIR}: training starts from its beginning"
+    assert line in caplog.messages
+
+
 def test_a_folder_without_a_checkpoint_cannot_be_resumed_from(config, tmp_path):
     cfg = config()
     with pytest.raises(CheckpointError, match=r"no checkpoint in .*nowhere"):

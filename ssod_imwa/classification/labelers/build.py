@@ -21,6 +21,7 @@ from ssod_imwa.classification.labelers.threshold import Threshold
 from ssod_imwa.classification.models.base import ImageClassifier
 from ssod_imwa.config.averaging import common_iterations
 from ssod_imwa.config.options import Options, option, read_options
+from ssod_imwa.config.reader import value_of
 from ssod_imwa.errors import ConfigError, as_config_error
 
 logger = logging.getLogger(__name__)
@@ -93,14 +94,20 @@ def build_labeler(cfg: CfgNode, model: ImageClassifier, unlabeled: UnlabeledImag
         return makers[kind](read_options(kind.options_class, cfg.CLS.LABELER))
 
 
+def check_queue(cfg: CfgNode, key: str) -> None:
+    """Raise ConfigError if a queue of features, whose length is a key, does not hold a batch."""
+    batch, queue = cfg.SOLVER.IMS_PER_BATCH, value_of(cfg, key)
+    if batch > queue:
+        raise ConfigError(
+            f"{key} = {queue} is not allowed (must be at least SOLVER.IMS_PER_BATCH = {batch})"
+        )
+
+
 def _check_schedule(cfg: CfgNode) -> None:
     """Refuse a queue shorter than a batch; say where an average falls into an epoch of ACR."""
-    labeler, batch = cfg.CLS.LABELER, cfg.SOLVER.IMS_PER_BATCH
-    if DASO.name == labeler.NAME and batch > labeler.QUEUE:
-        raise ConfigError(
-            f"CLS.LABELER.QUEUE = {labeler.QUEUE} is not allowed (must be at least "
-            f"SOLVER.IMS_PER_BATCH = {batch})"
-        )
+    labeler = cfg.CLS.LABELER
+    if DASO.name == labeler.NAME:
+        check_queue(cfg, "CLS.LABELER.QUEUE")
     if ACR.name == labeler.NAME and cfg.IMWA.MEMBERS > 1:
         _warn_of_averages_between_adjustments(cfg)
 

@@ -72,7 +72,7 @@ def parametric_contrastive_loss(
     Anchor i's row of scores has z_c + log π_c for each class and f_i·f_j / T for each sample but
     itself. The loss is the mean over anchors of −Σ w log p / Σ w, p the softmax of the row, w = 1
     at the anchor's class, α at each sample of that class and 0 elsewhere: the public code's β, γ
-    and supt are 1, as in all of its recipes.
+    and supt, all 1 there, are left out.
 
     In PaCo the anchors are the queries, the others the keys of the momentum encoder and the queue;
     in GPaCo the anchors are both views, the others the queue. The public code adds 1e-9 to π,

@@ -14,7 +14,11 @@ from ssod_imwa.classification.extras.build import build_extras
 from ssod_imwa.classification.generations import GenerationOptions
 from ssod_imwa.classification.labelers.acr import ACR
 from ssod_imwa.classification.labelers.alignment import Alignment
-from ssod_imwa.classification.labelers.build import UnlabeledImages, build_labeler
+from ssod_imwa.classification.labelers.build import (
+    UnlabeledImages,
+    build_labeler,
+    check_queue,
+)
 from ssod_imwa.classification.labelers.darp import DARP
 from ssod_imwa.classification.labelers.daso import DASO
 from ssod_imwa.classification.losses.build import build_criterion
@@ -254,13 +258,13 @@ def _bcl(cfg: CfgNode, options: BCLOptions, model: Any, counts: Counts) -> Metho
 
 
 def _paco(cfg: CfgNode, options: PaCoOptions, model: Any, counts: Counts) -> Method:
-    _check_queue(cfg, "CLS.PACO.QUEUE")
+    check_queue(cfg, "CLS.PACO.QUEUE")
     network = ParametricNetwork(model, options, head="paco").to(_device(model))
     return PaCo(network, counts, options, training=_training(cfg), seed=cfg.SEED)
 
 
 def _gpaco(cfg: CfgNode, options: GPaCoOptions, model: Any, counts: Counts) -> Method:
-    _check_queue(cfg, "CLS.PACO.QUEUE")
+    check_queue(cfg, "CLS.PACO.QUEUE")
     network = ParametricNetwork(model, options, head="gpaco").to(_device(model))
     return GPaCo(network, counts, options, training=_training(cfg), seed=cfg.SEED)
 
@@ -280,20 +284,11 @@ def _experts(
     cfg: CfgNode, model: Any, *, contrastive: bool, reference: bool
 ) -> tuple[CollaborativeNetwork, ExpertContrast | None]:
     if contrastive:
-        _check_queue(cfg, "CLS.MOCO.QUEUE")
+        check_queue(cfg, "CLS.MOCO.QUEUE")
     options = read_options(MoCoOptions, cfg.CLS.get("MOCO"))
     width = options.width if contrastive else 0
     network = CollaborativeNetwork(model, reference=reference, width=width).to(_device(model))
     return network, ExpertContrast(network, options, seed=cfg.SEED) if contrastive else None
-
-
-def _check_queue(cfg: CfgNode, key: str) -> None:
-    """Refuse a queue that does not hold a batch."""
-    batch, queue = cfg.SOLVER.IMS_PER_BATCH, value_of(cfg, key)
-    if batch > queue:
-        raise ConfigError(
-            f"{key} = {queue} is not allowed (must be at least SOLVER.IMS_PER_BATCH = {batch})"
-        )
 
 
 def _mae(cfg: CfgNode, options: MAEOptions, model: nn.Module, counts: Counts) -> Method:

@@ -41,7 +41,7 @@ def resume(
         allow_inexact: continue although the identity changed; later checkpoints keep a record.
 
     Returns:
-        The file, or None if the directory holds no checkpoint: the run starts from its beginning.
+        The file, or None if the directory holds no checkpoint and nothing was changed.
 
     Raises:
         CheckpointError: every checkpoint is damaged, or the newest intact one belongs to another
@@ -51,7 +51,6 @@ def resume(
     find = _explicit if source.suffix == ".pth" else _newest_intact
     path = on_main(lambda: find(source), trainer.ranks.run)
     if path is None:
-        logger.info("no checkpoint in %s: training starts from its beginning", source)
         return None
     state = load_checkpoint(path)
     record = _check_compatible(path, state, run, allow_inexact=allow_inexact)
