@@ -27,7 +27,8 @@ from rich.console import Console
 from rich.table import Table
 
 from ssod_imwa.averaging.episodes import EpisodeSchedule
-from ssod_imwa.config.shared import batch_sizes
+from ssod_imwa.config.options import read_options
+from ssod_imwa.config.shared import AdamWOptions, batch_sizes
 from ssod_imwa.detection.methods.supervised import labeled_views
 from ssod_imwa.detection.task import DetectionTask
 from ssod_imwa.engine.device import pick_device
@@ -98,7 +99,7 @@ def build_trainer(cfg: Any, device: torch.device, steps: int) -> tuple[Trainer, 
         name=solver.OPTIMIZER,
         lr=solver.BASE_LR * solver.WARMUP_FACTOR,
         momentum=solver.MOMENTUM,
-        beta2=solver.BETA2,
+        beta2=read_options(AdamWOptions, solver).beta2,
         weight_decay=solver.WEIGHT_DECAY,
         weight_decay_norm=solver.WEIGHT_DECAY_NORM,
         lr_factor=task.lr_factor,

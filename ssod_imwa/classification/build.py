@@ -10,11 +10,11 @@ import numpy as np
 from fvcore.common.config import CfgNode
 
 from ssod_imwa.classification.data.augmentation import Statistics
-from ssod_imwa.classification.data.build import ClassificationData
+from ssod_imwa.classification.data.build import ClassificationData, InputOptions
 from ssod_imwa.classification.data.datasets import ClassificationDataset
 from ssod_imwa.classification.data.feature_sets import FeatureDataset, feature_view
 from ssod_imwa.classification.data.images import ImagesInFiles, ImagesInMemory
-from ssod_imwa.classification.data.large_views import large_view
+from ssod_imwa.classification.data.large_views import JitterOptions, large_view
 from ssod_imwa.classification.data.samplers import SAMPLERS, SUBSET, class_sampler
 from ssod_imwa.classification.data.small_views import CutoutOptions, PaddingOptions, small_view
 from ssod_imwa.classification.data.subsets import SubsetOptions, member_positions
@@ -55,10 +55,11 @@ def with_iterations(cfg: CfgNode, train: ClassificationDataset) -> CfgNode:
     cfg = cfg.clone()
     cfg.defrost()
     cfg.SOLVER.MAX_ITER = iterations
-    cfg.SOLVER.STEPS = [round(step * per_epoch) for step in schedule.STEPS]
     cfg.SOLVER.WARMUP_ITERS = round(schedule.WARMUP * per_epoch)
-    cfg.CLS.SCHEDULE.EPOCHS = 0.0
-    del cfg.CLS.SCHEDULE["STEPS"], cfg.CLS.SCHEDULE["WARMUP"]  # nothing to read without epochs
+    if "STEPS" in schedule:
+        cfg.SOLVER.STEPS = [round(step * per_epoch) for step in schedule.STEPS]
+    # Nothing reads the others without epochs.
+    cfg.CLS.SCHEDULE = CfgNode({"EPOCHS": 0.0})
     cfg.freeze()
     return cfg
 
@@ -67,10 +68,14 @@ def statistics(cfg: CfgNode) -> Statistics:
     """Mean and deviation of pixels of 0..1, from those of 0..255.
 
     Raises:
-        ConfigError: the network sees no pixels.
+        ConfigError: the network sees no pixels, or they are not one number for each of the three
+            channels.
     """
     check_sees_images(cfg)
     mean, std = cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD
+    for key, values in (("PIXEL_MEAN", mean), ("PIXEL_STD", std)):
+        if len(values) != 3:
+            raise ConfigError(f"MODEL.{key} = {values} is not allowed (must have 3 values)")
     return Statistics(tuple(x / 255 for x in mean), tuple(x / 255 for x in std))
 
 
@@ -141,7 +146,7 @@ def build_views(cfg: CfgNode, dataset: ClassificationDataset, names: Sequence[st
     if isinstance(dataset, FeatureDataset):
         with as_config_error("CLS.INPUT"):
             return [feature_view(name, dataset) for name in names]
-    options = cfg.CLS.INPUT
+    options, resize = cfg.CLS.INPUT, cfg.CLS.INPUT.TEST_RESIZE
     common = {
         "statistics": statistics(cfg),
         "size": options.SIZE,
@@ -156,8 +161,14 @@ def build_views(cfg: CfgNode, dataset: ClassificationDataset, names: Sequence[st
                 raise ValueError(
                     f"images of {dataset.name} are {stored} x {height} pixels (must be square)"
                 )
+            if resize != InputOptions.test_resize:
+                raise ValueError(
+                    f"TEST_RESIZE = {resize!r} has no meaning with {dataset.name}, whose images "
+                    "are in memory and are not resized"
+                )
             return [small_view(name, stored=stored, **common) for name in names]
-        common |= {"jitter": options.JITTER, "test_resize": options.TEST_RESIZE}
+        jitter = read_options(JitterOptions, options).jitter
+        common |= {"jitter": jitter, "test_resize": resize}
         return [large_view(name, **common) for name in names]
 
 

@@ -8,13 +8,19 @@ from typing import Literal
 
 from ssod_imwa.classification.data.build import InputOptions
 from ssod_imwa.classification.data.imbalance import ImbalanceOptions, SelectionOptions
+from ssod_imwa.classification.data.large_views import JitterOptions
 from ssod_imwa.classification.data.samplers import SAMPLERS, SUBSET, SamplerChoice
 from ssod_imwa.classification.data.small_views import PADDED, CutoutOptions, PaddingOptions
 from ssod_imwa.classification.data.unlabeled import UnlabeledOptions
 from ssod_imwa.classification.evaluation import GroupOptions
 from ssod_imwa.classification.extras.abc import ABCOptions
 from ssod_imwa.classification.generations import GenerationOptions
-from ssod_imwa.classification.labelers.build import LABELERS, LabelerChoice
+from ssod_imwa.classification.labelers.build import (
+    LABELERS,
+    WITH_STATISTICS,
+    LabelerChoice,
+    StatisticsOptions,
+)
 from ssod_imwa.classification.losses.build import LOSSES, LossChoice
 from ssod_imwa.classification.methods.base import EMAForm, EMAOptions
 from ssod_imwa.classification.methods.build import METHODS, CompileOptions, MethodChoice, Shared
@@ -42,8 +48,17 @@ from ssod_imwa.classification.models.vit import LayerDecayOptions, ViTOptions
 from ssod_imwa.classification.models.wide_resnet import WideResNetOptions
 from ssod_imwa.classification.prediction import FlipOptions, PostHocOptions
 from ssod_imwa.classification.tracking import SnapshotOptions, TrackingOptions
-from ssod_imwa.config.options import ABOVE_0, Options, Switch, Values, beginning_with, option
+from ssod_imwa.config.options import (
+    ABOVE_0,
+    BELOW_100,
+    Options,
+    Switch,
+    Values,
+    beginning_with,
+    option,
+)
 from ssod_imwa.config.sections import Section
+from ssod_imwa.config.shared import IN_STEPS
 from ssod_imwa.engine.checkpoint.packages import PIXEL_MEAN, PIXEL_STD
 
 Conditions = Mapping[str, Values]
@@ -76,7 +91,9 @@ class PixelOptions(Options):
     """MODEL: what pixels the network is given."""
 
     pixel_mean: list[float] = option([123.675, 116.28, 103.53], "subtracted from pixels (0..255)")
-    pixel_std: list[float] = option([58.395, 57.12, 57.375], "divided into pixels (0..255)")
+    pixel_std: list[float] = option(
+        [58.395, 57.12, 57.375], "divided into pixels (0..255)", above=0
+    )
 
 
 @dataclass(frozen=True)
@@ -84,7 +101,7 @@ class LitePixelOptions(PixelOptions):
     """MODEL: the same for EfficientNet-Lite, whose weights know other pixels."""
 
     pixel_mean: list[float] = option(PIXEL_MEAN, "subtracted from pixels (0..255)")
-    pixel_std: list[float] = option(PIXEL_STD, "divided into pixels (0..255)")
+    pixel_std: list[float] = option(PIXEL_STD, "divided into pixels (0..255)", above=0)
 
 
 @dataclass(frozen=True)
@@ -139,12 +156,16 @@ class ScheduleOptions(Options):
         "length; with 0 SOLVER's MAX_ITER, STEPS and WARMUP_ITERS count, which these three replace",
         low=0,
     )
-    steps: list[float] = option(
-        [], "epochs after which the rate is multiplied by GAMMA", low=0, when={"epochs": ABOVE_0}
-    )
     warmup: float = option(
         0.0, "epochs in which the rate rises to BASE_LR", low=0, when={"epochs": ABOVE_0}
     )
+
+
+@dataclass(frozen=True)
+class ScheduleStepOptions(Options):
+    """CLS.SCHEDULE: of WarmupMultiStepLR alone."""
+
+    steps: list[float] = option([], "epochs after which the rate is multiplied by GAMMA", low=0)
 
 
 @dataclass(frozen=True)
@@ -161,9 +182,7 @@ class MergeOptions(Options):
 # What makes a choice among the labeled images, one or the other.
 THINNED: Mapping[str, Values] = {
     "CLS.IMBALANCE.RATIO": ABOVE_0,
-    "CLS.IMBALANCE.PERCENT": Switch(
-        "below 100", lambda value: isinstance(value, (int, float)) and value < 100
-    ),
+    "CLS.IMBALANCE.PERCENT": BELOW_100,
 }
 CLASSIFICATION: Conditions = {"TASK": ("classification",)}
 PIXELS: Conditions = {**CLASSIFICATION, "CLS.MODEL.NAME": SEES_PIXELS}
@@ -211,8 +230,13 @@ def _by_name(
 
 SECTIONS = (
     Section("CLS", MethodChoice, CLASSIFICATION),
+    Section("CLS.STAGE", StageOptions, _with("classifier")),
     *(
-        Section(entry.prefix, entry.options, {**CLASSIFICATION, "CLS.ALGORITHM": (name,)})
+        Section(
+            entry.prefix,
+            entry.options,
+            {**CLASSIFICATION, "CLS.ALGORITHM": (name,), **entry.when},
+        )
         for name, entry in METHODS.items()
     ),
     *(
@@ -232,6 +256,7 @@ SECTIONS = (
         per_member=True,
     ),
     Section("CLS.LABELER", LabelerChoice, FIXMATCH),
+    Section("CLS.FIXMATCH", StatisticsOptions, {**FIXMATCH, "CLS.LABELER.NAME": WITH_STATISTICS}),
     *_by_name(
         *("CLS.LABELER", "CLS.LABELER.NAME"),
         ((name, labeler.options_class) for name, labeler in LABELERS.items()),
@@ -272,7 +297,6 @@ SECTIONS = (
         CosineOptions,
         {**_with("classifier"), "CLS.MODEL.CLASSIFIER": COSINES},
     ),
-    Section("CLS.STAGE", StageOptions, _with("classifier")),
     Section("CLS.STAGE", ScaleOptions, _with("second_stage")),
     Section("CLS.STAGE", TauNormOptions, _with("second_stage")),
     Section(
@@ -295,11 +319,9 @@ SECTIONS = (
     Section("CLS.INPUT", InputOptions, PIXELS),
     Section("CLS.INPUT", ViewsOptions, _without("unlabeled"), per_member=True),
     Section("CLS.INPUT", SemiSupervisedViewsOptions, _with("unlabeled"), per_member=True),
-    Section(
-        "CLS.INPUT",
-        PaddingOptions,
-        {**PIXELS, "CLS.INPUT.VIEWS": _holding(*PADDED)},
-        per_member=True,
+    *(
+        Section("CLS.INPUT", kind, {**PIXELS, "CLS.INPUT.VIEWS": _holding(*views)}, per_member=True)
+        for kind, views in ((PaddingOptions, PADDED), (JitterOptions, ("standard",)))
     ),
     *(
         Section(
@@ -320,4 +342,9 @@ SECTIONS = (
     ),
     Section("CLS.UNLABELED", UnlabeledOptions, _with("unlabeled")),
     Section("CLS.SCHEDULE", ScheduleOptions, CLASSIFICATION),
+    Section(
+        "CLS.SCHEDULE",
+        ScheduleStepOptions,
+        {**CLASSIFICATION, "CLS.SCHEDULE.EPOCHS": ABOVE_0, **IN_STEPS},
+    ),
 )

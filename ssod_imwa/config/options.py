@@ -1,8 +1,6 @@
 """Options declared beside what reads them, and the configuration tree made of them.
 
 A method, loss, detector or sampler has one frozen dataclass whose fields say everything about its
-
-
 keys: default, meaning, range, choices. The tree, the checks, `docs/keys.md`, what `--scale` scales
 and what a resume may change are made from these classes::
 
@@ -56,6 +54,7 @@ class Switch:
 
 OFF = Switch("False", lambda value: value is False)
 ABOVE_0 = Switch("above 0", lambda value: isinstance(value, (int, float)) and value > 0)
+BELOW_100 = Switch("below 100", lambda value: isinstance(value, (int, float)) and value < 100)
 Values = tuple[object, ...] | Switch
 
 

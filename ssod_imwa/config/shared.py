@@ -11,10 +11,13 @@ from typing import Literal
 from fvcore.common.config import CfgNode
 
 from ssod_imwa.config import averaging
-from ssod_imwa.config.options import Options, option
+from ssod_imwa.config.options import Options, option, read_options
 from ssod_imwa.config.sections import Section
 from ssod_imwa.errors import ConfigError
 
+ON = (True,)
+# What SOLVER.STEPS and GAMMA belong to.
+IN_STEPS = {"SOLVER.LR_SCHEDULER_NAME": ("WarmupMultiStepLR",)}
 # Images of an iteration, by stream: IMS_PER_BATCH, IMS_PER_BATCH_UNLABELED.
 BATCH_PREFIX = "IMS_PER_BATCH"
 
@@ -81,8 +84,10 @@ class ClipOptions(Options):
     """SOLVER.CLIP_GRADIENTS."""
 
     enabled: bool = option(False, "bound gradients before each step")
-    clip_type: Literal["norm", "value"] = option("norm", "what is bounded: the norm, or each value")
-    clip_value: float = option(1.0, "the bound", above=0)
+    clip_type: Literal["norm", "value"] = option(
+        "norm", "what is bounded: the norm, or each value", when={"enabled": ON}
+    )
+    clip_value: float = option(1.0, "the bound", above=0, when={"enabled": ON})
 
 
 @dataclass(frozen=True)
@@ -90,7 +95,9 @@ class AMPOptions(Options):
     """SOLVER.AMP."""
 
     enabled: bool = option(False, "train in mixed precision")
-    dtype: Literal["float16", "bfloat16"] = option("float16", "of what is not kept in float32")
+    dtype: Literal["float16", "bfloat16"] = option(
+        "float16", "of what is not kept in float32", when={"enabled": ON}
+    )
 
 
 @dataclass(frozen=True)
@@ -112,7 +119,6 @@ class SolverOptions(Options):
     momentum: float = option(
         0.9, "SGD's momentum, AdamW's first beta", low=0, below=1, per_member=True
     )
-    beta2: float = option(0.999, "AdamW's second beta", low=0, below=1, per_member=True)
     weight_decay: float = option(
         1e-4, "of all parameters but those of normalization layers", low=0, per_member=True
     )
@@ -130,14 +136,6 @@ class SolverOptions(Options):
         "after the warm-up, or as COSINE_CYCLES of a cosine",
         per_member=True,
     )
-    steps: list[int] = option(
-        [],
-        "iterations (the member's own clock) after which the rate is multiplied by GAMMA",
-        low=0,
-        iterations=True,
-        per_member=True,
-    )
-    gamma: float = option(0.1, "factor of the rate at each of STEPS", per_member=True)
     warmup_iters: int = option(
         1000,
         "iterations in which the rate rises to BASE_LR",
@@ -170,6 +168,26 @@ class SGDOptions(Options):
     """SOLVER: of SGD alone."""
 
     nesterov: bool = option(False, "Nesterov's momentum, which needs a MOMENTUM above 0")
+
+
+@dataclass(frozen=True)
+class AdamWOptions(Options):
+    """SOLVER: of AdamW alone."""
+
+    beta2: float = option(0.999, "AdamW's second beta", low=0, below=1)
+
+
+@dataclass(frozen=True)
+class StepOptions(Options):
+    """SOLVER: of WarmupMultiStepLR alone."""
+
+    steps: list[int] = option(
+        [],
+        "iterations (the member's own clock) after which the rate is multiplied by GAMMA",
+        low=0,
+        iterations=True,
+    )
+    gamma: float = option(0.1, "factor of the rate at each of STEPS", low=0)
 
 
 @dataclass(frozen=True)
@@ -219,6 +237,8 @@ SECTIONS = (
     Section("DATALOADER", LoaderOptions),
     Section("SOLVER", SolverOptions),
     Section("SOLVER", SGDOptions, {"SOLVER.OPTIMIZER": ("SGD",)}, per_member=True),
+    Section("SOLVER", AdamWOptions, {"SOLVER.OPTIMIZER": ("AdamW",)}, per_member=True),
+    Section("SOLVER", StepOptions, IN_STEPS, per_member=True),
     Section(
         "SOLVER",
         PartOfCosineOptions,
@@ -255,10 +275,9 @@ def check_shared(cfg: CfgNode, source: str) -> None:
                 f"{source}: {key} = {images} is not allowed "
                 f"(must be a multiple of SOLVER.ACCUMULATION_STEPS = {solver.ACCUMULATION_STEPS})"
             )
-    if list(solver.STEPS) != sorted(set(solver.STEPS)):
-        raise ConfigError(
-            f"{source}: SOLVER.STEPS = {list(solver.STEPS)} is not allowed (must increase)"
-        )
+    steps = read_options(StepOptions, solver).steps
+    if steps != sorted(set(steps)):
+        raise ConfigError(f"{source}: SOLVER.STEPS = {steps} is not allowed (must increase)")
     if solver.get("NESTEROV") and not solver.MOMENTUM > 0:
         raise ConfigError(
             f"{source}: SOLVER.NESTEROV = True is not allowed with SOLVER.MOMENTUM = "

@@ -34,7 +34,7 @@ from ssod_imwa.detection.data.views import (
 )
 from ssod_imwa.detection.detectors.base import Detector
 from ssod_imwa.detection.evaluation import evaluate_detections, predict
-from ssod_imwa.detection.keys import METHODS
+from ssod_imwa.detection.keys import METHODS, SplitOptions
 from ssod_imwa.detection.methods.base import DetectionMethod
 from ssod_imwa.errors import ConfigError, as_config_error
 from ssod_imwa.task import check_batch_sizes, evaluate_sets
@@ -71,12 +71,12 @@ def build_data(cfg: CfgNode) -> DetectionData:
     if not sets.TRAIN:
         raise ConfigError("DATASETS.TRAIN = [] is not allowed (name at least one labeled set)")
     whole = _load(cfg, sets.TRAIN)
-    split = sets.SPLIT
+    split = read_options(SplitOptions, sets.SPLIT)
     labeled, rest = split_dataset(
         whole,
-        percent=split.PERCENT,
-        fold=split.FOLD,
-        file=data_root(sets.ROOT) / split.FILE if split.FILE else "",
+        percent=split.percent,
+        fold=split.fold,
+        file=data_root(sets.ROOT) / split.file if split.file else "",
         filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
     )
     unlabeled: DetectionDataset | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from ssod_imwa.config.options import Options, option
+from ssod_imwa.config.options import BELOW_100, Options, option
 from ssod_imwa.config.sections import Section
 from ssod_imwa.detection.data.geometric_views import GeometricOptions
 from ssod_imwa.detection.data.views import StrongKindOptions, StrongOptions, ViewOptions
@@ -115,14 +115,20 @@ class SplitOptions(Options):
     percent: float = option(
         100.0,
         "percentage of TRAIN that keeps its labels; the rest joins the unlabeled images",
-        low=0,
+        above=0,
         high=100,
     )
-    fold: int = option(1, "fold of the split file, or seed of the generated split", low=0)
+    fold: int = option(
+        1,
+        "fold of the split file, or seed of the generated split",
+        low=0,
+        when={"percent": BELOW_100},
+    )
     file: str = option(
         "",
         "split file, relative to ROOT: written by tools/prepare_splits.py, or "
         'COCO_supervision.txt of the public code; "" draws the split',
+        when={"percent": BELOW_100},
     )
 
 

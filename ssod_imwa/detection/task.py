@@ -75,7 +75,7 @@ class DetectionTask(Task):
         self.method = cfg.SSOD.ALGORITHM
         split = cfg.DATASETS.SPLIT
         share = f" {split.PERCENT:g} %" if split.PERCENT < 100 else ""
-        self.fold = split.FOLD if share else None
+        self.fold = split.get("FOLD")
         names = [] if self.data.unlabeled is None else cfg.DATASETS.TRAIN_UNLABELED
         unlabeled = "".join(f" + {name}" for name in names)
         tests = ", ".join(test.name for test in self.data.tests)

@@ -11,7 +11,7 @@ from ssod_imwa.averaging.lengths import lengths_by_rate
 from ssod_imwa.averaging.ranks import Ranks
 from ssod_imwa.config.averaging import common_iterations
 from ssod_imwa.config.options import read_options
-from ssod_imwa.config.shared import PartOfCosineOptions
+from ssod_imwa.config.shared import PartOfCosineOptions, StepOptions
 from ssod_imwa.engine.solver import lr_multiplier
 from ssod_imwa.errors import ConfigError
 from ssod_imwa.runs.results import Results
@@ -55,11 +55,12 @@ def _lengths_by_rate(cfg: CfgNode, start: int) -> list[int] | None:
 def build_multiplier(cfg: CfgNode) -> Callable[[int], float]:
     """The factor of all learning rates at a member's own iteration."""
     solver = cfg.SOLVER
+    in_steps = read_options(StepOptions, solver)
     return lr_multiplier(
         solver.LR_SCHEDULER_NAME,
         max_iter=solver.MAX_ITER,
-        steps=solver.STEPS,
-        gamma=solver.GAMMA,
+        steps=in_steps.steps,
+        gamma=in_steps.gamma,
         warmup_iters=solver.WARMUP_ITERS,
         warmup_factor=solver.WARMUP_FACTOR,
         cosine_cycles=read_options(PartOfCosineOptions, solver).cosine_cycles,

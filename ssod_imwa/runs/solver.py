@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from ssod_imwa.config.options import read_options
-from ssod_imwa.config.shared import SGDOptions
+from ssod_imwa.config.shared import AdamWOptions, SGDOptions
 from ssod_imwa.engine.hooks import LRHook, MemberSettings, MemberSettingsHook
 from ssod_imwa.engine.method import Method
 from ssod_imwa.engine.solver import build_optimizer
@@ -25,7 +25,7 @@ def build_task_optimizer(task: Task, student: nn.Module) -> torch.optim.Optimize
         name=solver.OPTIMIZER,
         lr=solver.BASE_LR,
         momentum=solver.MOMENTUM,
-        beta2=solver.BETA2,
+        beta2=read_options(AdamWOptions, solver).beta2,
         nesterov=read_options(SGDOptions, solver).nesterov,
         weight_decay=solver.WEIGHT_DECAY,
         weight_decay_norm=solver.WEIGHT_DECAY_NORM,

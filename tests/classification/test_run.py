@@ -242,6 +242,8 @@ VIT = ("CLS.MODEL.NAME", "vit_tiny_patch4_32")
         (["DATASETS.TRAIN", "['digits_train']"], DataError, "did you mean digit_images_train"),
         (["DATASETS.TRAIN", "[]"], ConfigError, "must name one data set"),
         (["DATASETS.TEST", "[]"], ConfigError, "DATASETS.TEST"),
+        (["MODEL.PIXEL_MEAN", "[1, 2]"], ConfigError, "MODEL.PIXEL_MEAN = .*must have 3 values"),
+        (["CLS.INPUT.TEST_RESIZE", "bicubic"], ConfigError, "TEST_RESIZE = 'bicubic' has no mean"),
         (["CLS.IMBALANCE.RATIO", 500], DataError, "ratio = 500"),
         (["CLS.IMBALANCE.MAXIMUM", 10], DataError, "without images"),
         (["CLS.INPUT.VIEWS", "['plain', 'plain']"], ConfigError, "must be 1"),

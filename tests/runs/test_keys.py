@@ -71,6 +71,7 @@ def test_every_key_of_detection_is_read(read, detection_config):
     retinanet = ("SSOD.ALGORITHM", "supervised", "MODEL.META_ARCHITECTURE", "RetinaNet")
     read_by_detection(read, detection_config, *retinanet)
     anchors = ("MODEL.ANCHOR_GENERATOR.SIZES", [[16], [32], [64], [128], [256]])
+    anchors += ("SOLVER.OPTIMIZER", "AdamW")
     read_by_detection(read, detection_config, "MODEL.BACKBONE.NAME", "timm:resnet18", *anchors)
     drawn = ("DATALOADER.BATCH_RULE", "drawn", "DATALOADER.DRAWN_TOGETHER", 2)
     read_by_detection(read, detection_config, "SSOD.ALGORITHM", "soft_teacher", *drawn)
@@ -147,7 +148,7 @@ def test_every_key_of_a_classifier_is_read(read, overrides):
     next(task.build_batches(EpisodeSchedule(4), torch.device("cpu"), method.reads)(0))
     task.build_evaluator()(method.student.eval())
     # Read where images are files, and where there are weights to begin with.
-    elsewhere = {"CLS.INPUT.JITTER", "CLS.INPUT.TEST_RESIZE", "CLS.STAGE.RESET_CLASSIFIER"}
+    elsewhere = {"CLS.INPUT.TEST_RESIZE", "CLS.STAGE.RESET_CLASSIFIER"}
     unread = {key for key in keys(cfg) if key.startswith("CLS.")} - read - elsewhere
     assert not unread
 
@@ -165,7 +166,7 @@ def allowed_value(key, allowed):
     if not isinstance(allowed, Switch):
         return allowed[0]
     option = options_by_key(SECTIONS)[key]
-    lists = (option.default, ["randaugment"]) if option.is_list else ()
+    lists = (option.default, ["randaugment"], ["standard"]) if option.is_list else ()
     values = (*option.choices, *lists, 1, 0.5, 2)
     return next(value for value in values if value in allowed and not option.violation(value))
 

@@ -205,6 +205,15 @@ def test_keys_of_what_a_member_does_not_use_are_not_in_its_configuration():
     assert second.CLS.LOSS.GAMMA == 3
 
 
+def test_a_member_may_have_a_schedule_of_another_kind():
+    blocks = "[{}, {SOLVER: {LR_SCHEDULER_NAME: WarmupMultiStepLR, STEPS: [7], GAMMA: 0.5}}]"
+    settings = ["SOLVER.LR_SCHEDULER_NAME", "WarmupCosineLR", "IMWA.MEMBERS", "2"]
+    cfg = load_config(overrides=[*settings, "IMWA.MEMBER_OVERRIDES", blocks])
+    first, second = member_configs(cfg)
+    assert ("STEPS" in first.SOLVER, second.SOLVER.STEPS, second.SOLVER.GAMMA) == (False, [7], 0.5)
+    assert parse_config(cfg.dump(), "dump") == cfg
+
+
 def test_schedules_and_batches_are_scaled_in_blocks_too():
     blocks = "[{}, {SOLVER: {BASE_LR: 0.04, STEPS: [10, 20], GAMMA: 0.5}}]"
     overrides = ["IMWA.MEMBERS", "2", "IMWA.MEMBER_OVERRIDES", blocks]

@@ -38,7 +38,6 @@ class InputOptions(Options):
 
     size: int = option(32, "edge of the images that the network sees, in pixels", low=1)
     flip: bool = option(True, "mirror images at random", per_member=True)
-    jitter: bool = option(True, 'color jitter of the "standard" view', per_member=True)
     test_resize: Resize = option("bilinear", "how test images in files are resized; LiVT: bicubic")
     in_memory: bool = option(
         False, 'read the files of "folder:" and "list:" sets into memory; they must be of SIZE'

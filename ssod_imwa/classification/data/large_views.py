@@ -11,6 +11,7 @@ them seeds those for each image.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
@@ -21,6 +22,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
 from ssod_imwa.classification.checks import check_at_least_1
 from ssod_imwa.classification.data.augmentation import IMAGENET_STATISTICS, Statistics
 from ssod_imwa.classification.data.randaugment import NUMBERS, randaugment
+from ssod_imwa.config.options import Options, option
 
 LargeView = Callable[[torch.Tensor], torch.Tensor]
 LargeViewName = Literal[
@@ -48,6 +50,13 @@ LIVT_ERASING = 0.25
 
 BLUR_SIGMA = (0.1, 2.0)
 BLUR_SIZE = 13  # pixels, three times the largest sigma on each side
+
+
+@dataclass(frozen=True)
+class JitterOptions(Options):
+    """Of the "standard" view."""
+
+    jitter: bool = option(True, 'color jitter of the "standard" view')
 
 
 def large_view(

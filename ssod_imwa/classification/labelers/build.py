@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from fvcore.common.config import CfgNode
@@ -31,6 +31,10 @@ LABELERS: dict[str, type[Labeler]] = {
 }
 
 
+# Names of those that estimate what a mean over members may stand for.
+WITH_STATISTICS = tuple(name for name, labeler in LABELERS.items() if labeler.averageable)
+
+
 @dataclass(frozen=True)
 class LabelerChoice(Options):
     """The labeler; the other keys of CLS.LABELER are its own."""
@@ -41,6 +45,17 @@ class LabelerChoice(Options):
         "distribution (CReST+), of given class totals (DARP), blended with prototypes (DASO), "
         "adjusted by the prior (ACR)",
         choices=tuple(LABELERS),
+    )
+
+
+@dataclass(frozen=True)
+class StatisticsOptions(Options):
+    """CLS.FIXMATCH: what becomes of a labeler's estimates."""
+
+    statistics: Literal["kept", "averaged"] = option(
+        "kept",
+        "estimates of members (histograms, distributions, refined labels) when weights are "
+        "averaged: each its own, or the mean of all",
     )
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -15,6 +15,7 @@ from ssod_imwa.classification.generations import GenerationOptions
 from ssod_imwa.classification.labelers.acr import ACR
 from ssod_imwa.classification.labelers.alignment import Alignment
 from ssod_imwa.classification.labelers.build import (
+    StatisticsOptions,
     UnlabeledImages,
     build_labeler,
     check_queue,
@@ -43,9 +44,10 @@ from ssod_imwa.classification.methods.paco import (
 )
 from ssod_imwa.classification.mixers import MIXERS, Mixer, Network
 from ssod_imwa.classification.models.build import ON_FEATURES
+from ssod_imwa.classification.models.freezing import WITH_FROZEN_NORMS
 from ssod_imwa.classification.models.mae import MAEOptions, MaskedAutoencoder
 from ssod_imwa.classification.models.vit import ViT
-from ssod_imwa.config.options import Options, may_differ, option, read_options
+from ssod_imwa.config.options import Options, Values, may_differ, option, read_options
 from ssod_imwa.config.reader import value_of
 from ssod_imwa.engine.method import Method
 from ssod_imwa.errors import ConfigError, as_config_error
@@ -68,6 +70,7 @@ class Entry:
         options: type of those that are its own.
         prefix: of their keys.
         shares: groups of keys that it reads beside its own and those of all methods.
+        when: further keys and the values at which its own options are read.
         moco_weight: last part of the key of MoCo's weight, at 0 of which there is no MoCo; "" for a
             method without.
     """
@@ -76,6 +79,7 @@ class Entry:
     options: type[Options]
     prefix: str
     shares: tuple[Shared, ...] = ()
+    when: Mapping[str, Values] = field(default_factory=dict)
     moco_weight: str = ""
 
 
@@ -301,12 +305,14 @@ def _fixmatch(
     device = _device(model)
     network = FixMatchNetwork(model, two_heads=options.second_head != "none").to(device)
     labeler = build_labeler(cfg, model, unlabeled)
+    statistics = read_options(StatisticsOptions, cfg.CLS.FIXMATCH).statistics
     return FixMatch(
         network,
         build_criterion(cfg, counts),
         options,
         training=_training(cfg),
         labeler=labeler,
+        averages_statistics=statistics == "averaged",
         extras=build_extras(cfg, labeler, counts, device),
         knows_truth=unlabeled.knows_truth,
     )
@@ -354,6 +360,7 @@ METHODS: dict[str, Entry] = {
     "erm": Entry(
         *(_erm, ERMOptions, "CLS.STAGE"),
         shares=("loss", "mixer", "experts", "classifier", "second_stage"),
+        when={"CLS.STAGE.PART": WITH_FROZEN_NORMS},
     ),
     "bcl": Entry(_bcl, BCLOptions, "CLS.BCL", shares=("classifier",)),
     "paco": Entry(_paco, PaCoOptions, "CLS.PACO", shares=("classifier",)),

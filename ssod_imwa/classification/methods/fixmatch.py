@@ -41,11 +41,6 @@ class FixMatchOptions(Options):
         "none",
         "head beside FixMatch's, which is then tested: ABC's, or ACR's balanced one",
     )
-    statistics: Literal["kept", "averaged"] = option(
-        "kept",
-        "estimates of members (histograms, distributions, refined labels) when weights are "
-        "averaged: each its own, or the mean of all",
-    )
 
 
 class FixMatch(ClassificationMethod):
@@ -65,6 +60,8 @@ class FixMatch(ClassificationMethod):
         options: see there.
         training: see `ClassificationMethod`.
         labeler: what gives ŷ and the mask.
+        averages_statistics: whether the labeler's estimates are averaged as weights are; else each
+            member keeps its own.
         extras: further losses.
         knows_truth: whether targets of unlabeled images are their hidden classes, which are
             recorded beside the pseudo-labels.
@@ -89,6 +86,7 @@ class FixMatch(ClassificationMethod):
         *,
         training: Training,
         labeler: Labeler,
+        averages_statistics: bool = False,
         extras: Sequence[Extra] = (),
         knows_truth: bool = False,
     ) -> None:
@@ -103,7 +101,7 @@ class FixMatch(ClassificationMethod):
         self.strong_names = tuple(names)
         self.reads = {"labeled": ("weak",), "unlabeled": ("weak", *names)}
         self.cross_teaches = _cross_teaching(labeler, two_heads=student.base_head is not None)
-        self.at_average = _policies(labeler, averaged=options.statistics == "averaged")
+        self.at_average = _policies(labeler, averaged=averages_statistics)
 
     def losses(self, batch: Batch, t: int) -> dict[str, torch.Tensor]:
         step = self._step(batch, t)

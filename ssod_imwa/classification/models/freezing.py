@@ -25,6 +25,13 @@ TrainedPart = Literal[
     "scale",
 ]
 PARTS = get_args(TrainedPart)
+# Those beside which batch norms stand still unless they are let move.
+WITH_FROZEN_NORMS: tuple[TrainedPart, ...] = (
+    "classifier",
+    "last_block",
+    "last_block_only",
+    "scale",
+)
 
 
 @dataclass(frozen=True)

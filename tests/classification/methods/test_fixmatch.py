@@ -72,7 +72,6 @@ def make(tiny):
         seed=0,
         ema_decay=0.9,
         ema_form=EMAForm(),
-        statistics="kept",
         **settings,
     ):
         name, head, views, loss = COMPOSITIONS[composition]
@@ -93,7 +92,7 @@ def make(tiny):
             )
         if head == "balanced":
             extras.append(BalancedBranch(labeler))
-        options = FixMatchOptions(strong_views=views, statistics=statistics)
+        options = FixMatchOptions(strong_views=views)
         return FixMatch(
             network,
             criterion(tiny, loss),
@@ -408,7 +407,7 @@ def test_members_keep_their_estimates(tiny, make, composition):
 
 
 def test_estimates_are_averaged_when_asked(tiny, make, composition):
-    method, members = make(composition, statistics="averaged"), tiny.Members()
+    method, members = make(composition, averages_statistics=True), tiny.Members()
     tiny.trainer(method, 6, episodes=2, members=2, hooks=[members]).train()
     states = [members.states[1, member]["own"] for member in range(2)]
     for name in method.labeler.averageable:
