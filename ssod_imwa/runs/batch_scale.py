@@ -11,7 +11,7 @@ from fvcore.common.config import CfgNode
 from ssod_imwa.config.reader import keys, set_value, value_of
 from ssod_imwa.config.shared import batch_sizes
 from ssod_imwa.errors import ConfigError
-from ssod_imwa.runs.config import DECAY_KEYS, ITERATION_KEYS
+from ssod_imwa.runs.config import DECAY_KEYS, ITERATION_KEYS, parse_config
 
 BATCH = "SOLVER.IMS_PER_BATCH"
 OVERRIDES = "IMWA.MEMBER_OVERRIDES"
@@ -39,7 +39,8 @@ def scale_batch(cfg: CfgNode, images: int) -> tuple[CfgNode, list[Change]]:
         images: new SOLVER.IMS_PER_BATCH, over all processes.
 
     Raises:
-        ConfigError: the number is below 1.
+        ConfigError: the number is below 1, or what follows from it is not allowed, such as fewer
+            images than SOLVER.ACCUMULATION_STEPS.
 
     Sources: Goyal et al. (arXiv 1706.02677) for SGD's rate, Malladi et al. (arXiv 2205.10287) for
     AdamW's, Busbridge et al. (arXiv 2307.13813) for moving averages.
@@ -71,8 +72,7 @@ def scale_batch(cfg: CfgNode, images: int) -> tuple[CfgNode, list[Change]]:
         if after != before:
             set_value(scaled, key, after)
             changes.append(Change(key, before, after))
-    scaled.freeze()
-    return scaled, changes
+    return parse_config(scaled.dump(), f"--scale-batch {images}"), changes
 
 
 def _after(cfg: CfgNode, key: str, before: Any, ratio: float) -> Any:

@@ -68,6 +68,14 @@ def test_what_happens_still_does():
     assert (cfg.SOLVER.WARMUP_ITERS, cfg.TEST.EVAL_PERIOD) == (1, 0)
 
 
+def test_what_follows_is_checked_as_what_is_written():
+    message = r"^--scale-batch 6: SOLVER.IMS_PER_BATCH = 6 is not allowed \(must be a multiple of"
+    with pytest.raises(ConfigError, match=message):
+        scale_batch(config("SOLVER.ACCUMULATION_STEPS", 4), 6)
+    with pytest.raises(ConfigError, match=r"IMWA.EPISODES = 900"):
+        scale_batch(config("IMWA.MEMBERS", 2, "IMWA.EPISODES", 900), 32)
+
+
 def test_no_images_are_refused():
     with pytest.raises(ConfigError, match="--scale-batch = 0 is not allowed"):
         scale_batch(config(), 0)
