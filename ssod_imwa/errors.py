@@ -35,6 +35,10 @@ class WeightsError(UserError):
     """Initial weights are missing, damaged or of another model."""
 
 
+class NonFiniteError(UserError, FloatingPointError):
+    """Training diverged: a loss, a gradient, weights or predictions became NaN or infinite."""
+
+
 def one_line(text: str) -> str:
     r"""A text with its line breaks and other control characters escaped, fit for a terminal.
 

@@ -19,6 +19,7 @@ from ssod_imwa.config.options import Options, option
 from ssod_imwa.data.batches import Part
 from ssod_imwa.data.loader import TestBatches
 from ssod_imwa.data.polling import Poll, polled
+from ssod_imwa.errors import NonFiniteError
 
 # Recalls of more classes than this would make results.json megabytes long.
 MOST_RECALLS = 200
@@ -70,6 +71,9 @@ def predict(
 
     Returns:
         float32 (N, C) or (..., N, C), and int64 (N,), the same in every process.
+
+    Raises:
+        NonFiniteError: a logit is NaN or infinite.
     """
     parts = []
     device = next(model.parameters()).device
@@ -80,6 +84,11 @@ def predict(
     order = torch.cat([indices for indices, _, _ in gathered]).argsort()
     labels = torch.cat([labels for _, labels, _ in gathered])[order]
     logits = torch.cat([logits for _, _, logits in gathered], dim=-2)
+    if wrong := int((~logits.isfinite()).any(-1).sum()):
+        raise NonFiniteError(
+            f"logits of {wrong} of {logits[..., 0].numel()} test images are not finite: the "
+            "weights are too large for the network (lower SOLVER.BASE_LR)"
+        )
     return logits.index_select(-2, order).numpy(), labels.numpy()
 
 

@@ -9,6 +9,7 @@ Example::
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -23,6 +24,8 @@ from ssod_imwa.detection.data.records import DetectionDataset, Detections, Image
 from ssod_imwa.detection.detectors.base import Detector
 from ssod_imwa.detection.voc_ap import voc_metrics
 from ssod_imwa.errors import DataError
+
+logger = logging.getLogger(__name__)
 
 
 def evaluate_detections(
@@ -67,6 +70,13 @@ def evaluate_detections(
             "nothing was found has empty detections"
         )
     found = [predictions[image_id] for image_id in ids]
+    if not any(map(len, found)):
+        logger.warning(
+            "nothing was found in any of the %d images of %s: no score is above the threshold of "
+            "tests, or scores are no numbers because training diverged",
+            len(found),
+            dataset.name,
+        )
     metrics = coco_metrics(truths, found, classes=dataset.classes)
     if voc:
         metrics |= voc_metrics(truths, found, num_classes=len(dataset.classes))

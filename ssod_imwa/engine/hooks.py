@@ -8,7 +8,8 @@ from typing import Any
 
 from ssod_imwa.averaging.imwa import IMWA
 from ssod_imwa.averaging.parallel import ParallelIMWA
-from ssod_imwa.engine.trainer import HookBase, NonFiniteError
+from ssod_imwa.engine.trainer import HookBase
+from ssod_imwa.errors import NonFiniteError
 
 
 class LRHook(HookBase):

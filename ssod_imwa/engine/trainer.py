@@ -15,7 +15,7 @@ from ssod_imwa.averaging.ranks import Ranks
 from ssod_imwa.engine.events import EventStorage
 from ssod_imwa.engine.method import Method
 from ssod_imwa.engine.seeding import seed_everything
-from ssod_imwa.errors import UserError
+from ssod_imwa.errors import NonFiniteError
 
 # Members that are trained at once wait for each other after so many seconds, or steps if these are
 # less: after each step, the slower of two busy cores would decide every time, and who asks a run to
@@ -64,10 +64,6 @@ class HookBase:
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
-
-
-class NonFiniteError(UserError, FloatingPointError):
-    """Training diverged: a loss, a gradient or a member's weights became NaN or infinite."""
 
 
 class Trainer:

@@ -8,6 +8,7 @@ from ssod_imwa.classification.models.cifar_resnet import CifarResNet
 from ssod_imwa.classification.models.experts import Experts
 from ssod_imwa.classification.prediction import evaluate_classifier, evaluate_logits
 from ssod_imwa.data.batches import Part
+from ssod_imwa.errors import NonFiniteError
 
 CLASSES, COUNTS = ("cat", "dog", "cow"), [200, 40, 5]
 
@@ -95,3 +96,9 @@ def test_post_hoc_adjustment_is_that_of_logits_less_the_log_prior(network, image
     assert both["adjusted/top1"] == pytest.approx(100 * float(right.mean()))
     assert both["adjusted/mean_recall"] == pytest.approx(100 * sum(recalls) / 3)
     assert not torch.equal(logits.argmax(1), said)  # it does something
+
+
+def test_logits_that_are_no_numbers_are_said_in_one_line(network, images):
+    images[4] = 1e38  # finite, but nothing behind the first layer is
+    with pytest.raises(NonFiniteError, match=r"logits of \d+ of \d+ test images are not finite"):
+        evaluate(network, images)

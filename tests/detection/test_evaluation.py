@@ -116,11 +116,13 @@ def test_figures_are_those_of_the_two_protocols():
     assert 0 < both["VOC/AP50"] <= 100
 
 
-def test_nothing_found_is_zero():
+def test_nothing_found_is_zero_and_said(caplog):
     data = dataset()
     metrics = evaluate_detections(data, {x.image_id: NOTHING for x in data.records}, voc=True)
     assert metrics["AP"] == metrics["AP50"] == metrics["VOC/AP50"] == metrics["VOC/AP"] == 0
     assert math.isnan(metrics["APl"])  # there is no large box
+    (message,) = caplog.messages
+    assert message.startswith("nothing was found in any of the 3 images of three: ")
 
 
 def test_predictions_of_other_images_are_refused():

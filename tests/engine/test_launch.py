@@ -24,8 +24,8 @@ from ssod_imwa.engine import launch
 from ssod_imwa.engine.evaluation import EvaluationHook, Evaluations
 from ssod_imwa.engine.hooks import IMWAHook
 from ssod_imwa.engine.signals import SignalHook, StopSignals
-from ssod_imwa.engine.trainer import HookBase, NonFiniteError
-from ssod_imwa.errors import UserError
+from ssod_imwa.engine.trainer import HookBase
+from ssod_imwa.errors import NonFiniteError, UserError
 
 
 @needs_fork

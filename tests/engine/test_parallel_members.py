@@ -17,7 +17,8 @@ from ssod_imwa.engine import trainer as loop
 from ssod_imwa.engine.hooks import IMWAHook, LRHook
 from ssod_imwa.engine.launch import distribute
 from ssod_imwa.engine.signals import SignalHook, StopSignals
-from ssod_imwa.engine.trainer import HookBase, NonFiniteError
+from ssod_imwa.engine.trainer import HookBase
+from ssod_imwa.errors import NonFiniteError
 
 T, EPISODES, MEMBERS = 7, 3, 2
 

@@ -9,7 +9,8 @@ from torch import nn
 from ssod_imwa.averaging.ranks import Group, Ranks
 from ssod_imwa.engine.seeding import seed_everything
 from ssod_imwa.engine.solver import gradient_clipper
-from ssod_imwa.engine.trainer import HookBase, NonFiniteError
+from ssod_imwa.engine.trainer import HookBase
+from ssod_imwa.errors import NonFiniteError
 
 
 class Recorder(HookBase):

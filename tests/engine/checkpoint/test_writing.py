@@ -15,8 +15,8 @@ from ssod_imwa.engine.checkpoint.atomic import WriteError, damage, load_checkpoi
 from ssod_imwa.engine.checkpoint.models import read_models
 from ssod_imwa.engine.checkpoint.output import resume_files
 from ssod_imwa.engine.checkpoint.writing import CheckpointHook
-from ssod_imwa.engine.trainer import HookBase, NonFiniteError
-from ssod_imwa.errors import CheckpointError
+from ssod_imwa.engine.trainer import HookBase
+from ssod_imwa.errors import CheckpointError, NonFiniteError
 
 
 def test_writes_at_episode_ends_and_keeps_one_older(line, tmp_path):
