@@ -27,6 +27,7 @@ from ssod_imwa.config.options import Options, option
 from ssod_imwa.data.batches import Batch
 from ssod_imwa.engine.seeding import counted_generator
 from ssod_imwa.engine.teacher import Teacher
+from ssod_imwa.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -203,6 +204,11 @@ class PaCo(ParametricContrastive):
 
     def losses(self, batch: Batch, t: int) -> dict[str, torch.Tensor]:
         views, labels = batch["labeled"].views, batch["labeled"].targets
+        if len(labels) == 1:
+            raise ConfigError(
+                "SOLVER.IMS_PER_BATCH and ACCUMULATION_STEPS leave 1 image a pass of a process "
+                "(must be at least 2: PaCo's projection has a batch norm)"
+            )
         logits, queries = self.parallel_student(views["image"])
         with torch.no_grad():
             _, keys = self.slow.model(views["key"])

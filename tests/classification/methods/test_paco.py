@@ -17,6 +17,7 @@ from ssod_imwa.classification.methods.paco import (
 )
 from ssod_imwa.data.batches import Batch
 from ssod_imwa.engine.launch import distribute
+from ssod_imwa.errors import ConfigError
 
 VIEWS = PaCo.reads["labeled"]
 
@@ -350,3 +351,10 @@ def test_settings_out_of_range_are_refused(tiny, kind, settings, message):
 def test_pacos_momentum_is_checked(tiny):
     with pytest.raises(ValueError, match=r"momentum = 1\.5 is not allowed"):
         make_method(tiny, PaCo, momentum=1.5)
+
+
+def test_one_image_has_no_batch_statistics(tiny):
+    with pytest.raises(ConfigError, match=r"leave 1 image a pass .*must be at least 2: PaCo's"):
+        make_method(tiny, PaCo).losses(tiny.batch(0, views=VIEWS, size=1), 0)
+    method = make_method(tiny, GPaCo)
+    assert method.losses(tiny.batch(0, views=VIEWS, size=1), 0)["loss"].isfinite()
