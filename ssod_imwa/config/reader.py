@@ -132,15 +132,15 @@ def changed_config(
     values = {key: value_of(cfg, key) for key in keys(cfg)}
     # A toolkit may have keys that we declare for other toolkits.
     ours = options_by_key(active_sections(sections, values))
-    toolkit = _without(cfg, ours) if values.keys() - ours.keys() else None
+    toolkit = without(cfg, ours) if values.keys() - ours.keys() else None
     base = [Setting(key, value, "") for key, value in values.items() if key in ours]
     active = options_by_key(active_sections(sections, _choices(sections, [*base, *settings])))
     remaining = [setting for setting in base if setting.key in active]
     return build_config(sections, [*remaining, *settings], toolkit=toolkit)
 
 
-def _without(cfg: CfgNode, removed: Container[str]) -> CfgNode:
-    """A copy without some keys, which are named in full."""
+def without(cfg: CfgNode, removed: Container[str]) -> CfgNode:
+    """A copy without some keys, which are named in full, not frozen."""
     copy = cfg.clone()
     copy.defrost()
     for key in keys(cfg):

@@ -21,6 +21,7 @@ from ssod_imwa.config.reader import (
     override_settings,
     text_settings,
     value_of,
+    without,
 )
 from ssod_imwa.config.sections import active_sections, build_tree, options_by_key
 from ssod_imwa.config.shared import check_shared
@@ -160,4 +161,5 @@ def _toolkit_tree(settings: Sequence[Setting], detector: str) -> CfgNode | None:
             f"{TOOLKIT} = 'detectron2': detectron2 is not installed (see docs/detectron2.md, or "
             "choose torchvision)"
         ) from None
-    return detector_tree(detector)
+    # Of what trains, its keys mean nothing: ours do, or are refused.
+    return without(detector_tree(detector), options_by_key(shared.SECTIONS))

@@ -96,6 +96,10 @@ def test_a_dump_is_read_again():
             r"not a configuration key; did you mean MODEL.RPN.NMS_THR",
         ),
         (["MODEL.FPN.IN_FEATURES", "3"], r"MODEL.FPN.IN_FEATURES = 3 is not allowed"),
+        (
+            ["SOLVER.LR_SCHEDULER_NAME", "WarmupCosineLR", "SOLVER.STEPS", "(3,)"],
+            r"SOLVER.STEPS has no meaning with SOLVER.LR_SCHEDULER_NAME = 'WarmupCosineLR'",
+        ),
         (["SOLVER.MAX_ITER", "0"], r"SOLVER.MAX_ITER = 0 is not allowed \(must be at least 1\)"),
     ],
 )
