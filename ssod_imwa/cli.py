@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import itertools
 import logging
+import os
 import signal
 import sys
+import tempfile
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -17,7 +19,7 @@ from rich.logging import RichHandler
 from rich.table import Table
 from rich.text import Text
 
-from ssod_imwa.errors import UserError, printable
+from ssod_imwa.errors import UserError, printable, writing
 
 # Noise of libraries that a user can do nothing about: torchvision's import and the argument of
 # DistributedDataParallel under torch >= 2.14, and five lines about every COCO evaluation.
@@ -29,14 +31,36 @@ EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 
 
-def require_absent(path: Path) -> None:
-    """Refuse to write over a file: it may be the very model that is read.
+def require_new(output: Path) -> None:
+    """Refuse to write over a file, which may be the very model that is read, or where none can be.
+
+    Belongs before long work.
 
     Raises:
         UserError: the path exists.
+        OutputError: nothing can be written there.
     """
-    if path.exists():
-        raise UserError(f"{path} is there already (remove it, or choose another --output)")
+    if os.path.lexists(output):
+        raise UserError(f"{output} is there already (remove it, or choose another --output)")
+    _require_writable(output, output.parents)
+
+
+def require_folder(output: Path) -> None:
+    """Refuse a folder that cannot be made, or in which nothing can be written; before long work.
+
+    Raises:
+        OutputError: says so, with the reason.
+    """
+    _require_writable(output, (output, *output.parents))
+
+
+def _require_writable(output: Path, places: Iterable[Path]) -> None:
+    place = next(path for path in places if os.path.lexists(path))
+    with writing(output):
+        try:
+            tempfile.TemporaryFile(dir=place).close()
+        except OSError as error:  # of a file whose name means nothing to a user
+            raise OSError(error.errno, error.strerror, str(place)) from error
 
 
 def add_import_option(parser: argparse.ArgumentParser) -> None:

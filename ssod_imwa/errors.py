@@ -1,7 +1,10 @@
 """Mistakes of a user, as opposed to mistakes of ours."""
 
+import errno
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 
 class UserError(Exception):
@@ -39,6 +42,10 @@ class NonFiniteError(UserError, FloatingPointError):
     """Training diverged: a loss, a gradient, weights or predictions became NaN or infinite."""
 
 
+class OutputError(UserError):
+    """A file or folder that a user named cannot be written."""
+
+
 def one_line(text: str) -> str:
     r"""A text with its line breaks and other control characters escaped, fit for a terminal.
 
@@ -74,3 +81,30 @@ def as_config_error(keys: str) -> Iterator[None]:
         yield
     except ValueError as error:
         raise ConfigError(f"{keys}: {error}") from error
+
+
+@contextmanager
+def writing(path: str | Path) -> Iterator[None]:
+    """Inside, an OSError becomes an OutputError that names the path and the reason.
+
+    Belongs around what writes and nothing else: other OSErrors are defects of ours.
+
+    Args:
+        path: what a user named; of a folder above it that is the reason, the name is there, too.
+
+    Example:
+        >>> with writing("/dev/null/page.html"):
+        ...     Path("/dev/null/page.html").touch()
+        Traceback (most recent call last):
+        ...
+        ssod_imwa.errors.OutputError: /dev/null/page.html cannot be written: Not a directory
+    """
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        if isinstance(error, FileExistsError):  # what mkdir says where a file is in the way
+            reason = os.strerror(errno.ENOTDIR)
+        is_above = error.filename and Path(os.fsdecode(error.filename)) in Path(path).parents
+        place = f"{os.fsdecode(error.filename)}: " if is_above else ""
+        raise OutputError(f"{path} cannot be written: {place}{reason}") from error

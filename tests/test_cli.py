@@ -15,10 +15,12 @@ from ssod_imwa.cli import (
     PlainConsole,
     log_to_stderr,
     print_table,
+    require_folder,
+    require_new,
     run_main,
     split_config_file,
 )
-from ssod_imwa.errors import DataError, UserError
+from ssod_imwa.errors import DataError, OutputError, UserError, writing
 
 ROOT = Path(__file__).parents[1]
 
@@ -156,3 +158,37 @@ def test_a_command_line_that_mixes_files_and_pairs_up_is_refused(named, override
         split_config_file(named, overrides)
     assert str(caught.value).startswith(message)
     assert "\n" not in str(caught.value)
+
+
+def test_what_is_there_is_never_written_over(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "gone")
+    for path in (tmp_path, tmp_path / "link"):
+        with pytest.raises(UserError, match="is there already"):
+            require_new(path)
+    for path in (tmp_path / "x", tmp_path / "new" / "deep" / "x"):
+        require_new(path)
+        require_folder(path)
+    require_folder(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["link"]
+
+
+@pytest.mark.parametrize("require", [require_new, require_folder])
+def test_a_place_that_takes_nothing_is_named_with_the_reason(tmp_path, require):
+    (tmp_path / "link").symlink_to(tmp_path / "gone")
+    place = tmp_path / "link"
+    with pytest.raises(OutputError) as caught:
+        require(place / "x")
+    assert str(caught.value) == f"{place}/x cannot be written: {place}: No such file or directory"
+
+
+def test_a_folder_that_cannot_be_made_is_no_folder(tmp_path):
+    (tmp_path / "file").touch()
+    path = tmp_path / "file" / "x.png"
+    with pytest.raises(OutputError) as caught, writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    assert str(caught.value) == f"{path} cannot be written: {path.parent}: Not a directory"
+
+
+def test_an_error_of_other_work_keeps_its_traceback():
+    with pytest.raises(ValueError, match="ours"), writing("x"):
+        raise ValueError("ours")

@@ -18,7 +18,7 @@ task           : averaging engine config errors
 detection      : averaging engine config data task errors
 classification : averaging engine config data task errors
 runs           : averaging engine config data task detection classification errors
-visualization  : runs errors
+visualization  : engine runs errors
 papers         : engine config runs visualization errors
 analysis       : averaging engine config data detection classification runs visualization errors
 integrations   : averaging engine config data detection runs errors

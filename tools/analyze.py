@@ -14,10 +14,11 @@ what is seen in it. RUN is the OUTPUT_DIR of a classification run. See docs/anal
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 import ssod_imwa.interruptible  # noqa: F401 - first, for its effect
 from ssod_imwa.analysis.subjects import SUBJECTS
-from ssod_imwa.cli import print_table, run_main
+from ssod_imwa.cli import print_table, require_folder, run_main
 
 BN_CHOICES = ("average", "recompute")
 
@@ -90,16 +91,16 @@ def main() -> None:
     from ssod_imwa.analysis.build import open_run
     from ssod_imwa.visualization.plots import save_figures
 
-    subject, output = arguments.pop("subject"), arguments.pop("output")
-    run = open_run(
-        arguments.pop("run"), weights=arguments.pop("weights"), overrides=arguments.pop("opts")
-    )
+    subject, output, folder = (arguments.pop(name) for name in ("subject", "output", "run"))
+    pictures = Path(output or Path(folder) / "pictures")
+    require_folder(pictures)
+    run = open_run(folder, weights=arguments.pop("weights"), overrides=arguments.pop("opts"))
     modules = (commands, weight_commands, unlabeled_totals)
     analyze = next(getattr(m, subject) for m in modules if hasattr(m, subject))
     finding = analyze(run, **arguments)
     for table in finding.tables:
         print_table(table)
-    for path in save_figures(finding.figures, output or run.folder / "pictures"):
+    for path in save_figures(finding.figures, pictures):
         print(path)
 
 

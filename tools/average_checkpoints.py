@@ -21,7 +21,7 @@ import argparse
 from pathlib import Path
 
 import ssod_imwa.interruptible  # noqa: F401 - first, for its effect
-from ssod_imwa.cli import add_import_option, require_absent, run_main
+from ssod_imwa.cli import add_import_option, require_new, run_main
 from ssod_imwa.data.registration import import_modules
 from ssod_imwa.runs.soups import (
     MEASURING,
@@ -65,7 +65,7 @@ def main() -> None:
     arguments = parse_arguments()
     modules = [name for name in arguments.modules if not name.endswith(".py")]
     import_modules(modules, option="--import")
-    require_absent(arguments.output)
+    require_new(arguments.output)
     files = [read_trained(source) for source in arguments.sources]
     metric = None
     if arguments.rule in MEASURING:

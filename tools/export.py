@@ -19,7 +19,7 @@ import hashlib
 from pathlib import Path
 
 import ssod_imwa.interruptible  # noqa: F401 - first, for its effect
-from ssod_imwa.cli import require_absent, run_main
+from ssod_imwa.cli import require_new, run_main
 from ssod_imwa.engine.checkpoint.output import FINAL
 from ssod_imwa.runs.export import export_model
 from ssod_imwa.runs.trained import read_trained
@@ -52,7 +52,7 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     """Write the file and say how to load it."""
     arguments = parse_arguments()
-    require_absent(arguments.output)
+    require_new(arguments.output)
     trained = read_trained(arguments.source)
     code = export_model(trained, arguments.output, asked=arguments.asked)
     digest = hashlib.sha256(arguments.output.read_bytes()).hexdigest()

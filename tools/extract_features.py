@@ -32,7 +32,7 @@ from ssod_imwa.classification.extraction import (
     package_network,
     view_features,
 )
-from ssod_imwa.cli import require_absent, run_main
+from ssod_imwa.cli import require_new, run_main
 from ssod_imwa.errors import UserError, as_config_error
 
 
@@ -86,7 +86,7 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     arguments = parse_arguments()
     options = _options(arguments)
-    require_absent(arguments.output)
+    require_new(arguments.output)
     dataset = load_images(arguments.name, root=arguments.root, in_memory=True)
     with as_config_error("--stages"):
         network = package_network(arguments.weights, options)
@@ -95,7 +95,6 @@ def main() -> None:
         views.append(features)
         logging.info("view %d of %d", len(views), options.views)
     made = made_by(arguments.weights, dataset, options)
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
     features = torch.stack(views, 1)
     write_features(arguments.output, features, dataset, weak=options.weak, made=made)
     print(f"{arguments.output}: {len(dataset)} images, {options.views} views of {made['source']}")

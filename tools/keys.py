@@ -14,6 +14,7 @@ from pathlib import Path
 import ssod_imwa.interruptible  # noqa: F401 - first, for its effect
 from ssod_imwa.cli import run_main
 from ssod_imwa.config.page import keys_page
+from ssod_imwa.errors import writing
 from ssod_imwa.runs.config import CHAPTERS
 
 
@@ -34,7 +35,8 @@ def main() -> None:
     if arguments.write is None:
         print(page, end="")
     else:
-        arguments.write.write_text(page, encoding="utf-8")
+        with writing(arguments.write):
+            arguments.write.write_text(page, encoding="utf-8")
 
 
 if __name__ == "__main__":

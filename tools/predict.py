@@ -26,7 +26,7 @@ from ssod_imwa.analysis.predicting import (
     predict_images,
 )
 from ssod_imwa.analysis.prediction_files import common_folder, write_classes, write_detections
-from ssod_imwa.cli import log_to_stderr, require_absent, run_main
+from ssod_imwa.cli import log_to_stderr, require_new, run_main
 from ssod_imwa.errors import DataError
 from ssod_imwa.runs.trained import read_shipped
 
@@ -75,7 +75,7 @@ def main() -> None:
     """Predict, write and say what was written."""
     arguments = parse_arguments()
     log_to_stderr()
-    require_absent(arguments.output)
+    require_new(arguments.output)
     trained = read_shipped(arguments.model)
     trained.require_asked(arguments.asked, reads_data=False)
     paths = find_images(arguments.images)

@@ -24,6 +24,7 @@ from ssod_imwa.classification.data.imagenet127 import (
 )
 from ssod_imwa.cli import run_main
 from ssod_imwa.data.roots import data_root
+from ssod_imwa.engine.checkpoint.atomic import write_output
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -49,8 +50,7 @@ def main() -> None:
     coarse = fine_to_coarse(arguments.coarse, arguments.fine, arguments.synsets)
     lines = class_table(coarse, read_fine_counts(root, size=arguments.size))
     file = root / MAP_FILE
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_output(file, ("\n".join(lines) + "\n").encode())
     print(file)
 
 

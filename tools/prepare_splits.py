@@ -23,7 +23,7 @@ import logging
 from pathlib import Path
 
 import ssod_imwa.interruptible  # noqa: F401 - first, for its effect
-from ssod_imwa.cli import add_import_option, run_main
+from ssod_imwa.cli import add_import_option, require_folder, run_main
 from ssod_imwa.data.registration import import_modules
 from ssod_imwa.detection.data.catalog import load_dataset
 from ssod_imwa.detection.data.split_reports import (
@@ -66,11 +66,13 @@ def main() -> None:
     """Write or check, and show what each split holds."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     arguments = parse_arguments()
+    if arguments.check is None:
+        is_folder = arguments.format == "coco"
+        require_folder(arguments.output if is_folder else arguments.output.parent)
     import_modules(arguments.modules, option="--import")
     dataset = load_dataset(
         arguments.dataset, root=arguments.root, on_bad_record=arguments.on_bad_record
     )
-    print(HEADER)
     drawn = {
         "percents": arguments.percent,
         "folds": arguments.folds,
@@ -82,7 +84,7 @@ def main() -> None:
         lines = write_index_split(dataset, arguments.output, **drawn)
     else:
         lines = write_coco_splits(dataset, arguments.output, root=arguments.root, **drawn)
-    print("\n".join(lines))
+    print("\n".join([HEADER, *lines]))
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ import argparse
 from pathlib import Path
 
 import ssod_imwa.interruptible  # noqa: F401 - first, for its effect
-from ssod_imwa.cli import log_to_stderr, require_absent, run_main
+from ssod_imwa.cli import log_to_stderr, require_folder, require_new, run_main
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -56,20 +56,21 @@ def main() -> None:
     # Seconds to import, which --help need not wait for.
     from ssod_imwa.analysis.report import add_overview, add_run, read_runs
     from ssod_imwa.analysis.report_pictures import add_examples
+    from ssod_imwa.engine.checkpoint.atomic import write_output
     from ssod_imwa.visualization.page import Page
 
     if arguments.output is not None:
-        require_absent(arguments.output)
+        require_new(arguments.output)
     runs = read_runs(arguments.runs)
+    output = arguments.output or runs[0].folder / "report.html"
+    require_folder(output.parent)
     page = Page(f"Report on {', '.join(run.name for run in runs)}")
     add_overview(page, runs)
     if not arguments.no_models:
         add_examples(page, runs, images=arguments.images)
     for run in runs:
         add_run(page, run)
-    output = arguments.output or runs[0].folder / "report.html"
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(page.render(), encoding="utf-8")
+    write_output(output, page.render().encode())
     print(output)
 
 

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import ssod_imwa.interruptible  # noqa: F401 - first, for its effect
 from ssod_imwa.cli import log_to_stderr, print_table, run_main
-from ssod_imwa.engine.checkpoint.atomic import write_text
+from ssod_imwa.engine.checkpoint.atomic import write_output
 from ssod_imwa.papers.report import report
 from ssod_imwa.papers.reproduction import Reproduction
 from ssod_imwa.papers.tables import choose_rows, read_table
@@ -80,13 +80,13 @@ def main() -> int:
     header, cells = report(table, rows, reproduction.results(rows, arguments.seeds))
     caption = reproduction.caption(arguments.seeds)
     markdown = f"{caption}\n\n{comparison_markdown(header, cells)}"
-    if reproduction.folder.is_dir():
-        write_text(reproduction.folder / "table.md", f"{markdown}\n", kind="table")
     if arguments.format == "markdown":
         print(markdown)
     else:
         print(caption)
         print_table(comparison_table(header, cells))
+    if reproduction.folder.is_dir():
+        write_output(reproduction.folder / "table.md", f"{markdown}\n".encode())
     return 0
 
 

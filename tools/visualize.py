@@ -27,7 +27,7 @@ from fvcore.common.config import CfgNode
 
 from ssod_imwa.analysis.class_views import class_view_sheets
 from ssod_imwa.analysis.detection import prediction_sheets, view_sheets
-from ssod_imwa.cli import add_import_option, run_main, split_config_file
+from ssod_imwa.cli import add_import_option, require_folder, run_main, split_config_file
 from ssod_imwa.data.registration import import_modules
 from ssod_imwa.engine.checkpoint.models import newest_model
 from ssod_imwa.errors import ConfigError
@@ -119,13 +119,14 @@ def make_sheets(cfg: CfgNode, arguments: argparse.Namespace) -> dict[str, torch.
 def main() -> None:
     """Draw and name the files."""
     arguments = parse_arguments()
+    output = Path(arguments.output or Path(arguments.run_dir) / "pictures")
+    require_folder(output)
     import_modules(arguments.modules, option="--import")
     overrides = list(arguments.opts)
     if arguments.run_dir is not None:
         overrides += ["OUTPUT_DIR", arguments.run_dir]  # the folder may have been moved
     cfg = load_config(arguments.config_file or Path(arguments.run_dir) / CONFIG_FILE, overrides)
     sheets = make_sheets(cfg, arguments)
-    output = Path(arguments.output or Path(arguments.run_dir) / "pictures")
     for name, sheet in sheets.items():
         save_png(output / name, sheet)
         print(output / name)

@@ -14,7 +14,7 @@ from fvcore.common.config import CfgNode
 
 from ssod_imwa.config.averaging import most_episodes
 from ssod_imwa.config.reader import keys, value_of
-from ssod_imwa.engine.checkpoint.atomic import write_text
+from ssod_imwa.engine.checkpoint.atomic import write_output
 from ssod_imwa.engine.checkpoint.output import FINAL
 from ssod_imwa.errors import ConfigError
 from ssod_imwa.papers.tables import (
@@ -123,10 +123,8 @@ def finished(folder: Path) -> Results | None:
 
 
 def write_recipe(cfg: CfgNode) -> None:
-    """Keep a run's configuration in its folder, for `check_recipe`."""
-    folder = Path(cfg.OUTPUT_DIR)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / RECIPE, cfg.dump(), kind="recipe")
+    """Keep a run's configuration in its folder, for `check_recipe`. Raises OutputError."""
+    write_output(Path(cfg.OUTPUT_DIR) / RECIPE, cfg.dump().encode())
 
 
 def check_recipe(cfg: CfgNode) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ssod_imwa.classification import export as classification
 from ssod_imwa.detection.detectors.build import build_detector
-from ssod_imwa.engine.checkpoint.atomic import write_checkpoint
+from ssod_imwa.engine.checkpoint.atomic import make_room, write_checkpoint
 from ssod_imwa.runs.trained import TrainedModels
 
 
@@ -20,14 +20,14 @@ def export_model(trained: TrainedModels, output: Path, *, asked: Sequence[str] =
         asked: a LazyConfig of the user's that may be read.
 
     Raises:
-        UserError: the model cannot be exported, the configuration's file is there already, or the
-            model's file names code that is not asked for.
+        UserError: the model cannot be exported, a file cannot be written, the configuration's file
+            is there already, or the model's file names code that is not asked for.
     """
     trained.require_asked(asked, reads_data=False)
-    output.parent.mkdir(parents=True, exist_ok=True)
     if trained.config.TASK == "detection":
         return _export_detector(trained, output)
     model = classification.trained_classifier(trained.config, trained)
+    make_room(output)
     write_checkpoint(
         output, classification.exported_content(model, trained.config, trained.classes)
     )
@@ -39,6 +39,7 @@ def _export_detector(trained: TrainedModels, output: Path) -> str:
     detector = build_detector(cfg, num_classes=cfg.MODEL.ROI_HEADS.NUM_CLASSES)
     detector.load_weights(str(trained.path))
     sizes = cfg.INPUT
+    make_room(output)
     return detector.export(
         output,
         min_size=sizes.MIN_SIZE_TEST,

@@ -10,7 +10,7 @@ from torch import nn
 
 from ssod_imwa.averaging import soups
 from ssod_imwa.averaging.weights import average
-from ssod_imwa.engine.checkpoint.atomic import write_checkpoint
+from ssod_imwa.engine.checkpoint.atomic import make_room, write_checkpoint
 from ssod_imwa.engine.checkpoint.models import ModelFile
 from ssod_imwa.engine.device import pick_device
 from ssod_imwa.errors import UserError
@@ -167,7 +167,8 @@ def write_average(files: Sequence[ModelFile], coefficients: Sequence[float], out
     """Write a file like the first, in which students and teachers are averages.
 
     Raises:
-        UserError: the models are of different networks, or see `check_same_models`.
+        UserError: the models are of different networks, the file cannot be written, or see
+            `check_same_models`.
     """
     check_same_models(files)
     first = files[0]
@@ -178,5 +179,5 @@ def write_average(files: Sequence[ModelFile], coefficients: Sequence[float], out
             content[name] = average(states, coefficients=coefficients)
     except ValueError as error:
         raise UserError(f"these models cannot be averaged: {error}") from error
-    output.parent.mkdir(parents=True, exist_ok=True)
+    make_room(output)
     write_checkpoint(output, content)

@@ -5,6 +5,7 @@ Images are uint8 (3, H, W) RGB tensors throughout, boxes float (n, 4) x1 y1 x2 y
 
 from __future__ import annotations
 
+import io
 import math
 import textwrap
 from collections.abc import Sequence
@@ -14,6 +15,8 @@ from typing import Literal
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
+
+from ssod_imwa.engine.checkpoint.atomic import write_output
 
 # Okabe and Ito's palette, which people with color-blindness tell apart; black and the gray for
 # crowds are left out. With more classes than colors the colors repeat, the names do not.
@@ -165,10 +168,14 @@ class _Layout:
 
 
 def save_png(path: str | Path, image: torch.Tensor) -> None:
-    """Write an image, making its directory if need be."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(image.cpu().permute(1, 2, 0).numpy()).save(path, format="PNG")
+    """Write an image, making its directory if need be.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    buffer = io.BytesIO()
+    Image.fromarray(image.cpu().permute(1, 2, 0).numpy()).save(buffer, format="PNG")
+    write_output(Path(path), buffer.getvalue())
 
 
 def _check(image: torch.Tensor, boxes: torch.Tensor, labels: torch.Tensor, style: str) -> None:

@@ -6,6 +6,7 @@ Figures are made without pyplot, so no window system is needed and none of its s
 
 from __future__ import annotations
 
+import io
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from ssod_imwa.engine.checkpoint.atomic import write_output
 from ssod_imwa.errors import UserError
 from ssod_imwa.runs.advice import numbers_in
 from ssod_imwa.runs.burn_in import BurnIn, burn_in_of
@@ -88,12 +90,18 @@ def mark_burn_in(axis: Axes, ends: Sequence[float]) -> None:
 
 
 def save_figures(figures: Mapping[str, Figure], folder: str | Path) -> list[Path]:
-    """Write figures to a folder, which is made if need be; the files."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, figure in figures.items():
-        figure.savefig(folder / name)
-    return [folder / name for name in figures]
+    """Write figures to a folder, which is made if need be; the files.
+
+    Raises:
+        OutputError: one cannot be written.
+    """
+    pictures = {}
+    for name, figure in figures.items():  # all are drawn before one is written
+        pictures[Path(folder, name)] = buffer = io.BytesIO()
+        figure.savefig(buffer, format=Path(name).suffix[1:])
+    for path, buffer in pictures.items():
+        write_output(path, buffer.getvalue())
+    return list(pictures)
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:

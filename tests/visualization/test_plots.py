@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from ssod_imwa.averaging.episodes import EpisodeSchedule
+from ssod_imwa.errors import OutputError
 from ssod_imwa.runs.burn_in import BurnIn
 from ssod_imwa.runs.results import Evaluation, Results, write_results
 from ssod_imwa.visualization.plots import (
@@ -292,3 +293,14 @@ def test_figures_carry_the_runs_name(tmp_path):
     ]
     assert marks(figures["training.png"].axes[0]) == [10, 14]
     save_figures(figures, tmp_path)
+
+
+def test_a_figure_that_cannot_be_written_leaves_the_others_whole(tmp_path):
+    (tmp_path / "b.png").mkdir()
+    (tmp_path / "c.png").write_bytes(b"of before")
+    figures = {name: training_figure(rows()) for name in ("a.png", "b.png", "c.png")}
+    with pytest.raises(OutputError, match=r"b.png cannot be written: Is a directory"):
+        save_figures(figures, tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "b.png", "c.png"]
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "c.png").read_bytes() == b"of before"

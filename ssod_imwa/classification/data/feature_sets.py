@@ -18,7 +18,7 @@ import torch
 
 from ssod_imwa.classification.data.datasets import ClassificationDataset
 from ssod_imwa.data.handwriting import is_for_testing
-from ssod_imwa.engine.checkpoint.atomic import write_checkpoint
+from ssod_imwa.engine.checkpoint.atomic import make_room, write_checkpoint
 from ssod_imwa.engine.checkpoint.foreign import read_content
 from ssod_imwa.errors import DataError, WeightsError
 
@@ -154,7 +154,7 @@ def write_features(
     weak: int,
     made: dict[str, Any],
 ) -> None:
-    """Write the features of a data set.
+    """Write the features of a data set, and the folders above the file.
 
     Args:
         path: of the file.
@@ -165,8 +165,9 @@ def write_features(
             `FeatureDataset` has.
 
     Raises:
-        CheckpointError: the file cannot be written.
+        UserError: the file cannot be written.
     """
+    make_room(path)
     content = {
         "format": FORMAT,
         "data_set": dataset.name,

@@ -24,8 +24,9 @@ from PIL import Image
 from ssod_imwa.data.handwriting import CLASSES, is_for_testing
 from ssod_imwa.data.profiles import exponential_profile
 from ssod_imwa.data.text_files import read_json
+from ssod_imwa.engine.checkpoint.atomic import make_room
 from ssod_imwa.engine.seeding import counted_generator
-from ssod_imwa.errors import DataError
+from ssod_imwa.errors import DataError, OutputError, writing
 
 logger = logging.getLogger(__name__)
 
@@ -106,7 +107,8 @@ def make_digits(
         imbalance: boxes of the most frequent training class over those of the rarest.
 
     Raises:
-        DataError: the folder exists, cannot be written, or a number is out of range.
+        DataError: the folder exists, or a number is out of range.
+        OutputError: it cannot be written.
     """
     folder = Path(folder)
     for what, value in (("train_scenes", train_scenes), ("test_scenes", test_scenes)):
@@ -117,20 +119,19 @@ def make_digits(
     if folder.exists():
         raise DataError(f"{folder} exists already (delete it to make the digit scenes again)")
     handwriting = _handwriting()
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
+    make_room(folder)
+    with writing(folder):
         scratch = Path(tempfile.mkdtemp(prefix=".digits-", dir=folder.parent))
-    except OSError as error:
-        raise DataError(f"digit scenes cannot be written to {folder}: {error}") from error
     try:
-        _write_split(scratch, "train", handwriting["train"], seed, train_scenes, imbalance)
-        _write_split(scratch, "test", handwriting["test"], seed, test_scenes, 1)
-        scratch.chmod(0o755)  # mkdtemp's folders are private
-        os.rename(scratch, folder)
-    except OSError as error:
+        with writing(folder):
+            _write_split(scratch, "train", handwriting["train"], seed, train_scenes, imbalance)
+            _write_split(scratch, "test", handwriting["test"], seed, test_scenes, 1)
+            scratch.chmod(0o755)  # mkdtemp's folders are private
+            os.rename(scratch, folder)
+    except OutputError:
         # Another process may have been faster; its scenes are the same.
         if not (folder / "annotations" / "test.json").exists():
-            raise DataError(f"digit scenes cannot be written to {folder}: {error}") from error
+            raise
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
@@ -139,7 +140,8 @@ def ensure_digits(root: str | Path) -> Path:
     """Make the digit scenes below a root folder unless they are there; returns their folder.
 
     Raises:
-        DataError: they cannot be written, or are those of another version.
+        DataError: they are those of another version.
+        OutputError: they cannot be written.
     """
     folder = Path(root) / "digits"
     if not folder.exists():

@@ -13,8 +13,8 @@ from ssod_imwa.data.text_files import read_json
 from ssod_imwa.detection.data.catalog import find_source, fingerprint
 from ssod_imwa.detection.data.coco import entry_id, read_coco_file, to_coco
 from ssod_imwa.detection.data.records import DetectionDataset
-from ssod_imwa.engine.checkpoint.atomic import write_text
-from ssod_imwa.errors import DataError
+from ssod_imwa.engine.checkpoint.atomic import write_output
+from ssod_imwa.errors import DataError, writing
 
 # Images of COCO's train2017 that have a box which is not a crowd: what COCO_supervision.txt counts.
 COCO_SUPERVISION_IMAGES = 117266
@@ -154,15 +154,14 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write a split file; it appears complete or not at all.
 
     Raises:
-        DataError: it cannot be written, or is there with another content: runs may depend on it.
+        OutputError: it cannot be written.
+        DataError: it is there with another content: runs may depend on it.
     """
     text = json.dumps(content)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if not path.exists():
-            write_text(path, text, kind="split")
-        elif path.read_text(encoding="utf-8", errors="replace") != text:
-            raise DataError(f"{path} is there already (remove it, or choose another --output)")
-    except OSError as error:
-        reason = f"{error.strerror}: {error.filename}"
-        raise DataError(f"split file {path} cannot be written ({reason})") from error
+    with writing(path):
+        is_there = path.exists()
+        before = path.read_text(encoding="utf-8", errors="replace") if is_there else text
+    if before != text:
+        raise DataError(f"{path} is there already (remove it, or choose another --output)")
+    if not is_there:
+        write_output(path, text.encode())

@@ -11,7 +11,7 @@ from detectron2.config import get_cfg as detectron2_cfg
 from fvcore.common.config import CfgNode
 
 from ssod_imwa.detection.detectors.export import write_exported
-from ssod_imwa.engine.checkpoint.atomic import write_text
+from ssod_imwa.engine.checkpoint.atomic import write_output
 from ssod_imwa.errors import UserError
 
 
@@ -38,7 +38,7 @@ def export_model(
         Python lines that load them with nothing but detectron2.
 
     Raises:
-        UserError: the configuration's file is there already.
+        UserError: the configuration's file is there already, or a file cannot be written.
     """
     settings = path.with_suffix(".yaml")
     if settings.exists():
@@ -50,7 +50,7 @@ def export_model(
     stock.MODEL.WEIGHTS = str(path.absolute())
     del stock.MODEL["DEVICE"]  # the reader's, not this machine's
     moved = f"# If the files move, set MODEL.WEIGHTS to the new place of {path.name}.\n"
-    write_text(settings, moved + stock.dump(), kind="config")
+    write_output(settings, (moved + stock.dump()).encode())
     lines = [
         "import torch",
         "from detectron2.config import get_cfg",

@@ -24,7 +24,7 @@ import torch
 
 from ssod_imwa.engine.checkpoint import faults
 from ssod_imwa.engine.checkpoint.lock import STALE_SECONDS, process_is_alive
-from ssod_imwa.errors import CheckpointError
+from ssod_imwa.errors import CheckpointError, writing
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +64,23 @@ def write_checkpoint(path: Path, value: Any) -> None:
 def write_text(path: Path, text: str, *, kind: str) -> None:
     """Replace `path` by a text; `kind` names it in fault injection. Raises OSError."""
     _replace(path, lambda file: file.write(text.encode()), kind=kind)
+
+
+def make_room(path: Path) -> None:
+    """Make the folders above a file that a user named. Raises OutputError."""
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+
+
+def write_output(path: Path, content: bytes) -> None:
+    """Write a file that a user named, and the folders above it.
+
+    Raises:
+        OutputError: it cannot be written; what was there before is unchanged.
+    """
+    make_room(path)
+    with writing(path):
+        _replace(path, lambda file: file.write(content), kind="output")
 
 
 def digest_path(path: Path) -> Path:

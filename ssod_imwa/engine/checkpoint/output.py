@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from ssod_imwa.averaging.ranks import Group
 from ssod_imwa.engine.checkpoint.atomic import WriteError, remove_stale_temporaries, write_text
 from ssod_imwa.engine.checkpoint.lock import RunLock
-from ssod_imwa.errors import CheckpointError, UserError
+from ssod_imwa.errors import CheckpointError, UserError, writing
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +63,8 @@ def prepare_output(
 
     Raises:
         CheckpointError: the directory holds checkpoints and neither option is given, both are
-            given, another process uses it, or it cannot be written.
+            given, or another process uses it.
+        OutputError: it cannot be written.
     """
     if resume and overwrite:
         raise CheckpointError("resume and overwrite contradict each other; give one of them")
@@ -86,7 +87,7 @@ def _claim(directory: Path, *, refuse_used: bool) -> RunLock:
             f"{directory} holds checkpoints of an earlier run ({found[0].name}); continue it with "
             "--resume, replace it with --overwrite, or choose another OUTPUT_DIR"
         )
-    try:
+    with writing(directory):
         directory.mkdir(parents=True, exist_ok=True)
         lock = RunLock(directory)
         try:
@@ -94,8 +95,6 @@ def _claim(directory: Path, *, refuse_used: bool) -> RunLock:
         except BaseException:
             lock.release()
             raise
-    except OSError as error:
-        raise CheckpointError(f"output directory {directory} is not usable: {error}") from error
     return lock
 
 

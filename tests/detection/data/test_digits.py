@@ -9,7 +9,7 @@ from ssod_imwa.detection.data import digits
 from ssod_imwa.detection.data.catalog import load_dataset
 from ssod_imwa.detection.data.digits import Bits, class_counts, ensure_digits, make_digits
 from ssod_imwa.detection.data.validation import find_problems
-from ssod_imwa.errors import DataError
+from ssod_imwa.errors import DataError, OutputError
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +137,7 @@ def test_scenes_appear_complete_or_not_at_all(tmp_path, monkeypatch):
         raise OSError("no space left on device")
 
     monkeypatch.setattr(digits, "_write_split", fail)
-    with pytest.raises(DataError, match="no space left"):
+    with pytest.raises(OutputError, match="no space left"):
         make_digits(tmp_path / "digits")
     assert list(tmp_path.iterdir()) == []
 

@@ -23,7 +23,7 @@ from ssod_imwa.detection.data.splits import (
     with_boxes,
     with_integer_ids,
 )
-from ssod_imwa.errors import DataError
+from ssod_imwa.errors import DataError, OutputError
 
 
 def annotations(labels, crowd=False):
@@ -268,7 +268,7 @@ def test_a_pair_that_is_no_partition_is_refused(tiny_coco, tmp_path):
         verify_coco_files(dataset, paths[0])
 
 
-def test_a_file_that_cannot_be_written_is_a_data_error(tmp_path):
+def test_a_file_that_cannot_be_written_is_a_users_error(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(DataError, match="cannot be written"):
+    with pytest.raises(OutputError, match=r"splits.json cannot be written: .*Not a directory"):
         write_json(tmp_path / "file" / "splits.json", {})

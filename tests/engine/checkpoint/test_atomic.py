@@ -18,9 +18,10 @@ from ssod_imwa.engine.checkpoint.atomic import (
     remove_checkpoint,
     remove_stale_temporaries,
     write_checkpoint,
+    write_output,
 )
 from ssod_imwa.engine.checkpoint.lock import STALE_SECONDS
-from ssod_imwa.errors import CheckpointError
+from ssod_imwa.errors import CheckpointError, OutputError
 
 VALUE = {"weights": torch.arange(1000.0), "step": 3}
 
@@ -170,3 +171,13 @@ def test_temporaries_of_dead_processes_are_removed_whatever_their_age(tmp_path):
         os.utime(tmp_path / name, (changed, changed))
     remove_stale_temporaries(tmp_path)
     assert names(tmp_path) == sorted(list(times)[2:])
+
+
+def test_an_output_is_there_whole_or_as_before(tmp_path, monkeypatch):
+    path = tmp_path / "new" / "page.html"
+    write_output(path, b"first")
+    monkeypatch.setattr(faults, "_reached", {})
+    monkeypatch.setenv(faults.VARIABLE, "output:3=fail")
+    with pytest.raises(OutputError, match=r"page.html cannot be written: no space left"):
+        write_output(path, b"second")
+    assert (path.read_bytes(), names(path.parent)) == (b"first", ["page.html"])

@@ -11,7 +11,7 @@ from ssod_imwa.averaging.ranks import Group, Ranks
 from ssod_imwa.engine.checkpoint import output
 from ssod_imwa.engine.checkpoint.atomic import WriteError
 from ssod_imwa.engine.checkpoint.output import on_main, prepare_output, resume_files
-from ssod_imwa.errors import CheckpointError
+from ssod_imwa.errors import CheckpointError, OutputError
 
 
 def test_resume_files_are_found_by_name_newest_first(tmp_path):
@@ -57,7 +57,7 @@ def test_new_directory_is_made_and_locked(tmp_path):
 
 def test_directory_that_cannot_be_made_is_a_user_error(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(CheckpointError, match="is not usable"):
+    with pytest.raises(OutputError, match=r"file/folder cannot be written: Not a dir"):
         prepare_output(tmp_path / "file" / "folder")
 
 
