@@ -15,7 +15,7 @@ from matplotlib.ticker import MaxNLocator
 
 from ssod_imwa.analysis.class_figures import frequency_order
 from ssod_imwa.visualization.plots import MetricsError
-from ssod_imwa.visualization.style import COLORMAP, finish, panels
+from ssod_imwa.visualization.style import COLORMAP, finish, panels, plain
 
 TITLES = {
     "accuracy": "training accuracy (%)",
@@ -101,7 +101,7 @@ def _draw(
     for number, band in enumerate(bands):
         images = float(np.exp(np.log(np.maximum(counts[band], 1)).mean()))
         outer = number in (0, len(bands) - 1)
-        who = names[band[0]] if len(band) == 1 else f"{len(band)} classes"
+        who = plain(names[band[0]]) if len(band) == 1 else f"{len(band)} classes"
         kind = "most" if number == 0 else "least"
         missing = np.isnan(values[:, band])
         mean = np.where(missing, 0, values[:, band]).sum(1) / np.maximum((~missing).sum(1), 1)

@@ -30,6 +30,7 @@ from ssod_imwa.visualization.style import (
     finish,
     marker,
     panels,
+    plain,
 )
 
 MOST_CELLS = 200
@@ -229,7 +230,7 @@ def class_numbers_figure(
             label = f"{group}: mean {_mean(values[members]):.3g}"
             _scatter_group(axis, counts[members], values[members], group, label, len(counts))
         if len(counts) <= _MOST_WORDS:
-            for name, n, value in zip(names, counts, values, strict=True):
+            for name, n, value in zip(map(plain, names), counts, values, strict=True):
                 if np.isfinite(value):
                     axis.annotate(
                         name, (n, value), (3, 3), textcoords="offset points", fontsize="x-small"
@@ -301,12 +302,12 @@ def embedding_figure(
             marker=marker(number // len(COLORS)),
             alpha=0.7,
             lw=0,
-            label=f"{names[c]} ({counts[c]})",
+            label=f"{plain(names[c])} ({counts[c]})",
         )
         if len(present) <= _MOST_WORDS:
             box = {"facecolor": "white", "alpha": 0.7, "lw": 0, "pad": 1}
             x, y = np.median(of_class, axis=0)
-            axis.text(x, y, names[c], ha="center", va="center", weight="bold", bbox=box)
+            axis.text(x, y, plain(names[c]), ha="center", va="center", weight="bold", bbox=box)
     axis.set_xticks([])
     axis.set_yticks([])
     axis.set_xlabel("t-SNE, first dimension (no unit)")

@@ -31,7 +31,7 @@ from ssod_imwa.visualization.plots import (
     read_metrics,
     training_figure,
 )
-from ssod_imwa.visualization.style import color, dash, finish, marker, panels
+from ssod_imwa.visualization.style import color, dash, finish, marker, panels, plain
 from ssod_imwa.visualization.table import comparison_rows, percent
 
 # Of a class's own figure, by task: name before the class, what it is.
@@ -281,7 +281,7 @@ def _classes_figure(figures: Mapping[str, float], counts: Mapping[str, int], wha
     x, y = [counts[name] for name in names], [figures[name] for name in names]
     axis.plot(x, y, ls="", color=color(0), marker="o")
     if len(names) <= 30:
-        for name, place in zip(names, zip(x, y, strict=True), strict=True):
+        for name, place in zip(map(plain, names), zip(x, y, strict=True), strict=True):
             axis.annotate(name, place, xytext=(4, 4), textcoords="offset points", fontsize="small")
     axis.set_xscale("log")
     axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -303,7 +303,7 @@ def _overlay(
     names: Sequence[str], courses: Sequence[Sequence[tuple[int, float]]], what: str
 ) -> Figure:
     figure, ((axis,),) = panels(1, 1, width=8, height=4)
-    for number, (name, points) in enumerate(zip(names, courses, strict=True)):
+    for number, (name, points) in enumerate(zip(map(plain, names), courses, strict=True)):
         if points:
             x, y = zip(*points, strict=True)
             axis.plot(x, y, color=color(number), ls=dash(number), marker=marker(number), label=name)

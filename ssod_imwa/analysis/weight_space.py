@@ -19,6 +19,7 @@ from ssod_imwa.visualization.style import (
     finish,
     marker,
     panels,
+    plain,
 )
 
 _TITLES = {"top1": "top-1", "h_mean": "H-mean", "g_mean": "G-mean"}
@@ -130,7 +131,8 @@ def interpolation_figure(
                 axis.plot(shares, recomputed[name], ls="--", mfc="none", label=label, **style)
         finish(axis, x="λ", y="test metrics (%)" if chosen == metrics else "test cross-entropy")
         axis.set_xticks([0, 0.25, 0.5, 0.75, 1])
-    figure.suptitle(f"(1 − λ) A + λ B:  A = {names[0]},  B = {names[1]}", fontsize=10)
+    one, other = map(plain, names)
+    figure.suptitle(f"(1 − λ) A + λ B:  A = {one},  B = {other}", fontsize=10)
     return figure
 
 

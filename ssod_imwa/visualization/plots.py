@@ -32,7 +32,7 @@ from ssod_imwa.runs.results import (
 )
 from ssod_imwa.visualization.advice_plots import advice_figure
 from ssod_imwa.visualization.label_plots import has_labels, labels_figure
-from ssod_imwa.visualization.style import DPI, color, dash, marker
+from ssod_imwa.visualization.style import DPI, color, dash, marker, plain
 
 _TITLES = {
     "pseudo_boxes": "pseudo-labels per image",
@@ -78,8 +78,7 @@ def run_figures(run_dir: str | Path, *, metrics: Sequence[str] | None = None) ->
 def _name(figure: Figure, run: str) -> None:
     """Put the name of the run above what the title says."""
     title = figure.get_suptitle()
-    # Dollars would begin a formula.
-    figure.suptitle(f"{run}\n{title}" if title else run, parse_math=False)
+    figure.suptitle(f"{plain(run)}\n{title}" if title else plain(run))
 
 
 def mark_burn_in(axis: Axes, ends: Sequence[float]) -> None:
@@ -173,7 +172,7 @@ def training_figure(rows: Sequence[Mapping[str, Any]], *, burn_in: BurnIn | None
             if burn_in is not None:
                 by_step = draw is _draw_by_step
                 mark_burn_in(axis, burn_in.global_steps if by_step else [burn_in.iterations])
-            axis.set_ylabel(title)
+            axis.set_ylabel(plain(title))
             axis.grid(alpha=0.3)
             axis.xaxis.set_major_locator(MaxNLocator(integer=True))
             # Beside the panel: up to eight entries would hide the curves.
@@ -221,7 +220,7 @@ def episodes_figure(
             of_model = [x for x in evaluations if x.model == model]
             _draw_episodes(axis, results, of_model, metric, color=color(number), model=model)
         axis.set_xlabel("episode")
-        axis.set_ylabel(f"{metric} (%)")
+        axis.set_ylabel(plain(f"{metric} (%)"))
         axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         first, last = (
             results.episode_number(x) for x in (0, max(x.episode for x in results.evaluations))
@@ -233,7 +232,7 @@ def episodes_figure(
         axis.legend()
     members, episodes = results.imwa["members"], results.imwa["episodes"]
     figure.suptitle(
-        f"{results.method} on {results.dataset}, M = {members}, E = {episodes}, "
+        f"{results.method} on {plain(results.dataset)}, M = {members}, E = {episodes}, "
         f"T = {results.iterations}, seed {results.seed}"
     )
     return figure
@@ -269,12 +268,12 @@ def course_figure(
             )
         if burn_in is not None:
             mark_burn_in(axis, [burn_in.iterations])
-        axis.set_ylabel(f"{metric} (%)")
+        axis.set_ylabel(plain(f"{metric} (%)"))
         axis.grid(alpha=0.3)
         axis.legend(fontsize="small")
     axes[-1].set_xlabel("own iteration t (optimizer steps of one member)")
     axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
-    figure.suptitle(f"{results.method} on {results.dataset}, seed {results.seed}")
+    figure.suptitle(f"{results.method} on {plain(results.dataset)}, seed {results.seed}")
     return figure
 
 
@@ -309,11 +308,11 @@ def classes_figure(
     width = 0.8 / len(counts)
     for i, label in enumerate(counts):
         at = np.arange(len(classes)) + (i - (len(counts) - 1) / 2) * width
-        axis.bar(at, table[i][order], width, color=color(i), label=label)
+        axis.bar(at, table[i][order], width, color=color(i), label=plain(label))
     if table.max() >= 10 * max(1, table.min()):
         axis.set_yscale("log")
         axis.set_ylim(bottom=0.7)  # so that a bar of 1 is seen; an empty class has none
-    axis.set_xticks(np.arange(len(classes)), [classes[i] for i in order], rotation=90)
+    axis.set_xticks(np.arange(len(classes)), [plain(classes[i]) for i in order], rotation=90)
     axis.set_xlabel("class")
     axis.set_ylabel(what)
     axis.grid(alpha=0.3, axis="y")
@@ -324,7 +323,7 @@ def classes_figure(
 def _draw_by_step(axis: Axes, rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> None:
     for number, name in enumerate(names):
         steps, values = _column(rows, name, "iteration")
-        axis.plot(steps, values, color=color(number), ls=dash(number), lw=1, label=name)
+        axis.plot(steps, values, color=color(number), ls=dash(number), lw=1, label=plain(name))
 
 
 def _draw_by_member(axis: Axes, rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> None:
@@ -341,7 +340,7 @@ def _draw_by_member(axis: Axes, rows: Sequence[Mapping[str, Any]], names: Sequen
             axis.plot(steps, values, color=color(which), ls=dash(i), lw=1)
     if len(names) > 1:
         for number, name in enumerate(names):
-            axis.plot([], [], color=color(number), lw=1, label=name)
+            axis.plot([], [], color=color(number), lw=1, label=plain(name))
     for i, member in enumerate(members):
         line_color = color(i) if len(names) == 1 else "black"
         axis.plot([], [], color=line_color, ls=dash(i), lw=1, label=f"member {member + 1}")

@@ -42,6 +42,18 @@ def dash(number: int) -> str:
     return DASHES[number % len(DASHES)]
 
 
+def plain(name: str) -> str:
+    r"""A name that somebody chose, such as that of a class, as a figure shows it as it is.
+
+    Two dollars would begin and end a formula, and legends leave out what begins with an underscore.
+
+    Example:
+        >>> plain("$a_$"), plain("_b"), plain("c_1")
+        ('\\$a_\\$', ' _b', 'c_1')
+    """
+    return (" " if name.startswith("_") else "") + name.replace("$", r"\$")
+
+
 def panels(
     rows: int, columns: int, *, width: float = 5.5, height: float = 3.4, **options: Any
 ) -> tuple[Figure, list[list[Axes]]]:
@@ -57,12 +69,12 @@ def finish(axis: Axes, *, x: str, y: str, legend: Place | None = "best") -> None
 
     Args:
         axis: what is finished.
-        x: what the horizontal axis is, with a unit.
-        y: what the vertical axis is, with a unit.
+        x: what the horizontal axis is, with a unit; no formula.
+        y: what the vertical axis is, with a unit; no formula.
         legend: where it is: inside, beside the axis or below it; None for none.
     """
-    axis.set_xlabel(x)
-    axis.set_ylabel(y)
+    axis.set_xlabel(plain(x))
+    axis.set_ylabel(plain(y))
     axis.grid(alpha=0.3)
     axis.set_axisbelow(True)
     if legend is None or not axis.get_legend_handles_labels()[0]:
@@ -85,7 +97,7 @@ def class_ticks(axis: Axes, names: Sequence[str], *, both: bool = False, block: 
         block: classes that stand at one place together, for the ranks.
     """
     if len(names) <= MOST_NAMES and block == 1:
-        at, labels = [float(i) for i in range(len(names))], list(names)
+        at, labels = [float(i) for i in range(len(names))], list(map(plain, names))
     else:
         classes = len(names) * block
         step = next(x for x in _STEPS if classes <= 8 * x)

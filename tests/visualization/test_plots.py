@@ -19,6 +19,7 @@ from ssod_imwa.visualization.plots import (
     save_figures,
     training_figure,
 )
+from ssod_imwa.visualization.style import plain
 
 
 def rows(members=2):
@@ -288,8 +289,8 @@ def test_figures_carry_the_runs_name(tmp_path):
     assert set(figures) == {"training.png", "episodes.png"}
     titles = [figure.get_suptitle().split("\n") for figure in figures.values()]
     assert titles == [
-        ["run_$1$_x"],
-        ["run_$1$_x", "unbiased_teacher on digits, M = 2, E = 3, T = 12, seed 1"],
+        [plain("run_$1$_x")],
+        [plain("run_$1$_x"), "unbiased_teacher on digits, M = 2, E = 3, T = 12, seed 1"],
     ]
     assert marks(figures["training.png"].axes[0]) == [10, 14]
     save_figures(figures, tmp_path)
