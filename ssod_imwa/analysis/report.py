@@ -200,25 +200,35 @@ def _add_labels(page: Page, run: Run) -> None:
 def _add_classes(page: Page, run: Run) -> None:
     prefix, what = CLASS_FIGURES[run.results.task]
     final = _headline(run.results)
-    if final is None:
+    by_set = {} if final is None else _class_figures(final, prefix)
+    if not by_set:
         return
     counts = run.results.class_counts
-    figures = {
-        name.removeprefix(prefix): value
-        for name, value in final.metrics.items()
-        if name.startswith(prefix)
-    }
-    if not figures:
-        return
     page.heading("Classes")
-    if counts:
-        page.figure(
-            _classes_figure(figures, counts, what),
-            words=f"{what} (%) of each class against its labeled objects in training.",
-        )
-    rows = [[name, str(counts.get(name, "–")), percent(value)] for name, value in figures.items()]
-    header = ["class", "labeled in training", f"{what} (%)"]
-    page.table(header, rows, caption="Of the shipped model, on the test images.")
+    for dataset, figures in by_set.items():
+        on = f"on {dataset or 'the test images'}"
+        if counts:
+            page.figure(
+                _classes_figure(figures, counts, what),
+                words=f"{what} (%) of each class {on}, against its labeled objects in training.",
+            )
+        rows = [[name, str(counts.get(name, "–")), percent(x)] for name, x in figures.items()]
+        header = ["class", "labeled in training", f"{what} (%)"]
+        page.table(header, rows, caption=f"Of the shipped model, {on}.")
+
+
+def _class_figures(evaluation: Evaluation, prefix: str) -> dict[str, dict[str, float]]:
+    """Figures by class for each test set, whose name is "" if it is the only one.
+
+    Of several, "SET/" is before the names of all metrics, see `evaluate_sets`.
+    """
+    by_set: dict[str, dict[str, float]] = {}
+    for name, value in evaluation.metrics.items():
+        # The first one counts: a class may be called a/AP-b.
+        before, found, class_name = f"/{name}".partition(f"/{prefix}")
+        if found:
+            by_set.setdefault(before[1:], {})[class_name] = value
+    return by_set
 
 
 def _add_resources(page: Page, run: Run) -> None:

@@ -14,23 +14,27 @@ def report(call):
     return partial(call, "report")
 
 
-def evaluation(model, stage, episode, member, ap):
+def evaluation(model, stage, episode, member, ap, sets=("",)):
     metrics = {"AP": ap, "AP50": ap + 20, "AP-cat": ap + 5, "AP-dog": float("nan")}
+    metrics = {f"{name}{x}": metrics[x] + i for i, name in enumerate(sets) for x in metrics}
     step = (episode + 1) * STEPS - 1
     return Evaluation(model, stage, episode, member, metrics, global_step=step, t=step // 2)
 
 
-def write_run(folder, *, seed=1, members=2, shift=0.0, course=True):
-    """Two episodes; averages are 3 points above the mean of their members."""
+def write_run(folder, *, seed=1, members=2, shift=0.0, course=True, sets=("",)):
+    """Two episodes; averages are 3 points above the mean of their members.
+
+    Of several test sets the prefixes of metrics are given, each with a point more than the last.
+    """
     folder.mkdir()
     evaluations = [
-        evaluation("teacher", "member", episode, member, 40 + 2 * member + shift)
+        evaluation("teacher", "member", episode, member, 40 + 2 * member + shift, sets)
         for episode in range(2)
         for member in range(members)
     ]
     evaluations += [
-        *([evaluation("teacher", "average", 0, None, 44 + shift)] if course else []),
-        evaluation("teacher", "final", 1, None, 45 + shift),
+        *([evaluation("teacher", "average", 0, None, 44 + shift, sets)] if course else []),
+        evaluation("teacher", "final", 1, None, 45 + shift, sets),
     ]
     results = Results(
         task="detection",
@@ -74,6 +78,18 @@ def test_a_page_tells_of_one_run(report, tmp_path):
         assert words in page, words
     assert "Examples" not in page
     assert len(page) < 5e6
+
+
+def test_classes_are_shown_on_each_of_several_test_sets(report, tmp_path):
+    run = write_run(tmp_path / "run", sets=("pets_test/", "folder:a/b/"))
+    assert report(run, "--no-models")[0] == 0
+    page = (run / "report.html").read_text()
+    assert page.count("<h3>Classes</h3>") == 1
+    for on, first in (("pets_test", "50.00"), ("folder:a/b", "51.00")):
+        _, _, table = page.partition(f"<caption>Of the shipped model, on {on}.</caption>")
+        row = f'<td class="text">cat</td><td>30</td><td>{first}</td>'
+        assert row in table.partition("</table>")[0]
+        assert f"AP (%) of each class on {on}, against" in page
 
 
 def test_several_runs_are_compared_key_by_key(report, tmp_path):
