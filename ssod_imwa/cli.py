@@ -6,11 +6,13 @@ import argparse
 import itertools
 import logging
 import os
+import shutil
 import signal
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -61,6 +63,28 @@ def _require_writable(output: Path, places: Iterable[Path]) -> None:
             tempfile.TemporaryFile(dir=place).close()
         except OSError as error:  # of a file whose name means nothing to a user
             raise OSError(error.errno, error.strerror, str(place)) from error
+
+
+@contextmanager
+def new_folder(output: Path) -> Iterator[None]:
+    """Inside, there is a folder, which goes with all that is in it if the work fails.
+
+    What an interruption leaves stays, as it may have taken hours.
+
+    Raises:
+        OutputError: it cannot be made.
+    """
+    above = [path for path in output.parents if not path.exists()]
+    with writing(output):
+        output.mkdir(parents=True)
+    try:
+        yield
+    except Exception:
+        shutil.rmtree(output, ignore_errors=True)
+        for path in above:
+            with suppress(OSError):  # somebody else has put something there
+                path.rmdir()
+        raise
 
 
 def add_import_option(parser: argparse.ArgumentParser) -> None:

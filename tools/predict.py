@@ -16,17 +16,19 @@ from __future__ import annotations
 
 import argparse
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import ssod_imwa.interruptible  # noqa: F401 - first, for its effect
 from ssod_imwa.analysis.predicting import (
     DetectionPredictor,
+    Predictor,
     find_images,
     open_predictor,
     predict_images,
 )
 from ssod_imwa.analysis.prediction_files import common_folder, write_classes, write_detections
-from ssod_imwa.cli import log_to_stderr, require_new, run_main
+from ssod_imwa.cli import log_to_stderr, new_folder, require_new, run_main
 from ssod_imwa.errors import DataError
 from ssod_imwa.runs.trained import read_shipped
 
@@ -80,7 +82,13 @@ def main() -> None:
     trained.require_asked(arguments.asked, reads_data=False)
     paths = find_images(arguments.images)
     predictor = open_predictor(trained, device=arguments.device, threshold=arguments.threshold)
-    arguments.output.mkdir(parents=True)
+    with new_folder(arguments.output):
+        said = write(predictor, paths, arguments)
+    print(f"{arguments.output}: {said} by the {trained.inference_model} of {trained.path}")
+
+
+def write(predictor: Predictor, paths: Sequence[Path], arguments: argparse.Namespace) -> str:
+    """Predict and write; how much, in words."""
     unreadable: list[str] = []
     predictions = predict_images(
         predictor,
@@ -101,7 +109,7 @@ def main() -> None:
         raise DataError(f"none of {len(paths)} images can be read: {unreadable[0]}")
     for line in unreadable:
         logger.warning("left out: %s", line)
-    print(f"{output}: {said} by the {trained.inference_model} of {trained.path}")
+    return said
 
 
 if __name__ == "__main__":

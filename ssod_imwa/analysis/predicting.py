@@ -222,7 +222,7 @@ def find_images(sources: Sequence[str | Path]) -> list[Path]:
     for source in map(Path, sources):
         if source.is_dir():
             paths += image_paths(source)
-        elif source.is_file():
+        elif source.is_file() or source.is_symlink():
             paths.append(source)
         else:
             raise DataError(f"{source} does not exist (must be an image or a folder of images)")

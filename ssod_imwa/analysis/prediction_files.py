@@ -5,14 +5,17 @@ from __future__ import annotations
 import csv
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from PIL import Image
 
 from ssod_imwa.analysis.predicting import Prediction
 from ssod_imwa.data.image_files import read_image
+from ssod_imwa.engine.checkpoint.atomic import make_room, write_output
+from ssod_imwa.errors import writing
 from ssod_imwa.visualization.pictures import draw_detections
 
 DETECTION_COLUMNS = ("file", "class", "score", "x1", "y1", "x2", "y2")
@@ -46,18 +49,19 @@ def write_detections(
 
     Returns:
         Numbers of images and of detections.
+
+    Raises:
+        OutputError: a file cannot be written.
     """
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
-    with open(output / "detections.csv", "w", encoding="utf-8", newline="") as file:
-        table = csv.writer(file)
-        table.writerow(DETECTION_COLUMNS)
+    with _table(output / "detections.csv", DETECTION_COLUMNS) as write_row:
         for prediction in predictions:
             name = _name(prediction, root)
             size = {"width": prediction.width, "height": prediction.height}
             images.append({"id": len(images) + 1, "file_name": name, **size})
             for label, score, corners in _rows(prediction):
-                table.writerow([name, classes[label], score, *corners])
+                write_row([name, classes[label], score, *corners])
                 annotation = {"id": len(annotations) + 1, "image_id": len(images)}
                 box = _coco_box(label, score, corners)
                 annotations.append({**annotation, **box})
@@ -66,7 +70,7 @@ def write_detections(
                 _draw(prediction, output / "pictures" / (name + suffix), classes)
     categories = [{"id": label + 1, "name": name} for label, name in enumerate(classes)]
     content = {"images": images, "annotations": annotations, "categories": categories}
-    (output / "annotations.json").write_text(json.dumps(content), encoding="utf-8")
+    write_output(output / "annotations.json", json.dumps(content).encode())
     return len(images), len(annotations)
 
 
@@ -77,24 +81,42 @@ def write_classes(
 
     Returns:
         Number of images.
+
+    Raises:
+        OutputError: the file cannot be written.
     """
-    with open(output / "classes.csv", "w", encoding="utf-8", newline="") as file:
-        return _write_class_rows(predictions, file, root=root, classes=classes)
-
-
-def _write_class_rows(
-    predictions: Iterable[Prediction], file: TextIO, *, root: Path, classes: Sequence[str]
-) -> int:
-    table = csv.writer(file)
-    table.writerow(["file", "class", "probability", *(f"p({name})" for name in classes)])
     images = 0
-    for prediction in predictions:
-        assert prediction.probabilities is not None  # of a classifier
-        values = [round(x, 6) for x in prediction.probabilities.tolist()]
-        label = int(prediction.probabilities.argmax())
-        table.writerow([_name(prediction, root), classes[label], values[label], *values])
-        images += 1
+    header = ["file", "class", "probability", *(f"p({name})" for name in classes)]
+    with _table(output / "classes.csv", header) as write_row:
+        for prediction in predictions:
+            assert prediction.probabilities is not None  # of a classifier
+            values = [round(x, 6) for x in prediction.probabilities.tolist()]
+            label = int(prediction.probabilities.argmax())
+            write_row([_name(prediction, root), classes[label], values[label], *values])
+            images += 1
     return images
+
+
+@contextmanager
+def _table(path: Path, header: Sequence[str]) -> Iterator[Callable[[Sequence[object]], None]]:
+    """A function that writes a row of a CSV file.
+
+    Only what writes is inside `writing`: rows come from a model, whose errors are other ones.
+    """
+    with writing(path):
+        file = open(path, "w", encoding="utf-8", newline="")  # noqa: SIM115 - closed below
+    table = csv.writer(file)
+
+    def write_row(row: Sequence[object]) -> None:
+        with writing(path):
+            table.writerow(row)
+
+    try:
+        write_row(header)
+        yield write_row
+    finally:
+        with writing(path):
+            file.close()
 
 
 def _name(prediction: Prediction, root: Path) -> str:
@@ -138,5 +160,6 @@ def _draw(prediction: Prediction, path: Path, classes: Sequence[str]) -> None:
         classes,
         scores=detections.scores,
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(picture.permute(1, 2, 0).numpy()).save(path, quality=PICTURE_QUALITY)
+    make_room(path)
+    with writing(path):
+        Image.fromarray(picture.permute(1, 2, 0).numpy()).save(path, quality=PICTURE_QUALITY)

@@ -47,7 +47,8 @@ def image_paths(folder: str | Path) -> list[Path]:
     """The image files anywhere below a folder, in the order of their paths.
 
     What systems and editors leave behind is no image of the user's: files and folders whose names
-    begin with a dot, and `__MACOSX`. How many of these look like images is logged.
+    begin with a dot, and `__MACOSX`. How many of these look like images is logged. Links that lead
+    nowhere are among the images: who reads them names them.
     """
     folder = Path(folder)
     images, left_out = [], []
@@ -55,7 +56,8 @@ def image_paths(folder: str | Path) -> list[Path]:
         hidden = [name for name in folders if is_hidden(name)]
         folders[:] = [name for name in folders if name not in hidden]
         named = [Path(place, name) for name in files if name.lower().endswith(IMAGE_SUFFIXES)]
-        images += [path for path in named if not is_hidden(path.name) and path.is_file()]
+        visible = [path for path in named if not is_hidden(path.name)]
+        images += [path for path in visible if path.is_file() or path.is_symlink()]
         left_out += [path for path in named if is_hidden(path.name)]
         left_out += [Path(place, name) for name in hidden]
     if left_out:
@@ -131,10 +133,17 @@ def image_size(path: str | Path, *, whole: bool = False) -> tuple[int, int]:
                 image.load()
             return size
     except FileNotFoundError:
-        raise DataError(f"image {path} does not exist") from None
+        raise DataError(_absence(path)) from None
     except DECODING_ERRORS as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"image {path} cannot be read: {reason}") from error
+
+
+def _absence(path: str | Path) -> str:
+    """What to say of an image that is not there."""
+    if os.path.islink(path):
+        return f"image {path} is a link to {os.readlink(path)}, which does not exist"
+    return f"image {path} does not exist"
 
 
 def check_readable(
@@ -213,7 +222,7 @@ def read_image(path: str) -> torch.Tensor:
             ImageOps.exif_transpose(image, in_place=True)
             array = np.array(_to_rgb(image))
     except FileNotFoundError:
-        raise DataError(f"image {path} does not exist") from None
+        raise DataError(_absence(path)) from None
     except DECODING_ERRORS as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"image {path} cannot be read: {reason}") from error

@@ -20,6 +20,17 @@ def test_what_systems_leave_behind_is_no_image_wherever_it_lies(tmp_path, caplog
     assert "left out 4 hidden files and folders" in caplog.text
 
 
+@pytest.mark.parametrize("read", [image_size, lambda path: read_image(str(path))])
+def test_a_link_that_leads_nowhere_is_an_image_that_cannot_be_read(tmp_path, read):
+    link, target = tmp_path / "a.png", tmp_path / "gone.png"
+    link.symlink_to(target)
+    assert image_paths(tmp_path) == [link]
+    with pytest.raises(DataError, match=f"image {link} is a link to {target}, which does not"):
+        read(link)
+    with pytest.raises(DataError, match=f"image {target} does not exist"):
+        read(target)
+
+
 @pytest.mark.parametrize("suffix", ["tif", "png"])
 def test_the_high_byte_of_16_bits_is_read(tmp_path, suffix):
     path = tmp_path / f"x.{suffix}"

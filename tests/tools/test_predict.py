@@ -1,5 +1,6 @@
 import csv
 import json
+from contextlib import suppress
 from functools import partial
 
 import numpy as np
@@ -8,11 +9,13 @@ import torch
 from PIL import Image
 from torchvision.transforms.v2.functional import resize
 
+from ssod_imwa.analysis import prediction_files
 from ssod_imwa.classification.networks import build_model
 from ssod_imwa.detection.data.coco import load_coco
 from ssod_imwa.detection.detectors.build import build_detector
 from ssod_imwa.engine.checkpoint.atomic import write_checkpoint
 from ssod_imwa.engine.checkpoint.compatibility import FORMAT
+from ssod_imwa.errors import DataError
 from ssod_imwa.runs.config import load_config
 
 SMALL_DETECTOR = {
@@ -156,6 +159,35 @@ def test_links_keep_their_names(predict, detector_run, photos, tmp_path):
     assert sorted(x["file_name"] for x in images) == ["a.png", "b.jpg", "more/c.png", "z.png"]
 
 
+def test_links_that_lead_nowhere_are_named(predict, detector_run, photos, tmp_path):
+    for path in photos.rglob("*.*g"):
+        path.unlink()
+        path.symlink_to(tmp_path / "gone" / path.name)
+    a, b = photos / "a.png", photos / "b.jpg"
+    for sources in ([photos], [a, b]):
+        status, _, error = predict(detector_run, *sources, "--output", tmp_path / "out")
+        (line,) = error.splitlines()
+        assert status == 2
+        assert f"image {a} is a link to {tmp_path}/gone/a.png, which does not exist" in line
+    Image.new("RGB", (64, 48)).save(photos / "whole.png")
+    status, said, error = predict(detector_run, photos, "--output", tmp_path / "out")
+    assert (status, "1 images" in said) == (0, True)
+    left_out = [line.partition("left out: image ")[2].split()[0] for line in error.splitlines()]
+    assert left_out == [str(a), str(b), str(photos / "more/c.png")]
+
+
+@pytest.mark.parametrize("error", [DataError("full"), ZeroDivisionError()])
+def test_a_failure_on_the_way_leaves_no_folder(predict, detector_run, photos, tmp_path, error):
+    def fail(*arguments, **options):
+        raise error
+
+    out = tmp_path / "new" / "out"
+    with pytest.MonkeyPatch.context() as patch, suppress(ZeroDivisionError):
+        patch.setattr(prediction_files, "draw_detections", fail)
+        predict(detector_run, photos, "--output", out)
+    assert not out.parent.exists()
+
+
 @pytest.mark.parametrize("experts", [1, 2])
 def test_a_classifier_writes_probabilities(predict, tmp_path, photos, experts):
     settings = {
@@ -231,5 +263,6 @@ def test_mistakes_are_one_line_and_nothing_is_overwritten(predict, detector_run,
         status, _, error = predict(*arguments)
         assert status == 2
         assert message in error.splitlines()[-1]
+        assert not out.exists()
     assert predict(detector_run, photos, "--output", out, "--batch-size", "0")[0] == 2
     assert predict(detector_run, photos, "--output", out, "--threshold", "nan")[0] == 2
