@@ -24,7 +24,7 @@ from ssod_imwa.analysis.hindsight import RunNumbers, advice, answers
 from ssod_imwa.cli import add_import_option, run_main
 from ssod_imwa.data.registration import import_modules
 from ssod_imwa.errors import UserError
-from ssod_imwa.runs.advice import advise, numbers_in
+from ssod_imwa.runs.advice import advice_lines
 from ssod_imwa.runs.results import Results, read_results
 
 
@@ -110,16 +110,14 @@ def show_averages(run_dir: Path, results: Results) -> None:
     """What was said of each average."""
     from ssod_imwa.visualization.plots import read_metrics
 
-    numbers = numbers_in(read_metrics(run_dir / "metrics.json"))
-    if not numbers:
+    lines = advice_lines(read_metrics(run_dir / "metrics.json"))
+    if not lines:
         raise UserError(
             f"{run_dir} is a run of {results.members} members without IMWA.ADVISE (only runs of "
             "one member are judged afterwards)"
         )
-    course = list(numbers.values())
-    for i, episode in enumerate(numbers):
-        number = results.episode_number(episode)
-        print(f"average of episode {number}: {advise(course[: i + 1]).text}")
+    for episode, line in lines.items():
+        print(f"average of episode {results.episode_number(episode)}: {line}")
 
 
 def figures(numbers: RunNumbers) -> str:

@@ -182,8 +182,8 @@ def _longer(run: RunNumbers) -> Answer:
     if learned is not None and learned < UNLEARNED and (course is None or not course.is_flat):
         return Answer(question, "yes", f"{on_training}: they are fit hardly better than others")
     if course is None:
-        few = f"fewer than {ENOUGH} evaluations in the second half (TEST.EVAL_PERIOD)"
-        return Answer(question, "unclear", few)
+        few = f"fewer than {ENOUGH} evaluations of {run.metric} in the second half"
+        return Answer(question, "unclear", f"{few} (TEST.EVAL_PERIOD)")
     reason = (
         f"{run.metric} rose by {course.rise:.1f} ± {course.error:.1f} over the second half "
         f"({course.evaluations} evaluations)"

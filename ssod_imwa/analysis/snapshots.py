@@ -97,22 +97,19 @@ def measure_run(
             batches = task.build_batches(schedule, device, task.build_method(device).reads)
             steps = min(bn_batches, len(schedule))
             task.build_bn_recomputation(batches, count=steps)({"model": model})
-        metrics = evaluate(model)
-        if name not in metrics:
-            raise UserError(f"--metric {name} is not allowed (must be one of {', '.join(metrics)})")
-        return metrics[name]
+        return measured_figure(evaluate(model), name, dataset)
 
     teacher = trained.models.get("teacher")
     lawa, snapshots = average(students) if len(students) > 1 else None, len(students)
     if lawa is None and (folder / LAWA).exists():
         lawa, snapshots = read_models(folder / LAWA).models["student"], trained.config.IMWA.LAWA
     course = results.series(results.headline().model)
-    measured = name if name in course[-1].metrics else main_metrics([results])[0]
-    points = [(x.t + 1, x.metrics.get(measured, math.nan)) for x in course if x.t is not None]
+    of_course = name if name in course[-1].metrics else main_metrics([results])[0]
+    points = [(x.t + 1, x.metrics.get(of_course, math.nan)) for x in course if x.t is not None]
     training = None
     if training_set is not None:
         of_training, model = open_model(trained, training_set, asked=asked)
-        training = of_training.build_evaluator()(model)[name]
+        training = measured_figure(of_training.build_evaluator()(model), name, training_set)
     return RunNumbers(
         metric=name,
         student=figure(students[0]),
@@ -123,6 +120,26 @@ def measure_run(
         trend=trend(points, results.iterations),
         training=training,
     )
+
+
+def measured_figure(metrics: Mapping[str, float], name: str, dataset: str) -> float:
+    """A metric of those that were measured on a data set.
+
+    Raises:
+        UserError: it is not among them, or is NaN.
+
+    Example:
+        >>> measured_figure({"AP": 40.5}, "AP", "pets_val")
+        40.5
+    """
+    if name not in metrics:
+        raise UserError(f"--metric {name} is not allowed (must be one of {', '.join(metrics)})")
+    if math.isnan(metrics[name]):
+        raise UserError(
+            f"{name} could not be measured on {dataset}, which has nothing to measure it by (take "
+            "another data set or --metric)"
+        )
+    return metrics[name]
 
 
 def last_rate(run_dir: str | Path) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -25,6 +26,8 @@ ANNEALED = 0.1
 # Averages of which a trend is the mean, and the relative change that is one.
 TREND = 3
 CHANGE = 0.5
+
+UNKNOWN = "what averaging gains could not be measured"
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,8 @@ class AverageNumbers:
     @property
     def best(self) -> float:
         """Loss of the average with the better of both statistics of batch norms."""
-        return self.average if self.recomputed is None else min(self.average, self.recomputed)
+        both = [x for x in (self.average, self.recomputed) if x is not None and not math.isnan(x)]
+        return min(both, default=math.nan)
 
     @property
     def gain(self) -> float:
@@ -90,7 +94,7 @@ class Advice:
     """What to do, and why.
 
     Attributes:
-        kind: "barrier", "stale", "annealed", "close", "nothing" or "gains".
+        kind: "unmeasured", "barrier", "stale", "annealed", "close", "nothing" or "gains".
         text: one line.
     """
 
@@ -101,9 +105,9 @@ class Advice:
 def advise(course: Sequence[AverageNumbers], *, measured: str = "") -> Advice:
     """The advice after the last of some averages.
 
-    In this order: with a barrier nothing else matters; stale batch norms hide what averaging gains;
-    a rate near zero explains a small gain and a small distance; a small distance says that the gain
-    can be had with fewer averages.
+    In this order: a loss that is no number says nothing; with a barrier nothing else matters; stale
+    batch norms hide what averaging gains; a rate near zero explains a small gain and a small
+    distance; a small distance says that the gain can be had with fewer averages.
 
     Args:
         course: the numbers of the averages up to now, at least one; the last few are enough.
@@ -111,8 +115,10 @@ def advise(course: Sequence[AverageNumbers], *, measured: str = "") -> Advice:
     """
     now = course[-1]
     apart = "" if now.distance is None else f" (distance {now.distance:.3f})"
-    share = f"{measured and measured + ', '}{100 * now.gain:.1f} % of the members' loss"
-    gains = f"averaging gains {share}{_trend(course)}"
+    share = _share_in_words(now, measured)
+    gains = f"averaging gains {share}{_trend(course)}" if share else UNKNOWN
+    if math.isnan(now.best):
+        return Advice("unmeasured", f"{gains}: the average's loss is no number")
     if now.barrier > GAIN:
         return Advice(
             "barrier",
@@ -120,7 +126,7 @@ def advise(course: Sequence[AverageNumbers], *, measured: str = "") -> Advice:
             f"{now.worst:.3g}): members are too far apart{apart}, raise IMWA.EPISODES or START "
             "later",
         )
-    if now.stale > STALE:
+    if now.stale > STALE or not math.isfinite(now.average):
         return Advice(
             "stale",
             f"{gains}; its batch norms are stale: re-estimated they take its loss from "
@@ -140,10 +146,17 @@ def advise(course: Sequence[AverageNumbers], *, measured: str = "") -> Advice:
     return Advice("gains", gains + apart)
 
 
+def _share_in_words(now: AverageNumbers, measured: str) -> str:
+    """What averaging gains; "" if that is not known."""
+    is_known = math.isfinite(now.average)
+    of_loss = f"{100 * now.gain:.1f} % of the members' loss" if is_known else ""
+    return ", ".join(filter(None, (measured, of_loss)))
+
+
 def _trend(course: Sequence[AverageNumbers]) -> str:
     """How the gain moves, in words, where there are enough averages."""
-    gains = [numbers.gain for numbers in course]
-    if len(gains) < 2 * TREND:
+    gains = [numbers.gain for numbers in course if math.isfinite(numbers.gain)]
+    if len(gains) < 2 * TREND or not math.isfinite(course[-1].gain):
         return ""
     before, now = sum(gains[-2 * TREND : -TREND]) / TREND, sum(gains[-TREND:]) / TREND
     if abs(now - before) <= CHANGE * abs(before):
@@ -154,11 +167,28 @@ def _trend(course: Sequence[AverageNumbers]) -> str:
 def measured_gain(evaluations: Sequence[Evaluation], episode: int) -> str:
     """What the average of an episode gained over the mean of its members on test images, in words.
 
-    Of the model that is shipped, such as "0.8 AP"; "" if members or average were not evaluated.
+    Of the model that is shipped, such as "0.8 AP"; "" if members or average were not evaluated. If
+    the figure of one is NaN, because there was nothing to find, the words say so.
     """
     metric = next(iter(main_metrics_of(evaluations)), "")
     gains = [x for x in average_gains(evaluations, metric) if x.episode == episode]
-    return f"{gains[-1].average - gains[-1].members:.1f} {metric}" if gains else ""
+    if not gains:
+        return ""
+    gain = gains[-1].average - gains[-1].members
+    return f"{metric} that could not be measured" if math.isnan(gain) else f"{gain:.1f} {metric}"
+
+
+def advice_lines(rows: Sequence[Mapping[str, Any]]) -> dict[int, str]:
+    """What rows of metrics.json say of each average, in words, by episode."""
+    numbers = numbers_in(rows)
+    course, lines = [], {}
+    for episode in [row["episode"] for row in rows if f"{PREFIX}average" in row]:
+        if episode in numbers:
+            course.append(numbers[episode])
+            lines[episode] = advise(course).text
+        else:
+            lines[episode] = f"{UNKNOWN}: a loss is no number"
+    return lines
 
 
 def numbers_in(rows: Sequence[Mapping[str, Any]]) -> dict[int, AverageNumbers]:

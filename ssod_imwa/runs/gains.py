@@ -17,9 +17,9 @@ class Gain:
     Attributes:
         episode: from 0.
         model: student or teacher.
-        members: mean figure of the members.
-        best: of the best of them.
-        average: figure of the average.
+        members: mean figure of the members; NaN if that of one is.
+        best: of the best of them, likewise.
+        average: figure of the average; NaN if there was nothing to measure.
     """
 
     episode: int
@@ -45,5 +45,6 @@ def average_gains(evaluations: Sequence[Evaluation], metric: str) -> list[Gain]:
             if len(members) > 1 and averages:
                 average = averages[-1].metrics.get(metric, math.nan)
                 mean = statistics.fmean(members)
-                gains.append(Gain(episode, model, mean, max(members), average))
+                best = mean if math.isnan(mean) else max(members)
+                gains.append(Gain(episode, model, mean, best, average))
     return gains

@@ -27,7 +27,7 @@ def answered(question, **changes):
         ("longer run", {"trend": RISING, "rate": 0.4}, "unclear", "the rate fell"),
         ("longer run", {"trend": NOISY}, "unclear", "too noisy"),
         ("longer run", {"trend": Trend(0.6, 0.4, 4)}, "no", "saturated"),
-        ("longer run", {"trend": None}, "unclear", "fewer than 4 evaluations"),
+        ("longer run", {"trend": None}, "unclear", "fewer than 4 evaluations of AP in the second"),
         # 36 points are left to 100 above the teacher, a quarter of which is 9.
         (
             "longer run",

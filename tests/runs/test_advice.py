@@ -1,10 +1,17 @@
 """From numbers around an average to advice, rule by rule."""
 
 import dataclasses
+import math
 
 import pytest
 
-from ssod_imwa.runs.advice import AverageNumbers, advise, measured_gain, numbers_in
+from ssod_imwa.runs.advice import (
+    AverageNumbers,
+    advice_lines,
+    advise,
+    measured_gain,
+    numbers_in,
+)
 from ssod_imwa.runs.gains import Gain, average_gains
 from ssod_imwa.runs.results import Evaluation
 
@@ -72,6 +79,39 @@ def test_what_test_images_say_comes_first():
     assert advise([USUAL], measured="0.8 AP").text.startswith("averaging gains 0.8 AP, 10.0 % of")
 
 
+def test_a_loss_that_is_no_number_is_said_to_be_none():
+    nan, inf = float("nan"), float("inf")
+    unknown = "what averaging gains could not be measured"
+    for recomputed in (None, nan):
+        advice = advise([numbers(average=nan, recomputed=recomputed)])
+        assert advice.kind == "unmeasured"
+        assert advice.text == f"{unknown}: the average's loss is no number"
+    text = advise([numbers(average=nan)], measured="0.8 AP").text
+    assert text == "averaging gains 0.8 AP: the average's loss is no number"
+    for value in (nan, inf):
+        advice = advise([numbers(average=value, recomputed=0.9)])
+        assert advice.kind == "stale"
+        assert advice.text.startswith(f"{unknown}; its batch norms are stale: re-estimated they")
+    assert advise([numbers(average=inf)]).kind == "barrier"
+    course = [numbers(average=value) for value in (nan, 0.77, 0.77, 0.99, 0.99, 0.99)]
+    assert "nan" not in advise(course).text  # five of them are no trend
+
+
+def test_a_figure_that_is_no_number_is_said_to_be_none():
+    nan = float("nan")
+    members = [evaluation("member", 40.0, member=0), evaluation("member", 41.0, member=1)]
+    without = [evaluation("member", nan, member=2), evaluation("average", 41.5)]
+    for evaluations in ([*members, evaluation("average", nan)], [*members, *without]):
+        measured = measured_gain(evaluations, 0)
+        text = advise([USUAL], measured=measured).text
+        words = "averaging gains AP that could not be measured, 10.0 % of the members' loss"
+        assert text.startswith(words)
+        assert "nan" not in text
+    (gain,) = average_gains([*without, *members], "AP")
+    assert math.isnan(gain.members)
+    assert math.isnan(gain.best)
+
+
 def test_rows_hold_the_numbers_that_are_read_from_them():
     full, bare = numbers(recomputed=0.5), numbers(distance=None)
     rows = [
@@ -81,6 +121,11 @@ def test_rows_hold_the_numbers_that_are_read_from_them():
         {"episode": 2, **bare.row(), "advice/average": None},  # it was not finite
     ]
     assert numbers_in(rows) == {0: full, 1: bare}
+    assert advice_lines(rows) == {
+        0: advise([full]).text,
+        1: advise([full, bare]).text,
+        2: "what averaging gains could not be measured: a loss is no number",
+    }
     assert full.row()["advice/gain_percent"] == pytest.approx(10)
     assert full.row()["advice/barrier_percent"] == pytest.approx(100 * (0.5 - 1.2) / 1.1)
     assert full.row()["advice/stale_percent"] == pytest.approx(100 * (0.99 - 0.5) / 1.1)

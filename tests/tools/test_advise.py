@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from ssod_imwa.analysis.snapshots import last_rate, last_students
+from ssod_imwa.analysis.snapshots import last_rate, last_students, measured_figure
+from ssod_imwa.errors import UserError
 from ssod_imwa.runs import run
 from ssod_imwa.runs.open import open_task
 from ssod_imwa.runs.trained import read_trained
@@ -129,6 +130,26 @@ def test_of_several_members_the_lines_of_training_are_shown(advise, plain):
     status, _, error = advise(plain(*settings, output="silent").OUTPUT_DIR)
     assert status == 2
     assert "is a run of 2 members without IMWA.ADVISE" in error
+
+
+def test_what_could_not_be_measured_is_named():
+    with pytest.raises(UserError, match=r"APs could not be measured on pets_val, which has noth"):
+        measured_figure({"AP": 40.0, "APs": float("nan")}, "APs", "pets_val")
+    with pytest.raises(UserError, match=r"--metric top1 is not allowed \(must be one of AP\)"):
+        measured_figure({"AP": 40.0}, "top1", "pets_val")
+
+
+@pytest.mark.slow
+def test_a_data_set_without_objects_measures_nothing(advise, detection_config, root):
+    cfg = detection_config("IMWA.EPISODES", 4)
+    run.train(cfg)
+    content = json.loads((root / "test.json").read_text())
+    (root / "none.json").write_text(json.dumps({**content, "annotations": []}))
+    for option in ("--dataset", "--training-set"):
+        status, _, error = advise(cfg.OUTPUT_DIR, option, "coco:none.json:test")
+        line = error.splitlines()[-1]
+        assert status == 2
+        assert line.startswith("error: AP could not be measured on coco:none.json:test")
 
 
 def test_the_last_rate_is_a_share_of_the_highest(tmp_path):
