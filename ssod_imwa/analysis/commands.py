@@ -201,7 +201,11 @@ def embedding(
     among = np.flatnonzero(np.isin(test.labels, drawn))
     chosen = among[balanced_sample(test.labels[among], images, run.random("embedding"))]
     labels = test.labels[chosen]
-    points = tsne(test.joined_features[chosen], seed=run.seed % 2**32, perplexity=perplexity)
+    try:
+        points = tsne(test.joined_features[chosen], seed=run.seed % 2**32, perplexity=perplexity)
+    except ValueError as error:
+        options = f"--images {images} --classes {classes}"
+        raise UserError(f"test images of {run.folder} with {options}: {error}") from error
     rows = [(run.classes[c], int(run.counts[c]), int((labels == c).sum())) for c in drawn]
     return Finding(
         {"embedding.png": embedding_figure(points, labels, run.classes, run.counts)},

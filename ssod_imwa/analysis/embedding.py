@@ -24,7 +24,7 @@ def balanced_sample(
     """
     if per_class < 1:
         raise ValueError(f"per_class = {per_class} is not allowed (must be at least 1)")
-    chosen = []
+    chosen = [np.zeros(0, dtype=np.int64)]  # of no class there are none
     for c in np.unique(labels):
         positions = np.flatnonzero(labels == c)
         chosen.append(generator.permutation(positions)[:per_class])
@@ -47,7 +47,7 @@ def tsne(features: np.ndarray, *, seed: int, perplexity: float = 30.0) -> np.nda
     """t-SNE of features by scikit-learn: neighbors stay neighbors, distances mean nothing.
 
     Args:
-        features: (N, d), N at least 3.
+        features: (N, d), N at least 3 and d at least 2.
         seed: of the optimization, 0..2³² − 1.
         perplexity: about how many neighbors count; cut to (N − 1) / 3 for small N, as its authors
             advise.
@@ -56,7 +56,7 @@ def tsne(features: np.ndarray, *, seed: int, perplexity: float = 30.0) -> np.nda
         float32 (N, 2).
 
     Raises:
-        ValueError: fewer than 3 images.
+        ValueError: there are fewer images, or their features are not finite or all the same.
 
     Source: van der Maaten and Hinton, Visualizing Data using t-SNE (JMLR 9, 2008).
     """
@@ -64,6 +64,10 @@ def tsne(features: np.ndarray, *, seed: int, perplexity: float = 30.0) -> np.nda
 
     if len(features) < 3:
         raise ValueError(f"{len(features)} images are not allowed (must be at least 3)")
+    if not np.isfinite(features).all():
+        raise ValueError("features that are not finite are not allowed (did the run diverge?)")
+    if (features == features[0]).all():  # scikit-learn would divide by 0, and crash the process
+        raise ValueError("features that are all the same are not allowed (no image is near others)")
     perplexity = min(perplexity, (len(features) - 1) / 3)
     embedding = TSNE(2, perplexity=perplexity, init="pca", random_state=seed)
     return embedding.fit_transform(np.asarray(features, dtype=np.float32))

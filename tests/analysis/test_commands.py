@@ -1,5 +1,7 @@
 """Analyses of real, tiny runs: numbers that are known from elsewhere."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -279,6 +281,9 @@ def test_an_embedding_shows_so_many_images_of_so_many_classes(plain):
     assert found["test images"] == ["4", "4", "4"]
     with pytest.raises(UserError, match="--classes = 0 is not allowed"):
         commands.embedding(plain, classes=0)
+    message = "with --images 1 --classes 2: 2 images are not allowed (must be at least 3)"
+    with pytest.raises(UserError, match=re.escape(message)):
+        commands.embedding(plain, images=1, classes=2)
 
 
 def test_a_run_can_be_looked_at_with_other_weights_and_settings(plain, averaged):

@@ -25,6 +25,11 @@ def test_an_empty_sample_is_refused():
         balanced_sample(np.array([0]), 0, np.random.default_rng(0))
 
 
+def test_a_sample_of_no_images_is_empty():
+    chosen = balanced_sample(np.zeros(0, dtype=int), 5, np.random.default_rng(0))
+    assert (chosen.tolist(), chosen.dtype) == ([], np.int64)
+
+
 def test_spread_classes_have_the_most_and_the_least_frequent_one():
     counts = np.array([10 * (i + 1) for i in range(100)])
     chosen = spread_classes(counts, 5)
@@ -45,5 +50,13 @@ def test_clusters_stay_clusters():
 
 def test_few_images_lower_the_perplexity_and_too_few_are_refused():
     assert tsne(np.eye(5), seed=0).shape == (5, 2)
-    with pytest.raises(ValueError, match="2 images are not allowed"):
-        tsne(np.eye(2), seed=0)
+    assert np.isfinite(tsne(np.eye(3), seed=0)).all()
+    for few in range(3):
+        with pytest.raises(ValueError, match=f"{few} images are not allowed"):
+            tsne(np.eye(2)[:few], seed=0)
+
+
+@pytest.mark.parametrize(("value", "message"), [(1.0, "all the same"), (np.nan, "not finite")])
+def test_features_that_tell_nothing_are_refused(value, message):
+    with pytest.raises(ValueError, match=message):
+        tsne(np.full((9, 4), value), seed=0)
