@@ -11,7 +11,7 @@ import signal
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
@@ -101,13 +101,14 @@ def add_import_option(parser: argparse.ArgumentParser) -> None:
 
 
 def split_config_file(
-    named: Sequence[str], overrides: Sequence[str] = ()
+    named: Sequence[str], overrides: Sequence[str] = (), *, option: str = ""
 ) -> tuple[list[str], list[str]]:
     """The files and the KEY VALUE pairs of a command line.
 
     Args:
         named: what follows `--config-file`: names that end in .yaml, then KEY VALUE pairs if any.
         overrides: the pairs that stand elsewhere.
+        option: after which they do; "" if they may stand anywhere, so that a file may be meant.
 
     Raises:
         UserError: there is no file, a name that should be a file's does not end in .yaml or comes
@@ -119,7 +120,7 @@ def split_config_file(
     """
     files = list(itertools.takewhile(_is_file_name, named))
     pairs = list(named[len(files) :])
-    for name in (*pairs[::2], *overrides[::2]):
+    for name in (*pairs[::2], *(() if option else overrides[::2])):
         if _is_file_name(name):
             raise UserError(f"{name}: files follow --config-file, before KEY VALUE pairs")
         if name != name.upper():  # keys are upper case: b.yml, c.yaml.bak, a folder
@@ -128,8 +129,27 @@ def split_config_file(
         raise UserError(f"--config-file {' '.join(named[:1])}: no file that ends in .yaml is named")
     for key in pairs[::2]:
         if key in overrides[::2]:  # argparse does not tell which was first
-            raise UserError(f"{key} is set twice, after --config-file and elsewhere")
+            other = option or "elsewhere"
+            raise UserError(f"{key} is set twice, after --config-file and {other}")
     return files, [*pairs, *overrides]
+
+
+def refuse_settings(overrides: Sequence[str], instead: Mapping[str, str]) -> None:
+    """Refuse KEY VALUE pairs of --opts that would change nothing.
+
+    Args:
+        overrides: the pairs.
+        instead: such a key -> what does what it seems to.
+
+    Raises:
+        UserError: one is there.
+
+    Example:
+        >>> refuse_settings(["SEED", "3"], {"MODEL.WEIGHTS": "--weights"})
+    """
+    for key in overrides[::2]:
+        if key in instead:
+            raise UserError(f"--opts {key} is not read here (give {instead[key]})")
 
 
 def _is_file_name(name: str) -> bool:

@@ -140,6 +140,13 @@ def test_what_follows_config_file_is_files_then_pairs():
     assert split_config_file(["a.yaml", "b.yaml", *split[1][:2]], split[1][2:]) == split
 
 
+def test_what_follows_an_option_of_its_own_is_no_file():
+    split = (["a.yaml"], ["SEED", "3", "b.yaml", "4"])
+    assert split_config_file(["a.yaml", "SEED", "3"], ["b.yaml", "4"], option="--opts") == split
+    with pytest.raises(UserError, match="SEED is set twice, after --config-file and --opts"):
+        split_config_file(["a.yaml", "SEED", "3"], ["SEED", "4"], option="--opts")
+
+
 @pytest.mark.parametrize(
     ("named", "overrides", "message"),
     [

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import ssod_imwa.interruptible  # noqa: F401 - first, for its effect
 from ssod_imwa.analysis.subjects import SUBJECTS
-from ssod_imwa.cli import print_table, require_folder, run_main
+from ssod_imwa.cli import print_table, refuse_settings, require_folder, run_main
 
 BN_CHOICES = ("average", "recompute")
 
@@ -94,7 +94,9 @@ def main() -> None:
     subject, output, folder = (arguments.pop(name) for name in ("subject", "output", "run"))
     pictures = Path(output or Path(folder) / "pictures")
     require_folder(pictures)
-    run = open_run(folder, weights=arguments.pop("weights"), overrides=arguments.pop("opts"))
+    overrides = arguments.pop("opts")
+    refuse_settings(overrides, {"OUTPUT_DIR": "another RUN", "MODEL.WEIGHTS": "--weights"})
+    run = open_run(folder, weights=arguments.pop("weights"), overrides=overrides)
     modules = (commands, weight_commands, unlabeled_totals)
     analyze = next(getattr(m, subject) for m in modules if hasattr(m, subject))
     finding = analyze(run, **arguments)

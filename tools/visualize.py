@@ -27,7 +27,13 @@ from fvcore.common.config import CfgNode
 
 from ssod_imwa.analysis.class_views import class_view_sheets
 from ssod_imwa.analysis.detection import prediction_sheets, view_sheets
-from ssod_imwa.cli import add_import_option, require_folder, run_main, split_config_file
+from ssod_imwa.cli import (
+    add_import_option,
+    refuse_settings,
+    require_folder,
+    run_main,
+    split_config_file,
+)
 from ssod_imwa.data.registration import import_modules
 from ssod_imwa.engine.checkpoint.models import newest_model
 from ssod_imwa.errors import ConfigError
@@ -45,7 +51,8 @@ def parse_arguments() -> argparse.Namespace:
         "--config-file",
         nargs="+",
         metavar="FILE",
-        help=f"YAML files, merged left to right (default: RUN_DIR/{CONFIG_FILE})",
+        help=f"YAML files, merged left to right; KEY VALUE may follow (default: RUN_DIR/"
+        f"{CONFIG_FILE})",
     )
     parser.add_argument(
         "--weights", metavar="FILE", help="as MODEL.WEIGHTS (default: RUN_DIR's newest model)"
@@ -69,10 +76,27 @@ def parse_arguments() -> argparse.Namespace:
         nargs="*",
         default=[],
         metavar="KEY VALUE",
-        help="settings that override the files'",
+        help="settings that override the files'; they stand after RUN_DIR",
     )
     add_import_option(parser)
-    arguments = parser.parse_args()
+    arguments, rest = parser.parse_known_args()
+    if rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)} (settings follow --opts)")
+    check_arguments(parser, arguments)
+    if arguments.config_file is not None:
+        arguments.config_file, arguments.opts = split_config_file(
+            arguments.config_file, arguments.opts, option="--opts"
+        )
+    return arguments
+
+
+def check_arguments(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
+    """Refuse what argparse does not."""
+    if len(arguments.opts) % 2:
+        parser.error(
+            f"--opts takes pairs KEY VALUE, but {arguments.opts[-1]!r} stands alone (RUN_DIR comes "
+            "before --opts)"
+        )
     needed = [arguments.config_file, arguments.output]
     if not arguments.views:
         needed.append(arguments.weights)
@@ -81,15 +105,10 @@ def parse_arguments() -> argparse.Namespace:
             "give RUN_DIR, or --config-file, --output and --weights (--views shows labels without "
             "weights)"
         )
-    if arguments.config_file is not None:
-        arguments.config_file, arguments.opts = split_config_file(
-            arguments.config_file, arguments.opts
-        )
     if arguments.images < 1:
         parser.error(f"--images = {arguments.images} is not allowed (must be at least 1)")
     if not 0 <= arguments.threshold <= 1:
         parser.error(f"--threshold = {arguments.threshold:g} is not allowed (must be 0..1)")
-    return arguments
 
 
 def make_sheets(cfg: CfgNode, arguments: argparse.Namespace) -> dict[str, torch.Tensor]:
@@ -102,6 +121,7 @@ def make_sheets(cfg: CfgNode, arguments: argparse.Namespace) -> dict[str, torch.
             f"{source} is of {cfg.TASK} (must be of detection, or --views; tools/analyze.py draws "
             "classifiers)"
         )
+    refuse_settings(arguments.opts, {"MODEL.WEIGHTS": "--weights"})
     weights = arguments.weights
     if weights is None and arguments.run_dir is not None:
         weights = newest_model(cfg.OUTPUT_DIR)
@@ -124,6 +144,7 @@ def main() -> None:
     import_modules(arguments.modules, option="--import")
     overrides = list(arguments.opts)
     if arguments.run_dir is not None:
+        refuse_settings(overrides, {"OUTPUT_DIR": "the folder of another run, or --output"})
         overrides += ["OUTPUT_DIR", arguments.run_dir]  # the folder may have been moved
     cfg = load_config(arguments.config_file or Path(arguments.run_dir) / CONFIG_FILE, overrides)
     sheets = make_sheets(cfg, arguments)

@@ -180,6 +180,21 @@ def test_mistakes_are_one_line_and_status_2(visualize, run_dir, tmp_path):
     assert visualize(run_dir, "--images", "0")[0] == 2
 
 
+def test_settings_that_are_misplaced_or_would_change_nothing_are_refused(visualize, run_dir):
+    recipe = ("--config-file", run_dir / "config.yaml", "SEED", 3, "--output", "out", "--views")
+    for arguments, message in (
+        ((run_dir, "SEED", 3), "unrecognized arguments: SEED 3 (settings follow --opts)"),
+        ((*recipe, "TEST.IMS_PER_BATCH", 3), "arguments: 3 (settings follow --opts)"),
+        (("--opts", "SEED", 3, run_dir), "/run' stands alone (RUN_DIR comes before --opts)"),
+        ((*recipe, "--opts", "SEED", 4), "SEED is set twice, after --config-file and --opts"),
+        ((*recipe, "--opts", "seed", 4), "command line: seed is not a configuration key"),
+        ((run_dir, "--opts", "OUTPUT_DIR", "x"), "(give the folder of another run, or --output)"),
+        ((run_dir, "--opts", "MODEL.WEIGHTS", "x"), "is not read here (give --weights)"),
+    ):
+        status, _, error = visualize(*arguments)
+        assert (status, message in error.splitlines()[-1]) == (2, True), error
+
+
 @pytest.mark.parametrize("threshold", ["3", "-0.1", "nan"])
 def test_a_threshold_that_is_no_score_is_refused(visualize, threshold):
     status, _, error = visualize("run", f"--threshold={threshold}")
