@@ -127,6 +127,20 @@ def test_tools_are_interruptible_before_they_import_anything_slow(tool):
     assert slow[0] == "ssod_imwa.interruptible"
 
 
+@pytest.mark.slow  # some seconds of imports each
+@pytest.mark.parametrize("name", ["extract_features", "predict", "visualize"])
+def test_help_comes_without_warnings_of_libraries(name):
+    tool = ROOT / "tools" / f"{name}.py"
+    done = subprocess.run(
+        [sys.executable, tool, "--help"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith(f"usage: {tool.name}")
+
+
 def test_other_exceptions_keep_their_traceback():
     with pytest.raises(ZeroDivisionError):
         run_main(raising(ZeroDivisionError()))

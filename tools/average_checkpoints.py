@@ -40,8 +40,10 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "sources", nargs="+", metavar="RUN_DIR|FILE", help="finished runs, or their model files"
     )
-    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="file to write")
-    parser.add_argument("--rule", choices=RULES, default="uniform", help="(uniform)")
+    parser.add_argument(
+        "--output", type=Path, required=True, metavar="FILE", help="new file to write"
+    )
+    parser.add_argument("--rule", choices=RULES, default="uniform", help="see above (uniform)")
     parser.add_argument(
         "--weights", nargs="+", type=float, metavar="W", help="for --rule fixed: one a model, sum 1"
     )

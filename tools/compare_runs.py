@@ -30,7 +30,10 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("run_dirs", nargs="+", metavar="RUN_DIR", help="OUTPUT_DIR of each run")
     parser.add_argument(
-        "--metrics", nargs="+", metavar="NAME", help="figures (default: every AP and AP50)"
+        "--metrics",
+        nargs="+",
+        metavar="NAME",
+        help="figures (default: AP and AP50; of classifiers top1, many, h_mean and so on)",
     )
     parser.add_argument(
         "--model", choices=MODELS, help="whose figures (default: the teacher's if there is one)"

@@ -42,26 +42,45 @@ def parse_arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("name", metavar="NAME", help="a data set of classification")
-    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="to write")
+    parser.add_argument(
+        "--output", type=Path, required=True, metavar="FILE", help="new file to write"
+    )
     parser.add_argument("--root", help="folder of all data sets ($DETECTRON2_DATASETS, datasets)")
     parser.add_argument(
-        "--weights", default="package:efficientnet_lite0", help="(package:efficientnet_lite0)"
+        "--weights",
+        default="package:efficientnet_lite0",
+        metavar="NAME",
+        help="of the network (package:efficientnet_lite0)",
     )
     parser.add_argument(
-        "--stages", type=int, default=defaults.stages, metavar="K", help="keep maps (features)"
+        "--stages",
+        type=int,
+        default=defaults.stages,
+        metavar="K",
+        help="keep the maps of the first K stages (0: features)",
     )
     parser.add_argument(
-        "--size", type=int, default=defaults.size, help=f"pixels seen ({defaults.size})"
+        "--size",
+        type=int,
+        default=defaults.size,
+        metavar="N",
+        help=f"pixels of an edge that are seen ({defaults.size})",
     )
     parser.add_argument(
-        "--strong", type=int, default=defaults.strong, metavar="N", help=f"({defaults.strong})"
+        "--strong",
+        type=int,
+        default=defaults.strong,
+        metavar="N",
+        help=f"strong views of each image ({defaults.strong})",
     )
     parser.add_argument("--seed", type=int, default=defaults.seed, help="of the strong views (0)")
     parser.add_argument(
         "--no-mirror", action="store_true", help="never mirror, for digits and the like"
     )
     parser.add_argument(
-        "--bfloat16", action="store_true", help="compute in bfloat16, twice as fast where it is"
+        "--bfloat16",
+        action="store_true",
+        help="compute in bfloat16, twice as fast where there is hardware for it",
     )
     parser.add_argument("--test", action="store_true", help="the plain view alone")
     return parser.parse_args()

@@ -1,12 +1,13 @@
 #!/usr/bin/env python
-"""Plot a run's training curves and its AP after each episode, or how often classes occur.
+"""Plot a run's training curves and its figures after each episode, or how often classes occur.
 
 Examples:
   a run                    %(prog)s output/digits_unbiased_teacher_imwa
   other figures            %(prog)s RUN_DIR --metrics VOC/AP50 APs
   classes of data sets     %(prog)s --datasets digits_train digits_test --output pictures
 
-Writes training.png and episodes.png (from metrics.json and results.json), and classes.png for
+Writes training.png and, once there is something to show, episodes.png, course.png (evaluations
+inside episodes), labels.png (pseudo-labels) and advice.png (IMWA.ADVISE), and classes.png for
 --datasets, to RUN_DIR or --output. Also works while the run goes on.
 """
 
@@ -28,7 +29,10 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("run_dir", nargs="?", metavar="RUN_DIR", help="OUTPUT_DIR of a run")
     parser.add_argument(
-        "--metrics", nargs="+", metavar="NAME", help="figures to plot (default: every AP and AP50)"
+        "--metrics",
+        nargs="+",
+        metavar="NAME",
+        help="figures to plot (default: AP and AP50; of classifiers top1, many, h_mean and so on)",
     )
     parser.add_argument(
         "--datasets", nargs="+", metavar="NAME", help="plot boxes per class of these data sets"

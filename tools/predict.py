@@ -21,6 +21,8 @@ from pathlib import Path
 
 import ssod_imwa.interruptible  # noqa: F401 - first, for its effect
 from ssod_imwa.analysis.predicting import (
+    CLASSIFICATION_BATCH,
+    DETECTION_BATCH,
     DetectionPredictor,
     Predictor,
     find_images,
@@ -31,6 +33,8 @@ from ssod_imwa.analysis.prediction_files import common_folder, write_classes, wr
 from ssod_imwa.cli import log_to_stderr, new_folder, require_new, run_main
 from ssod_imwa.errors import DataError
 from ssod_imwa.runs.trained import read_shipped
+
+BATCHES = f"images at a time ({DETECTION_BATCH} of a detector, {CLASSIFICATION_BATCH} otherwise)"
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +58,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--threshold", type=float, default=0.5, help="keep boxes with a score above it (0.5)"
     )
-    parser.add_argument("--batch-size", type=int, metavar="N", help="images at a time")
+    parser.add_argument("--batch-size", type=int, metavar="N", help=BATCHES)
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda or cuda:N")
     parser.add_argument("--no-pictures", action="store_true", help="write no picture of boxes")
     parser.add_argument(

@@ -26,10 +26,18 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--root", help="folder of all data sets ($DETECTRON2_DATASETS, datasets)")
     parser.add_argument("--seed", type=int, default=1, help="everything is a function of it (1)")
     parser.add_argument(
-        "--train-scenes", type=int, default=TRAIN_SCENES, metavar="N", help=f"({TRAIN_SCENES})"
+        "--train-scenes",
+        type=int,
+        default=TRAIN_SCENES,
+        metavar="N",
+        help=f"images of digits_train ({TRAIN_SCENES})",
     )
     parser.add_argument(
-        "--test-scenes", type=int, default=TEST_SCENES, metavar="N", help=f"({TEST_SCENES})"
+        "--test-scenes",
+        type=int,
+        default=TEST_SCENES,
+        metavar="N",
+        help=f"images of digits_test ({TEST_SCENES})",
     )
     parser.add_argument(
         "--imbalance",

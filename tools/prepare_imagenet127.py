@@ -31,7 +31,9 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("coarse", type=Path, help="lines IMAGE CLASS in the 127 classes")
+    parser.add_argument(
+        "coarse", type=Path, metavar="FILE", help="lines IMAGE CLASS in the 127 classes"
+    )
     parser.add_argument("--fine", type=Path, metavar="FILE", help="lines IMAGE LABEL, 0..999")
     parser.add_argument(
         "--synsets", type=Path, metavar="FILE", required=True, help="lines SYNSET NUMBER NAME"

@@ -40,17 +40,31 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("dataset", help="name of the catalog, or coco:... or voc:...")
     parser.add_argument("--root", help="folder of all data sets ($DETECTRON2_DATASETS, datasets)")
-    parser.add_argument("--percent", type=float, nargs="+", help="labeled images in percent")
     parser.add_argument(
-        "--folds", type=int, nargs="+", default=[1], help="each is the seed of a draw (1)"
+        "--percent", type=float, nargs="+", metavar="P", help="labeled images in percent"
     )
-    parser.add_argument("--format", choices=("index", "coco"), default="index", help="(index)")
-    parser.add_argument("--output", type=Path, help="file to write (index) or folder (coco)")
+    parser.add_argument(
+        "--folds",
+        type=int,
+        nargs="+",
+        default=[1],
+        metavar="K",
+        help="each is the seed of a draw (1)",
+    )
+    parser.add_argument(
+        "--format", choices=("index", "coco"), default="index", help="see above (index)"
+    )
+    parser.add_argument(
+        "--output", type=Path, metavar="PATH", help="file to write (index) or folder (coco)"
+    )
     parser.add_argument(
         "--keep-empty", action="store_true", help="draw among images without boxes, too"
     )
     parser.add_argument(
-        "--on-bad-record", choices=("error", "skip"), default="error", help="(error)"
+        "--on-bad-record",
+        choices=("error", "skip"),
+        default="error",
+        help="as DATASETS.ON_BAD_RECORD (error)",
     )
     parser.add_argument(
         "--check", type=Path, metavar="FILE", help="verify this index file or labeled COCO file"

@@ -31,7 +31,7 @@ def parse_arguments() -> argparse.Namespace:
         "--output",
         type=Path,
         metavar="FILE",
-        help="page (default: RUN_DIR/report.html of the first)",
+        help="new page (default: RUN_DIR/report.html of the first, over what is there)",
     )
     parser.add_argument(
         "--no-models", action="store_true", help="do not run models for example pictures"

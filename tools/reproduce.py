@@ -43,7 +43,11 @@ def parse_arguments() -> argparse.Namespace:
         "--scale", type=float, default=1.0, metavar="S", help="factor of every schedule (1)"
     )
     parser.add_argument(
-        "--output", type=Path, default=Path("output"), metavar="DIR", help="(output)"
+        "--output",
+        type=Path,
+        default=Path("output"),
+        metavar="DIR",
+        help="folder of tables (output)",
     )
     parser.add_argument("--data-root", metavar="DIR", help="folder of all data sets")
     parser.add_argument("--print-only", action="store_true", help="train nothing")

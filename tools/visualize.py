@@ -22,11 +22,7 @@ from pathlib import Path
 import ssod_imwa.interruptible  # noqa: F401 - first, for its effect
 
 # isort: split
-import torch
-from fvcore.common.config import CfgNode
-
-from ssod_imwa.analysis.class_views import class_view_sheets
-from ssod_imwa.analysis.detection import prediction_sheets, view_sheets
+# Before what warns of its own libraries when it is imported.
 from ssod_imwa.cli import (
     add_import_option,
     refuse_settings,
@@ -34,6 +30,13 @@ from ssod_imwa.cli import (
     run_main,
     split_config_file,
 )
+
+# isort: split
+import torch
+from fvcore.common.config import CfgNode
+
+from ssod_imwa.analysis.class_views import class_view_sheets
+from ssod_imwa.analysis.detection import prediction_sheets, view_sheets
 from ssod_imwa.data.registration import import_modules
 from ssod_imwa.engine.checkpoint.models import newest_model
 from ssod_imwa.errors import ConfigError
