@@ -6,6 +6,7 @@ Pictures that need models and data are `report_pictures`'.
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -243,7 +244,7 @@ def _add_resources(page: Page, run: Run) -> None:
     page.table(["what", "value"], rows, caption="Of the whole run.")
     if (run.folder / CONFIG_FILE).exists():
         page.text("The same run again, from its complete configuration:")
-        config = run.folder / CONFIG_FILE
+        config = shlex.quote(str(run.folder / CONFIG_FILE))
         page.code(f"python tools/train_net.py --config-file {config} OUTPUT_DIR output/again")
 
 

@@ -1,3 +1,4 @@
+import html
 import json
 from functools import partial
 
@@ -90,6 +91,13 @@ def test_classes_are_shown_on_each_of_several_test_sets(report, tmp_path):
         row = f'<td class="text">cat</td><td>30</td><td>{first}</td>'
         assert row in table.partition("</table>")[0]
         assert f"AP (%) of each class on {on}, against" in page
+
+
+def test_the_command_can_be_copied_whatever_the_folder_is_called(report, tmp_path):
+    run = write_run(tmp_path / "my $run")
+    assert report(run, "--no-models")[0] == 0
+    page = html.unescape((run / "report.html").read_text())
+    assert f"--config-file '{run}/config.yaml' OUTPUT_DIR" in page
 
 
 def test_several_runs_are_compared_key_by_key(report, tmp_path):
