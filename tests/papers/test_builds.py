@@ -28,11 +28,11 @@ from ssod_imwa.classification.methods.build import build_method, method_name
 from ssod_imwa.classification.models.feature_queue import FeatureQueue
 from ssod_imwa.classification.task import ClassificationTask
 from ssod_imwa.data.batches import Batch, Part
-from ssod_imwa.engine.solver import lr_multiplier
 from ssod_imwa.errors import WeightsError
 from ssod_imwa.papers.reproduction import run_config
 from ssod_imwa.papers.tables import needed_runs, read_table
 from ssod_imwa.runs.generations import all_generations
+from ssod_imwa.runs.schedule import build_multiplier
 
 TABLES = Path(__file__).parents[2] / "configs/tables"
 
@@ -201,16 +201,9 @@ def check_schedule(cfg):
     solver, imwa = cfg.SOLVER, cfg.IMWA
     schedule = EpisodeSchedule(solver.MAX_ITER, episodes=imwa.EPISODES, members=imwa.MEMBERS)
     assert len(schedule) == solver.MAX_ITER * imwa.MEMBERS
-    assert all(step < solver.MAX_ITER for step in solver.STEPS)
+    assert all(step < solver.MAX_ITER for step in solver.get("STEPS", ()))
     assert solver.WARMUP_ITERS < solver.MAX_ITER or solver.BASE_LR == 0
-    multiplier = lr_multiplier(
-        solver.LR_SCHEDULER_NAME,
-        max_iter=solver.MAX_ITER,
-        steps=solver.STEPS,
-        gamma=solver.GAMMA,
-        warmup_iters=solver.WARMUP_ITERS,
-        warmup_factor=solver.WARMUP_FACTOR,
-    )
+    multiplier = build_multiplier(cfg)
     assert 0 < multiplier(0) <= 1
 
 
