@@ -27,15 +27,14 @@ from rich.console import Console
 from rich.table import Table
 
 from ssod_imwa.averaging.episodes import EpisodeSchedule
-from ssod_imwa.config.options import read_options
-from ssod_imwa.config.shared import AdamWOptions, batch_sizes
+from ssod_imwa.config.shared import batch_sizes
 from ssod_imwa.detection.methods.supervised import labeled_views
 from ssod_imwa.detection.task import DetectionTask
 from ssod_imwa.engine.device import pick_device
 from ssod_imwa.engine.seeding import seed_everything
-from ssod_imwa.engine.solver import build_optimizer
 from ssod_imwa.engine.trainer import Trainer
 from ssod_imwa.runs.config import load_config
+from ssod_imwa.runs.solver import build_task_optimizer
 
 RECIPES = ["configs/digits/supervised.yaml", "configs/digits/unbiased_teacher.yaml"]
 FRAGMENTS = {"torchvision": [], "detectron2": ["configs/models/detectron2_r18_as_torchvision.yaml"]}
@@ -94,16 +93,9 @@ def build_trainer(cfg: Any, device: torch.device, steps: int) -> tuple[Trainer, 
     seed_everything(cfg.SEED, "initial weights")
     method = task.build_method(device)
     solver = cfg.SOLVER
-    optimizer = build_optimizer(
-        method.student,
-        name=solver.OPTIMIZER,
-        lr=solver.BASE_LR * solver.WARMUP_FACTOR,
-        momentum=solver.MOMENTUM,
-        beta2=read_options(AdamWOptions, solver).beta2,
-        weight_decay=solver.WEIGHT_DECAY,
-        weight_decay_norm=solver.WEIGHT_DECAY_NORM,
-        lr_factor=task.lr_factor,
-    )
+    optimizer = build_task_optimizer(task, method.student)
+    for group in optimizer.param_groups:  # as in the first step: no hook sets rates
+        group["lr"] *= solver.WARMUP_FACTOR
     batches = task.build_batches(schedule, device, method.reads)
     amp = getattr(torch, solver.AMP.DTYPE) if solver.AMP.ENABLED else None
     return Trainer(method, schedule, batches, optimizer, seed=cfg.SEED, amp_dtype=amp), task

@@ -84,10 +84,11 @@ def predict(
     order = torch.cat([indices for indices, _, _ in gathered]).argsort()
     labels = torch.cat([labels for _, labels, _ in gathered])[order]
     logits = torch.cat([logits for _, _, logits in gathered], dim=-2)
-    if wrong := int((~logits.isfinite()).any(-1).sum()):
+    is_wrong = (~logits.isfinite()).any(-1).reshape(-1, len(labels)).any(0)  # of some expert
+    if is_wrong.any():
         raise NonFiniteError(
-            f"logits of {wrong} of {logits[..., 0].numel()} test images are not finite: the "
-            "weights are too large for the network (lower SOLVER.BASE_LR)"
+            f"logits of {int(is_wrong.sum())} of {len(labels)} images are not finite: the weights "
+            "are too large for the network (lower SOLVER.BASE_LR)"
         )
     return logits.index_select(-2, order).numpy(), labels.numpy()
 
