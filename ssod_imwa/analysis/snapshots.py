@@ -18,7 +18,7 @@ from ssod_imwa.engine.checkpoint.models import read_models
 from ssod_imwa.engine.checkpoint.output import LAWA, resume_files
 from ssod_imwa.engine.device import pick_device
 from ssod_imwa.errors import UserError
-from ssod_imwa.runs.results import LOWER_IS_BETTER, main_metrics, read_results
+from ssod_imwa.runs.results import LOWER_IS_BETTER, Results, read_results
 from ssod_imwa.runs.soups import main_metric, open_model
 from ssod_imwa.runs.trained import TrainedModels
 from ssod_imwa.visualization.plots import read_metrics
@@ -103,9 +103,7 @@ def measure_run(
     lawa, snapshots = average(students) if len(students) > 1 else None, len(students)
     if lawa is None and (folder / LAWA).exists():
         lawa, snapshots = read_models(folder / LAWA).models["student"], trained.config.IMWA.LAWA
-    course = results.series(results.headline().model)
-    of_course = name if name in course[-1].metrics else main_metrics([results])[0]
-    points = [(x.t + 1, x.metrics.get(of_course, math.nan)) for x in course if x.t is not None]
+    course = course_of(results, name)
     training = None
     if training_set is not None:
         of_training, model = open_model(trained, training_set, asked=asked)
@@ -117,9 +115,20 @@ def measure_run(
         lawa=None if lawa is None else figure(lawa, recompute=bn_batches > 0),
         snapshots=snapshots,
         rate=last_rate(folder),
-        trend=trend(points, results.iterations),
+        trend=trend(course, results.iterations),
         training=training,
     )
+
+
+def course_of(results: Results, metric: str) -> list[tuple[float, float]]:
+    """The run's own evaluations of its shipped model, as (iterations done, figure).
+
+    Of several test sets the first counts. Empty if none of them has the metric.
+    """
+    series = results.series(results.headline().model)
+    of_sets = [name for name in series[-1].metrics if name.rpartition("/")[2] == metric]
+    name = next(iter(of_sets), metric)
+    return [(x.t + 1, x.metrics[name]) for x in series if x.t is not None and name in x.metrics]
 
 
 def measured_figure(metrics: Mapping[str, float], name: str, dataset: str) -> float:

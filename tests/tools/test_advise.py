@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from ssod_imwa.analysis.snapshots import last_rate, last_students, measured_figure
+from ssod_imwa.analysis.snapshots import course_of, last_rate, last_students, measured_figure
 from ssod_imwa.errors import UserError
 from ssod_imwa.runs import run
 from ssod_imwa.runs.open import open_task
+from ssod_imwa.runs.results import Evaluation, Results
 from ssod_imwa.runs.trained import read_trained
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -137,6 +138,19 @@ def test_what_could_not_be_measured_is_named():
         measured_figure({"AP": 40.0, "APs": float("nan")}, "APs", "pets_val")
     with pytest.raises(UserError, match=r"--metric top1 is not allowed \(must be one of AP\)"):
         measured_figure({"AP": 40.0}, "top1", "pets_val")
+
+
+def test_the_trend_is_of_the_metric_that_was_asked_for():
+    rows = [(9, {"a/AP": 1.0, "a/AP50": 3.0, "b/AP": 5.0}), (19, {"a/AP": 2.0, "a/AP50": 4.0})]
+    evaluations = [
+        *(Evaluation("student", "running", 0, 0, metrics, t, t) for t, metrics in rows),
+        Evaluation("student", "final", 0, None, {"a/AP50": 6.0, "b/AP": 7.0, "a/AP": 8.0}, 29, 29),
+    ]
+    imwa = {"members": 1, "episodes": 1}
+    results = Results("detection", "some", "supervised", imwa, 1, 30, 1.0, 1, tuple(evaluations))
+    assert course_of(results, "AP50") == [(10, 3.0), (20, 4.0), (30, 6.0)]
+    assert course_of(results, "b/AP") == course_of(results, "AP") == [(10, 5.0), (30, 7.0)]
+    assert course_of(results, "ECE") == []
 
 
 @pytest.mark.slow
