@@ -119,16 +119,10 @@ class ClassTrackingHook(HookBase):
         position = self.trainer.position
         if not _is_due(position, self._period, self.trainer.schedule.iterations):
             return
-        measured = self._measure(position)
-        row = {
-            "iteration": position.global_step,
-            "episode": position.episode,
-            "member": position.member,
-            "t": position.t,
-        } | {name: _listed(values) for name, values in measured.items()}
+        row = None if self.trainer.has_dropped else self._row(position)
         rows = self.trainer.ranks.exchange.all_gather(row)
         if self.trainer.ranks.run.is_main:
-            for row_of_member in rows[: position.members]:
+            for row_of_member in filter(None, rows[: position.members]):
                 self._writer.write(row_of_member)
 
     def after_train(self) -> None:
@@ -139,6 +133,15 @@ class ClassTrackingHook(HookBase):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._writer.load_state_dict(state)
+
+    def _row(self, position: Position) -> dict[str, Any]:
+        place = {
+            "iteration": position.global_step,
+            "episode": position.episode,
+            "member": position.member,
+            "t": position.t,
+        }
+        return place | {name: _listed(x) for name, x in self._measure(position).items()}
 
     def _measure(self, position: Position) -> dict[str, np.ndarray]:
         student = self.trainer.method.student
@@ -195,7 +198,7 @@ class SnapshotHook(HookBase):
         if position.global_step == 0:
             on_main(self._remove_earlier, self.trainer.ranks.run)
         if _is_due(position, self._period, self.trainer.schedule.iterations):
-            speaks = self.trainer.speaks_for_member
+            speaks = self.trainer.speaks_for_member and not self.trainer.has_dropped
             on_some(lambda: self._write(position), self.trainer.ranks.run, here=speaks)
 
     def _write(self, position: Position) -> None:

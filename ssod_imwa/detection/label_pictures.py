@@ -54,7 +54,8 @@ class LabelPictureHook(HookBase):
 
     def after_step(self) -> None:
         position, method = self.trainer.position, self.trainer.method
-        if (position.t + 1) % self._period or not self.trainer.speaks_for_member:
+        is_silent = self.trainer.has_dropped or not self.trainer.speaks_for_member
+        if (position.t + 1) % self._period or is_silent:
             return
         assert isinstance(method, DetectionMethod)  # the task registers no other
         views, labels = method.last_labels

@@ -21,7 +21,8 @@ class CrossTeachingHook(HookBase):
 
     In every episode but the first, member m of M is lent the teacher of member (m + 1) mod M as it
     was at the end of the episode before, ahead of the average; the method says what it makes of it
-    (`Method.cross_teach`). Nothing is lent of a teacher that was not ready or not finite then.
+    (`Method.cross_teach`). Nothing is lent of a teacher that was not ready or not finite then, or
+    whose member was dropped.
 
     It stands before IMWAHook, which replaces the live teacher. M copies of the teacher wait at
     most, and one more labels. Where members are trained at once, a process keeps its own alone.
@@ -77,7 +78,7 @@ class CrossTeachingHook(HookBase):
         teacher, ranks = self.trainer.method.teacher, self.trainer.ranks
         state: State = teacher.model.state_dict()
         parameters = dict(teacher.model.named_parameters())
-        if not teacher.ready(position.t) or nonfinite(parameters):
+        if self.trainer.has_dropped or not teacher.ready(position.t) or nonfinite(parameters):
             return None
         if ranks.batch.size > 1:  # running statistics are each rank's own
             buffers = {n: x for n, x in state.items() if n not in parameters and is_averaged(x)}

@@ -14,6 +14,7 @@ from ssod_imwa.averaging.episodes import Position
 from ssod_imwa.engine.modes import undisturbed
 from ssod_imwa.engine.trainer import HookBase
 from ssod_imwa.engine.writers import Writer
+from ssod_imwa.errors import NonFiniteError
 
 logger = logging.getLogger(__name__)
 
@@ -196,8 +197,10 @@ class EvaluationHook(HookBase):
     def _run(
         self, position: Position, evaluate: Callable[[nn.Module], Mapping[str, float]]
     ) -> None:
-        method = self.trainer.method
-        models = method.evaluated_models(position.t)
+        # A member that was dropped has no weights; others that are trained at once have.
+        is_gone = not self._is_of_averages and self.trainer.has_dropped
+        models = {} if is_gone else self.trainer.method.evaluated_models(position.t)
+        metrics: dict[str, dict[str, float]] = {}
         try:
             with self._weights(), undisturbed(*models.values()), torch.no_grad():
                 metrics = {
@@ -209,11 +212,15 @@ class EvaluationHook(HookBase):
                 raise  # the member is about to be swapped out: it cannot be made up for
             logger.warning("evaluation of global step %d was interrupted", position.global_step + 1)
             return
+        except NonFiniteError as error:
+            if self._is_of_averages or not self.trainer.may_drop:
+                raise
+            self.trainer.drop_member(f"after global step {position.global_step + 1} {error}")
         for member, of_member in self._of_members(position, metrics):
             self._evaluations.add(
                 [self._record(name, position, member, x) for name, x in of_member.items()]
             )
-            if self.trainer.ranks.run.is_main:
+            if of_member and self.trainer.ranks.run.is_main:
                 self._write(position, member, of_member)
 
     def _of_members(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
@@ -16,6 +17,8 @@ from ssod_imwa.engine.events import EventStorage
 from ssod_imwa.engine.method import Method
 from ssod_imwa.engine.seeding import seed_everything
 from ssod_imwa.errors import NonFiniteError
+
+logger = logging.getLogger(__name__)
 
 # Members that are trained at once wait for each other after so many seconds, or steps if these are
 # less: after each step, the slower of two busy cores would decide every time, and who asks a run to
@@ -83,6 +86,9 @@ class Trainer:
         accumulation: micro-batches whose gradients add up to one optimizer step.
         amp_dtype: float16 or bfloat16 for automatic mixed precision, None for none.
         clip: called with the student's parameters before the optimizer's step.
+        drops_members: whether one of several members that cannot go on is dropped, instead of
+            ending the run: what it has trained becomes NaN, which IMWA leaves out of the average
+            with nonfinite = "drop", and the rest of its turn is skipped.
         ranks: who trains which member. A rank among those that share a batch is part of the step's
             seed, so that they draw different dropout masks.
     """
@@ -99,6 +105,7 @@ class Trainer:
         accumulation: int = 1,
         amp_dtype: torch.dtype | None = None,
         clip: Callable[[list[nn.Parameter]], object] | None = None,
+        drops_members: bool = False,
         ranks: Ranks = Ranks.alone(),
     ) -> None:
         self.method = method
@@ -109,6 +116,7 @@ class Trainer:
         self.accumulation = accumulation
         self.amp_dtype = amp_dtype
         self.clip = clip
+        self.drops_members = drops_members
         self.ranks = ranks
         self.parameters = [p for p in method.student.parameters() if p.requires_grad]
         self.device = self.parameters[0].device
@@ -130,6 +138,16 @@ class Trainer:
     def position(self) -> Position:
         """Episode, member and own iteration of the current global step."""
         return self.schedule.position(self.iter)
+
+    @property
+    def may_drop(self) -> bool:
+        """Whether the current member is one of several, and dropped if it cannot go on."""
+        return self.drops_members and self.position.members > 1
+
+    @property
+    def has_dropped(self) -> bool:
+        """Whether the current member was dropped: what would look at it has nothing to see."""
+        return self.may_drop and bool(self._failure)
 
     @property
     def speaks_for_member(self) -> bool:
@@ -178,12 +196,18 @@ class Trainer:
                 self._call("after_step")
                 if self.talks:
                     self._agree_when_to_talk()
+                if self.has_dropped and self.position.ends_member:
+                    self._failure = ""
+                    self._stream = iter(self._batches(self.iter + 1))
                 self.iter += 1
 
     def run_step(self) -> None:
-        """One optimizer step of the current member."""
-        position = self.position
+        """One optimizer step of the current member; none if it was dropped."""
         start = time.perf_counter()
+        if self.has_dropped:
+            self.step_end = start
+            return
+        position = self.position
         batch = next(self._stream).to(self.device)
         self.storage.put_scalar("data_time", time.perf_counter() - start)
         member = self.first_member + position.member
@@ -198,10 +222,13 @@ class Trainer:
         self._call("after_backward")
         if not self._failure:
             self._update(records, position)
-        if self.talks:
-            self.raise_if_failed()
-        self.method.after_step(position.t)
-        self.storage.put_tensors(records)
+        if self.has_dropped:
+            self.drop_member(self._failure)
+        else:
+            if self.talks:
+                self.raise_if_failed()
+            self.method.after_step(position.t)
+            self.storage.put_tensors(records)
         self.step_end = time.perf_counter()
         self.step_seconds = self.step_end - start
         self.storage.put_scalar("time", self.step_seconds)
@@ -264,13 +291,21 @@ class Trainer:
         return f"global step {position.global_step + 1} ({words})"
 
     def raise_if_failed(self) -> None:
-        """Raise on all ranks when a member cannot go on; all of them call it together.
+        """Raise on all ranks when a member cannot go on and is not dropped; all call it together.
 
         Raises:
             NonFiniteError: why not, of the first member that has failed.
         """
-        if not self.ranks.exchange.all_true(not self._failure):
+        if not self.may_drop and not self.ranks.exchange.all_true(not self._failure):
             raise NonFiniteError(next(filter(None, self.ranks.exchange.all_gather(self._failure))))
+
+    @torch.no_grad()
+    def drop_member(self, reason: str) -> None:
+        """Leave out the current member, see `may_drop`; all of its ranks call it."""
+        self._failure = reason
+        for parameter in self.parameters:
+            parameter.fill_(torch.nan)
+        logger.warning("%s; the rest of this member's turn is skipped", reason)
 
     def _call(self, point: str) -> None:
         for hook in self.hooks:

@@ -57,7 +57,8 @@ class MemberLossHook(HookBase):
         rate = max(group["lr"] for group in self.trainer.optimizer.param_groups)
         self.highest_rate = max(self.highest_rate, rate)
         if self.trainer.position.ends_member:
-            end = self.loss(self.shipped[1]), rate
+            is_gone = self.trainer.has_dropped
+            end = math.nan if is_gone else self.loss(self.shipped[1]), rate
             self.ends[self.trainer.position.member] = end
 
     def state_dict(self) -> dict[str, Any]:

@@ -240,6 +240,7 @@ def _assemble(
         accumulation=solver.ACCUMULATION_STEPS,
         amp_dtype=amp_dtype,
         clip=gradient_clipper(clip.CLIP_TYPE, clip.CLIP_VALUE) if clip.ENABLED else None,
+        drops_members=cfg.IMWA.NONFINITE == "drop",
         ranks=task.ranks,
     )
     imwa = build_imwa(task, trainer, batches)
@@ -279,7 +280,6 @@ def _build_hooks(
         episodes=solver.CHECKPOINT_EPISODES,
         keep=solver.CHECKPOINT_KEEP,
         overwrite=overwrite,
-        drops_members=cfg.IMWA.NONFINITE == "drop",
         lawa=None if lawa is None else lawa.weights,
     )
     signal_hook = SignalHook(signals, checkpoint.save_now)

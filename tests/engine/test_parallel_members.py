@@ -35,7 +35,7 @@ class Spoil(HookBase):
             torch.nn.init.constant_(self.trainer.method.student[0].weight, float("inf"))
 
 
-def train(tiny, ranks, *, start=0, spoil=None, imwa_options=None, **model):
+def train(tiny, ranks, *, start=0, spoil=None, bad_loss=None, imwa_options=None, **model):
     """What a run ends with; its members are trained in turn or, if the ranks say so, at once."""
     at_once = ranks.members > 1
     schedule = EpisodeSchedule(
@@ -49,6 +49,12 @@ def train(tiny, ranks, *, start=0, spoil=None, imwa_options=None, **model):
     distribute(method, ranks)
     batches = tiny.batches(schedule, rank=ranks.batch.rank, world_size=ranks.batch.size)
     trainer = tiny.trainer(T, schedule=schedule, method=method, batches=batches)
+    if bad_loss is not None:
+        trainer.drops_members, good = True, method.losses
+        method.losses = lambda batch, t: {
+            name: loss * (float("nan") if is_bad(trainer, bad_loss) else 1.0)
+            for name, loss in good(batch, t).items()
+        }
     kind = ParallelIMWA if at_once else IMWA
     options = {"ranks": ranks, "optimizer": trainer.optimizer, **(imwa_options or {})}
     imwa = kind(schedule, method.models(), **options)
@@ -57,6 +63,13 @@ def train(tiny, ranks, *, start=0, spoil=None, imwa_options=None, **model):
     trainer.train()
     distances = {k: v.latest() for k, v in trainer.storage.histories().items() if "distance" in k}
     return {name: tiny.copied_state(model) for name, model in method.models().items()}, distances
+
+
+def is_bad(trainer, episode):
+    """Whether this is the second step of member 1 in an episode, on one of its ranks."""
+    position, (first, _) = trainer.position, trainer.schedule.bounds(episode)
+    place = (position.episode, position.member, position.t)
+    return place == (episode, 1, first + 1) and trainer.ranks.batch.is_main
 
 
 def assert_all_equal(tiny, runs, expected):
@@ -99,6 +112,25 @@ def test_a_member_that_diverges_is_dropped_as_in_turn(tiny, tmp_path):
     options = {"spoil": 1, "imwa_options": {"nonfinite": "drop"}}
     runs = on_ranks(2, lambda rank: train(tiny, Ranks.of_run(MEMBERS), **options), tmp_path)
     assert_all_equal(tiny, runs, train(tiny, Ranks.alone(), **options))
+
+
+@needs_fork
+@pytest.mark.parametrize("episode", [0, 1, 2])
+def test_a_member_with_a_bad_loss_is_dropped_as_one_that_ends_spoiled(tiny, tmp_path, episode):
+    options = {"bad_loss": episode, "imwa_options": {"nonfinite": "drop"}}
+    expected = train(tiny, Ranks.alone(), spoil=episode, imwa_options={"nonfinite": "drop"})
+    in_turn = train(tiny, Ranks.alone(), **options)
+    at_once = on_ranks(2, lambda rank: train(tiny, Ranks.of_run(MEMBERS), **options), tmp_path)
+    assert_all_equal(tiny, [in_turn, *at_once], expected)
+
+
+@needs_fork
+def test_all_ranks_of_a_member_drop_it_for_the_loss_of_one(tiny, tmp_path):
+    options = {"bad_loss": 1, "imwa_options": {"nonfinite": "drop"}}
+    (tmp_path / "turn").mkdir()
+    in_turn = on_ranks(2, lambda rank: train(tiny, Ranks.of_run(), **options), tmp_path / "turn")
+    at_once = on_ranks(4, lambda rank: train(tiny, Ranks.of_run(MEMBERS), **options), tmp_path)
+    assert_all_equal(tiny, [*in_turn, *at_once], in_turn[0])
 
 
 @needs_fork

@@ -9,6 +9,7 @@ import pytest
 import torch
 from support import assert_equal, final_weights, train_in_parts
 
+from ssod_imwa.classification.tracking import SNAPSHOT_FOLDER, snapshot_files
 from ssod_imwa.errors import ConfigError
 from ssod_imwa.runs import run
 from ssod_imwa.runs.results import read_results
@@ -50,6 +51,31 @@ def test_members_that_never_part_are_the_plain_run(config):
     assert str(first.evaluations) == str(second.evaluations)
     assert str(first.summary()) == str(second.summary())
     assert first.global_steps == second.global_steps == 4
+
+
+def test_a_member_that_diverges_is_dropped_and_nobody_looks_at_it(config, caplog):
+    """It learns in the common part; the average is the other member's, in both episodes."""
+    cfg = config(
+        *IMWA,
+        *("SOLVER.MAX_ITER", 6, "IMWA.START", 1 / 3, "IMWA.NONFINITE", "drop", "IMWA.ADVISE", 16),
+        *("IMWA.MEMBER_OVERRIDES", [{}, {"SOLVER.BASE_LR": 1e30}]),
+        *("TEST.EVAL_MEMBERS", True, "TEST.EVAL_PERIOD", 1, "LOG_PERIOD", 1),
+        *("CLS.SNAPSHOT_PERIOD", 1, "CLS.TRACK_PERIOD", 1),
+    )
+    run.train(cfg)
+    output = Path(cfg.OUTPUT_DIR)
+    snapshots = sorted(path.name for path in snapshot_files(output / SNAPSHOT_FOLDER).values())
+    assert [name for name in snapshots if name.startswith("member1")] == []
+    tracked = [json.loads(line) for line in (output / "classes.json").read_text().splitlines()]
+    evaluations = read_results(cfg.OUTPUT_DIR).evaluations
+    for members in ({row["member"] for row in tracked}, {x.member for x in evaluations} - {None}):
+        assert members == {0}
+    plain = config("SOLVER.MAX_ITER", 6, output="plain")
+    run.train(plain)
+    assert_equal(final_weights(cfg), final_weights(plain))
+    dropped = [x.getMessage() for x in caplog.records if "turn is skipped" in x.getMessage()]
+    assert len(dropped) == 2  # in each episode
+    assert dropped[0].startswith("after global step 5 logits of 364 of 364 images are not finite")
 
 
 def test_the_common_part_is_evaluated_as_an_average_and_not_as_a_member(config):

@@ -82,8 +82,6 @@ class CheckpointHook(HookBase):
         episodes: episodes from one checkpoint at an episode's end to the next.
         keep: older checkpoints kept beside the newest.
         overwrite: remove an earlier run's checkpoints from the directory after the first step.
-        drops_members: whether IMWA drops members that diverge: none of their states is written, and
-            the run goes on.
         lawa: makes the live models the mean of the run's last averages, once it has ended; None if
             nobody asked for it.
 
@@ -103,7 +101,6 @@ class CheckpointHook(HookBase):
         episodes: int = 1,
         keep: int = 1,
         overwrite: bool = False,
-        drops_members: bool = False,
         lawa: Callable[[], AbstractContextManager[object]] | None = None,
     ) -> None:
         for argument, value in (("period", period), ("keep", keep)):
@@ -117,7 +114,6 @@ class CheckpointHook(HookBase):
         self.episodes = episodes
         self.keep = keep
         self.overwrite = overwrite
-        self.drops_members = drops_members
         self.lawa = lawa
         self.inexact: list[dict[str, Any]] = []
         self._seconds = 0.0
@@ -156,8 +152,13 @@ class CheckpointHook(HookBase):
                 self._try()
 
     def save_now(self) -> None:
-        """Write a checkpoint of the step just done, if there is none yet, trying up to 3 times."""
+        """Write a checkpoint of the step just done, if there is none yet, trying up to 3 times.
+
+        Of a member that will be dropped none is written: the run resumes from an earlier one.
+        """
         self.trainer.raise_if_failed()
+        if self._will_be_dropped():
+            return
         while self._written != self.trainer.iter:
             self._try()
 
@@ -250,9 +251,7 @@ class CheckpointHook(HookBase):
 
     def _will_be_dropped(self) -> bool:
         """Whether the live member has diverged and IMWA will drop it: the next one is finite."""
-        position = self.trainer.position
-        is_common = position.members < self.trainer.schedule.members
-        if not self.drops_members or position.ends_member or is_common:
+        if not self.trainer.may_drop or self.trainer.position.ends_member:
             return False
         bad = self._diverged()
         if not self.trainer.ranks.run.any_true(bool(bad)):

@@ -202,7 +202,8 @@ def test_a_state_that_is_not_finite_is_not_written_and_evicts_nothing(
             if self.trainer.iter == step:
                 spoil(self.trainer)
 
-    trainer = line.build(tmp_path, period=1, keep=1, drops_members=drops_members)
+    trainer = line.build(tmp_path, period=1, keep=1)
+    trainer.drops_members, trainer.schedule = drops_members, EpisodeSchedule(2, members=3)
     trainer.method.norm = nn.BatchNorm1d(1)
     trainer.method.student.add_module("norm", trainer.method.norm)
     trainer.method.models()["teacher"].add_module("norm", nn.BatchNorm1d(1))
@@ -238,8 +239,8 @@ def test_who_trains_in_common_is_never_dropped(line, tmp_path):
         def after_step(self):
             self.trainer.method.student.norm.running_var.fill_(math.inf)
 
-    trainer = line.build(tmp_path, period=1, drops_members=True)
-    trainer.schedule = EpisodeSchedule(3, members=2, start=2)
+    trainer = line.build(tmp_path, period=1)
+    trainer.drops_members, trainer.schedule = True, EpisodeSchedule(3, members=2, start=2)
     trainer.method.student.add_module("norm", nn.BatchNorm1d(1))
     trainer.register_hooks([Spoil()])
     trainer.hooks.reverse()
@@ -256,10 +257,30 @@ def test_a_member_that_will_be_dropped_is_not_written_and_the_run_goes_on(line, 
                 value = math.inf if self.trainer.iter == 2 else 1.0
                 self.trainer.method.student.norm.running_var.fill_(value)
 
-    trainer = line.build(tmp_path, period=1, keep=9, drops_members=True)
+    trainer = line.build(tmp_path, period=1, keep=9)
+    trainer.drops_members, trainer.schedule = True, EpisodeSchedule(2, members=3)
     trainer.method.student.add_module("norm", nn.BatchNorm1d(1))
     trainer.register_hooks([Spoil()])
     trainer.hooks.reverse()
     trainer.train()
     assert list(resume_files(tmp_path)) == [5, 4, 3, 1, 0]
     assert "no checkpoint after global step 3: student.norm.running_var is not" in caplog.text
+
+
+def test_a_run_that_has_to_stop_while_a_member_is_dropped_keeps_what_it_has(line, tmp_path, caplog):
+    class Stop(HookBase):
+        def after_step(self):
+            if self.trainer.iter == 3:
+                self.trainer.hooks[0].save_now()
+                self.trainer.stop_requested = True
+
+    trainer = line.build(tmp_path, period=1, keep=9)
+    trainer.drops_members, trainer.schedule = True, EpisodeSchedule(3, members=2)
+    good = trainer.method.losses
+    trainer.method.losses = lambda batch, t: {
+        name: loss * (math.nan if trainer.iter == 3 else 1) for name, loss in good(batch, t).items()
+    }
+    trainer.register_hooks([Stop()])
+    trainer.train()
+    assert list(resume_files(tmp_path)) == [2, 1, 0]
+    assert "the rest of this member's turn is skipped" in caplog.text
