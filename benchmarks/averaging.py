@@ -24,6 +24,8 @@ from torchvision.models.detection import fasterrcnn_resnet50_fpn
 
 from ssod_imwa.averaging.ema import ModelEMA
 from ssod_imwa.averaging.weights import RunningAverage, average, copy_, named_state, snapshot
+from ssod_imwa.cli import require_new, run_main
+from ssod_imwa.errors import writing
 
 DECAY = 0.9996
 
@@ -177,6 +179,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> None:
     """Measure, print the table, write the file."""
     options = parse(arguments)
+    if options.output is not None:
+        require_new(options.output)
     if options.device == "auto":
         options.device = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(options.device)
@@ -201,10 +205,10 @@ def main(arguments: list[str] | None = None) -> None:
         )
     if options.output is not None:
         settings = {"members": options.members, "repeats": options.repeats}
-        options.output.write_text(
-            json.dumps({"hardware": facts, "settings": settings, "rows": rows}, indent=2) + "\n"
-        )
+        content = {"hardware": facts, "settings": settings, "rows": rows}
+        with writing(options.output):
+            options.output.write_text(json.dumps(content, indent=2) + "\n")
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

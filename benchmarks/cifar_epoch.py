@@ -55,6 +55,7 @@ from ssod_imwa.classification.methods.build import CompileOptions
 from ssod_imwa.classification.methods.erm import EmpiricalRisk
 from ssod_imwa.classification.mixers import NoMixing
 from ssod_imwa.classification.models.cifar_resnet import CifarResNet
+from ssod_imwa.cli import run_main
 from ssod_imwa.config.options import Options, options_of
 from ssod_imwa.data.batches import Batch, Part
 from ssod_imwa.data.loader import build_train_batches
@@ -307,4 +308,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -31,6 +31,7 @@ from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms import v2
 
 from ssod_imwa.averaging.episodes import EpisodeSchedule
+from ssod_imwa.cli import run_main
 from ssod_imwa.data.loader import build_train_batches
 from ssod_imwa.data.order import BatchStream
 from ssod_imwa.data.streams import On, Stream
@@ -200,4 +201,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

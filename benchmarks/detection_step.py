@@ -27,6 +27,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ssod_imwa.averaging.episodes import EpisodeSchedule
+from ssod_imwa.cli import run_main
 from ssod_imwa.config.shared import batch_sizes
 from ssod_imwa.detection.methods.supervised import labeled_views
 from ssod_imwa.detection.task import DetectionTask
@@ -217,4 +218,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

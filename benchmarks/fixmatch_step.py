@@ -52,6 +52,7 @@ from ssod_imwa.classification.data.randaugment import NUMBERS, randaugment
 from ssod_imwa.classification.models.base import ImageClassifier
 from ssod_imwa.classification.models.build import Settings, build_classifier
 from ssod_imwa.classification.task import ClassificationTask
+from ssod_imwa.cli import run_main
 from ssod_imwa.data.order import BatchStream
 from ssod_imwa.engine.memory import keep_freed_memory
 from ssod_imwa.engine.method import Method
@@ -460,4 +461,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -33,6 +33,7 @@ from rich.table import Table
 
 from ssod_imwa.averaging.episodes import EpisodeSchedule
 from ssod_imwa.averaging.imwa import IMWA
+from ssod_imwa.cli import require_new, run_main
 from ssod_imwa.data.batches import Batch, Part
 from ssod_imwa.detection.data.records import Targets, View
 from ssod_imwa.detection.detectors.faster_rcnn import TorchvisionFasterRCNN
@@ -41,6 +42,7 @@ from ssod_imwa.engine.hooks import IMWAHook
 from ssod_imwa.engine.solver import build_optimizer
 from ssod_imwa.engine.trainer import HookBase, Trainer
 from ssod_imwa.engine.writers import peak_memory
+from ssod_imwa.errors import writing
 
 # Table VIII: GB of Unbiased Teacher on VOC with M = 1..6.
 PAPER_GB = (6.63, 7.35, 8.06, 8.76, 9.45, 10.47)
@@ -240,6 +242,8 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     """Measure every combination, each in a fresh process, and print the table."""
     arguments = parse_arguments()
+    if arguments.output:
+        require_new(arguments.output)
     # On a CPU both store devices are the same memory.
     devices = ("same", "cpu") if arguments.device != "cpu" else ("same",)
     settings = [
@@ -265,8 +269,9 @@ def main() -> None:
             hardware = torch.cuda.get_device_name()
         figures = [asdict(setting) | asdict(result) for setting, result in rows]
         report = {"hardware": hardware, "torch": torch.__version__, "rows": figures}
-        arguments.output.write_text(json.dumps(report, indent=2) + "\n")
+        with writing(arguments.output):
+            arguments.output.write_text(json.dumps(report, indent=2) + "\n")
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

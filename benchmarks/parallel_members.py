@@ -22,6 +22,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from ssod_imwa.cli import run_main
 from ssod_imwa.runs.results import read_results
 from ssod_imwa.runs.trained import read_trained
 
@@ -99,4 +100,4 @@ def _print(arguments: argparse.Namespace, seconds: dict[bool, float], same: bool
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

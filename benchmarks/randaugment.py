@@ -33,6 +33,7 @@ from ssod_imwa.classification.data import randaugment as reference
 from ssod_imwa.classification.data.batched_randaugment import BatchedRandAugment, cut_gray
 from ssod_imwa.classification.data.datasets import load_cifar10_lt100
 from ssod_imwa.classification.data.randaugment import Draw, draws_of
+from ssod_imwa.cli import run_main
 
 CUTOUT = 16
 Augment = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -227,4 +228,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -31,6 +31,7 @@ logging.getLogger("faster_coco_eval").setLevel(logging.WARNING)
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+EXIT_NO_READER = 141  # 128 + SIGPIPE
 
 
 def require_new(output: Path) -> None:
@@ -207,7 +208,9 @@ def run_main(main: Callable[[], int | None]) -> NoReturn:
     """Run a command and leave the process with its exit status (None counts as 0).
 
     A `UserError` becomes one line, ``error: ...``, on stderr and status 2, as argparse does for
-    wrong arguments; every other exception is a defect of ours and keeps its traceback.
+    wrong arguments, and so does standard output that cannot be written. Where its reader has left,
+    as `head` does, the status is 141 and nothing is said. Every other exception is a defect of ours
+    and keeps its traceback.
 
     Example:
         >>> try:
@@ -220,10 +223,30 @@ def run_main(main: Callable[[], int | None]) -> NoReturn:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         status = main()
+        sys.stdout.flush()
     except UserError as error:
         print(f"error: {printable(str(error))}", file=sys.stderr)
+        sys.exit(EXIT_USER_ERROR)
+    except OSError as error:
+        if not _is_of_stdout(error):
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the rest of a buffer
+        if isinstance(error, BrokenPipeError):
+            sys.exit(EXIT_NO_READER)
+        print(f"error: standard output cannot be written: {error.strerror}", file=sys.stderr)
         sys.exit(EXIT_USER_ERROR)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)
     sys.exit(status or 0)
+
+
+def _is_of_stdout(error: OSError) -> bool:
+    """Whether it says that standard output fails: an empty line to it has to fail as well."""
+    if error.filename is not None:
+        return False
+    try:
+        os.write(1, b"\n")
+    except OSError as again:
+        return again.errno == error.errno
+    return False

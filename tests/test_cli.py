@@ -141,7 +141,29 @@ def test_help_comes_without_warnings_of_libraries(name):
     assert done.stdout.startswith(f"usage: {tool.name}")
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+@pytest.mark.parametrize("length", [1, 100_000])  # fails at the end, and at once
+def test_standard_output_that_cannot_be_written_is_one_line(length):
+    code = f"from ssod_imwa.cli import run_main; run_main(lambda: print('x' * {length}))"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            env=environment,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    line = "error: standard output cannot be written: No space left on device\n"
+    assert (done.returncode, done.stderr) == (2, line)
+    piped = f"'{sys.executable}' -c \"{code}\" | true; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", piped], env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
 def test_other_exceptions_keep_their_traceback():
+    with pytest.raises(OSError, match="nobody's"):
+        run_main(raising(OSError(28, "nobody's")))
     with pytest.raises(ZeroDivisionError):
         run_main(raising(ZeroDivisionError()))
 
