@@ -142,7 +142,10 @@ class EvaluationHook(HookBase):
         position = self.trainer.position
         if self.is_due(position):
             swapped = self._stage == "running" and self._replaces(position)
-            self._run(position, self._evaluate_to_end if swapped else self._evaluate)
+            # A member that is dropped looks for no signal while others at once are evaluated.
+            alone = self.trainer.may_drop and self.trainer.ranks.members > 1
+            to_end = swapped or (alone and not self._is_of_averages)
+            self._run(position, self._evaluate_to_end if to_end else self._evaluate)
 
     def state_dict(self) -> dict[str, Any]:
         return {"records": self._stage_records()}

@@ -101,9 +101,11 @@ class LabelHook(HookBase):
             self._iterations += 1
             self._announce(position.t)
         is_due = not (self.trainer.iter + 1) % self._period or position.ends_member
-        if is_due and self._iterations:
+        # A member that was dropped has nothing to say, but hears what others say.
+        if is_due and self.trainer.ranks.exchange.any_true(self._iterations > 0):
             counts = self._counts_of_all_ranks()
-            self._record(counts)
+            if self._iterations:
+                self._record(counts)
             self._watch(counts, position)
             self._iterations = 0
 
@@ -136,13 +138,14 @@ class LabelHook(HookBase):
             self.trainer.storage.put_scalar(f"labels/{name}", value, smoothing_hint=False)
 
     def _watch(self, counts: LabelCounts, position: Position) -> None:
-        of_members = self.trainer.ranks.exchange.all_gather((position.member, counts.rows()))
-        for member, rows in of_members[: position.members]:
-            self._watch_member(member, LabelCounts.from_rows(rows))
+        mine = (position.member, self._iterations, counts.rows())
+        of_members = self.trainer.ranks.exchange.all_gather(mine)
+        for member, iterations, rows in of_members[: position.members]:
+            self._watch_member(member, iterations, LabelCounts.from_rows(rows))
 
-    def _watch_member(self, member: int, counts: LabelCounts) -> None:
+    def _watch_member(self, member: int, iterations: int, counts: LabelCounts) -> None:
         labels = int(counts.used.sum())
-        self._silent[member] = 0 if labels else self._silent.get(member, 0) + self._iterations
+        self._silent[member] = 0 if labels else self._silent.get(member, 0) + iterations
         self._total = counts if self._total is None else self._total + counts
         if self._silent[member] >= PATIENCE:
             self._warn(

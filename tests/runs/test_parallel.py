@@ -122,6 +122,22 @@ def test_classifiers_and_what_watches_them_are_the_same(digits_config, train, bn
         assert_equal(*(load_checkpoint(path)["student"] for path in (one, other)))
 
 
+@pytest.mark.parametrize("common", [0.0, 0.5])
+def test_a_member_that_is_dropped_stops_nobody(config, train, common):
+    """Before labels begin, so that it has none, and after; the others are still evaluated."""
+    settings = ("IMWA.NONFINITE", "drop", "TEST.EVAL_PERIOD", 1, "IMWA.START", common)
+    settings += ("IMWA.MEMBER_OVERRIDES", [{}, {"SOLVER.BASE_LR": 1e30}], "SOLVER.MAX_ITER", 8)
+    settings += ("IMWA.ADVISE", 2, "IMWA.CROSS_TEACH", "other", "LOG_PERIOD", 1)
+    settings += ("SSOD.BURN_IN_ITERS", 2)
+    in_turn = config(*settings, output="turn")
+    at_once = config(*settings, "IMWA.PARALLEL", True, output="once")
+    assert run.train(in_turn) == 0
+    ends = [x for x in read_results(in_turn.OUTPUT_DIR).evaluations if x.stage == "member"]
+    assert {x.member for x in ends} == {0}
+    assert train(at_once, 2) == [0, 0]
+    assert_same_run(in_turn, at_once)
+
+
 @pytest.mark.slow
 def test_a_run_in_turn_does_not_go_on_at_once(config, tmp_path):
     assert run.train(config()) == 0
