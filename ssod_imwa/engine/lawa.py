@@ -12,6 +12,7 @@ from torch import nn
 from ssod_imwa.averaging.lawa import LatestAverages, averaged_tensors
 from ssod_imwa.averaging.weights import State, copy_, named_state, snapshot
 from ssod_imwa.engine.trainer import HookBase
+from ssod_imwa.errors import UserError
 
 
 class LawaHook(HookBase):
@@ -39,6 +40,7 @@ class LawaHook(HookBase):
         self._latest = LatestAverages(k, accumulate=accumulate)
         self._recompute = recompute
         self._mean: dict[str, State] = {}
+        self._saved_k: int | None = None
 
     @property
     def name(self) -> str:
@@ -48,6 +50,11 @@ class LawaHook(HookBase):
         trainer = self.trainer
         if trainer.start_iter < trainer.max_iter:
             return
+        if self._saved_k not in (None, self._latest.k):
+            raise UserError(
+                f"IMWA.LAWA = {self._latest.k} is not allowed: the run has ended with "
+                f"{self._saved_k}, and that mean is written"
+            )
         # Nothing but an evaluation is left, of the last average alone if none was kept before it.
         if self._latest.is_empty:
             last = trainer.schedule.position(trainer.max_iter - 1)
@@ -91,8 +98,9 @@ class LawaHook(HookBase):
                 copy_(named_state({"": model}), trained[name])
 
     def state_dict(self) -> dict[str, Any]:
-        return self._latest.state_dict()
+        return {**self._latest.state_dict(), "k": self._latest.k}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if state:  # a resume may begin with it
+            self._saved_k = state.get("k")
             self._latest.load_state_dict(state)

@@ -17,7 +17,7 @@ from ssod_imwa.averaging.batchnorm import statistics_names
 from ssod_imwa.engine.evaluation import Evaluations
 from ssod_imwa.engine.trainer import HookBase, Trainer
 from ssod_imwa.runs.advice import TREND, AverageNumbers, advise, measured_gain
-from ssod_imwa.runs.imwa import batches_in_turn
+from ssod_imwa.runs.imwa import batches_in_turn, build_recomputation
 from ssod_imwa.runs.results import Evaluation
 from ssod_imwa.task import Batches, Recompute, Task
 
@@ -236,7 +236,7 @@ def build_advice(
     if settings.BN != "recompute":
         retained = RetainedBatches(batches_in_turn(task, trainer, batches), settings.ADVISE)
         count = min(retained.count, task.cfg.SOLVER.MAX_ITER)
-        recompute = task.build_bn_recomputation(retained, count=count)
+        recompute = build_recomputation(task, retained, count=count)
     members = MemberLossHook(task.build_training_loss(settings.ADVISE))
     averages = AverageLossHook(members, recompute)
     return AdviceHooks([members], [averages], [AdviceHook(averages, evaluations)])

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 
 from fvcore.common.config import CfgNode
+from torch import nn
 
+from ssod_imwa.averaging.checks import is_averaged
+from ssod_imwa.averaging.exchange import average_over_ranks
 from ssod_imwa.averaging.imwa import IMWA
 from ssod_imwa.averaging.outer import TO_THE_MEAN, Outer
 from ssod_imwa.averaging.parallel import ParallelIMWA
+from ssod_imwa.averaging.weights import copy_
 from ssod_imwa.config.averaging import OuterOptions, StoreOptions, common_iterations
 from ssod_imwa.config.options import read_options
 from ssod_imwa.engine.lawa import LawaHook
@@ -81,9 +86,34 @@ def _build_recomputation(task: Task, trainer: Trainer, batches: Batches) -> Reco
     if task.cfg.IMWA.BN != "recompute":
         return None
     steps = len(build_schedule(task.cfg))
-    return task.build_bn_recomputation(
-        batches_in_turn(task, trainer, batches), count=min(task.cfg.IMWA.BN_BATCHES, steps)
+    return build_recomputation(
+        task, batches_in_turn(task, trainer, batches), count=min(task.cfg.IMWA.BN_BATCHES, steps)
     )
+
+
+def build_recomputation(task: Task, batches: Batches, *, count: int) -> Recompute:
+    """What re-estimates batch norms, to the same on all ranks: the mean of those sharing a batch.
+
+    Args:
+        task: of the run.
+        batches: of this rank.
+        count: of iterations whose batches are read.
+    """
+    recompute = task.build_bn_recomputation(batches, count=count)
+    ranks = task.ranks
+
+    def recompute_for_all(modules: Mapping[str, nn.Module]) -> None:
+        recompute(modules)
+        if ranks.batch.size > 1:
+            buffers = {
+                f"{name}.{key}": buffer
+                for name, module in modules.items()
+                for key, buffer in module.named_buffers()
+                if is_averaged(buffer)
+            }
+            copy_(buffers, average_over_ranks(buffers, ranks.batch, run=ranks.run))
+
+    return recompute_for_all
 
 
 def batches_in_turn(task: Task, trainer: Trainer, batches: Batches) -> Batches:

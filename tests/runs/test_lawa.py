@@ -10,6 +10,7 @@ from support import assert_equal, final_weights
 from ssod_imwa.averaging.lawa import LatestAverages
 from ssod_imwa.engine.checkpoint.models import read_models
 from ssod_imwa.engine.evaluation import EvaluationHook
+from ssod_imwa.errors import UserError
 from ssod_imwa.runs import run
 from ssod_imwa.runs.results import read_results
 from ssod_imwa.visualization.plots import run_figures
@@ -159,6 +160,13 @@ def test_batch_norms_are_re_estimated_where_averages_are(config):
     one, other = (read_models(lawa_file(x)).models["student"] for x in (cfg, mean))
     norms = [name for name in one if "running_" in name]
     assert all(not torch.equal(one[name], other[name]) for name in norms)
+
+
+def test_another_number_after_the_end_is_refused(config):
+    run.train(config(*PLAIN, "IMWA.LAWA", 3))
+    message = "IMWA.LAWA = 2 is not allowed: the run has ended with 3, and that mean is written"
+    with pytest.raises(UserError, match=message):
+        run.train(config(*PLAIN, "IMWA.LAWA", 2), resume_from=True)
 
 
 def test_an_overwritten_runs_file_is_removed(config):
