@@ -112,7 +112,10 @@ class MemberStore:
             states = self._states + state
             weights = check_coefficients(rule(states), len(states))
         if not any(weights):
-            raise ValueError(f"members {members} have the coefficients {weights}; none is positive")
+            raise FloatingPointError(
+                f"members {members}, which alone are finite, have the coefficients {weights}; none "
+                "is positive"
+            )
         if self.kind == "dict":
             states = self._states + state
             return weighted_mean(states, weights, accumulate=self.accumulate), weights

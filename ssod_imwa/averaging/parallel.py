@@ -181,6 +181,8 @@ class ParallelIMWA:
         parted = position.members > 1
         weights = self._weigh(live, good, self._rule if parted else None)
         mean = self._average(live, weights, good)
+        if len(good) < self.ranks.members:
+            self._replace_states(good)
         slots = self._average_slots(weights)
         states = self._average_states(weights)
         is_good = parted and self.ranks.member in good
@@ -196,8 +198,6 @@ class ParallelIMWA:
         if slots is not None and self.optimizer is not None:
             groups = self.optimizer.state_dict()["param_groups"]
             self.optimizer.load_state_dict({"state": slots, "param_groups": groups})
-        if len(good) < self.ranks.members:
-            self._replace_states(good)
         for name, state in states.items():
             self._averaged_state[name].load_state_dict(state)
         if self._recompute is not None and parted:
@@ -242,7 +242,10 @@ class ParallelIMWA:
         for member, weight in zip(good, of_good, strict=True):
             weights[member] = weight
         if not any(weights):
-            raise ValueError(f"members {good} have the coefficients {of_good}; none is positive")
+            raise FloatingPointError(
+                f"members {good}, which alone are finite, have the coefficients {of_good}; none is "
+                "positive"
+            )
         return weights
 
     def _agree(self, live: State) -> None:
@@ -309,9 +312,12 @@ class ParallelIMWA:
         )
 
     def _replace_states(self, good: list[int]) -> None:
-        """Give dropped members the states of the first good one; theirs may not be finite."""
+        """Give dropped members the states of the first good one; theirs may not be finite.
+
+        Nor whole, which those that are averaged have to be, although they do not count.
+        """
         owners: dict[str, Any] = dict(self._member_state)
-        if self.optimizer is not None and self.optimizer_state == "keep":
+        if self.optimizer is not None and self.optimizer_state in ("keep", "average"):
             owners["optimizer"] = self.optimizer
         mine = {n: clone_state(owner.state_dict(), device="cpu") for n, owner in owners.items()}
         member = self.ranks.member

@@ -101,6 +101,8 @@ class CrossTeachingHook(HookBase):
         return {"waiting": self._waiting, "finished": self._finished}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        if not state:  # an inexact resume may begin with it
+            return
         self._waiting = clone_state(state["waiting"], device=self._device)
         self._finished = clone_state(state["finished"], device=self._device)
         self._place = None

@@ -14,7 +14,8 @@ from rich.progress import BarColumn, Progress, ProgressColumn, TaskID, TextColum
 from rich.text import Text
 
 from ssod_imwa.averaging.episodes import EpisodeSchedule, Position
-from ssod_imwa.engine.writers import PLACE, Writer
+from ssod_imwa.engine.evaluation import STAGES
+from ssod_imwa.engine.writers import Writer
 from ssod_imwa.errors import one_line
 
 logger = logging.getLogger(__name__)
@@ -151,9 +152,9 @@ class TerminalWriter(Writer):
         # Where members are trained at once, rows are of other ranks, too.
         member = row.get("member", position.member)
         position = position._replace(member=position.members - 1 if member is None else member)
-        if "total_loss" not in row:
-            measured = _evaluation(row, name_stage=self._schedule.members > 1)
-            self._say(f"{self._place(position)}  {measured}")
+        if "total_loss" not in row:  # an evaluation, or a member that was dropped has no losses
+            if measured := _evaluation(row, name_stage=self._schedule.members > 1):
+                self._say(f"{self._place(position)}  {measured}")
         elif self._progress is not None and self._task is not None:
             self._progress.update(self._task, numbers=_numbers(row))
         else:
@@ -199,8 +200,9 @@ def _evaluation(row: dict[str, Any], *, name_stage: bool) -> str:
     """
     metrics: dict[str, list[str]] = {}
     for key, value in row.items():
-        if key not in PLACE:
-            stage, model, name = key.split("/", 2)
+        stage, *rest = key.split("/", 2)
+        if rest and stage in STAGES:
+            model, name = rest
             title = f"{stage} {model}" if name_stage or stage == "lawa" else model
             metrics.setdefault(title, []).append(f"{name} {value:.2f}")
     return "  ".join(" ".join([model, *found[:2]]) for model, found in metrics.items())

@@ -214,11 +214,11 @@ class Trainer:
         seed_everything(self.seed, "step", member, position.t, self.ranks.batch.rank)
         self.method.set_train_mode()
         self.optimizer.zero_grad(set_to_none=True)
-        parts = batch.split(self.accumulation) if self.accumulation > 1 else [batch]
-        records: dict[str, torch.Tensor] = {}
-        for number, part in enumerate(parts, start=1):
-            for name, value in self._backward(part, position.t, last=number == len(parts)).items():
-                records[name] = records.get(name, 0) + value / len(parts)
+        try:
+            records = self._gradients(batch, position.t)
+        except FloatingPointError as error:  # as detectron2's proposals raise it
+            records = {}
+            self._fail_without_loss(error, position)
         self._call("after_backward")
         if not self._failure:
             self._update(records, position)
@@ -232,6 +232,23 @@ class Trainer:
         self.step_end = time.perf_counter()
         self.step_seconds = self.step_end - start
         self.storage.put_scalar("time", self.step_seconds)
+
+    def _gradients(self, batch: Any, t: int) -> dict[str, torch.Tensor]:
+        """The losses of a batch, and what they are made of; the student has the gradients."""
+        parts = batch.split(self.accumulation) if self.accumulation > 1 else [batch]
+        records: dict[str, torch.Tensor] = {}
+        for number, part in enumerate(parts, start=1):
+            for name, value in self._backward(part, t, last=number == len(parts)).items():
+                records[name] = records.get(name, 0) + value / len(parts)
+        return records
+
+    def _fail_without_loss(self, error: FloatingPointError, position: Position) -> None:
+        self._failure = self._failure or (
+            f"{error} (at {self._place(position)}; lower SOLVER.BASE_LR or clip gradients, "
+            "SOLVER.CLIP_GRADIENTS.ENABLED True)"
+        )
+        if self.ranks.batch.size > 1:  # the others wait for this one's gradients
+            raise NonFiniteError(self._failure) from error
 
     def _backward(self, batch: Any, t: int, *, last: bool) -> dict[str, torch.Tensor]:
         student = self.method.parallel_student
@@ -255,10 +272,10 @@ class Trainer:
 
     def _update(self, records: dict[str, torch.Tensor], position: Position) -> None:
         """The optimizer's step; where it is not to be had, a failure that stops this member."""
-        self.scaler.unscale_(self.optimizer)
         self._failure = self._why_not_finite(records, position)
         if self._failure:
             return
+        self.scaler.unscale_(self.optimizer)  # not before: the next step may be another member's
         if self.clip is not None:
             self.clip(self.parameters)
         self.scaler.step(self.optimizer)
@@ -313,8 +330,11 @@ class Trainer:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything to resume after the current step, hooks included; see `engine.checkpoint`."""
+        # At its end the member has been left out of the average already.
+        is_dropped = self.has_dropped and not self.position.ends_member
         return {
             "iteration": self.iter + 1,
+            "dropped": self._failure if is_dropped else "",
             "models": {name: model.state_dict() for name, model in self.method.models().items()},
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
@@ -325,6 +345,7 @@ class Trainer:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where `state_dict` was taken."""
         self.start_iter = state["iteration"]
+        self._failure = state.get("dropped", "")
         for name, model in self.method.models().items():
             model.load_state_dict(state["models"][name])
         self.optimizer.load_state_dict(state["optimizer"])

@@ -245,10 +245,8 @@ class MetricsHook(HookBase):
         row = _over_ranks(self.trainer.ranks.batch.all_gather(self._row(position)))
         self._last_row = position.global_step
         rows = self.trainer.ranks.exchange.all_gather(row)
-        # A member that was dropped before has no losses.
-        rows = [row for row in rows[: position.members] if "total_loss" in row]
         if self.trainer.ranks.run.is_main:
-            for row_of_member in rows:
+            for row_of_member in rows[: position.members]:
                 for writer in self.writers:
                     writer.write(row_of_member)
 

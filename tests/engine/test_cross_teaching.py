@@ -73,6 +73,13 @@ def test_a_resumed_run_lends_the_same(tiny, step):
     )
 
 
+def test_a_resume_may_begin_with_it(tiny):
+    trainer, watch = build(tiny)
+    trainer.hooks[1].load_state_dict({})
+    trainer.train()
+    assert any(lent is not None for lent in watch.lent.values())
+
+
 def test_a_teacher_that_has_not_started_is_not_lent(tiny):
     trainer, watch = build(tiny, burn_in=4)  # of two episodes
     trainer.train()

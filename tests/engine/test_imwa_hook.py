@@ -10,6 +10,7 @@ from ssod_imwa.engine.evaluation import EvaluationHook, Evaluations
 from ssod_imwa.engine.hooks import IMWAHook, LRHook
 from ssod_imwa.engine.solver import lr_multiplier
 from ssod_imwa.engine.trainer import HookBase
+from ssod_imwa.errors import NonFiniteError
 
 
 def add_imwa(trainer, **options):
@@ -50,6 +51,45 @@ def test_one_member_equals_the_plain_trainer_bitwise(tiny, episodes, optimizer_s
     for name, model in plain.method.models().items():
         other = wrapped.method.models()[name].state_dict()
         assert tiny.same_state(model.state_dict(), other)
+
+
+@pytest.mark.parametrize("member", [0, 1])
+def test_a_member_of_a_bad_loss_is_dropped_in_float16(tiny, member):
+    trainer = tiny.trainer(3, members=2, amp_dtype=torch.float16, drops_members=True)
+    good, seen = trainer.method.losses, []
+
+    def losses(batch, t):
+        position = trainer.position
+        seen.append((position.member, position.t))
+        is_bad = (position.member, position.t) == (member, 1)
+        return {k: x * (float("nan") if is_bad else 1.0) for k, x in good(batch, t).items()}
+
+    trainer.method.losses = losses
+    add_imwa(trainer, nonfinite="drop", member_state={"scaler": trainer.scaler})
+    trainer.train()
+    assert seen == [(m, t) for m in range(2) for t in range(2 if m == member else 3)]
+    assert all(torch.isfinite(p).all() for p in trainer.parameters)
+
+
+@pytest.mark.parametrize("drops_members", [False, True])
+def test_a_method_may_say_itself_that_it_has_diverged(tiny, drops_members):
+    """As detectron2's proposals do, before there is a loss."""
+    trainer = tiny.trainer(3, members=2, drops_members=drops_members)
+    good = trainer.method.losses
+
+    def losses(batch, t):
+        if trainer.iter == 4:
+            raise FloatingPointError("Training has diverged")
+        return good(batch, t)
+
+    trainer.method.losses = losses
+    add_imwa(trainer, nonfinite="drop" if drops_members else "raise")
+    if drops_members:
+        trainer.train()
+        assert all(torch.isfinite(p).all() for p in trainer.parameters)
+        return
+    with pytest.raises(NonFiniteError, match=r"has diverged \(at global step 5 .*SOLVER.BASE_LR"):
+        trainer.train()
 
 
 def test_bad_statistics_of_the_second_member_are_never_averaged(tiny):

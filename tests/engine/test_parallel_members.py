@@ -66,10 +66,10 @@ def train(tiny, ranks, *, start=0, spoil=None, bad_loss=None, imwa_options=None,
 
 
 def is_bad(trainer, episode):
-    """Whether this is the second step of member 1 in an episode, on one of its ranks."""
+    """Whether this is the first step of member 1 in an episode, on one of its ranks."""
     position, (first, _) = trainer.position, trainer.schedule.bounds(episode)
     place = (position.episode, position.member, position.t)
-    return place == (episode, 1, first + 1) and trainer.ranks.batch.is_main
+    return place == (episode, 1, first) and trainer.ranks.batch.is_main
 
 
 def assert_all_equal(tiny, runs, expected):
@@ -116,9 +116,14 @@ def test_a_member_that_diverges_is_dropped_as_in_turn(tiny, tmp_path):
 
 @needs_fork
 @pytest.mark.parametrize("episode", [0, 1, 2])
-def test_a_member_with_a_bad_loss_is_dropped_as_one_that_ends_spoiled(tiny, tmp_path, episode):
-    options = {"bad_loss": episode, "imwa_options": {"nonfinite": "drop"}}
-    expected = train(tiny, Ranks.alone(), spoil=episode, imwa_options={"nonfinite": "drop"})
+@pytest.mark.parametrize("optimizer_state", ["keep", "average", "reset"])
+def test_a_member_with_a_bad_loss_is_dropped_as_one_that_ends_spoiled(
+    tiny, tmp_path, episode, optimizer_state
+):
+    """In its first step, when its optimizer has no momenta yet."""
+    imwa_options = {"nonfinite": "drop", "optimizer_state": optimizer_state}
+    options = {"bad_loss": episode, "imwa_options": imwa_options}
+    expected = train(tiny, Ranks.alone(), spoil=episode, imwa_options=imwa_options)
     in_turn = train(tiny, Ranks.alone(), **options)
     at_once = on_ranks(2, lambda rank: train(tiny, Ranks.of_run(MEMBERS), **options), tmp_path)
     assert_all_equal(tiny, [in_turn, *at_once], expected)

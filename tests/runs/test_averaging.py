@@ -78,6 +78,26 @@ def test_a_member_that_diverges_is_dropped_and_nobody_looks_at_it(config, caplog
     assert dropped[0].startswith("after global step 5 logits of 364 of 364 images are not finite")
 
 
+def test_a_run_that_was_stopped_while_a_member_is_dropped_goes_on_the_same(config):
+    """The last of three members diverges; what is said of averages stands in rows without it."""
+
+    def diverging(output):
+        return config(
+            *("IMWA.MEMBERS", 3, "IMWA.EPISODES", 2, "SOLVER.MAX_ITER", 6, "LOG_PERIOD", 1),
+            *("IMWA.NONFINITE", "drop", "IMWA.ADVISE", 16),
+            *("IMWA.MEMBER_OVERRIDES", [{}, {}, {"SOLVER.BASE_LR": 1e30}]),
+            output=output,
+        )
+
+    whole, parts = diverging("whole"), diverging("parts")
+    run.train(whole)
+    train_in_parts(parts, stop=7)  # its second step, in which the loss is not finite
+    assert_equal(final_weights(whole), final_weights(parts))
+    assert rows(whole) == rows(parts)
+    advised = [row["iteration"] for row in rows(whole) if "advice/average" in row]
+    assert advised == [8, 17]
+
+
 def test_the_common_part_is_evaluated_as_an_average_and_not_as_a_member(config):
     options = ("SOLVER.MAX_ITER", 6, "TEST.EVAL_MEMBERS", True, "TEST.EVAL_PERIOD", 2)
     cfg = config(*options, *IMWA, "IMWA.START", 1 / 3, "TEST.EVAL_EPISODES", 2)

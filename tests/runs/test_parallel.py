@@ -122,6 +122,15 @@ def test_classifiers_and_what_watches_them_are_the_same(digits_config, train, bn
         assert_equal(*(load_checkpoint(path)["student"] for path in (one, other)))
 
 
+def test_the_mean_of_the_last_averages_is_one_model_on_all_ranks(digits_config, train):
+    settings = ("IMWA.LAWA", 2, "IMWA.EPISODES", 2, "IMWA.BN", "recompute", "IMWA.BN_BATCHES", 2)
+    cfg = digits_config(*settings, "SOLVER.MAX_ITER", 4, "SOLVER.IMS_PER_BATCH", 8)
+    assert train(cfg, 2) == [0, 0]
+    (lawa,) = read_results(cfg.OUTPUT_DIR).of_lawa("student")
+    written = run.evaluate(cfg, Path(cfg.OUTPUT_DIR, "model_lawa.pth"))
+    assert written == pytest.approx(lawa.metrics)
+
+
 @pytest.mark.parametrize("common", [0.0, 0.5])
 def test_a_member_that_is_dropped_stops_nobody(config, train, common):
     """Before labels begin, so that it has none, and after; the others are still evaluated."""

@@ -154,7 +154,8 @@ class CheckpointHook(HookBase):
     def save_now(self) -> None:
         """Write a checkpoint of the step just done, if there is none yet, trying up to 3 times.
 
-        Of a member that will be dropped none is written: the run resumes from an earlier one.
+        Of a member with weights that are not finite, which IMWA will drop, none is written: the run
+        resumes from an earlier one.
         """
         self.trainer.raise_if_failed()
         if self._will_be_dropped():
@@ -264,7 +265,9 @@ class CheckpointHook(HookBase):
         return True
 
     def _diverged(self) -> list[str]:
-        """Names of tensors that became NaN or infinite."""
+        """Names of tensors that became NaN or infinite; of a member that was dropped all are."""
+        if self.trainer.has_dropped and not self.trainer.position.ends_member:
+            return []
         return [name for name in nonfinite(self._tensors()) if name not in self._infinite]
 
     def _tensors(self) -> dict[str, torch.Tensor]:

@@ -267,20 +267,23 @@ def test_a_member_that_will_be_dropped_is_not_written_and_the_run_goes_on(line, 
     assert "no checkpoint after global step 3: student.norm.running_var is not" in caplog.text
 
 
-def test_a_run_that_has_to_stop_while_a_member_is_dropped_keeps_what_it_has(line, tmp_path, caplog):
-    class Stop(HookBase):
+def test_a_member_that_was_dropped_is_written_as_such(line, tmp_path):
+    class Reseed(HookBase):
+        """What IMWA does at a member's end."""
+
         def after_step(self):
-            if self.trainer.iter == 3:
-                self.trainer.hooks[0].save_now()
-                self.trainer.stop_requested = True
+            if self.trainer.position.ends_member:
+                for parameter in self.trainer.parameters:
+                    nn.init.ones_(parameter)
 
     trainer = line.build(tmp_path, period=1, keep=9)
     trainer.drops_members, trainer.schedule = True, EpisodeSchedule(3, members=2)
-    good = trainer.method.losses
-    trainer.method.losses = lambda batch, t: {
-        name: loss * (math.nan if trainer.iter == 3 else 1) for name, loss in good(batch, t).items()
-    }
-    trainer.register_hooks([Stop()])
+    trainer.register_hooks([Reseed(), line.Stop(4)])
+    trainer.hooks.reverse()
+    trainer.method.losses = lambda batch, t: {"loss": trainer.parameters[0].sum() * math.nan}
     trainer.train()
-    assert list(resume_files(tmp_path)) == [2, 1, 0]
-    assert "the rest of this member's turn is skipped" in caplog.text
+    assert list(resume_files(tmp_path)) == [4, 3, 2, 1, 0]
+    states = [load_checkpoint(path)["trainer"] for path in resume_files(tmp_path).values()]
+    turns = ["member 2/2", "member 2/2", "", "member 1/2", "member 1/2"]  # over after 3 steps
+    assert all(turn in state["dropped"] for state, turn in zip(states, turns, strict=True))
+    assert states[2]["dropped"] == ""
