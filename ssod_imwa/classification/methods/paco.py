@@ -162,6 +162,7 @@ class ParametricContrastive(ClassificationMethod):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.queue.load_state_dict(state["queue"])
+        self._new.clear()  # of a member that was dropped in its step
 
 
 class PaCo(ParametricContrastive):

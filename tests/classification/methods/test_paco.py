@@ -201,6 +201,16 @@ def test_the_queue_takes_second_views_after_the_step(tiny, kind):
 
 
 @both
+def test_what_a_dropped_member_left_is_not_written(tiny, kind):
+    method = make_method(tiny, kind)
+    state = tiny.copied(method.state_dict())
+    method.losses(tiny.batch(0, views=VIEWS), 0)
+    method.load_state_dict(state)
+    method.after_step(0)
+    assert method.queue.filled == 0
+
+
+@both
 def test_the_queue_takes_all_micro_batches_of_a_step(tiny, kind):
     method = make_method(tiny, kind)
     tiny.trainer(method, 2, imwa=False, accumulation=2).train()
