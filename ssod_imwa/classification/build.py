@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -276,4 +277,5 @@ def lr_factor(cfg: CfgNode, name: str) -> float:
     factor = read_options(StageOptions, node).classifier_lr
     scaled = read_options(ScaleOptions, node).learnable_scale
     prefix = "classifier.classifier." if scaled else "classifier."
-    return factor if name.removeprefix(PREFIX).startswith(prefix) else 1.0
+    of_network = re.sub(r"^experts\.\d+\.", "", name.removeprefix(PREFIX))
+    return factor if of_network.startswith(prefix) else 1.0

@@ -358,6 +358,16 @@ class ClassificationTask(Task):
                 f"CLS.STAGE.LAYER_DECAY = {decay:g} is not allowed with several experts (must be "
                 "1.0)"
             )
+        factor = read_options(StageOptions, self._stage).classifier_lr
+        for key, value, only in (
+            ("CLS.STAGE.CLASSIFIER_LR", factor, 1.0),
+            ("SOLVER.WEIGHT_DECAY_NORM", solver.WEIGHT_DECAY_NORM, 0.0),
+        ):
+            if value != only:
+                raise ConfigError(
+                    f"{key} = {value:g} is not allowed with CLS.STAGE.LAYER_DECAY = {decay:g} "
+                    f"(must be {only})"
+                )
         return layer_decay_groups(
             student, lr=solver.BASE_LR, weight_decay=solver.WEIGHT_DECAY, layer_decay=decay
         )

@@ -234,6 +234,8 @@ MERGED = ("CLS.SAMPLER.NAME", "balanced_subset", "CLS.MERGE", "greedy_h")
 ECL = ("CLS.ALGORITHM", "ecl", "CLS.INPUT.VIEWS", "['sim', 'sim']")
 PACO = ("CLS.ALGORITHM", "paco", "CLS.INPUT.VIEWS", "['plain', 'plain']")
 VIT = ("CLS.MODEL.NAME", "vit_tiny_patch4_32")
+DECAYED = (*VIT, "CLS.STAGE.LAYER_DECAY", 0.5)
+BLOCK = ("CLS.STAGE.PART", "last_block")
 
 
 @pytest.mark.parametrize(
@@ -263,6 +265,9 @@ VIT = ("CLS.MODEL.NAME", "vit_tiny_patch4_32")
         (["CLS.ALGORITHM", "mae", *VIT, "MODEL.WEIGHTS", "absent"], ConfigError, "draws its w"),
         ([*VIT, "CLS.STAGE.LAYER_DECAY", 0.5, "CLS.MODEL.EXPERTS", 2], ConfigError, "several ex"),
         (["CLS.STAGE.LEARNABLE_SCALE", True, "CLS.MODEL.EXPERTS", 2], ConfigError, "several exp"),
+        ([*DECAYED, "CLS.STAGE.CLASSIFIER_LR", 0.1], ConfigError, "_LR = 0.1 is not .* 1.0"),
+        ([*DECAYED, "SOLVER.WEIGHT_DECAY_NORM", 0.1], ConfigError, "_NORM = 0.1 is not .* 0.0"),
+        ([*BLOCK, "CLS.STAGE.MOVE_STATISTICS", "last_block"], ConfigError, "norms move anyway"),
     ],
 )  # fmt: skip
 def test_bad_input_stops_before_anything_is_written(config, settings, error, message):

@@ -8,6 +8,8 @@ from support import assert_equal, final_weights
 
 from ssod_imwa.errors import ConfigError
 from ssod_imwa.runs import run
+from ssod_imwa.runs.open import open_task
+from ssod_imwa.runs.solver import build_task_optimizer
 from ssod_imwa.runs.trained import read_trained
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -25,6 +27,24 @@ def test_a_second_stage_starts_from_the_first_and_trains_its_part_alone(config):
     before, after = final_weights(first), final_weights(second)
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed == {"student.classifier.weight", "student.classifier.bias"}
+
+
+@pytest.mark.parametrize("algorithm", ["erm", "ncl", "ecl"])
+def test_each_experts_classifier_has_the_rate_of_classifiers(config, algorithm):
+    cfg = config(
+        *("CLS.ALGORITHM", algorithm, "CLS.MODEL.EXPERTS", 2, "CLS.STAGE.CLASSIFIER_LR", 0.5),
+        *("CLS.INPUT.VIEWS", ["plain"] if algorithm == "erm" else ["plain", "plain"]),
+    )
+    task = open_task(cfg)
+    student = task.build_method(torch.device("cpu")).student
+    optimizer = build_task_optimizer(task, student)
+    slow = [
+        g["params"] for g in optimizer.param_groups if g["initial_lr"] == 0.5 * cfg.SOLVER.BASE_LR
+    ]
+    names = {parameter: name for name, parameter in student.named_parameters()}
+    assert {names[p].rpartition("experts.")[2] for group in slow for p in group} == {
+        f"{number}.classifier.{kind}" for number in range(2) for kind in ("weight", "bias")
+    }
 
 
 def test_learnable_scales_are_all_that_lws_trains(config):

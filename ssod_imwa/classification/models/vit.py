@@ -37,7 +37,11 @@ class LayerDecayOptions(Options):
     """Of rates in fine-tuning."""
 
     layer_decay: float = option(
-        1.0, "factor of the rate from one layer to the one below; 0.75 in LiVT", above=0, high=1
+        1.0,
+        "factor of the rate from one layer to the one below; 0.75 in LiVT; below 1 no bias or norm "
+        "has a weight decay",
+        above=0,
+        high=1,
     )
 
 
