@@ -26,7 +26,7 @@ overrides:
 runs:
   second:
     config: {ROOT}/configs/digit_images/crt.yaml
-    overrides: {{CLS.STAGE.RESET_CLASSIFIER: False, CLS.STAGE.MOVE_STATISTICS: False}}
+    overrides: {{CLS.STAGE.RESET_CLASSIFIER: False, CLS.STAGE.MOVE_STATISTICS: none}}
     after: first
   first: {{config: {ROOT}/configs/digit_images/cross_entropy.yaml}}
   never: {{config: {ROOT}/configs/digit_images/mfw.yaml}}

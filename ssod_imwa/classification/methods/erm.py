@@ -10,7 +10,7 @@ from ssod_imwa.classification.losses.base import Criterion
 from ssod_imwa.classification.methods.base import ClassificationMethod, Training, train_accuracy
 from ssod_imwa.classification.mixers import Mixer
 from ssod_imwa.classification.models.base import ImageClassifier
-from ssod_imwa.classification.models.freezing import set_train_mode
+from ssod_imwa.classification.models.freezing import MovingNorms, set_train_mode
 from ssod_imwa.config.options import Options, option
 from ssod_imwa.data.batches import Batch
 
@@ -19,8 +19,10 @@ from ssod_imwa.data.batches import Batch
 class ERMOptions(Options):
     """What a stage does beside training its part."""
 
-    move_statistics: bool = option(
-        False, "let batch norms of what is frozen follow the data (MiSLAS's shifted BN)"
+    move_statistics: MovingNorms = option(
+        "none",
+        "which batch norms of what is frozen follow the data (MiSLAS's shifted BN; on Places-LT "
+        "the last block's)",
     )
 
 
@@ -44,8 +46,8 @@ class EmpiricalRisk(ClassificationMethod):
         mixer: of images or features.
 
     Raises:
-        ValueError: the mixer mixes labels and the criterion does not take shares of classes, or a
-            number is out of range.
+        ValueError: the mixer mixes labels and the criterion does not take shares of classes, a
+            number is out of range, or statistics would be let move that move anyway.
     """
 
     student: ImageClassifier
@@ -61,6 +63,11 @@ class EmpiricalRisk(ClassificationMethod):
     ) -> None:
         super().__init__(student, training)
         check_mixture(mixer, criterion)
+        if options.move_statistics == "last_block" and self.part.startswith("last_block"):
+            raise ValueError(
+                f"move_statistics = 'last_block' is not allowed with part = {self.part!r} (its "
+                "batch norms move anyway)"
+            )
         self.criterion = criterion.to(next(student.parameters()).device)
         self.mixer = mixer
         self.move_statistics = options.move_statistics

@@ -25,6 +25,7 @@ TrainedPart = Literal[
     "scale",
 ]
 PARTS = get_args(TrainedPart)
+MovingNorms = Literal["none", "last_block", "all"]
 # Those beside which batch norms stand still unless they are let move.
 WITH_FROZEN_NORMS: tuple[TrainedPart, ...] = (
     "classifier",
@@ -94,15 +95,16 @@ def train_only(model: ImageClassifier | Experts, part: TrainedPart) -> None:
 
 
 def set_train_mode(
-    model: ImageClassifier | Experts, part: TrainedPart, *, move_statistics: bool = False
+    model: ImageClassifier | Experts, part: TrainedPart, *, move_statistics: MovingNorms = "none"
 ) -> None:
     """`model.train()`, but the part that is not trained stays in eval mode.
 
     Args:
         model: changed in place.
         part: as in `train_only`.
-        move_statistics: the frozen part's batch norms normalize by the batch and move their
-            running statistics, as in training: MiSLAS' shifted batch norm. Dropout stays off.
+        move_statistics: which of the frozen part's batch norms normalize by the batch and move
+            their running statistics, as in training: MiSLAS' shifted batch norm, "all" or, on
+            Places-LT, those of the last block of the last group. Dropout stays off.
 
     Raises:
         ValueError: as in `train_only`.
@@ -111,9 +113,14 @@ def set_train_mode(
     model.train()
     for module in frozen:
         module.eval()
-    if move_statistics or part == "last_block_and_norms":
-        for layer in _batch_norms(frozen):
-            layer.train()
+    moving = frozen if part == "last_block_and_norms" else []
+    if move_statistics == "all":
+        moving = frozen
+    elif move_statistics == "last_block":
+        # Of what is trained they move anyway.
+        moving = [_blocks(classifier.groups[-1])[-1] for classifier in _classifiers(model)]
+    for layer in _batch_norms(moving):
+        layer.train()
 
 
 def reset_last_block(model: ImageClassifier | Experts) -> None:

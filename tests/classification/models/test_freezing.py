@@ -71,15 +71,24 @@ def test_the_part_that_was_trained_before_does_not_matter():
 def test_frozen_statistics_move_if_asked():
     model = scaled()
     train_only(model, "classifier")
-    set_train_mode(model, "classifier", move_statistics=True)
+    set_train_mode(model, "classifier", move_statistics="all")
     parameters, statistics = step(model)
     assert all(name.startswith("classifier") for name in parameters)
     assert statistics == {name for name, _ in model.named_buffers() if "running" in name}
 
 
+def test_statistics_of_the_last_block_move_alone_if_asked():
+    model = scaled()
+    train_only(model, "classifier")
+    set_train_mode(model, "classifier", move_statistics="last_block")
+    last = {f"layer3.1.{name}" for name, _ in model.layer3[1].named_buffers() if "running" in name}
+    assert last
+    assert step(model)[1] == last
+
+
 def test_moved_statistics_are_those_of_training():
     frozen, trained = scaled(), scaled()
-    set_train_mode(frozen, "classifier", move_statistics=True)
+    set_train_mode(frozen, "classifier", move_statistics="all")
     images = torch.randn(4, 3, 8, 8)
     assert frozen(images).equal(trained.train()(images))
     assert frozen.layer2[0].bn1.running_mean.equal(trained.layer2[0].bn1.running_mean)
@@ -88,12 +97,12 @@ def test_moved_statistics_are_those_of_training():
 def test_train_mode_comes_back_after_an_evaluation_and_dropout_stays_off():
     model = scaled()
     model.layer2.append(nn.Dropout(0.5))
-    for move_statistics in (False, True):
+    for move_statistics in ("none", "all"):
         model.eval()
         set_train_mode(model, "classifier", move_statistics=move_statistics)
         assert model.training
         assert model.classifier.training
-        assert model.stem[1].training is move_statistics
+        assert model.stem[1].training is (move_statistics == "all")
         assert not model.layer2[-1].training
     train_only(model, "all")
     assert all(module.training for module in model.modules())
