@@ -81,6 +81,11 @@ class Task(ABC):
     def images(self) -> dict[str, int]:
         """How many images are labeled, unlabeled (if any are read) and tested."""
 
+    @property
+    def stored_size(self) -> int | None:
+        """Edge in pixels at which the first test set's images are in memory; None for files."""
+        return None
+
     @abstractmethod
     def build_method(self, device: torch.device) -> Method:
         """The method around its model, on the device, with the initial weights."""

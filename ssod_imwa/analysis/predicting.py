@@ -21,6 +21,7 @@ from fvcore.common.config import CfgNode
 from torch import nn
 
 from ssod_imwa.classification import build as classification
+from ssod_imwa.classification.data.catalog import is_in_files
 from ssod_imwa.classification.data.datasets import ClassificationDataset, read_into_memory
 from ssod_imwa.classification.data.images import open_images
 from ssod_imwa.classification.export import trained_classifier
@@ -125,6 +126,8 @@ class ClassificationPredictor(Predictor):
         model: in eval mode, on its device: images (B, 3, H, W) to logits (B, C) or (K, B, C).
         cfg: of its run.
         classes: names in label order.
+        stored_size: edge in pixels at which its test images were in memory, which are not cropped;
+            None of one that was tested on files.
 
     Raises:
         ConfigError: it sees cached features and no images.
@@ -132,21 +135,23 @@ class ClassificationPredictor(Predictor):
 
     batch_size = CLASSIFICATION_BATCH
 
-    def __init__(self, model: nn.Module, cfg: CfgNode, classes: tuple[str, ...]) -> None:
+    def __init__(
+        self, model: nn.Module, cfg: CfgNode, classes: tuple[str, ...], *, stored_size: int | None
+    ) -> None:
         classification.check_sees_images(cfg)
         self.classes = classes
         self._model = model
         self._cfg = cfg
+        self._stored_size = stored_size
 
     @torch.no_grad()
     def predict(self, paths: Sequence[Path]) -> list[Prediction]:
         files = tuple(map(str, paths))
         labels = torch.zeros(len(files), dtype=torch.int64)
         dataset = ClassificationDataset("images", labels, self.classes, files=files)
-        if self._trains_in_memory():
-            size = self._cfg.CLS.INPUT.SIZE
+        if self._stored_size is not None:
             for path in paths:
-                _check_size(path, size)
+                _check_size(path, self._stored_size)
             dataset = read_into_memory(dataset)
         view = classification.build_test_view(self._cfg, dataset)
         device = next(self._model.parameters()).device
@@ -158,12 +163,6 @@ class ClassificationPredictor(Predictor):
             Prediction(path, *image_size(path), probabilities=row)
             for path, row in zip(paths, probabilities, strict=True)
         ]
-
-    def _trains_in_memory(self) -> bool:
-        """Whether the run's images were small ones in memory, which are not cropped."""
-        names = self._cfg.DATASETS.TRAIN
-        in_files = all(name.startswith(("folder:", "list:")) for name in names)
-        return self._cfg.CLS.INPUT.IN_MEMORY or not in_files
 
 
 def open_predictor(trained: TrainedModels, *, device: str, threshold: float) -> Predictor:
@@ -182,10 +181,20 @@ def open_predictor(trained: TrainedModels, *, device: str, threshold: float) -> 
     if not classes:
         raise UserError(f"{trained.path} names no classes (take a run's model_final.pth)")
     if cfg.TASK == "classification":
-        return ClassificationPredictor(trained_classifier(cfg, trained).to(target), cfg, classes)
+        model = trained_classifier(cfg, trained).to(target)
+        return ClassificationPredictor(model, cfg, classes, stored_size=_stored_size(trained))
     detector = build_detector(cfg, len(classes))
     detector.load_weights(str(trained.path))
     return DetectionPredictor(detector.to(target).eval(), cfg, classes, threshold=threshold)
+
+
+def _stored_size(trained: TrainedModels) -> int | None:
+    """See `ClassificationPredictor`; of older files, which do not say it, by the data's names."""
+    if "stored_size" in trained.content:
+        return trained.content["stored_size"]
+    cfg = trained.config
+    in_files = all(is_in_files(name) for name in cfg.DATASETS.TRAIN)
+    return cfg.CLS.INPUT.SIZE if cfg.CLS.INPUT.IN_MEMORY or not in_files else None
 
 
 def predict_images(

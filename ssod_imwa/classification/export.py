@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, TypeGuard
 
 from fvcore.common.config import CfgNode
@@ -41,26 +40,28 @@ def _number_of_classes(file: ModelFile) -> int:
     return networks.number_of_classes(networks.deployed_state(file.weights))
 
 
-def exported_content(model: nn.Module, cfg: CfgNode, classes: Sequence[str]) -> dict[str, Any]:
+def exported_content(model: nn.Module, cfg: CfgNode, file: ModelFile) -> dict[str, Any]:
     """What is written of a classifier.
 
     Args:
         model: the classifier.
         cfg: of its run.
-        classes: names in label order.
+        file: what its run wrote.
 
     Returns:
         "model", its weights as copies on the CPU, under the names of the network's library if it
         has one; "classes"; "input" with "size", the edge of images in pixels, "mean" and "std"; and
-        "config", the run's.
+        "config" and "stored_size", the run's, where its file has the last.
     """
     state = exported_state(model) if _is_of_library(model) else model.state_dict()
     mean, std = (list(values) for values in build.statistics(cfg))
+    of_file = {key: file.content[key] for key in ("stored_size",) if key in file.content}
     return {
         "model": {name: x.detach().cpu().clone() for name, x in state.items()},
-        "classes": list(classes),
+        "classes": list(file.classes),
         "input": {"size": cfg.CLS.INPUT.SIZE, "mean": mean, "std": std},
         "config": cfg.dump(),
+        **of_file,
     }
 
 

@@ -20,6 +20,7 @@ from ssod_imwa.classification import build, networks
 from ssod_imwa.classification.data.build import build_data
 from ssod_imwa.classification.data.catalog import image_fingerprint
 from ssod_imwa.classification.data.datasets import ClassificationDataset
+from ssod_imwa.classification.data.feature_sets import FeatureDataset
 from ssod_imwa.classification.data.images import ImagesInFiles, ImagesInMemory, open_images
 from ssod_imwa.classification.data.imbalance import ImbalanceOptions
 from ssod_imwa.classification.data.samplers import SUBSET
@@ -133,6 +134,13 @@ class ClassificationTask(Task):
     @property
     def images(self) -> dict[str, int]:
         return image_counts(self.data.train, self.data.unlabeled, self.data.tests)
+
+    @property
+    def stored_size(self) -> int | None:
+        test = self.data.tests[0]
+        if test.images is None or isinstance(test, FeatureDataset):
+            return None
+        return test.images.shape[-1]
 
     def build_method(self, device: torch.device) -> Method:
         train, weights = self.data.train, self.cfg.MODEL.WEIGHTS

@@ -28,9 +28,7 @@ def export_model(trained: TrainedModels, output: Path, *, asked: Sequence[str] =
         return _export_detector(trained, output)
     model = classification.trained_classifier(trained.config, trained)
     make_room(output)
-    write_checkpoint(
-        output, classification.exported_content(model, trained.config, trained.classes)
-    )
+    write_checkpoint(output, classification.exported_content(model, trained.config, trained))
     return classification.loading_code(model, trained.config, str(output))
 
 

@@ -310,7 +310,7 @@ def _build_hooks(
 
 
 def _identity(task: Task) -> dict[str, Any]:
-    """What has to be the same for an exact resume, and the config for the reader."""
+    """What has to be the same for an exact resume, and what is for the reader."""
     cfg = task.cfg
     run: dict[str, Any] = {}
     for key in keys(cfg):
@@ -319,6 +319,7 @@ def _identity(task: Task) -> dict[str, Any]:
     run |= task.fingerprints()
     run["processes"] = task.ranks.run.size
     run["classes"] = list(task.classes)
+    run["stored_size"] = task.stored_size
     run["config"] = cfg.dump()
     return run
 

@@ -33,6 +33,7 @@ def test_a_run_leaves_results_in_percent_that_evaluation_repeats(config):
     found = results.headline().metrics
     assert {"top1", "top5", "many", "medium", "few", "h_mean", "recall-9", "ece"} <= found.keys()
     assert run.evaluate(cfg) == pytest.approx(found)
+    assert read_models(cfg.OUTPUT_DIR).content["stored_size"] == 32
 
 
 def test_nesterovs_first_step_is_longer_by_the_momentum(config):

@@ -10,6 +10,8 @@ from PIL import Image
 from torchvision.transforms.v2.functional import resize
 
 from ssod_imwa.analysis import prediction_files
+from ssod_imwa.classification.build import build_test_view
+from ssod_imwa.classification.data.datasets import ClassificationDataset, read_into_memory
 from ssod_imwa.classification.networks import build_model
 from ssod_imwa.detection.data.coco import load_coco
 from ssod_imwa.detection.detectors.build import build_detector
@@ -214,6 +216,49 @@ def test_a_classifier_writes_probabilities(predict, tmp_path, photos, experts):
         assert row["class"] == max(values, key=values.get)
         assert float(row["probability"]) == max(values.values())
     assert "3 images" in said
+
+
+@pytest.mark.parametrize("exported", [False, True])
+@pytest.mark.parametrize(
+    ("train", "content", "pixels"),
+    [
+        ("mine", {"stored_size": None}, None),  # a set of files that `register_images` made known
+        ("folder:x", {"stored_size": 48}, 48),  # tested on a set in memory
+        ("stl10_train", {"stored_size": 96}, 96),
+        ("imagenet_lt_train", {}, None),  # older files, which do not say it
+        ("list:x.txt:y", {}, None),
+        ("cifar10_train", {}, 32),
+    ],
+)
+def test_images_are_seen_as_the_test_images_were(
+    call, predict, tmp_path, photos, train, content, pixels, exported
+):
+    settings = {"TASK": "classification", "DATASETS.TRAIN": [train], "CLS.INPUT.SIZE": 32}
+    cfg = load_config(overrides=overrides({**settings, "CLS.MODEL.NAME": "cifar_resnet20"}))
+    model = build_model(cfg, 3, weights="").eval()
+    source = write_run(tmp_path / "run", cfg, model, ["x", "y", "z"], **content)
+    if exported:
+        assert call("export", source, "--output", tmp_path / "exported.pth")[0] == 0
+        source = tmp_path / "exported.pth"
+    if pixels is not None:
+        with Image.open(photos / "a.png") as image:
+            image.resize((pixels, pixels)).save(photos / "a.png")
+    status, said, error = predict(source, photos, "--output", tmp_path / "out")
+    assert status == 0, error
+    if pixels is None:
+        assert "3 images" in said
+        return
+    assert "1 images" in said
+    assert f"is 64 x 48 pixels (must be {pixels} x {pixels}" in error
+    dataset = read_into_memory(
+        ClassificationDataset("x", torch.zeros(1).long(), ("x",), files=(str(photos / "a.png"),))
+    )
+    view = build_test_view(cfg, dataset)
+    with torch.no_grad():
+        expected = model(view(dataset.images, torch.empty(1, 0))).softmax(-1)[0]
+    (row,) = rows(tmp_path / "out" / "classes.csv")
+    found = [float(row[f"p({name})"]) for name in "xyz"]
+    assert found == pytest.approx(expected.tolist(), abs=1e-4)
 
 
 @pytest.mark.parametrize("pixels", ["RGB", "BGR"])

@@ -91,6 +91,16 @@ def available_images() -> list[str]:
     return sorted(_LOADERS)
 
 
+def is_in_files(name: str) -> bool:
+    """Whether a name alone, of a set of this package, says that its images stay in files.
+
+    Example:
+        >>> is_in_files("folder:photos"), is_in_files("places_lt_train"), is_in_files("stl10_train")
+        (True, True, False)
+    """
+    return name in _LISTS or name.startswith(("folder:", "list:"))
+
+
 def register_images(name: str, loader: Loader) -> None:
     """Give a classification data set a name, usable in DATASETS.TRAIN and TEST.
 

@@ -11,7 +11,7 @@ from ssod_imwa.errors import CheckpointError
 
 FORMAT = 2
 """Layout of the files; a reader refuses every other."""
-NOT_COMPARED = ("config", "classes")
+NOT_COMPARED = ("config", "classes", "stored_size")
 """Entries of a run's identity for the reader: the text has free keys, the data's digest names."""
 
 _ABSENT = "(absent)"

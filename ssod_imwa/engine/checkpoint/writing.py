@@ -77,7 +77,8 @@ class CheckpointHook(HookBase):
         directory: output directory.
         run: what makes two runs the same, as plain values by name (M, E, T, seed, batch sizes,
             world size, data set fingerprints, optimizer class, ...). `resume` compares all of it
-            but "config", a text, and "classes", names, which are kept for the reader.
+            but "config", a text, "classes", names, and "stored_size", see `Task`, which are kept
+            for the reader.
         period: global steps between checkpoints beside those at an episode's end; 0 is none.
         episodes: episodes from one checkpoint at an episode's end to the next.
         keep: older checkpoints kept beside the newest.
@@ -328,6 +329,7 @@ class CheckpointHook(HookBase):
             "global_step": g,
             "config": self.run.get("config", ""),
             "classes": self.run.get("classes", []),
+            "stored_size": self.run.get("stored_size"),
         }
         write_checkpoint(self.directory / name, state | ({"final": True} if name == FINAL else {}))
 

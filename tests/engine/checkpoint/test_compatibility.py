@@ -2,9 +2,9 @@ from ssod_imwa.engine.checkpoint import compatibility
 from ssod_imwa.engine.checkpoint.compatibility import changes, identity, in_words
 
 
-def test_every_entry_is_compared_but_the_config_text():
+def test_every_entry_is_compared_but_those_for_the_reader():
     saved = {"T": 10, "seed": 1, "batch": (2, 4), "config": "A: 1"}
-    current = {"T": 10, "seed": 2, "batch": (2, 8), "config": "A: 2"}
+    current = {"T": 10, "seed": 2, "batch": (2, 8), "config": "A: 2", "stored_size": 32}
     assert changes(saved, saved) == []
     assert changes(saved, current) == [("batch", (2, 4), (2, 8)), ("seed", 1, 2)]
 
