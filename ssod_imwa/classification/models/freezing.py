@@ -13,6 +13,7 @@ from ssod_imwa.classification.checks import check_choice
 from ssod_imwa.classification.models.base import ImageClassifier
 from ssod_imwa.classification.models.experts import Experts
 from ssod_imwa.classification.models.heads import ScaledClassifier
+from ssod_imwa.classification.models.library_models import LibraryClassifier
 from ssod_imwa.config.options import Options, option
 
 TrainedPart = Literal[
@@ -72,7 +73,7 @@ def train_only(model: ImageClassifier | Experts, part: TrainedPart) -> None:
             - "scale": the scales of a `ScaledClassifier` (LWS).
 
     Raises:
-        ValueError: the part is not known, or the model has no scales.
+        ValueError: the part is not known, or the model has no scales or no blocks.
 
     Example:
         >>> from ssod_imwa.classification.models.cifar_resnet import CifarResNet
@@ -124,8 +125,13 @@ def set_train_mode(
 
 
 def reset_last_block(model: ImageClassifier | Experts) -> None:
-    """Draw the weights of each last block anew, statistics included, as on Places-LT."""
+    """Draw the weights of each last block anew, statistics included, as on Places-LT.
+
+    Raises:
+        ValueError: the model has no blocks.
+    """
     for classifier in _classifiers(model):
+        _check_blocks(classifier, "reset_last_block = True", "False")
         classifier.redraw(_blocks(classifier.groups[-1])[-1])
 
 
@@ -150,9 +156,19 @@ def _frozen(model: ImageClassifier | Experts, part: TrainedPart) -> list[nn.Modu
                 "(must be a ScaledClassifier)"
             )
         return [*_encoder(model), model.classifier.classifier]
+    _check_blocks(model, f"part = {part!r}", "'all', 'backbone', 'classifier' or 'scale'")
     *earlier, last = model.groups
     frozen = [*earlier, *_blocks(last)[:-1]]
     return [*frozen, model.classifier] if part == "last_block_only" else frozen
+
+
+def _check_blocks(model: ImageClassifier, setting: str, allowed: str) -> None:
+    # Its only group would be taken for the last block: all but the classifier.
+    if isinstance(model, LibraryClassifier):
+        raise ValueError(
+            f"{setting} is not allowed with {model.library_name}, which is one piece without "
+            f"blocks (must be {allowed})"
+        )
 
 
 def _batch_norms(modules: Iterable[nn.Module]) -> Iterator[_BatchNorm]:

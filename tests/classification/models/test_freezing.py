@@ -11,6 +11,7 @@ from ssod_imwa.classification.models.freezing import (
     train_only,
 )
 from ssod_imwa.classification.models.heads import ScaledClassifier
+from ssod_imwa.classification.models.library_models import LibraryClassifier
 from ssod_imwa.classification.models.torchvision_models import TorchvisionResNet
 from ssod_imwa.classification.models.wide_resnet import WideResNet
 
@@ -166,6 +167,22 @@ def test_unknown_parts_and_missing_scales_are_refused():
     with pytest.raises(ValueError, match=r"'scale' is not allowed with a Linear"):
         train_only(model, "scale")
     assert all(p.requires_grad for p in model.parameters())
+
+
+@pytest.mark.parametrize("name", ["timm:resnet10t", "torchvision:resnet18"])
+def test_networks_without_blocks_have_no_last_one(name):
+    model = LibraryClassifier(name, 3, image_size=32)
+    before = {name: x.clone() for name, x in model.state_dict().items()}
+    for part in ("last_block", "last_block_and_norms", "last_block_only"):
+        with pytest.raises(ValueError, match=rf"'{part}' is not allowed with {name}, .* \(must be"):
+            train_only(model, part)
+    with pytest.raises(ValueError, match=rf"True is not allowed with {name}, .*\(must be False\)"):
+        reset_last_block(model)
+    assert all(x.equal(before[name]) for name, x in model.state_dict().items())
+    train_only(model, "classifier")
+    assert {n.partition(".")[0] for n, p in model.named_parameters() if p.requires_grad} == {
+        "classifier"
+    }
 
 
 def test_last_block_is_drawn_anew_as_it_was_built():
