@@ -53,7 +53,6 @@ class PostHocOptions(Options):
     )
 
 
-@torch.no_grad()
 def predict(
     model: nn.Module,
     batches: TestBatches | Sequence[Part],
@@ -75,13 +74,38 @@ def predict(
     Raises:
         NonFiniteError: a logit is NaN or infinite.
     """
+    _, logits, labels = predict_readable(model, batches, processes, poll=poll)
+    return logits, labels
+
+
+@torch.no_grad()
+def predict_readable(
+    model: nn.Module,
+    batches: TestBatches | Sequence[Part],
+    processes: Group = Group(),
+    *,
+    poll: Poll | None = None,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Positions in the data set, int64 (N,), ascending, and logits and labels of `predict`.
+
+    Images that the batches leave out, as they cannot be read, are missing among the positions.
+
+    Args:
+        model: see `predict`.
+        batches: see `predict`.
+        processes: see `predict`.
+        poll: see `predict`.
+
+    Raises:
+        NonFiniteError: see `predict`.
+    """
     parts = []
     device = next(model.parameters()).device
     for batch in polled(batches, processes, poll):
         logits = model(batch.views["image"].to(device, non_blocking=True)).float().cpu()
         parts.append((batch.indices.cpu(), batch.targets.cpu(), logits))
     gathered = [part for of_process in processes.all_gather(parts) for part in of_process]
-    order = torch.cat([indices for indices, _, _ in gathered]).argsort()
+    positions, order = torch.cat([indices for indices, _, _ in gathered]).sort()
     labels = torch.cat([labels for _, labels, _ in gathered])[order]
     logits = torch.cat([logits for _, _, logits in gathered], dim=-2)
     is_wrong = (~logits.isfinite()).any(-1).reshape(-1, len(labels)).any(0)  # of some expert
@@ -90,7 +114,7 @@ def predict(
             f"logits of {int(is_wrong.sum())} of {len(labels)} images are not finite: the weights "
             "are too large for the network (lower SOLVER.BASE_LR)"
         )
-    return logits.index_select(-2, order).numpy(), labels.numpy()
+    return positions.numpy(), logits.index_select(-2, order).numpy(), labels.numpy()
 
 
 def evaluate_logits(

@@ -285,6 +285,13 @@ class ClassificationTask(Task):
         """
         return self._plain_batches(dataset, open_images(dataset, self.device), "error", processes)
 
+    def unlabeled_batches(self) -> TestBatches:
+        """Batches of the unlabeled images, not augmented, in order, by DATASETS.ON_BAD_RECORD."""
+        unlabeled = self.data.unlabeled
+        assert unlabeled is not None  # for methods that have some
+        images = self._open("unlabeled", unlabeled)
+        return self._plain_batches(unlabeled, images, self.cfg.DATASETS.ON_BAD_RECORD, None)
+
     def plain_train_batches(
         self, positions: np.ndarray | None = None, *, processes: Group | None = None
     ) -> TestBatches:

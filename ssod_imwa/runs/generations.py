@@ -18,7 +18,7 @@ from ssod_imwa.classification.generations import (
     keep_rates,
     write_labels,
 )
-from ssod_imwa.classification.prediction import predict
+from ssod_imwa.classification.prediction import predict_readable
 from ssod_imwa.classification.task import ClassificationTask
 from ssod_imwa.config.options import read_options
 from ssod_imwa.engine.checkpoint.models import newest_model
@@ -123,12 +123,13 @@ def _label(cfg: CfgNode, path: Path, ranks: Ranks) -> None:
     unlabeled = task.data.unlabeled
     assert unlabeled is not None  # CLS.CREST belongs to methods that have some
     model = task.load_model(str(newest_model(cfg.OUTPUT_DIR))).to(task.device).eval()
-    logits, _ = predict(model, task.test_batches(unlabeled), ranks.run)
+    # Images that cannot be read get no label if DATASETS.ON_BAD_RECORD leaves them out.
+    readable, logits, _ = predict_readable(model, task.unlabeled_batches(), ranks.run)
     counts = task.data.labeled_counts
-    rows = torch.arange(len(unlabeled))
+    rows, probabilities = torch.from_numpy(readable), torch.from_numpy(logits).softmax(1)
     if cfg.CLS.UNLABELED.MEMBERSHIP == "joint":  # labeled images are in the next set anyway
-        rows = rows[~labeled_among(unlabeled, task.data.labeled)]
-    probabilities = torch.from_numpy(logits)[rows].softmax(1)
+        is_other = ~labeled_among(unlabeled, task.data.labeled)[rows]
+        rows, probabilities = rows[is_other], probabilities[is_other]
     chosen, labels = choose_labels(probabilities, keep_rates(counts, alpha=_options(cfg).alpha))
     positions = rows[chosen]
     on_main(lambda: write_labels(path, positions, labels), ranks.run)

@@ -84,6 +84,20 @@ def test_what_looks_at_training_images_leaves_unreadable_ones_out(files, tmp_pat
     assert extracted.labels.tolist() == [0] * 3 + [1] * 4
 
 
+def test_an_unreadable_image_gets_no_label_for_the_next_generation(files, tmp_path, write_image):
+    for i in range(5):
+        write_image(tmp_path / "more" / f"{i}.png", width=32, height=32)
+    cut_off(tmp_path / "more" / "2.png")
+    cfg = files(
+        *("CLS.ALGORITHM", "fixmatch", "CLS.INPUT.VIEWS", "['weak']", "SOLVER.WARMUP_ITERS", 0),
+        *("DATASETS.TRAIN_UNLABELED", "['folder:more']", "SOLVER.IMS_PER_BATCH_UNLABELED", 4),
+        *("CLS.CREST.GENERATIONS", 2, "DATASETS.ON_BAD_RECORD", "skip"),
+    )
+    assert run.train(cfg) == 0
+    labels = json.loads(Path(cfg.OUTPUT_DIR, "generation1", "pseudo_labels.json").read_text())
+    assert labels["positions"] == [0, 1, 3, 4]  # all others: no class is rarer than another
+
+
 def test_a_class_that_is_not_tested_has_no_figures_and_leaves_the_means_alone(files, tmp_path):
     shutil.rmtree(tmp_path / "test" / "dog")
     for i in range(20):

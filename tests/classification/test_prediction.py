@@ -6,7 +6,11 @@ from torch import nn
 
 from ssod_imwa.classification.models.cifar_resnet import CifarResNet
 from ssod_imwa.classification.models.experts import Experts
-from ssod_imwa.classification.prediction import evaluate_classifier, evaluate_logits
+from ssod_imwa.classification.prediction import (
+    evaluate_classifier,
+    evaluate_logits,
+    predict_readable,
+)
 from ssod_imwa.data.batches import Part
 from ssod_imwa.errors import NonFiniteError
 
@@ -102,3 +106,15 @@ def test_logits_that_are_no_numbers_are_said_in_one_line(network, images):
     images[4] = 1e38  # finite, but nothing behind the first layer is
     with pytest.raises(NonFiniteError, match=r"^logits of 1 of 12 images are not finite: "):
         evaluate(network, images)
+
+
+def test_rows_are_of_the_images_that_were_read(network, images):
+    """Of two that cannot be read one stands inside a batch and one begins one."""
+    read = [i for i in range(12) if i not in (2, 5)]
+    some = [Part({"image": images[i]}, LABELS[i], torch.tensor(i)) for i in (read[:4], read[4:])]
+    positions, logits, labels = predict_readable(network, some[::-1])
+    assert positions.tolist() == read
+    assert labels.tolist() == LABELS[read].tolist()
+    with torch.no_grad():
+        expected = network(images)[..., read, :]
+    torch.testing.assert_close(torch.from_numpy(logits), expected)
