@@ -189,6 +189,9 @@ def load_weights(
     state = foreign_state(model, source)
     if state is None:
         state = deployed_state(read_models(source).weights)
+    elif isinstance(model, LibraryClassifier) and not any(x.startswith("body.") for x in state):
+        model.load_library_weights(state, source)  # by the library's own names
+        return
     if not isinstance(model, MaskedAutoencoder):
         if is_autoencoder(state):
             load_encoder(model, encoder_state(state), source=source)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +14,8 @@ from torch import nn
 from ssod_imwa.classification.models.base import ImageClassifier
 from ssod_imwa.classification.models.classifiers import ClassifierKind, make_classifier
 from ssod_imwa.errors import WeightsError
+
+logger = logging.getLogger(__name__)
 
 TIMM, TORCHVISION = "timm:", "torchvision:"
 
@@ -58,9 +61,10 @@ class LibraryClassifier(ImageClassifier):
         make = _timm_body if name.startswith(TIMM) else _torchvision_body
         try:
             with torch.device("meta"), torch.no_grad():
-                trial = make(name.partition(":")[2], image_size).eval()
+                trial, _ = make(name.partition(":")[2], image_size)
+                trial.eval()
                 self.num_features = trial(torch.zeros(1, 3, image_size, image_size)).shape[1]
-            self.body = make(name.partition(":")[2], image_size)
+            self.body, self._left_out = make(name.partition(":")[2], image_size)
         except (RuntimeError, ValueError, TypeError, AssertionError, AttributeError) as error:
             first = " ".join(str(error).split())
             raise ValueError(
@@ -74,7 +78,7 @@ class LibraryClassifier(ImageClassifier):
         return maps
 
     def load_library_weights(self, state: Mapping[str, torch.Tensor], source: str) -> None:
-        """Take the weights of the library's own network, its classifier left out.
+        """Take the weights of the library's own network, its classifier left out and named.
 
         Raises:
             WeightsError: they are of another network.
@@ -86,25 +90,40 @@ class LibraryClassifier(ImageClassifier):
                 f"{source} is of another network than CLS.MODEL.NAME {self.library_name} (it has "
                 f"no {missing[0]})"
             )
+        left_out = sorted(state.keys() - wanted)
+        # A deeper network of the same kind has all that this one has, and more.
+        unknown = [name for name in left_out if not name.startswith(self._left_out)]
+        if unknown:
+            raise WeightsError(
+                f"{source} is of another network than CLS.MODEL.NAME {self.library_name} (which "
+                f"has no {unknown[0]})"
+            )
         try:
             self.body.load_state_dict({k: x for k, x in state.items() if k in wanted}, strict=False)
         except RuntimeError as error:
             first = " ".join(str(error).split())[:300]
             raise WeightsError(f"{source} is of another network: {first}") from error
+        if left_out:
+            logger.info(
+                "%s: the classifier (%s) is left out, a new one is drawn",
+                source,
+                ", ".join(left_out),
+            )
 
 
-def _timm_body(name: str, image_size: int) -> nn.Module:
-    """A network of timm that returns its features."""
+def _timm_body(name: str, image_size: int) -> tuple[nn.Module, tuple[str, ...]]:
+    """A network of timm that returns its features, and how names of its classifier begin."""
     body: Any = timm.create_model(name, num_classes=0)
     embedding = getattr(body, "patch_embed", None)
     bound = getattr(embedding, "img_size", None)
     if bound is not None and bound != (image_size, image_size):
         body = timm.create_model(name, num_classes=0, img_size=image_size)
-    return body
+    names = body.pretrained_cfg.get("classifier") or ()
+    return body, tuple(f"{x}." for x in ([names] if isinstance(names, str) else names))
 
 
-def _torchvision_body(name: str, image_size: int) -> nn.Module:
-    """A classifier of torchvision without its last linear layer."""
+def _torchvision_body(name: str, image_size: int) -> tuple[nn.Module, tuple[str, ...]]:
+    """A classifier of torchvision without its last linear layer, and how names of that begin."""
     options = {"image_size": image_size} if name.startswith("vit_") else {}
     body = torchvision.models.get_model(name, weights=None, **options)
     linear = [key for key, module in body.named_modules() if isinstance(module, nn.Linear)]
@@ -112,4 +131,4 @@ def _torchvision_body(name: str, image_size: int) -> nn.Module:
         raise ValueError("it does not end in a linear layer")
     holder, _, attribute = linear[-1].rpartition(".")
     setattr(body.get_submodule(holder), attribute, nn.Identity())
-    return body
+    return body, (f"{linear[-1]}.",)
