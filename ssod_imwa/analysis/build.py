@@ -67,8 +67,8 @@ class TrainedRun:
 
     @property
     def counts(self) -> np.ndarray:
-        """Training images of each class."""
-        return np.array(self.task.data.train.counts)
+        """Training images of each class with labels of their own, as in evaluation."""
+        return np.array(self.task.data.labeled_counts)
 
     @property
     def group_rule(self) -> str:

@@ -9,6 +9,7 @@ import torch
 from fvcore.common.config import CfgNode
 from support import assert_equal, final_weights, train_in_parts
 
+from ssod_imwa.analysis.build import open_run
 from ssod_imwa.averaging.ranks import Ranks
 from ssod_imwa.errors import CheckpointError, ConfigError
 from ssod_imwa.runs import generations, run
@@ -43,6 +44,7 @@ def test_generations_begin_anew_on_more_labels(config):
     labels = json.loads(Path(first.OUTPUT_DIR, "pseudo_labels.json").read_text())
     assert len(after.train) == len(before.train) + len(labels["labels"])
     assert after.labeled_counts == before.train.counts
+    assert open_run(cfg.OUTPUT_DIR).counts.tolist() == before.train.counts  # as in evaluation
     for position, label in zip(labels["positions"], labels["labels"], strict=True):
         same = (after.train.images == before.unlabeled.images[position]).flatten(1).all(1)
         assert label in after.train.labels[same].tolist()
