@@ -16,6 +16,7 @@ from torch import nn
 
 from ssod_imwa.analysis.embedding import balanced_sample
 from ssod_imwa.analysis.post_hoc import accuracies
+from ssod_imwa.classification.build import iterations_per_epoch
 from ssod_imwa.classification.data.datasets import ClassificationDataset
 from ssod_imwa.classification.features import Extracted, extract
 from ssod_imwa.classification.methods.base import deployed
@@ -77,8 +78,8 @@ class TrainedRun:
 
     @property
     def iterations_per_epoch(self) -> float:
-        """Own iterations of a member in which it sees as many images as there are."""
-        return len(self.task.data.train) / self.task.cfg.SOLVER.IMS_PER_BATCH
+        """As CLS.SCHEDULE.EPOCHS counts them."""
+        return iterations_per_epoch(self.task.cfg, self.task.data.train)
 
     @property
     def seed(self) -> int:

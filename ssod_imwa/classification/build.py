@@ -41,10 +41,7 @@ def with_iterations(cfg: CfgNode, train: ClassificationDataset) -> CfgNode:
     schedule = cfg.CLS.SCHEDULE
     if not schedule.EPOCHS:
         return cfg
-    images = len(train)
-    if cfg.CLS.SAMPLER.NAME == SUBSET:  # unions differ by a few images from member to member
-        images = len(member_subset(cfg, train, cfg.IMWA.FIRST_MEMBER))
-    per_epoch = images / cfg.SOLVER.IMS_PER_BATCH
+    per_epoch = iterations_per_epoch(cfg, train)
     iterations = round(schedule.EPOCHS * per_epoch)
     if most_episodes(cfg, iterations) < cfg.IMWA.EPISODES:
         beyond = f" beyond IMWA.START = {cfg.IMWA.START:g} of them" if cfg.IMWA.START else ""
@@ -63,6 +60,14 @@ def with_iterations(cfg: CfgNode, train: ClassificationDataset) -> CfgNode:
     cfg.CLS.SCHEDULE = CfgNode({"EPOCHS": 0.0})
     cfg.freeze()
     return cfg
+
+
+def iterations_per_epoch(cfg: CfgNode, train: ClassificationDataset) -> float:
+    """Own iterations of a member in which it sees as many images as it has to learn from."""
+    images = len(train)
+    if cfg.CLS.SAMPLER.NAME == SUBSET:  # unions differ by a few images from member to member
+        images = len(member_subset(cfg, train, cfg.IMWA.FIRST_MEMBER))
+    return images / cfg.SOLVER.IMS_PER_BATCH
 
 
 def statistics(cfg: CfgNode) -> Statistics:
