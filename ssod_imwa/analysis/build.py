@@ -174,11 +174,11 @@ def percent(run: TrainedRun, scores: np.ndarray, labels: np.ndarray) -> dict[str
 
 
 def build_recompute(run: TrainedRun) -> Callable[[nn.Module], object]:
-    """A function that re-estimates a network's batch norms on IMWA.BN_BATCHES training batches."""
-    cfg = run.task.cfg
+    """A function that re-estimates a network's batch norms as IMWA.BN recompute does."""
+    cfg, task = run.task.cfg, run.task
     schedule = build_schedule(cfg)
-    recompute = run.task.build_bn_recomputation(
-        run.task.build_batches(schedule, run.task.device, {"labeled": ("image",)}),
+    recompute = task.build_bn_recomputation(
+        task.build_batches(schedule, task.device, task.reads()),
         count=min(cfg.IMWA.BN_BATCHES, len(schedule)),
     )
     return lambda model: recompute({"student": model})

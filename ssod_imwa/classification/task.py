@@ -143,8 +143,15 @@ class ClassificationTask(Task):
         return test.images.shape[-1]
 
     def build_method(self, device: torch.device) -> Method:
-        train, weights = self.data.train, self.cfg.MODEL.WEIGHTS
         networks.check_weights(self.cfg)
+        return self._build_method(device, self.cfg.MODEL.WEIGHTS)
+
+    def reads(self) -> Mapping[str, tuple[str, ...]]:
+        """Streams and views that batches of the method hold, see `Method`, whatever its weights."""
+        return self._build_method(torch.device("cpu"), weights="").reads
+
+    def _build_method(self, device: torch.device, weights: str) -> Method:
+        train = self.data.train
         model = networks.build_model(self.cfg, len(train.classes), weights=weights)
         unlabeled = self._unlabeled_images()
         method = methods.build_method(self.cfg, model.to(device), train.counts, unlabeled)

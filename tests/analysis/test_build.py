@@ -1,10 +1,13 @@
 from pathlib import Path
 
 import pytest
+import torch
+from support import assert_equal, copied
 from torch import nn
 
-from ssod_imwa.analysis.build import TrainedRun
+from ssod_imwa.analysis.build import TrainedRun, build_recompute
 from ssod_imwa.runs.open import open_task
+from ssod_imwa.runs.schedule import build_schedule
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -22,3 +25,16 @@ def test_epochs_of_balanced_subsets_are_those_of_the_schedule(digits_config):
     task = open_task(cfg)
     epochs = task.cfg.SOLVER.MAX_ITER / opened(task, nn.Identity()).iterations_per_epoch
     assert epochs == pytest.approx(6, abs=0.1)
+
+
+def test_batch_norms_are_estimated_on_all_that_the_method_reads(digits_fixmatch_config):
+    cfg = digits_fixmatch_config("SOLVER.MAX_ITER", 2)
+    task = open_task(cfg)
+    method = task.build_method(torch.device("cpu"))
+    batches = task.build_batches(build_schedule(cfg), torch.device("cpu"), method.reads)
+    model, start = method.student.eval(), copied(method.student.state_dict())
+    task.build_bn_recomputation(batches, count=2)({"student": model})
+    expected = copied(model.state_dict())
+    model.load_state_dict(start)
+    build_recompute(opened(task, model))(model)
+    assert_equal(model.state_dict(), expected)
