@@ -118,8 +118,9 @@ def set_train_mode(
     if move_statistics == "all":
         moving = frozen
     elif move_statistics == "last_block":
-        # Of what is trained they move anyway.
-        moving = [_blocks(classifier.groups[-1])[-1] for classifier in _classifiers(model)]
+        for classifier in _classifiers(model):
+            _check_blocks(classifier, "move_statistics = 'last_block'", "'none' or 'all'")
+            moving.append(_blocks(classifier.groups[-1])[-1])
     for layer in _batch_norms(moving):
         layer.train()
 
