@@ -192,7 +192,10 @@ class CocoReader:
         self, entries: list[Any], records: list[ImageRecord], category_ids: list[Any]
     ) -> list[Annotations]:
         """Annotations of each record, in the file's order."""
-        positions = {record.image_id: position for position, record in enumerate(records)}
+        positions: dict[Any, int] = {}
+        for position, record in enumerate(records):
+            # An id that stands twice is the first image's: validation leaves out the other.
+            positions.setdefault(record.image_id, position)
         labels = {category_id: label for label, category_id in enumerate(category_ids)}
         rows: list[tuple[int, int, bool, bool]] = []
         numbers: list[int] = []

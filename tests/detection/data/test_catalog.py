@@ -131,6 +131,15 @@ def test_bad_records_follow_the_policy(tiny_coco, tmp_path):
     assert [len(record.annotations) for record in dataset.records] == [1, 0, 1]
 
 
+def test_the_first_of_two_images_with_one_id_keeps_its_boxes(tiny_coco, tmp_path):
+    file, _, content = tiny_coco
+    content["images"].append({**content["images"][0], "file_name": "5.png"})
+    file.write_text(json.dumps(content))
+    dataset = load_dataset("coco:tiny.json:images", root=tmp_path, on_bad_record="skip")
+    found = {record.file_name[-5:]: len(record.annotations) for record in dataset.records}
+    assert found == {"2.png": 2, "5.png": 0, "9.png": 2}
+
+
 def test_a_registered_set_is_loaded_by_its_name(own_registry, tiny_coco, tmp_path):
     register("mine", lambda root: load_coco(root / "tiny.json", root / "images", name="mine"))
     assert "mine" in available()
