@@ -219,14 +219,17 @@ SOFT = {
 }
 
 
+UNBIASED = {
+    "SSOD.ALGORITHM": "unbiased_teacher",
+    "SSOD.BURN_IN_ITERS": 0,
+    "SSOD.BBOX_THRESHOLD": 0.3,
+}
+
+
 @pytest.mark.parametrize(
     "settings",
     [
-        {
-            "SSOD.ALGORITHM": "unbiased_teacher",
-            "SSOD.BURN_IN_ITERS": 0,
-            "SSOD.BBOX_THRESHOLD": 0.3,
-        },
+        UNBIASED,
         SOFT,
         {**SOFT, "SSOD.TEACHER_PROPOSALS": "test"},
     ],
@@ -245,6 +248,33 @@ def test_methods_have_the_same_loss_terms(pair, settings):
     for name in records[0]:
         values = [record[name].item() for record in records]
         assert values[0] == pytest.approx(values[1], rel=1e-4), name
+
+
+CASCADE = {
+    "MODEL.ROI_HEADS.NAME": "CascadeROIHeads",
+    "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG": True,
+    "MODEL.ROI_HEADS.LOSS": "CrossEntropy",
+}
+
+
+def test_box_losses_of_all_stages_of_a_cascade_have_the_weight_of_boxes():
+    weights = {"SSOD.UNSUP_LOSS_WEIGHT": 4.0, "SSOD.UNSUP_BOX_LOSS_WEIGHT": 0.0}
+    cfg = config(**CASCADE, **weights, **{**UNBIASED, "SSOD.BBOX_THRESHOLD": 0.0})
+    torch.manual_seed(0)
+    method = build_method(cfg, build_detector(cfg, CLASSES))
+    method.student.train()
+    losses = method.losses(unlabeled_batch(), 0)
+    assert losses["pseudo_boxes"] > 0
+    for stage in range(3):
+        assert losses[f"loss_cls_stage{stage}_pseudo"] > 0
+        assert losses[f"loss_box_reg_stage{stage}"] > 0
+        assert losses[f"loss_box_reg_stage{stage}_pseudo"] == 0
+
+
+def test_the_focal_loss_is_refused_for_a_cascade():
+    changes = {**CASCADE, "MODEL.ROI_HEADS.LOSS": "FocalLoss"}
+    with pytest.raises(ConfigError, match="FocalLoss' is not allowed for CascadeROIHeads, which"):
+        build_detector(config(**changes), CLASSES)
 
 
 @pytest.mark.parametrize("detector", [FASTER_RCNN, *DENSE])

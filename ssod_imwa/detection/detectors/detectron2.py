@@ -260,9 +260,15 @@ def _lazy_model(path: str, num_classes: int) -> nn.Module:
 
 
 def _use_focal_loss(model: nn.Module, gamma: float) -> None:
-    predictor = getattr(getattr(model, "roi_heads", None), "box_predictor", None)
+    heads = getattr(model, "roi_heads", None)
+    predictor = getattr(heads, "box_predictor", None)
     if predictor is None:  # dense detectors have their own focal loss
         return
+    if isinstance(predictor, nn.ModuleList):  # one for each stage of a cascade
+        raise ConfigError(
+            f"MODEL.ROI_HEADS.LOSS = 'FocalLoss' is not allowed for {type(heads).__name__}, which "
+            "have several box predictors (use CrossEntropy)"
+        )
     if type(predictor) is not FastRCNNOutputLayers:
         raise ConfigError(
             "MODEL.ROI_HEADS.LOSS = 'FocalLoss' is not allowed for a box predictor of type "

@@ -118,7 +118,12 @@ class UnbiasedTeacher(DetectionMethod):
         # A weight of 0 keeps its loss in the graph: every parameter gets a gradient on every rank.
         boxes, classes = self.options.unsup_box_loss_weight, self.options.unsup_loss_weight
         weighted = {
-            f"{name}_pseudo": value * (boxes if name in BOX_LOSSES else classes)
+            f"{name}_pseudo": value * (boxes if _is_box_loss(name) else classes)
             for name, value in losses.items()
         }
         return {**weighted, **summarize(pseudo_labels)}
+
+
+def _is_box_loss(name: str) -> bool:
+    # Cascade R-CNN's heads have a loss each: loss_box_reg_stage0, _stage1, ...
+    return name.partition("_stage")[0] in BOX_LOSSES
