@@ -81,3 +81,17 @@ def test_the_loss_normalizer_of_dense_detectors_is_a_members_state():
     assert list(saved.values()) == [method.student.model.loss_normalizer]
     method.load_state_dict(dict.fromkeys(saved, 12.5))
     assert method.student.model.loss_normalizer == 12.5
+
+
+@pytest.mark.parametrize("algorithm", ["unbiased_teacher", "mean_teacher"])
+@pytest.mark.parametrize("detector", DENSE)
+def test_pseudo_labels_leave_the_loss_normalizer_of_labeled_images(detector, algorithm):
+    start = {"SSOD.BURN_IN_ITERS": 0} if algorithm == "unbiased_teacher" else {}
+    cfg = config(detector=detector, **{"SSOD.ALGORITHM": algorithm}, **start)
+    method = build_method(cfg, build_detector(cfg, CLASSES))
+    method.student.train()
+    losses = method.losses(unlabeled_batch(), 0)
+    assert "loss_cls_pseudo" in losses
+    labeled = build_detector(cfg, CLASSES).train()
+    labeled(2 * images(), SupervisedLoss(2 * TARGETS))  # as weak and as strong views
+    assert method.student.outside_state() == labeled.outside_state() != {}

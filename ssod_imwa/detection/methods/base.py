@@ -15,6 +15,7 @@ from ssod_imwa.detection.data.records import Annotations, Detections, View
 from ssod_imwa.detection.detectors.base import Detector
 from ssod_imwa.detection.detectors.parts import missing_ability
 from ssod_imwa.detection.label_truth import judge_labels
+from ssod_imwa.detection.objectives import SupervisedLoss
 from ssod_imwa.detection.pseudo_labels import agreeing, filter_detections
 from ssod_imwa.engine.method import Method
 from ssod_imwa.engine.teacher import Teacher
@@ -52,6 +53,19 @@ class DetectionMethod(Method):
         own: Detector = self.teacher.model
         other = self.other_teacher if self.cross_teach == "other" else None
         return own if other is None else cast(Detector, other)
+
+    def pseudo_losses(
+        self, images: list[torch.Tensor], objective: SupervisedLoss
+    ) -> dict[str, torch.Tensor]:
+        """The student's losses on unlabeled images, which leave its outside state as it was.
+
+        detectron2's dense detectors divide by a running mean of the number of objects: a teacher's
+        labels, fewer or more, would scale the losses of labeled images.
+        """
+        before = self.student.outside_state()
+        losses = self.parallel_student(images, objective)
+        self.student.load_outside_state(before)
+        return losses
 
     def teach(self, images: list[torch.Tensor], threshold: float) -> list[Detections]:
         """What the teacher finds on images, as far as another member's agrees if it is asked.

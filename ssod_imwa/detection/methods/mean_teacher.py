@@ -85,7 +85,7 @@ class MeanTeacher(DetectionMethod):
             for item, *views in zip(detections, weak, strong, strict=True)
         ]
         learned = SupervisedLoss([as_targets(boxes) for boxes in labels])
-        unsupervised = self.parallel_student([view.image for view in strong], learned)
+        unsupervised = self.pseudo_losses([view.image for view in strong], learned)
         ramp = math.exp(-5 * (1 - min(1, t / self.options.rampup_iters)) ** 2)
         weight = self.options.unsup_loss_weight * ramp
         weighted = {f"{name}_pseudo": weight * value for name, value in unsupervised.items()}

@@ -111,7 +111,7 @@ class UnbiasedTeacher(DetectionMethod):
             move_detections(filter_detections(item, threshold), *views)
             for item, *views in zip(detections, weak, strong, strict=True)
         ]
-        losses = self.parallel_student(
+        losses = self.pseudo_losses(
             [view.image for view in strong],
             SupervisedLoss([as_targets(labels) for labels in pseudo_labels]),
         )
