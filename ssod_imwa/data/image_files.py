@@ -78,11 +78,15 @@ def is_hidden(name: str) -> bool:
 def upright_size(image: Image.Image) -> tuple[int, int]:
     """Width and height of an opened image once its EXIF orientation is applied."""
     width, height = image.size
+    return (height, width) if orientation(image) in _SIDEWAYS else (width, height)
+
+
+def orientation(image: Image.Image) -> int:
+    """EXIF orientation of an opened image, 2..8 where it is turned or mirrored, 1 where not."""
     if image.format == "PNG" and not _png_may_be_turned(image):
-        return width, height
-    if image.getexif().get(_EXIF_ORIENTATION, 1) in _SIDEWAYS:
-        return height, width
-    return width, height
+        return 1
+    value = image.getexif().get(_EXIF_ORIENTATION, 1)
+    return value if value in range(1, 9) else 1
 
 
 def _png_may_be_turned(image: Image.Image) -> bool:

@@ -16,6 +16,7 @@ from ssod_imwa.data import image_files
 from ssod_imwa.data.image_files import (
     DECODING_ERRORS,
     check_pixels,
+    orientation,
     upright_size,
 )
 from ssod_imwa.data.problems import Problem
@@ -365,6 +366,7 @@ def _pixel_problems(dataset: DetectionDataset, position: int) -> Iterator[Proble
     try:
         with Image.open(record.file_name) as image:
             size, stored, mode = upright_size(image), image.size, image.mode
+            turned = orientation(image)
             check_pixels(image)
             image.load()
             dark = mode.startswith("I") and image.getextrema()[1] < 256
@@ -380,8 +382,9 @@ def _pixel_problems(dataset: DetectionDataset, position: int) -> Iterator[Proble
         rule = "correct the annotation: width and height are those of the upright image"
         file = _annotation_file(dataset, record)
         yield _problem(record, position, "wrong size", value, rule, file=file)
-    if size != stored:
-        value, rule = f"{stored[0]} x {stored[1]} in the file", "turned upright when read"
+    if turned != 1:
+        value = f"{stored[0]} x {stored[1]} in the file, orientation {turned}"
+        rule = "turned upright when read"
         yield _problem(record, position, "turned by EXIF", value, rule, level="note")
     if dark:
         rule = "the high byte is read, so it is black; save it with 8 bits"

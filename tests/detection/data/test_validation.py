@@ -173,6 +173,19 @@ def test_floating_point_images_are_errors(dataset, tmp_path):
     assert problem.level == "error"
 
 
+@pytest.mark.parametrize(("orientation", "edges"), [(3, (40, 30)), (2, (40, 30)), (6, (30, 30))])
+def test_images_that_exif_turns_within_their_size_are_notes(dataset, tmp_path, orientation, edges):
+    image = Image.new("RGB", edges)
+    exif = image.getexif()
+    exif[0x0112] = orientation
+    image.save(tmp_path / "turned.jpg", exif=exif)
+    changes = {"file_name": str(tmp_path / "turned.jpg"), "width": edges[0], "annotations": None}
+    turned = with_record(dataset, 0, **changes)
+    (problem,) = [p for p in find_problems(turned, read_pixels=True) if p.level == "note"]
+    assert problem.what == "turned by EXIF"
+    assert problem.value == f"{edges[0]} x {edges[1]} in the file, orientation {orientation}"
+
+
 def test_exif_orientation_counts_for_the_size(dataset, tmp_path):
     image = Image.new("RGB", (30, 40))
     exif = image.getexif()
