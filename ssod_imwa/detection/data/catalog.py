@@ -134,7 +134,7 @@ def load_datasets(
     Image ids that occur in more than one set are preceded by "NAME/".
 
     Raises:
-        DataError: no name is given, the classes differ, or see `load_dataset`.
+        DataError: no name is given, the classes of labeled sets differ, or see `load_dataset`.
     """
     datasets = [
         load_dataset(name, root=root, labeled=labeled, on_bad_record=on_bad_record)
@@ -143,7 +143,8 @@ def load_datasets(
     if not datasets:
         raise DataError("no data set is given (at least 1 name is needed)")
     for dataset in datasets[1:]:
-        if dataset.classes != datasets[0].classes:
+        # Without labels a set has the classes of its reader, or none: nothing looks at them.
+        if labeled and dataset.classes != datasets[0].classes:
             raise DataError(
                 f"data sets {datasets[0].name} and {dataset.name} have different classes: "
                 f"{list(datasets[0].classes)} and {list(dataset.classes)} (they must be the same)"

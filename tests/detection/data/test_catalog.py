@@ -151,6 +151,12 @@ def test_a_registered_set_is_loaded_by_its_name(own_registry, tiny_coco, tmp_pat
             register(name, lambda root: None)
 
 
+def test_unlabeled_sets_may_have_different_classes(own_registry, tiny_coco, tmp_path):
+    register("mine", lambda root: load_coco(root / "tiny.json", root / "images", name="mine"))
+    names = ["mine", "coco:tiny.json:images"]
+    assert len(load_datasets(names, root=tmp_path, labeled=False)) == 6
+
+
 def test_several_sets_become_one_with_unique_ids(tiny_coco, tmp_path):
     names = ["coco:tiny.json:images", "coco:./tiny.json:images"]
     dataset = load_datasets(names, root=tmp_path)
