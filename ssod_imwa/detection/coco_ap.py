@@ -35,8 +35,9 @@ def coco_metrics(
 ) -> dict[str, float]:
     """COCO's figures in percent.
 
-    Crowds are crowd regions. Difficult boxes are ignored: a detection that matches one, and no
-    other, is neither right nor wrong. At most 100 detections per image and class count. The size
+    Crowds are crowd regions. Difficult boxes, which are also those of a COCO file's `ignore` (that
+    pycocotools overwrites by `iscrowd`), are ignored: a detection that matches one, and no other,
+    is neither right nor wrong. At most 100 detections per image and class count. The size
     ranges (below 32², to 96², above) go by the mask's area where the data set gives it, else by the
     box's.
 

@@ -119,7 +119,8 @@ def final_lines(options: DetectorOptions, path: str, *, background: bool) -> lis
         "model.load_state_dict(content['model'])",
         "model.eval()",
         f"classes = {names}  # of labels 0, 1, ...",
-        "input_size = content['input']  # pixels; the model resizes images itself",
+        "input_size = content['input']  # pixels; the model resizes images itself,",
+        "# without antialiasing: scores differ a little from those of the run where it does",
     ]
 
 
