@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ from ssod_imwa.config.sections import active_sections, build_tree, options_by_ke
 from ssod_imwa.config.shared import check_shared
 from ssod_imwa.detection import keys as detection
 from ssod_imwa.errors import ConfigError
+
+logger = logging.getLogger(__name__)
 
 CHAPTERS = {
     "Both tasks": shared.SECTIONS,
@@ -107,7 +110,10 @@ def parse_config(text: str, source: str) -> CfgNode:
 
 
 def _build(settings: Sequence[Setting], source: str, *, detector: str) -> CfgNode:
-    cfg = build_config(SECTIONS, settings, toolkit=_toolkit_tree(settings, detector))
+    toolkit = _toolkit_tree(settings, detector)
+    cfg = build_config(SECTIONS, settings, toolkit=toolkit)
+    if toolkit is not None:
+        _warn_of_unread(cfg, toolkit, settings)
     check_shared(cfg, source)
     # In one form, so that what a resume compares does not depend on how blocks were written.
     cfg.IMWA.MEMBER_OVERRIDES = [
@@ -145,6 +151,23 @@ def _member_config(cfg: CfgNode, member: int, block: dict[str, Any], source: str
     check_shared(own, where)
     own.freeze()
     return own
+
+
+def _warn_of_unread(cfg: CfgNode, toolkit: CfgNode, settings: Sequence[Setting]) -> None:
+    """Say which of a toolkit's keys are set to no effect: its detector alone is made of them."""
+    foreign = set(keys(toolkit)) - options_by_key(SECTIONS).keys()
+    unread = sorted(
+        key
+        for key in {setting.key for setting in settings} & foreign
+        if not key.startswith(("MODEL.", "VIS_PERIOD"))
+        and value_of(cfg, key) != value_of(toolkit, key)
+    )
+    if unread:
+        logger.warning(
+            "%s: set to no effect (of detectron2's own keys MODEL and what else builds the "
+            "detector is read)",
+            ", ".join(unread),
+        )
 
 
 def _toolkit_tree(settings: Sequence[Setting], detector: str) -> CfgNode | None:

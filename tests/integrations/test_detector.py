@@ -345,3 +345,10 @@ def test_its_evaluator_counts_as_ours_does(tmp_path):
     for name in ("AP", "AP50", "AP75", "AP-a", "AP-b", "AP-c"):
         assert theirs[name] == pytest.approx(ours[name], abs=1e-6), name
     assert 5 < ours["AP"] < 95
+
+
+def test_keys_of_detectron2_that_nothing_reads_are_warned_of_by_name(caplog):
+    config(**{"DATALOADER.REPEAT_THRESHOLD": 0.0, "TEST.AUG.ENABLED": False})  # its defaults
+    assert "to no effect" not in caplog.text
+    config(**{"TEST.AUG.ENABLED": True, "SOLVER.BIAS_LR_FACTOR": 2.0})
+    assert "SOLVER.BIAS_LR_FACTOR, TEST.AUG.ENABLED: set to no effect" in caplog.text
