@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -38,6 +39,8 @@ from ssod_imwa.detection.keys import METHODS, SplitOptions
 from ssod_imwa.detection.methods.base import DetectionMethod
 from ssod_imwa.errors import ConfigError, as_config_error
 from ssod_imwa.task import check_batch_sizes, evaluate_sets
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,9 @@ def build_data(cfg: CfgNode) -> DetectionData:
         file=data_root(sets.ROOT) / split.file if split.file else "",
         filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
     )
+    if left_out := len(whole) - len(labeled) - len(rest):
+        counts = left_out, len(whole)
+        logger.info("%s: %d of %d images have no box and are left out", whole.name, *counts)
     unlabeled: DetectionDataset | None = None
     hidden_truth: tuple[Annotations | None, ...] = ()
     if "unlabeled" in METHODS[cfg.SSOD.ALGORITHM][0].reads:

@@ -165,7 +165,9 @@ class GroupingOptions(Options):
         True, "put only wide or only tall images in a batch, which saves padding"
     )
     filter_empty_annotations: bool = option(
-        True, "leave images of TRAIN without a box out of training, labeled and unlabeled"
+        True,
+        "leave images of TRAIN without a box out of training, labeled and unlabeled; a file of "
+        "DATASETS.SPLIT brings its own setting",
     )
 
 

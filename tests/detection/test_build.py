@@ -1,3 +1,5 @@
+import json
+import logging
 import shutil
 
 import numpy as np
@@ -23,3 +25,18 @@ def test_hidden_truth_is_that_of_the_unlabeled_images_by_position(detection_conf
         else:
             assert truth is None
     assert [truth is None for truth in data.hidden_truth] == 4 * [False] + 4 * [True]
+
+
+def test_images_without_boxes_that_are_left_out_are_counted(
+    detection_config, root, tmp_path, caplog
+):
+    shutil.copytree(root, tmp_path / "data")
+    cfg = detection_config("DATASETS.ROOT", tmp_path / "data", "DATASETS.SPLIT.PERCENT", 50)
+    file = tmp_path / "data" / cfg.DATASETS.TRAIN[0].split(":")[1]
+    content = json.loads(file.read_text())
+    first, count = content["images"][0]["id"], len(content["images"])
+    others = [entry for entry in content["annotations"] if entry["image_id"] != first]
+    file.write_text(json.dumps({**content, "annotations": others}))
+    with caplog.at_level(logging.INFO):
+        build_data(cfg)
+    assert f"1 of {count} images have no box and are left out" in caplog.text
