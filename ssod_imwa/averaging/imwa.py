@@ -25,7 +25,7 @@ from ssod_imwa.averaging.members import MemberStore, Rule
 from ssod_imwa.averaging.optimizer_state import OptimizerStates
 from ssod_imwa.averaging.outer import TO_THE_MEAN, Outer, OuterStep
 from ssod_imwa.averaging.ranks import Ranks
-from ssod_imwa.averaging.watched import WatchedWeights
+from ssod_imwa.averaging.watched import WatchedWeights, floating_buffers
 from ssod_imwa.averaging.weights import State, copy_, named_state
 
 logger = logging.getLogger(__name__)
@@ -242,7 +242,7 @@ class IMWA:
         """Make the averages of ranks that share batches one and the same."""
         if self.ranks.batch.size == 1:
             return
-        buffers = self._weights.floating_buffers(self._weights.live())
+        buffers = floating_buffers(self._weights.modules, self._weights.live())
         copy_(buffers, average_over_ranks(buffers, self.ranks.batch, accumulate=self.accumulate))
         self.ranks.run.assert_equal(
             checksum(named_state(self._weights.modules)),

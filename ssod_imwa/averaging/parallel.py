@@ -37,7 +37,7 @@ from ssod_imwa.averaging.optimizer_state import (
 )
 from ssod_imwa.averaging.outer import TO_THE_MEAN, Outer, OuterStep
 from ssod_imwa.averaging.ranks import Ranks
-from ssod_imwa.averaging.watched import WatchedWeights
+from ssod_imwa.averaging.watched import WatchedWeights, floating_buffers
 from ssod_imwa.averaging.weights import State, copy_
 
 logger = logging.getLogger(__name__)
@@ -255,7 +255,7 @@ class ParallelIMWA:
         """
         if self.ranks.batch.size == 1:
             return
-        buffers = self._weights.floating_buffers(live)
+        buffers = floating_buffers(self._weights.modules, live)
         mean = average_over_ranks(
             buffers, self.ranks.batch, run=self.ranks.run, accumulate=self.accumulate
         )

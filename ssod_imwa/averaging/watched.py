@@ -44,11 +44,6 @@ class WatchedWeights:
         pairs = [pair for pair in statistics_names(self.modules) if set(pair) <= live.keys()]
         return snapshot({name: live[name] for pair in pairs for name in pair})
 
-    def floating_buffers(self, live: State) -> State:
-        """The live floating buffers, which data parallelism may leave different on every rank."""
-        names = {f"{k}.{n}" for k, m in self.modules.items() for n, _ in m.named_buffers()}
-        return {n: t for n, t in live.items() if n in names and is_averaged(t)}
-
     def diverged(self, live: State) -> list[str]:
         """Names of tensors that became NaN or infinite."""
         return nonfinite({n: t for n, t in live.items() if n not in self._infinite})
@@ -106,3 +101,9 @@ class WatchedWeights:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where `state_dict` was taken."""
         self._fingerprints = state["fingerprints"]
+
+
+def floating_buffers(modules: Mapping[str, nn.Module], live: State) -> State:
+    """Those of the live tensors that data parallelism may leave different on every rank."""
+    names = {f"{k}.{n}" for k, m in modules.items() for n, _ in m.named_buffers()}
+    return {n: t for n, t in live.items() if n in names and is_averaged(t)}

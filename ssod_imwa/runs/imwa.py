@@ -8,12 +8,12 @@ from collections.abc import Mapping
 from fvcore.common.config import CfgNode
 from torch import nn
 
-from ssod_imwa.averaging.checks import is_averaged
 from ssod_imwa.averaging.exchange import average_over_ranks
 from ssod_imwa.averaging.imwa import IMWA
 from ssod_imwa.averaging.outer import TO_THE_MEAN, Outer
 from ssod_imwa.averaging.parallel import ParallelIMWA
-from ssod_imwa.averaging.weights import copy_
+from ssod_imwa.averaging.watched import floating_buffers
+from ssod_imwa.averaging.weights import copy_, named_state
 from ssod_imwa.config.averaging import OuterOptions, StoreOptions, common_iterations
 from ssod_imwa.config.options import read_options
 from ssod_imwa.engine.lawa import LawaHook
@@ -105,12 +105,7 @@ def build_recomputation(task: Task, batches: Batches, *, count: int) -> Recomput
     def recompute_for_all(modules: Mapping[str, nn.Module]) -> None:
         recompute(modules)
         if ranks.batch.size > 1:
-            buffers = {
-                f"{name}.{key}": buffer
-                for name, module in modules.items()
-                for key, buffer in module.named_buffers()
-                if is_averaged(buffer)
-            }
+            buffers = floating_buffers(modules, named_state(modules))
             copy_(buffers, average_over_ranks(buffers, ranks.batch, run=ranks.run))
 
     return recompute_for_all

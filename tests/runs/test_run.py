@@ -22,7 +22,7 @@ from ssod_imwa.engine.hooks import LRHook
 from ssod_imwa.engine.trainer import Trainer
 from ssod_imwa.errors import CheckpointError, ConfigError, DataError, UserError
 from ssod_imwa.runs import run
-from ssod_imwa.runs.progress import build_time_left
+from ssod_imwa.runs.progress import build_time_left, stopped_line
 from ssod_imwa.runs.results import read_results
 from ssod_imwa.visualization.plots import run_figures
 
@@ -334,6 +334,11 @@ def test_the_time_left_counts_what_this_run_will_do(config, monkeypatch):
 def eta_rows(cfg):
     lines = Path(cfg.OUTPUT_DIR, "metrics.json").read_text().splitlines()
     return [row for row in map(json.loads, lines) if "total_loss" in row]
+
+
+def test_a_run_that_was_stopped_before_its_first_checkpoint_says_so(tmp_path):
+    line = stopped_line(tmp_path, "python tools/train_net.py --resume")
+    assert line == f"{tmp_path} holds no checkpoint yet: the run has to begin anew"
 
 
 def test_divergence_is_a_users_error_of_one_line(config):
