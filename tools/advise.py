@@ -112,9 +112,11 @@ def show_averages(run_dir: Path, results: Results) -> None:
 
     lines = advice_lines(read_metrics(run_dir / "metrics.json"))
     if not lines:
+        is_asked = results.imwa.get("advise")
+        why = "and no average of two that were finite" if is_asked else "without IMWA.ADVISE"
         raise UserError(
-            f"{run_dir} is a run of {results.members} members without IMWA.ADVISE (only runs of "
-            "one member are judged afterwards)"
+            f"{run_dir} is a run of {results.members} members {why} (only runs of one member are "
+            "judged afterwards)"
         )
     for episode, line in lines.items():
         print(f"average of episode {results.episode_number(episode)}: {line}")

@@ -10,7 +10,7 @@ from ssod_imwa.analysis.snapshots import course_of, last_rate, last_students, me
 from ssod_imwa.errors import UserError
 from ssod_imwa.runs import run
 from ssod_imwa.runs.open import open_task
-from ssod_imwa.runs.results import Evaluation, Results
+from ssod_imwa.runs.results import Evaluation, Results, write_results
 from ssod_imwa.runs.trained import read_trained
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -119,6 +119,20 @@ def test_a_detector_is_measured_by_its_ap(advise, detection_config):
     run.train(cfg)
     status, out, _ = advise(cfg.OUTPUT_DIR, "--metric", "AP50")
     assert (status, "AP50 on coco:test.json:test: student" in out) == (0, True)
+
+
+@pytest.mark.parametrize(
+    ("asked", "why"), [(0, "without IMWA.ADVISE"), (10, "and no average of two that were finite")]
+)
+def test_of_averages_that_were_not_measured_the_reason_is_named(advise, tmp_path, asked, why):
+    final = Evaluation("student", "final", 0, None, {"top1": 6.0}, 3, 1)
+    imwa = {"members": 2, "episodes": 1, "advise": asked}
+    results = Results("classification", "some", "some", imwa, 1, 2, 1.0, 1, (final,))
+    write_results(tmp_path / "results.json", results)
+    (tmp_path / "metrics.json").write_text('{"total_loss": 1, "episode": 0}\n')
+    status, _, error = advise(tmp_path)
+    assert status == 2
+    assert f"is a run of 2 members {why} (only runs of one" in error
 
 
 @pytest.mark.slow
