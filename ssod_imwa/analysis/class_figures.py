@@ -125,7 +125,7 @@ def confusion_figure(matrix: np.ndarray, names: Sequence[str]) -> Figure:
         axis.set_ylabel(f"true {what}")
         class_ticks(axis, names if block == 1 else names[: len(matrix)], both=True, block=block)
         if len(names) <= _MOST_WORDS and title != "images, logarithmic":
-            _write_numbers(axis, values)
+            _write_numbers(axis, values, top=scale.get("vmax", values.max()))
     return figure
 
 
@@ -134,11 +134,12 @@ def _in_blocks(matrix: np.ndarray, block: int) -> np.ndarray:
     return np.add.reduceat(np.add.reduceat(matrix, starts, axis=0), starts, axis=1)
 
 
-def _write_numbers(axis: Axes, values: np.ndarray) -> None:
-    top = np.nan_to_num(values).max()
+def _write_numbers(axis: Axes, values: np.ndarray, *, top: float) -> None:
+    """In white on dark cells; top is what the brightest color stands for."""
     for i, j in np.ndindex(values.shape):
         if values[i, j] >= 0.5:
-            shade = "black" if values[i, j] > 0.6 * top else "white"
+            # Not black, which on a page would be the color of its text, in dark mode a light one.
+            shade = "#111111" if values[i, j] > 0.6 * top else "white"
             text = f"{values[i, j]:.0f}"
             axis.text(j, i, text, ha="center", va="center", color=shade, fontsize="small")
 

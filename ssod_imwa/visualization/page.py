@@ -176,5 +176,6 @@ def _svg(figure: Figure, prefix: str) -> str:
     text = buffer.getvalue()
     text = text[text.index("<svg ") :]
     text = text.replace("#000000", "currentColor")
-    text = re.sub(r"fill: (#ffffff|white)(?=[;\"])", "fill: none", text)
+    # Of shapes, whose style begins with it: text that is white stands on something dark.
+    text = re.sub(r'style="fill: (#ffffff|white)(?=[;"])', 'style="fill: none', text)
     return re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{prefix}-", text)

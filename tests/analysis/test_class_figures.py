@@ -72,6 +72,15 @@ def test_confusion_is_shown_raw_in_shares_of_rows_and_on_a_log_scale():
     assert sorted(text.get_text() for text in axis.texts) == ["1", "2", "4", "5", "8"]
 
 
+def test_numbers_of_a_confusion_are_read_on_their_cells_in_light_and_dark_pages():
+    figure = confusion_figure(np.array([[3, 4, 3], [2, 5, 3], [0, 0, 10]]), NAMES)
+    shares = {text.get_text(): text.get_color() for text in figure.axes[1].texts}
+    assert shares["100"] not in ("black", "#000000", "white")  # a page's own color is not black
+    assert shares["50"] == "white"  # of 100, which is the brightest
+    figure = confusion_figure(np.array([[3, 4, 3], [2, 5, 3], [3, 3, 4]]), NAMES)
+    assert {text.get_color() for text in figure.axes[1].texts} == {"white"}
+
+
 def test_confusion_of_many_classes_is_summed_in_blocks():
     matrix = np.arange(1000 * 1000).reshape(1000, 1000)
     figure = confusion_figure(matrix, [str(c) for c in range(1000)])

@@ -102,6 +102,15 @@ def test_figures_take_the_colors_of_the_page():
     assert not re.search(r"fill: (#ffffff|white)", page)
 
 
+def test_text_on_dark_keeps_its_white():
+    made = figure()
+    made.axes[0].text(2, 2, "on dark", color="white")
+    page = Page("x")
+    page.figure(made, words="white text")
+    (style,) = re.findall(r'<text style="([^"]*)"[^>]*>on dark', page.render())
+    assert "fill: #ffffff" in style
+
+
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="Chromium is not installed")
 @pytest.mark.parametrize(
     ("presses", "expected"),
