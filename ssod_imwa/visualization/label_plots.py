@@ -109,4 +109,6 @@ def _draw_scores(
 
 
 def _mean(rows: Sequence[Mapping[str, Any]], name: str) -> float:
-    return float(np.mean([row.get(name) or 0.0 for row in rows]))
+    """Of the rows that have it: shares of no label at all are not 0; 0 if none has."""
+    values = [row[name] for row in rows if row.get(name) is not None]
+    return float(np.mean(values)) if values else 0.0

@@ -59,4 +59,6 @@ def test_a_last_row_without_labels_hides_no_class():
     silent = {"iteration": 99, "labels/per_image": 0.0, "labels/empty_images": 100.0}
     _, _, classes, scores = labels_figure([*rows(9), silent], {}).axes
     assert [tick.get_text() for tick in classes.get_xticklabels()] == ["a", "b"]
-    assert heights(scores, "end of the run") == [5.0] * 10  # of the last two rows, one is silent
+    # Of the last two rows one is silent: it has no shares, which would not be 0.
+    assert heights(classes, "of the teacher's labels") == [72, 28]
+    assert heights(scores, "end of the run") == [10.0] * 10
