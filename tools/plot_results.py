@@ -59,7 +59,7 @@ def main() -> None:
     if arguments.run_dir is not None:
         figures |= run_figures(arguments.run_dir, metrics=arguments.metrics)
         if "episodes.png" not in figures:
-            print("no episodes.png: results.json is not there before an evaluation")
+            print("no episodes.png: no episode has been evaluated yet")
     if arguments.datasets is not None:
         figures["classes.png"] = boxes_figure(arguments.datasets, root=arguments.data_root)
     for path in save_figures(figures, arguments.output or arguments.run_dir):

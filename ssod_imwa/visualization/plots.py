@@ -47,7 +47,7 @@ class MetricsError(UserError):
 def run_figures(run_dir: str | Path, *, metrics: Sequence[str] | None = None) -> dict[str, Figure]:
     """The figures of a run that has begun, by file name.
 
-    "episodes.png" is there once it was evaluated, "course.png" if it was inside episodes,
+    "episodes.png" is there once an episode was evaluated, "course.png" if it was inside episodes,
     "labels.png" once a teacher labels, "advice.png" with IMWA.ADVISE.
 
     Args:
@@ -66,10 +66,11 @@ def run_figures(run_dir: str | Path, *, metrics: Sequence[str] | None = None) ->
         figures["advice.png"] = advice_figure({number(e): x for e, x in numbers.items()})
     if has_labels(rows):
         figures["labels.png"] = labels_figure(rows, results.class_counts if results else {})
-    if results is not None and (results.evaluations or metrics is not None):
+    stages = set() if results is None else {x.stage for x in results.evaluations}
+    if results is not None and (stages - {"running"} or (metrics is not None and not stages)):
         figures["episodes.png"] = episodes_figure(results, metrics=metrics, burn_in=burn_in)
-        if any(x.stage == "running" for x in results.evaluations):
-            figures["course.png"] = course_figure(results, metrics=metrics, burn_in=burn_in)
+    if results is not None and "running" in stages:
+        figures["course.png"] = course_figure(results, metrics=metrics, burn_in=burn_in)
     for figure in figures.values():
         _name(figure, Path(run_dir).resolve().name)
     return figures
@@ -200,14 +201,7 @@ def episodes_figure(
     Raises:
         MetricsError: the run has no evaluation, or none with one of the figures.
     """
-    metrics = main_metrics([results]) if metrics is None else metrics
-    known = {name for item in results.evaluations for name in item.metrics}
-    unknown = [name for name in metrics if name not in known]
-    if unknown or not metrics:
-        raise MetricsError(
-            f"results hold no figure {', '.join(unknown) or 'AP or AP50'} (choose from "
-            f"{', '.join(sorted(known)) or 'none: the run made no evaluation'})"
-        )
+    metrics = _measured(results, metrics)
     columns = min(2, len(metrics))
     rows = -(-len(metrics) // columns)
     figure = Figure(figsize=(6 * columns, 4.2 * rows), layout="constrained", dpi=DPI)
@@ -247,8 +241,11 @@ def course_figure(
         results: of one run that was evaluated inside episodes.
         metrics: which figures, in percent, one panel each; None takes every AP and AP50.
         burn_in: its end is marked.
+
+    Raises:
+        MetricsError: see `episodes_figure`.
     """
-    metrics = main_metrics([results]) if metrics is None else metrics
+    metrics = _measured(results, metrics)
     size = (8, 2.8 * len(metrics))
     figure = Figure(figsize=size, layout="constrained", dpi=DPI)
     axes = figure.subplots(len(metrics), 1, squeeze=False, sharex=True)[:, 0]
@@ -275,6 +272,19 @@ def course_figure(
     axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.suptitle(f"{results.method} on {plain(results.dataset)}, seed {results.seed}")
     return figure
+
+
+def _measured(results: Results, metrics: Sequence[str] | None) -> Sequence[str]:
+    """The figures to draw, all of which the run has."""
+    metrics = main_metrics([results]) if metrics is None else metrics
+    known = {name for item in results.evaluations for name in item.metrics}
+    unknown = [name for name in metrics if name not in known]
+    if unknown or not metrics:
+        raise MetricsError(
+            f"results hold no figure {', '.join(unknown) or 'AP or AP50'} (choose from "
+            f"{', '.join(sorted(known)) or 'none: the run made no evaluation'})"
+        )
+    return metrics
 
 
 def _draw_course(axis: Axes, line: Sequence[Evaluation], metric: str, **style: Any) -> None:

@@ -305,3 +305,12 @@ def test_a_figure_that_cannot_be_written_leaves_the_others_whole(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "b.png", "c.png"]
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "c.png").read_bytes() == b"of before"
+
+
+def test_before_the_first_end_of_an_episode_there_is_a_course_alone(tmp_path):
+    (tmp_path / "metrics.json").write_text("\n".join(map(json.dumps, rows())))
+    running = Evaluation("student", "running", 0, 0, {"AP": 10.0}, 1, 1)
+    write_results(tmp_path / "results.json", results([running]))
+    assert set(run_figures(tmp_path)) == {"training.png", "course.png"}
+    with pytest.raises(MetricsError, match="no figure APx"):
+        run_figures(tmp_path, metrics=["APx"])
