@@ -19,7 +19,7 @@ import argparse
 
 import ssod_imwa.interruptible  # noqa: F401 - first, for its effect
 from ssod_imwa.cli import print_table, run_main
-from ssod_imwa.runs.comparison import read_groups
+from ssod_imwa.runs.comparison import folder_of, read_groups, require_metrics
 from ssod_imwa.runs.results import MODELS
 from ssod_imwa.visualization.table import comparison_markdown, comparison_rows, comparison_table
 
@@ -45,7 +45,8 @@ def parse_arguments() -> argparse.Namespace:
         "--format", choices=("markdown", "table"), default="markdown", help="default: markdown"
     )
     arguments = parser.parse_args()
-    if arguments.baseline is not None and arguments.baseline not in arguments.run_dirs:
+    folders = map(folder_of, arguments.run_dirs)
+    if arguments.baseline is not None and folder_of(arguments.baseline) not in folders:
         parser.error(f"--baseline {arguments.baseline} is not one of the given runs")
     return arguments
 
@@ -57,6 +58,7 @@ def main() -> None:
     header, rows = comparison_rows(
         groups, metrics=arguments.metrics, model=arguments.model, baseline=baseline
     )
+    require_metrics(groups, arguments.metrics or ())
     if arguments.format == "markdown":
         print(comparison_markdown(header, rows))
     else:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ssod_imwa.runs.groups import Group, group_runs
-from ssod_imwa.runs.results import read_results
+from ssod_imwa.runs.results import ResultsError, read_results
 from ssod_imwa.runs.run import read_settings
 
 
@@ -33,6 +33,20 @@ def read_groups(
         return groups, None
     chosen = runs[folder_of(baseline)]
     return groups, next(g for g in groups if any(run is chosen for run in g.runs))
+
+
+def require_metrics(groups: Sequence[Group], names: Sequence[str]) -> None:
+    """Refuse names of figures that none of the runs has: a column of dashes tells nothing.
+
+    Raises:
+        ResultsError: says which names there are.
+    """
+    runs = [run for group in groups for run in group.runs]
+    known = {name for run in runs for item in run.averages for name in item.metrics}
+    if unknown := [name for name in names if name not in known]:
+        raise ResultsError(
+            f"--metrics {' '.join(unknown)}: no run has it (choose from {', '.join(sorted(known))})"
+        )
 
 
 def folder_of(run_dir: str | Path) -> Path:

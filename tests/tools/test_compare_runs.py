@@ -132,3 +132,15 @@ def test_mistakes_are_one_line_and_status_2(compare, runs, tmp_path):
     assert (status, "no evaluation of the student" in error) == (2, True)
     status, _, error = compare(runs[0], "--baseline", runs[1])
     assert (status, "is not one of the given runs" in error) == (2, True)
+
+
+def test_a_figure_that_no_run_has_is_no_column_of_dashes(compare, runs):
+    status, out, error = compare(*runs, "--metrics", "AP", "ap50")
+    assert (status, out) == (2, "")
+    assert "--metrics ap50: no run has it (choose from AP, AP50, APs)" in error
+
+
+def test_a_baseline_may_be_spelled_otherwise(compare, runs):
+    status, out, _ = compare(*runs, "--metrics", "AP", "--baseline", f"{runs[1]}/")
+    assert status == 0
+    assert "gain in AP" in out
