@@ -10,6 +10,7 @@ Example::
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -237,7 +238,7 @@ def find_images(sources: Sequence[str | Path]) -> list[Path]:
             raise DataError(f"{source} does not exist (must be an image or a folder of images)")
     if not paths:
         raise DataError(f"{', '.join(map(str, sources))}: no image is there")
-    return list(dict.fromkeys(paths))
+    return list({os.path.abspath(path): path for path in paths}.values())
 
 
 def _check_size(path: Path, size: int) -> None:

@@ -10,6 +10,7 @@ from PIL import Image
 from torchvision.transforms.v2.functional import resize
 
 from ssod_imwa.analysis import prediction_files
+from ssod_imwa.analysis.predicting import find_images
 from ssod_imwa.classification.build import build_test_view
 from ssod_imwa.classification.data.datasets import ClassificationDataset, read_into_memory
 from ssod_imwa.classification.networks import build_model
@@ -176,6 +177,11 @@ def test_links_that_lead_nowhere_are_named(predict, detector_run, photos, tmp_pa
     assert (status, "1 images" in said) == (0, True)
     left_out = [line.partition("left out: image ")[2].split()[0] for line in error.splitlines()]
     assert left_out == [str(a), str(b), str(photos / "more/c.png")]
+
+
+def test_an_image_that_is_named_in_two_ways_counts_once(photos, monkeypatch):
+    monkeypatch.chdir(photos)
+    assert len(find_images([".", photos])) == len(find_images(["."]))
 
 
 @pytest.mark.parametrize("error", [DataError("full"), ZeroDivisionError()])
