@@ -190,5 +190,10 @@ def numbers_table(title: str, header: Sequence[str], rows: Iterable[Sequence[obj
     for number, name in enumerate(header):
         table.add_column(name, justify="left" if number == 0 else "right")
     for row in rows:
-        table.add_row(*(f"{x:.4g}" if isinstance(x, float) else str(x) for x in row))
+        table.add_row(*(_digits(x) if isinstance(x, float) else str(x) for x in row))
     return table
+
+
+def _digits(value: float) -> str:
+    # :g would write numbers of images as 1.235e+04.
+    return f"{value:.4g}" if abs(value) < 9999.5 else f"{value:.0f}"

@@ -5,7 +5,7 @@ import torch
 from support import assert_equal, copied
 from torch import nn
 
-from ssod_imwa.analysis.build import TrainedRun, build_recompute
+from ssod_imwa.analysis.build import TrainedRun, build_recompute, numbers_table
 from ssod_imwa.runs.open import open_task
 from ssod_imwa.runs.schedule import build_schedule
 
@@ -38,3 +38,8 @@ def test_batch_norms_are_estimated_on_all_that_the_method_reads(digits_fixmatch_
     model.load_state_dict(start)
     build_recompute(opened(task, model))(model)
     assert_equal(model.state_dict(), expected)
+
+
+def test_numbers_of_many_images_are_written_out():
+    table = numbers_table("x", ("class", "images", "loss"), [("a", 12345.6, 0.012345)])
+    assert [list(column.cells) for column in table.columns] == [["a"], ["12346"], ["0.01235"]]
