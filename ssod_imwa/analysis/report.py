@@ -109,7 +109,7 @@ def add_overview(page: Page, runs: Sequence[Run]) -> None:
             caption="Settings that are not the same in all runs.",
         )
     elif len(runs) > 1:
-        page.text("All settings but the seed are the same.")
+        page.text("All settings are the same.")
 
 
 def add_run(page: Page, run: Run) -> None:
@@ -330,9 +330,10 @@ def _differences(runs: Sequence[Run]) -> list[list[str]]:
     """Keys whose values are not the same in all runs, with the value of each."""
     settings = [run.settings or {} for run in runs]
     members = [{f"IMWA.{k.upper()}": v for k, v in run.results.imwa.items()} for run in runs]
+    folds = ["–" if run.results.fold is None else run.results.fold for run in runs]
     merged = [
-        {**of_run, **imwa, "SEED": run.results.seed}
-        for of_run, imwa, run in zip(settings, members, runs, strict=True)
+        {**of_run, **imwa, "SEED": run.results.seed, "DATASETS.SPLIT.FOLD": fold}
+        for of_run, imwa, run, fold in zip(settings, members, runs, folds, strict=True)
     ]
     keys = sorted({key for of_run in merged for key in of_run})
     rows = []

@@ -22,7 +22,7 @@ def evaluation(model, stage, episode, member, ap, sets=("",)):
     return Evaluation(model, stage, episode, member, metrics, global_step=step, t=step // 2)
 
 
-def write_run(folder, *, seed=1, members=2, shift=0.0, course=True, sets=("",)):
+def write_run(folder, *, seed=1, members=2, shift=0.0, course=True, sets=("",), fold=None):
     """Two episodes; averages are 3 points above the mean of their members.
 
     Of several test sets the prefixes of metrics are given, each with a point more than the last.
@@ -43,6 +43,7 @@ def write_run(folder, *, seed=1, members=2, shift=0.0, course=True, sets=("",)):
         method="unbiased_teacher",
         imwa={"members": members, "episodes": 2},
         seed=seed,
+        fold=fold,
         iterations=STEPS,
         wall_time=61.0,
         peak_memory=2**30,
@@ -108,6 +109,14 @@ def test_several_runs_are_compared_key_by_key(report, tmp_path):
     assert '<td class="text">SOLVER.BASE_LR</td><td>0.1</td><td>0.2</td>' in page
     assert '<td class="text">SEED</td><td>1</td><td>2</td>' in page
     assert "IMWA.MEMBERS</td>" not in page  # the same in both
+
+
+def test_folds_that_differ_are_among_the_differences(report, tmp_path):
+    runs = [write_run(tmp_path / str(fold), fold=fold) for fold in (1, 2)]
+    assert report(*runs, "--no-models", "--output", tmp_path / "page.html")[0] == 0
+    page = (tmp_path / "page.html").read_text()
+    assert '<td class="text">DATASETS.SPLIT.FOLD</td><td>1</td><td>2</td>' in page
+    assert "All settings" not in page
 
 
 OVERLAY = "a line for each run"
