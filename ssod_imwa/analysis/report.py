@@ -16,7 +16,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 
-from ssod_imwa.runs.advice import advise, numbers_in
+from ssod_imwa.runs.advice import advice_lines, numbers_in
 from ssod_imwa.runs.burn_in import burn_in_of
 from ssod_imwa.runs.comparison import folder_names, folder_of
 from ssod_imwa.runs.gains import Gain, average_gains
@@ -161,7 +161,8 @@ def _add_averaging(page: Page, run: Run) -> None:
         return
     page.heading("What averaging did")
     if numbers:
-        page.text(f"After the last average: {advise(list(numbers.values())).text}.")
+        *_, last = advice_lines(run.rows).values()
+        page.text(f"After the last average: {last}.")
         page.figure(
             advice_figure({run.results.episode_number(e): x for e, x in numbers.items()}),
             words="Loss of members and averages on training images, what averaging took from it, "

@@ -119,6 +119,20 @@ def test_folds_that_differ_are_among_the_differences(report, tmp_path):
     assert "All settings" not in page
 
 
+def test_an_average_that_could_not_be_measured_is_not_passed_over(report, tmp_path):
+    run = write_run(tmp_path / "run")
+    rows = [json.loads(line) for line in (run / "metrics.json").read_text().splitlines()]
+    numbers = {"members": 2.0, "worst": 2.0, "average": 1.0, "rate": 1.0}
+    for episode, average in ((0, 1.0), (1, None)):
+        measured = {f"advice/{k}": x for k, x in (numbers | {"average": average}).items()}
+        rows.append({"iteration": STEPS, "episode": episode, "member": 0, "t": 9, **measured})
+    (run / "metrics.json").write_text("\n".join(map(json.dumps, rows)))
+    assert report(run, "--no-models")[0] == 0
+    assert "After the last average: what averaging gains could not be measured" in (
+        html.unescape((run / "report.html").read_text())
+    )
+
+
 OVERLAY = "a line for each run"
 
 
