@@ -108,6 +108,8 @@ def check_arguments(parser: argparse.ArgumentParser, arguments: argparse.Namespa
             "give RUN_DIR, or --config-file, --output and --weights (--views shows labels without "
             "weights)"
         )
+    if arguments.views and arguments.dataset:
+        parser.error("--dataset is not read with --views (give --opts DATASETS.TRAIN)")
     if arguments.images < 1:
         parser.error(f"--images = {arguments.images} is not allowed (must be at least 1)")
     if not 0 <= arguments.threshold <= 1:

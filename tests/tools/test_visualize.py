@@ -190,6 +190,7 @@ def test_settings_that_are_misplaced_or_would_change_nothing_are_refused(visuali
         ((*recipe, "--opts", "seed", 4), "command line: seed is not a configuration key"),
         ((run_dir, "--opts", "OUTPUT_DIR", "x"), "(give the folder of another run, or --output)"),
         ((run_dir, "--opts", "MODEL.WEIGHTS", "x"), "is not read here (give --weights)"),
+        ((run_dir, "--views", "--dataset", "x"), "--dataset is not read with --views"),
     ):
         status, _, error = visualize(*arguments)
         assert (status, message in error.splitlines()[-1]) == (2, True), error
