@@ -167,9 +167,11 @@ def members(run: TrainedRun, *, bn: str = "average", metric: str = "top1") -> Fi
             if recompute is not None and len(measured) == len(states):
                 recompute(run.model)
             measured.append(evaluate(run.model))
-        if metric not in measured[0]:
-            allowed = ", ".join(measured[0])
-            raise UserError(f"--metric {metric} is not allowed (must be one of {allowed})")
+        allowed = [name for name in measured[0] if name != "loss"]  # more of it is no gain
+        if metric not in allowed:
+            raise UserError(
+                f"--metric {metric} is not allowed (must be one of {', '.join(allowed)})"
+            )
         values.append([numbers[metric] for numbers in measured])
         distances.append(_part_distances(states, names))
     epochs = [(t + 1) / run.iterations_per_epoch for t in snapshots]
