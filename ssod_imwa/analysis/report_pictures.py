@@ -14,6 +14,7 @@ from ssod_imwa.analysis.detection import find_on_dataset
 from ssod_imwa.analysis.report import Run
 from ssod_imwa.analysis.sheets import detections_picture, evenly_spaced, truth_picture
 from ssod_imwa.analysis.subjects import SUBJECTS
+from ssod_imwa.data.registration import import_modules
 from ssod_imwa.detection.data.catalog import load_dataset
 from ssod_imwa.detection.data.records import Annotations, DetectionDataset, Detections
 from ssod_imwa.detection.data.views import read_record
@@ -103,6 +104,7 @@ def _look(runs: Sequence[Run], images: int) -> _Seen:
     ]
     if not configs[0].DATASETS.TEST:
         raise UserError(f"the configuration of {runs[0].name} names no test set")
+    import_modules(configs[0].DATASETS.IMPORT)
     name, root = configs[0].DATASETS.TEST[0], configs[0].DATASETS.ROOT
     dataset = load_dataset(name, root=root, on_bad_record=configs[0].DATASETS.ON_BAD_RECORD)
     dataset = dataset.subset(evenly_spaced(images, len(dataset)))

@@ -50,13 +50,18 @@ def train(call, root, config, prefix, *overrides):
     status, _, errors = call(*command, *overrides)
     assert status == 0, errors
     trained = read_results(root / "run").headline().metrics
-    sys.modules.pop("my_data")  # as in a process of its own
-    catalog._REGISTERED.clear()
-    for split in ("train", "test"):
-        image_catalog._LOADERS.pop(f"species_{split}")
+    forget()
     status, out, _ = call(*command, *overrides, "--eval-only")
     assert status == 0
     return trained, out
+
+
+def forget():
+    """Let what follows be as in a process of its own."""
+    sys.modules.pop("my_data")
+    catalog._REGISTERED.clear()
+    for split in ("train", "test"):
+        image_catalog._LOADERS.pop(f"species_{split}")
 
 
 def test_detection_trains_evaluates_and_draws(call, root):
@@ -66,6 +71,13 @@ def test_detection_trains_evaluates_and_draws(call, root):
     arguments = (root / "run", "--images", 1, "--output", root / "pictures")
     assert call("visualize", *arguments)[0] == 0
     assert call("visualize", *arguments, "--views")[0] == 0
+
+
+def test_a_report_shows_examples_of_a_registered_set(call, root):
+    train(call, root, "TASK: detection\n", "birds", *SMALL)
+    forget()
+    assert call("report", root / "run", "--images", 2)[0] == 0
+    assert "Left out" not in (root / "run/report.html").read_text()
 
 
 def test_classification_trains_and_evaluates(call, root):
