@@ -38,9 +38,11 @@ DECODING_ERRORS = (
 # The last bytes of a whole file: JPEG's end of image, PNG's IEND chunk.
 _ENDINGS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
 
+SIDEWAYS = (5, 6, 7, 8)  # orientations that swap width and height (EXIF 2.3, table 4)
+
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _EXIF_ORIENTATION = 0x0112
-_SIDEWAYS = (5, 6, 7, 8)  # orientations that swap width and height (EXIF 2.3, table 4)
+_TIFF_WIDTH, _TIFF_HEIGHT = 0x0100, 0x0101
 
 
 def image_paths(folder: str | Path) -> list[Path]:
@@ -77,8 +79,13 @@ def is_hidden(name: str) -> bool:
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
     """Width and height of an opened image once its EXIF orientation is applied."""
+    if orientation(image) not in SIDEWAYS:
+        return image.size
     width, height = image.size
-    return (height, width) if orientation(image) in _SIDEWAYS else (width, height)
+    if image.format == "TIFF":  # Pillow 11 and newer turn the size before the pixels
+        tags = image.tag_v2  # type: ignore[attr-defined]  # TiffImageFile's
+        width, height = tags[_TIFF_WIDTH], tags[_TIFF_HEIGHT]
+    return height, width
 
 
 def orientation(image: Image.Image) -> int:
@@ -223,6 +230,8 @@ def read_image(path: str) -> torch.Tensor:
     try:
         with Image.open(path) as image:
             check_pixels(image)
+            if image.format == "TIFF":
+                image.filename = ""  # else Pillow 11 and newer map it, and shear a turned one
             ImageOps.exif_transpose(image, in_place=True)
             array = np.array(_to_rgb(image))
     except FileNotFoundError:

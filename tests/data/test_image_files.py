@@ -61,3 +61,22 @@ def test_the_orientation_of_a_png_counts(tmp_path, orientation):
     Image.new("RGB", (30, 20)).save(path, exif=exif)
     height, width = read_image(str(path)).shape[1:]
     assert image_size(path) == (width, height) == ((30, 20) if orientation < 5 else (20, 30))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("mode", ["L", "RGB", "I;16"])
+@pytest.mark.parametrize("compression", ["raw", "tiff_lzw"])
+def test_a_tiff_is_turned_as_a_png_is(tmp_path, orientation, mode, compression):
+    values = np.arange(20).reshape(4, 5)
+    gray = Image.fromarray(values.astype(np.uint8))
+    image = Image.fromarray((values << 8).astype(np.uint16)) if mode == "I;16" else gray
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    gray.save(tmp_path / "x.png", exif=exif)
+    path = tmp_path / "x.tif"
+    (image.convert("RGB") if mode == "RGB" else image).save(
+        path, exif=exif, compression=compression
+    )
+    pixels = read_image(str(path))
+    assert pixels.equal(read_image(str(tmp_path / "x.png")))
+    assert image_size(path) == image_size(tmp_path / "x.png") == tuple(pixels.shape[:0:-1])

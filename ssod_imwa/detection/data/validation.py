@@ -15,6 +15,7 @@ from PIL import Image
 from ssod_imwa.data import image_files
 from ssod_imwa.data.image_files import (
     DECODING_ERRORS,
+    SIDEWAYS,
     check_pixels,
     orientation,
     upright_size,
@@ -365,8 +366,8 @@ def _pixel_problems(dataset: DetectionDataset, position: int) -> Iterator[Proble
     record = dataset.records[position]
     try:
         with Image.open(record.file_name) as image:
-            size, stored, mode = upright_size(image), image.size, image.mode
-            turned = orientation(image)
+            size, mode, turned = upright_size(image), image.mode, orientation(image)
+            stored = size[::-1] if turned in SIDEWAYS else size
             check_pixels(image)
             image.load()
             dark = mode.startswith("I") and image.getextrema()[1] < 256

@@ -186,15 +186,16 @@ def test_images_that_exif_turns_within_their_size_are_notes(dataset, tmp_path, o
     assert problem.value == f"{edges[0]} x {edges[1]} in the file, orientation {orientation}"
 
 
-def test_exif_orientation_counts_for_the_size(dataset, tmp_path):
+@pytest.mark.parametrize("name", ["turned.jpg", "turned.tif"])
+def test_exif_orientation_counts_for_the_size(dataset, tmp_path, name):
     image = Image.new("RGB", (30, 40))
     exif = image.getexif()
     exif[0x0112] = 8
-    image.save(tmp_path / "turned.jpg", exif=exif)
-    turned = with_record(dataset, 0, file_name=str(tmp_path / "turned.jpg"))
-    assert [(p.what, p.level) for p in find_problems(turned, read_pixels=True)] == [
-        ("turned by EXIF", "note")
-    ]
+    image.save(tmp_path / name, exif=exif)
+    turned = with_record(dataset, 0, file_name=str(tmp_path / name))
+    (problem,) = find_problems(turned, read_pixels=True)
+    assert (problem.what, problem.level) == ("turned by EXIF", "note")
+    assert problem.value == "30 x 40 in the file, orientation 8"
 
 
 def test_duplicate_ids_and_empty_splits_are_found(dataset):
