@@ -370,7 +370,8 @@ def _pixel_problems(dataset: DetectionDataset, position: int) -> Iterator[Proble
             stored = size[::-1] if turned in SIDEWAYS else size
             check_pixels(image)
             image.load()
-            dark = mode.startswith("I") and image.getextrema()[1] < 256
+            # Not Pillow's extrema, which it does not know of big-endian pixels.
+            dark = mode.startswith("I") and np.asarray(image).max() < 256
     except DECODING_ERRORS as error:
         reason = str(error) or type(error).__name__
         yield _problem(record, position, "unreadable image", reason, _RESTORE)

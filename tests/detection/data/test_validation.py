@@ -166,6 +166,14 @@ def test_other_color_modes_are_notes_that_stop_nothing(dataset, tmp_path, write_
     assert (problem.level, problem.what, problem.value) == ("note", "not RGB", mode)
 
 
+def test_big_endian_16_bit_images_are_notes_as_others_are(dataset, tmp_path):
+    pixels = np.full((30, 40), 200 * 256, ">u2").tobytes()
+    Image.frombytes("I;16B", (40, 30), pixels).save(tmp_path / "big.tif")
+    big = with_record(dataset, 0, file_name=str(tmp_path / "big.tif"))
+    (problem,) = find_problems(big, read_pixels=True)
+    assert (problem.level, problem.what, problem.value) == ("note", "not RGB", "I;16B")
+
+
 def test_floating_point_images_are_errors(dataset, tmp_path):
     Image.fromarray(np.zeros((30, 40), np.float32)).save(tmp_path / "float.tif")
     broken = with_record(dataset, 0, file_name=str(tmp_path / "float.tif"))
