@@ -50,16 +50,22 @@ def image_paths(folder: str | Path) -> list[Path]:
 
     What systems and editors leave behind is no image of the user's: files and folders whose names
     begin with a dot, and `__MACOSX`. How many of these look like images is logged. Links that lead
-    nowhere are among the images: who reads them names them.
+    nowhere are among the images: who reads them names them. Links to folders are followed, but for
+    those that lead back to a folder above them, which are logged.
+
+    Raises:
+        DataError: a folder cannot be read.
     """
     folder = Path(folder)
-    images, left_out = [], []
-    for place, folders, files in os.walk(folder):
+    images, left_out, back = [], [], []
+    for place, folders, files in os.walk(folder, onerror=_refuse, followlinks=True):
         hidden = [name for name in folders if is_hidden(name)]
-        folders[:] = [name for name in folders if name not in hidden]
+        visible = [name for name in folders if name not in hidden]
+        folders[:] = [name for name in visible if not _leads_back(folder, Path(place, name))]
+        back += [Path(place, name) for name in visible if name not in folders]
         named = [Path(place, name) for name in files if name.lower().endswith(IMAGE_SUFFIXES)]
-        visible = [path for path in named if not is_hidden(path.name)]
-        images += [path for path in visible if path.is_file() or path.is_symlink()]
+        shown = [path for path in named if not is_hidden(path.name)]
+        images += [path for path in shown if path.is_file() or path.is_symlink()]
         left_out += [path for path in named if is_hidden(path.name)]
         left_out += [Path(place, name) for name in hidden]
     if left_out:
@@ -69,7 +75,29 @@ def image_paths(folder: str | Path) -> list[Path]:
             len(left_out),
             left_out[0],
         )
+    if back:
+        logger.warning(
+            "%s: left out %d links that lead back to a folder above them, such as %s",
+            folder,
+            len(back),
+            back[0],
+        )
     return sorted(images, key=lambda path: path.relative_to(folder).as_posix())
+
+
+def _refuse(error: OSError) -> None:
+    """Stop a walk, which would go on without a word; folders that are not there have no images."""
+    if not isinstance(error, FileNotFoundError):
+        raise DataError(f"folder {error.filename} cannot be read ({error.strerror})") from error
+
+
+def _leads_back(top: Path, link: Path) -> bool:
+    """Whether a folder is a link to one that the walk from `top` to it came through, or above."""
+    if not link.is_symlink():
+        return False
+    target = Path(os.path.realpath(link))
+    walked = [folder for folder in link.parents if folder == top or top in folder.parents]
+    return any(Path(os.path.realpath(folder)).is_relative_to(target) for folder in walked)
 
 
 def is_hidden(name: str) -> bool:

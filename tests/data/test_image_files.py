@@ -1,3 +1,6 @@
+import errno
+import os
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -18,6 +21,35 @@ def test_what_systems_leave_behind_is_no_image_wherever_it_lies(tmp_path, caplog
     relative = [path.relative_to(tmp_path).as_posix() for path in image_paths(tmp_path)]
     assert relative == ["a/1.png", "a/b/2.JPG", "folder.jpg/4.png"]
     assert "left out 4 hidden files and folders" in caplog.text
+
+
+def test_links_to_folders_are_followed_but_for_those_that_lead_back(tmp_path, caplog):
+    top, far = tmp_path / "top", tmp_path / "far"
+    for name in ("top/a/1.png", "far/2.png", "far/b/3.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (top / "link").symlink_to(far)
+    (far / "self").symlink_to(far / "self")  # of a loop Linux says that it leads nowhere
+    for number, target in enumerate((top, tmp_path, far)):
+        (far / "b" / str(number)).symlink_to(target)
+    (top / "a" / "here").symlink_to(".")
+    relative = [path.relative_to(top).as_posix() for path in image_paths(top)]
+    assert relative == ["a/1.png", "link/2.png", "link/b/3.png"]
+    assert "left out 4 links that lead back to a folder above them" in caplog.text
+
+
+def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):
+    (tmp_path / "a").mkdir()
+    scan = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("a"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)  # root may read everything
+    with pytest.raises(DataError, match=f"folder {tmp_path}/a cannot be read .Permission denied"):
+        image_paths(tmp_path)
 
 
 @pytest.mark.parametrize("read", [image_size, lambda path: read_image(str(path))])
