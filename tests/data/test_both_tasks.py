@@ -11,7 +11,7 @@ from PIL import Image
 
 from ssod_imwa.averaging.episodes import EpisodeSchedule
 from ssod_imwa.classification.data import validation as classification
-from ssod_imwa.classification.data.catalog import image_fingerprint, load_images
+from ssod_imwa.classification.data.catalog import image_fingerprint, load_images, load_unlabeled
 from ssod_imwa.classification.data.datasets import dataset_of_files
 from ssod_imwa.classification.data.reports import check_images
 from ssod_imwa.detection.data import validation as detection
@@ -156,6 +156,11 @@ def test_hidden_files_are_no_images(task):
         (task.root / "train" / name).write_bytes(b"\0\5\x16\7")
     labeled = {"labeled": False} if task.kind == "detection" else {}
     assert len(task.load("folder:train", root=task.root, **labeled)) == 8
+
+
+def test_a_folder_whose_name_no_disk_holds_has_no_unlabeled_images():
+    with pytest.raises(DataError, match="x does not exist"):
+        load_unlabeled(f"folder:{'x' * 300}", classes=("cat", "dog"))
 
 
 def labeled_set(task, classes):

@@ -165,7 +165,7 @@ def load_plain_folder(
         DataError: the folder is missing or has no images.
     """
     folder = Path(folder)
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise DataError(f"{name}: image folder {folder} does not exist")
     paths = image_paths(folder)
     if not paths:
