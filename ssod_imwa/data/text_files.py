@@ -45,6 +45,16 @@ def is_text(value: object) -> TypeGuard[str]:
     return fits_a_file(value) and bool(value.strip())
 
 
+def folded(name: str) -> str:
+    """A name of a class without what people write in two ways.
+
+    Example:
+        >>> folded(" Snowy  Owl") == folded("snowy owl ")
+        True
+    """
+    return " ".join(name.casefold().split())
+
+
 def name_bytes(name: str) -> bytes:
     """A name of a file as UTF-8, or as it stands on the disk where it is no UTF-8; for digests."""
     return name.encode("utf-8", "surrogateescape")

@@ -193,9 +193,10 @@ def test_class_names_are_unique_texts(task, classes, named):
         labeled_set(task, classes)
 
 
-def test_names_that_differ_by_case_alone_are_warned_of(task, caplog):
-    labeled_set(task, ("owl", "Owl"))
-    assert [line for line in caplog.messages if "case alone" in line]
+@pytest.mark.parametrize("other", ["Owl", "owl ", " owl"])
+def test_names_that_differ_by_case_or_spaces_alone_are_warned_of(task, caplog, other):
+    labeled_set(task, ("owl", other))
+    assert [line for line in caplog.messages if "case or spaces alone" in line]
 
 
 def test_a_test_set_may_lack_a_class_which_is_said(task, caplog):

@@ -17,8 +17,8 @@ from torchvision.datasets import CIFAR10, CIFAR100
 
 from ssod_imwa.data.handwriting import CLASSES as DIGIT_CLASSES
 from ssod_imwa.data.handwriting import is_for_testing
-from ssod_imwa.data.image_files import image_paths, is_hidden, read_image
-from ssod_imwa.data.text_files import is_text
+from ssod_imwa.data.image_files import IMAGE_SUFFIXES, image_paths, is_hidden, read_image
+from ssod_imwa.data.text_files import folded, is_text
 from ssod_imwa.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -324,7 +324,7 @@ def _check_split(split: str) -> None:
 
 
 def check_class_names(name: str, classes: Sequence[str]) -> None:
-    """Refuse names of classes that are empty or stand twice; warn of those that differ by case.
+    """Refuse names of classes that are empty or stand twice; warn of those that are alike.
 
     Raises:
         DataError: with the place of the first wrong name.
@@ -341,16 +341,16 @@ def check_class_names(name: str, classes: Sequence[str]) -> None:
 
 
 def warn_of_alike_names(name: str, classes: Sequence[str]) -> None:
-    """Log names of classes that differ by case alone: often one class written in two ways."""
+    """Log names of classes that differ by case or spaces alone: often one class in two ways."""
     by_fold: dict[str, str] = {}
     alike = []
     for class_name in classes:
-        other = by_fold.setdefault(class_name.casefold(), class_name)
+        other = by_fold.setdefault(folded(class_name), class_name)
         if other != class_name:
             alike.append(f"{other!r} and {class_name!r}")
     if alike:
         listed = ", ".join(alike[:3]) + (f" and {len(alike) - 3} more" if len(alike) > 3 else "")
-        logger.warning("%s: classes differ by case alone: %s", name, listed)
+        logger.warning("%s: classes differ by case or spaces alone: %s", name, listed)
 
 
 def dataset_of_files(

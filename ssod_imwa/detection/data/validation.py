@@ -21,7 +21,7 @@ from ssod_imwa.data.image_files import (
     upright_size,
 )
 from ssod_imwa.data.problems import Problem
-from ssod_imwa.data.text_files import is_text
+from ssod_imwa.data.text_files import folded, is_text
 from ssod_imwa.detection.data.records import Annotations, DetectionDataset, ImageRecord
 from ssod_imwa.errors import DataError, one_line
 
@@ -196,21 +196,21 @@ def _id_problems(dataset: DetectionDataset) -> Iterator[Problem]:
 
 
 def _name_problems(dataset: DetectionDataset) -> Iterator[Problem]:
-    """Names of classes that are no texts, stand twice, or differ by case alone."""
+    """Names of classes that are no texts, stand twice, or differ by case or spaces alone."""
     if _lacks_classes(dataset):
         where = dataset.list_file or dataset.name
         yield Problem(where, "", "no class", "0 classes", _NEEDS_A_CLASS)
-    folded: dict[str, str] = {}
+    alike: dict[str, str] = {}
     for label, name in enumerate(dataset.classes):
         place = f"class {label}"
         if not is_text(name):
             yield Problem(dataset.name, place, "class name", repr(name), _NAME_RULE)
             continue
-        other = folded.setdefault(name.casefold(), name)
+        other = alike.setdefault(folded(name), name)
         if name in dataset.classes[:label]:
             yield Problem(dataset.name, place, "class name", repr(name), "names must be unique")
         elif other != name:
-            rule = f"differs from {other!r} by case alone; are they one class?"
+            rule = f"differs from {other!r} by case or spaces alone; are they one class?"
             yield Problem(dataset.name, place, "class name", repr(name), rule, level="warning")
 
 

@@ -286,7 +286,7 @@ def test_many_names_that_differ_by_case_alone_are_one_warning(caplog):
     names = [f"owl {i}" for i in range(9)]
     warn_of_alike_names("birds", [*names, *map(str.upper, names)])
     assert caplog.messages == [
-        "birds: classes differ by case alone: 'owl 0' and 'OWL 0', 'owl 1' and 'OWL 1', "
+        "birds: classes differ by case or spaces alone: 'owl 0' and 'OWL 0', 'owl 1' and 'OWL 1', "
         "'owl 2' and 'OWL 2' and 6 more"
     ]
     warn_of_alike_names("birds", names)

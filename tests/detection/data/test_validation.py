@@ -229,10 +229,10 @@ def test_a_class_without_boxes_is_a_warning_and_crowds_do_not_count(dataset, cap
 def test_many_warnings_of_a_kind_are_one_line_with_their_number(dataset, caplog):
     names = [f"class {i}" for i in range(61)]
     apply_policy(replace(dataset, classes=("cat", "dog", *names, "Class 7", "CLASS 8")))
-    empty, alike = sorted(caplog.messages, key=lambda line: "case alone" in line)
+    empty, alike = sorted(caplog.messages, key=lambda line: "case or spaces alone" in line)
     assert "63 x class without boxes: class 0, class 1, class 2, class 3, class 4 and 58" in empty
     assert empty.endswith("(it can be neither learned from nor evaluated on these images)")
-    assert "2 x class name: 'Class 7' (differs from 'class 7' by case alone" in alike
+    assert "2 x class name: 'Class 7' (differs from 'class 7' by case or spaces alone" in alike
     assert "'CLASS 8' (differs from 'class 8'" in alike
 
 
@@ -338,7 +338,7 @@ def test_boxes_of_fractions_and_corners_read_as_sizes_are_noticed():
         (("cat", "cat"), "names must be unique"),
         (("cat", ""), "a text that is not empty"),
         (("cat", None), "a text that is not empty"),
-        (("cat", "Cat"), "case alone"),
+        (("cat", "Cat"), "case or spaces alone"),
     ],
 )
 def test_names_of_classes_are_checked(classes, message):
