@@ -19,6 +19,12 @@ logger = logging.getLogger(__name__)
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
+# Images of these formats are not read from folders, which is said.
+OTHER_SUFFIXES = (
+    *(".avif", ".dng", ".gif", ".heic", ".heif", ".jfif", ".jp2", ".jpe", ".jxl", ".pgm", ".pnm"),
+    *(".ppm", ".tga"),
+)
+
 # No format that Pillow reads has longer edges, in pixels.
 MAX_EDGE = 2**31
 
@@ -51,13 +57,13 @@ def image_paths(folder: str | Path) -> list[Path]:
     What systems and editors leave behind is no image of the user's: files and folders whose names
     begin with a dot, and `__MACOSX`. How many of these look like images is logged. Links that lead
     nowhere are among the images: who reads them names them. Links to folders are followed, but for
-    those that lead back to a folder above them, which are logged.
+    those that lead back to a folder above them, which are logged, as are images of other formats.
 
     Raises:
         DataError: a folder cannot be read.
     """
     folder = Path(folder)
-    images, left_out, back = [], [], []
+    images, left_out, back, others = [], [], [], []
     for place, folders, files in os.walk(folder, onerror=_refuse, followlinks=True):
         hidden = [name for name in folders if is_hidden(name)]
         visible = [name for name in folders if name not in hidden]
@@ -68,6 +74,9 @@ def image_paths(folder: str | Path) -> list[Path]:
         images += [path for path in shown if path.is_file() or path.is_symlink()]
         left_out += [path for path in named if is_hidden(path.name)]
         left_out += [Path(place, name) for name in hidden]
+        others += [
+            Path(place, x) for x in files if x.lower().endswith(OTHER_SUFFIXES) and not is_hidden(x)
+        ]
     if left_out:
         logger.info(
             "%s: left out %d hidden files and folders, such as %s",
@@ -75,14 +84,14 @@ def image_paths(folder: str | Path) -> list[Path]:
             len(left_out),
             left_out[0],
         )
-    if back:
-        logger.warning(
-            "%s: left out %d links that lead back to a folder above them, such as %s",
-            folder,
-            len(back),
-            back[0],
-        )
+    _warn_of(folder, back, "links that lead back to a folder above them")
+    _warn_of(folder, others, f"images that do not end in one of {', '.join(IMAGE_SUFFIXES)}")
     return sorted(images, key=lambda path: path.relative_to(folder).as_posix())
+
+
+def _warn_of(folder: Path, left_out: list[Path], what: str) -> None:
+    if left_out:
+        logger.warning("%s: left out %d %s, such as %s", folder, len(left_out), what, min(left_out))
 
 
 def _refuse(error: OSError) -> None:

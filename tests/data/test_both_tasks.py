@@ -163,6 +163,15 @@ def test_a_folder_whose_name_no_disk_holds_has_no_unlabeled_images():
         load_unlabeled(f"folder:{'x' * 300}", classes=("cat", "dog"))
 
 
+def test_images_beside_the_folders_of_classes_are_counted(task, caplog):
+    if task.kind == "detection":
+        pytest.skip("has no folders of classes")
+    os.rename(task.root / VICTIM, task.root / "train/1.png")
+    assert len(task.load(task.name, root=task.root)) == 7
+    stray = f"left out 1 images that are in no class's folder, such as {task.root}/train/1.png"
+    assert [line for line in caplog.messages if stray in line]
+
+
 def labeled_set(task, classes):
     """A registered data set of two images with these classes."""
     files = [str(task.root / "train/cat" / f"{i}.png") for i in range(2)]

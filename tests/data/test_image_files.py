@@ -38,6 +38,16 @@ def test_links_to_folders_are_followed_but_for_those_that_lead_back(tmp_path, ca
     assert "left out 4 links that lead back to a folder above them" in caplog.text
 
 
+def test_images_of_formats_that_are_not_read_are_counted(tmp_path, caplog):
+    for name in ("a/1.png", "a/2.HEIC", "a/3.gif", "a/.4.gif", ".b/5.gif", "a/notes.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert image_paths(tmp_path) == [tmp_path / "a/1.png"]
+    (line,) = [line for line in caplog.messages if "do not end in" in line]
+    assert "left out 2 images that do not end in one of .bmp, " in line
+    assert line.endswith(f".webp, such as {tmp_path}/a/2.HEIC")
+
+
 def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):
     (tmp_path / "a").mkdir()
     scan = os.scandir

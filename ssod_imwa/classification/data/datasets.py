@@ -118,7 +118,8 @@ def load_image_folder(
     """The images of a folder with one subfolder a class, as files in the order of their paths.
 
     Images may lie in subfolders of a class. Hidden files and folders, and files that do not end in
-    one of `IMAGE_SUFFIXES`, are left alone.
+    one of `IMAGE_SUFFIXES`, are left alone. Images beside the folders of classes are of none, which
+    is logged.
 
     Args:
         folder: FOLDER/CLASS/.../IMAGE.
@@ -133,9 +134,21 @@ def load_image_folder(
     folder = Path(folder)
     if not os.path.isdir(folder):
         raise DataError(f"{name}: image folder {folder} does not exist")
-    folders = [p.name for p in folder.iterdir() if p.is_dir() and not is_hidden(p.name)]
+    try:
+        entries = [entry for entry in folder.iterdir() if not is_hidden(entry.name)]
+    except OSError as error:
+        raise DataError(f"{name}: {folder} cannot be read ({error.strerror})") from error
+    folders = [entry.name for entry in entries if entry.is_dir()]
     if not folders:
         raise DataError(f"{name}: {folder} has no folder (one for each class is needed)")
+    strays = {e.name for e in entries if e.name.lower().endswith(IMAGE_SUFFIXES)} - set(folders)
+    if strays:
+        logger.warning(
+            "%s: left out %d images that are in no class's folder, such as %s",
+            name,
+            len(strays),
+            folder / min(strays),
+        )
     if classes is None:
         numbered = all(entry.isdecimal() for entry in folders)
         classes = sorted(folders, key=int) if numbered else sorted(folders)
