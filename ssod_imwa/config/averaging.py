@@ -202,7 +202,7 @@ def _check_state(cfg: CfgNode, source: str) -> None:
     # AdamW keeps its states with a beta of 0, too.
     averages_momenta = imwa.OPTIMIZER_STATE == "average" and solver.OPTIMIZER == "SGD"
     if averages_momenta and 0 in momenta and any(momenta):
-        values = " and ".join(f"{value:g}" for value in momenta)
+        values = " and ".join(map(str, momenta))  # of a block as it is written, also 9e-1
         raise ConfigError(
             f"{source}: IMWA.OPTIMIZER_STATE = 'average' is not allowed with members whose "
             f"SOLVER.MOMENTUM is {values} (must be above 0 for all or for none)"

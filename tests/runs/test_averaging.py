@@ -168,6 +168,10 @@ def test_a_start_that_leaves_no_room_is_refused(config, start, message):
             (*AVERAGE, "IMWA.MEMBER_OVERRIDES", [{}, {"SOLVER.MOMENTUM": 0}]),
             r"'average' is not allowed with members whose SOLVER.MOMENTUM is 0.9 and 0",
         ),
+        (  # as YAML reads a number without a dot
+            (*AVERAGE, "IMWA.MEMBER_OVERRIDES", "[{SOLVER.MOMENTUM: 9e-1}, {SOLVER.MOMENTUM: 0}]"),
+            r"'average' is not allowed with members whose SOLVER.MOMENTUM is 9e-1 and 0",
+        ),
         (
             ("IMWA.OPTIMIZER_STATE", "carry", "IMWA.NONFINITE", "drop"),
             "IMWA.NONFINITE = 'drop' is not allowed with IMWA.OPTIMIZER_STATE = 'carry'",
