@@ -39,11 +39,16 @@ COMMAND_LINE = "command line"
 
 @dataclass(frozen=True)
 class Setting:
-    """A key in full, a value, and where it is set."""
+    """A key in full, a value, and where it is set.
+
+    Attributes:
+        typed: the value as it was typed on a command line, None if it was not.
+    """
 
     key: str
     value: Any
     source: str
+    typed: str | None = None
 
 
 def file_settings(path: Path) -> list[Setting]:
@@ -75,7 +80,7 @@ def override_settings(overrides: Sequence[str]) -> list[Setting]:
             f"{COMMAND_LINE}: overrides come as pairs KEY VALUE, but {overrides[-1]!r} stands alone"
         )
     pairs = zip(overrides[::2], overrides[1::2], strict=True)
-    return [Setting(key, _parse(text), COMMAND_LINE) for key, text in pairs]
+    return [Setting(key, _parse(text), COMMAND_LINE, typed=text) for key, text in pairs]
 
 
 def build_config(
@@ -352,7 +357,8 @@ def _coerce_scalar(setting: Setting, value: Any, wanted: type) -> Any:
     if wanted is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if wanted is str and isinstance(value, (int, float)) and not isinstance(value, bool):
-        return str(value)
+        # A folder 2026_11_27 is not 20261127.
+        return setting.typed if setting.typed and value is setting.value else str(value)
     if type(value) is not wanted:
         names = {bool: "True or False", int: "an integer", float: "a number", str: "a text"}
         raise _wrong(setting, value, f"must be {names[wanted]}")

@@ -149,6 +149,8 @@ def test_command_line_mistakes(overrides, message):
         ("TEST.EVAL_MEMBERS", "true", True),
         ("OUTPUT_DIR", "out/run1", "out/run1"),
         ("OUTPUT_DIR", "7", "7"),
+        ("OUTPUT_DIR", "2026_11_27", "2026_11_27"),
+        ("OUTPUT_DIR", "1e3", "1e3"),
     ],
 )
 def test_command_line_values_take_the_type_of_the_key(key, text, value):
