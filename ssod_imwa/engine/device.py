@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 
@@ -22,14 +23,19 @@ def pick_device(name: str) -> torch.device:
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
+    device = None
+    with contextlib.suppress(RuntimeError):
         device = torch.device(name)
-    except RuntimeError:
+    if device is None or device.type not in ("cpu", "cuda"):
         raise UserError(
             f"MODEL.DEVICE = {name!r} is not allowed (must be auto, cpu, cuda or cuda:N)"
-        ) from None
+        )
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError(f"MODEL.DEVICE = {name!r}: no GPU is found (use auto or cpu)")
+    if device.index is not None and device.type == "cuda":
+        found = torch.cuda.device_count()
+        if device.index >= found:
+            raise UserError(f"MODEL.DEVICE = {name!r}: {found} GPUs are found, counted from 0")
     return device
 
 

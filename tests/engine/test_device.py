@@ -10,9 +10,18 @@ from ssod_imwa.errors import UserError
 CPU = torch.device("cpu")
 
 
-def test_a_device_that_is_none_is_refused():
+@pytest.mark.parametrize("name", ["gpu", "meta", "mps"])
+def test_a_device_that_is_none_of_ours_is_refused(name):
     with pytest.raises(UserError, match="must be auto, cpu, cuda or cuda:N"):
-        pick_device("gpu")
+        pick_device(name)
+
+
+def test_a_gpu_that_is_not_there_is_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert [pick_device(name).index for name in ("auto", "cuda", "cuda:1")] == [None, None, 1]
+    with pytest.raises(UserError, match="'cuda:2': 2 GPUs are found, counted from 0"):
+        pick_device("cuda:2")
 
 
 @pytest.mark.parametrize(
