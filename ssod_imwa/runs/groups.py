@@ -173,7 +173,8 @@ def _recipe(run: Results) -> list[Any]:
         # Runs of versions without a key are those of its default.
         if key not in CHANGES_NO_AVERAGE and value != _DEFAULTS.get(key)
     }
-    if run.members == 1 and not run.takes_outer_steps:
+    changes_at_ends = run.takes_outer_steps or run.imwa.get("optimizer_state") == "reset"
+    if run.members == 1 and not changes_at_ends:
         settings = {"members": 1}  # nothing is averaged, so how and when makes no difference
     return [run.task, run.dataset, run.method, run.iterations, settings]
 

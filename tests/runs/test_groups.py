@@ -77,6 +77,12 @@ def test_outer_steps_make_a_difference_to_one_member(change):
     assert len(group_runs([results(1, imwa=stepped), results(2, imwa={"members": 1})])) == 2
 
 
+def test_resets_of_the_optimizer_make_a_difference_to_one_member():
+    reset = {"members": 1, "episodes": 4, "optimizer_state": "reset"}
+    for other in ({"members": 1, "episodes": 4}, {**reset, "episodes": 2}):
+        assert len(group_runs([results(1, imwa=reset), results(2, imwa=other)])) == 2
+
+
 def test_a_run_of_a_version_without_a_key_is_one_of_its_default():
     imwa = {"members": 2, "episodes": 4}
     old, new = results(1, imwa=imwa), results(2, imwa={**imwa, "start": 0.0})
