@@ -37,6 +37,7 @@ from ssod_imwa.engine.launch import launch
 from ssod_imwa.errors import one_line
 from ssod_imwa.runs.batch_scale import Change, scale_batch
 from ssod_imwa.runs.config import load_config
+from ssod_imwa.runs.generations import all_generations
 from ssod_imwa.runs.progress import stopped_line
 from ssod_imwa.runs.results import main_metrics, read_results
 from ssod_imwa.runs.run import evaluate, train
@@ -121,7 +122,8 @@ def work(arguments: argparse.Namespace, ranks: Ranks) -> int:
         allow_inexact=arguments.allow_inexact_resume,
     )
     if status > 128 and ranks.run.is_main:
-        line = stopped_line(cfg.OUTPUT_DIR, arguments.resume_command)
+        outputs = [own.OUTPUT_DIR for own in all_generations(cfg)]
+        line = stopped_line(outputs, arguments.resume_command)
         with suppress(OSError):  # the terminal is gone
             print(line, file=sys.stderr, flush=True)
     if status == 0 and ranks.run.is_main:

@@ -138,14 +138,16 @@ def watched(
     return evaluate_model
 
 
-def stopped_line(output: str | Path, command: str) -> str:
+def stopped_line(outputs: Sequence[str | Path], command: str) -> str:
     """What was saved of a run that a signal ended, and how it goes on.
 
     Args:
-        output: OUTPUT_DIR, which holds the checkpoint, if there is one.
+        outputs: OUTPUT_DIR of each generation, in turn; the last that has begun holds the
+            checkpoint, if there is one.
         command: goes on with it.
     """
-    done, path = next(iter(resume_files(output).items()), (None, None))
+    found = [item for output in reversed(outputs) for item in resume_files(output).items()]
+    done, path = next(iter(found), (None, None))
     if done is None:  # of a member that will be dropped none is written
-        return one_line(f"{output} holds no checkpoint yet: the run has to begin anew")
+        return one_line(f"{outputs[-1]} holds no checkpoint yet: the run has to begin anew")
     return one_line(f"{path} is the checkpoint of global step {done + 1}; go on with: {command}")

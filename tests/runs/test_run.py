@@ -337,8 +337,18 @@ def eta_rows(cfg):
 
 
 def test_a_run_that_was_stopped_before_its_first_checkpoint_says_so(tmp_path):
-    line = stopped_line(tmp_path, "python tools/train_net.py --resume")
+    line = stopped_line([tmp_path / "generation1", tmp_path], "python tools/train_net.py --resume")
     assert line == f"{tmp_path} holds no checkpoint yet: the run has to begin anew"
+
+
+def test_a_run_that_was_stopped_in_a_generation_names_the_checkpoint_there(tmp_path):
+    folders = [tmp_path / "generation1", tmp_path / "generation2", tmp_path]
+    for folder in folders[:2]:
+        folder.mkdir()
+        (folder / "model_0000007.pth").touch()
+    line = stopped_line(folders, "COMMAND")
+    checkpoint = folders[1] / "model_0000007.pth"
+    assert line == f"{checkpoint} is the checkpoint of global step 8; go on with: COMMAND"
 
 
 def test_divergence_is_a_users_error_of_one_line(config):
