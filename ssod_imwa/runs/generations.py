@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -99,7 +100,7 @@ def train_all(
         generations: of `all_generations`.
         ranks: what `launch` hands its processes.
         train_one: trains a configuration; 0, or the status with which to end early.
-        resumes: labels that an earlier call has written are taken, not made again.
+        resumes: labels that an earlier call has made by the same model are taken, not made again.
 
     Returns:
         0, or the status of the generation that ended early.
@@ -111,10 +112,15 @@ def train_all(
         if status or number == len(generations):
             return status
         path = Path(cfg.OUTPUT_DIR) / LABELS_FILE
-        exists = on_main(path.exists, ranks.run)
-        if not (resumes and exists):
+        if not (resumes and on_main(partial(_are_of_model, path), ranks.run)):
             _label(cfg, path, ranks)
     return 0
+
+
+def _are_of_model(path: Path) -> bool:
+    """Whether labels are there, and not of a run that the model's has overwritten."""
+    made_by = newest_model(path.parent)
+    return path.exists() and path.stat().st_mtime >= made_by.stat().st_mtime
 
 
 def _label(cfg: CfgNode, path: Path, ranks: Ranks) -> None:

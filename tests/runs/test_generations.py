@@ -1,6 +1,7 @@
 """Runs of two generations on digits."""
 
 import json
+import os
 from functools import partial
 from pathlib import Path
 
@@ -90,13 +91,24 @@ def test_one_checkpoint_is_no_place_to_go_on_with_several_generations(config):
         run.train(config(), resume_from="model_0000003.pth")
 
 
-@pytest.mark.parametrize(("resumes", "labeled"), [(True, []), (False, [1])])
+@pytest.mark.parametrize(
+    ("resumes", "age", "labeled"),
+    [
+        (True, 1, []),
+        (False, 1, [1]),
+        (True, -1, [1]),  # they are of the run that the model's has overwritten
+    ],
+)
 def test_labels_of_an_earlier_call_are_taken_by_one_that_resumes(
-    tmp_path, monkeypatch, resumes, labeled
+    tmp_path, monkeypatch, resumes, age, labeled
 ):
     numbers = {str(tmp_path / f"generation{number}"): number for number in (1, 2)}
     (tmp_path / "generation1").mkdir()
-    (tmp_path / "generation1" / generations.LABELS_FILE).write_text("{}")
+    (tmp_path / "generation1" / "model_final.pth").touch()
+    path = tmp_path / "generation1" / generations.LABELS_FILE
+    path.write_text("{}")
+    seconds = (tmp_path / "generation1" / "model_final.pth").stat().st_mtime + age
+    os.utime(path, (seconds, seconds))
     trained, made = [], []
 
     def train_one(cfg):
