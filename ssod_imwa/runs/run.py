@@ -20,7 +20,7 @@ from ssod_imwa.config.reader import keys, value_of
 from ssod_imwa.config.shared import batch_sizes
 from ssod_imwa.config.yaml_text import parse_yaml
 from ssod_imwa.engine.checkpoint.models import check_classes, newest_model
-from ssod_imwa.engine.checkpoint.output import removed
+from ssod_imwa.engine.checkpoint.output import on_main, refuse_used, removed
 from ssod_imwa.engine.checkpoint.writing import CheckpointHook, prepare_output, resume
 from ssod_imwa.engine.device import pick_device, warn_if_slower_than_float32
 from ssod_imwa.engine.evaluation import Evaluations
@@ -96,6 +96,9 @@ def train(
         raise CheckpointError(
             f"{resume_from} is of one of {len(generations)} generations: continue with --resume"
         )
+    if not resume_from and not overwrite:  # before the first one, not when the last one's turn is
+        for own in generations:
+            on_main(partial(refuse_used, Path(own.OUTPUT_DIR)), ranks.run)
     settings = {"overwrite": overwrite, "allow_inexact": allow_inexact}
     train_one = partial(_train_one, ranks, resume_from, **settings)
     return train_all(generations, ranks, train_one, resumes=bool(resume_from))

@@ -91,6 +91,15 @@ def test_one_checkpoint_is_no_place_to_go_on_with_several_generations(config):
         run.train(config(), resume_from="model_0000003.pth")
 
 
+def test_a_used_folder_of_the_last_generation_is_refused_before_the_first_one_trains(config):
+    cfg = config()
+    Path(cfg.OUTPUT_DIR).mkdir()
+    Path(cfg.OUTPUT_DIR, "model_final.pth").touch()
+    with pytest.raises(CheckpointError, match="holds checkpoints of an earlier run"):
+        run.train(cfg)
+    assert not Path(cfg.OUTPUT_DIR, "generation1").exists()
+
+
 @pytest.mark.parametrize(
     ("resumes", "age", "labeled"),
     [

@@ -69,9 +69,9 @@ def prepare_output(
     if resume and overwrite:
         raise CheckpointError("resume and overwrite contradict each other; give one of them")
     lock: list[RunLock] = []
-    refuse_used = not resume and not overwrite
+    may_be_used = resume or overwrite
     try:
-        on_main(lambda: lock.append(_claim(Path(directory), refuse_used=refuse_used)), run)
+        on_main(lambda: lock.append(_claim(Path(directory), may_be_used=may_be_used)), run)
     except BaseException:  # a signal may end the program while the other ranks are told
         for held in lock:
             held.release()
@@ -79,14 +79,20 @@ def prepare_output(
     return lock[0] if lock else None
 
 
-def _claim(directory: Path, *, refuse_used: bool) -> RunLock:
+def refuse_used(directory: Path) -> None:
+    """Raise CheckpointError if a directory holds checkpoints."""
     found = [*resume_files(directory).values()]
     found += [path for name in (AVERAGED, FINAL, LAWA) if (path := directory / name).exists()]
-    if found and refuse_used:
+    if found:
         raise CheckpointError(
             f"{directory} holds checkpoints of an earlier run ({found[0].name}); continue it with "
             "--resume, replace it with --overwrite, or choose another OUTPUT_DIR"
         )
+
+
+def _claim(directory: Path, *, may_be_used: bool) -> RunLock:
+    if not may_be_used:
+        refuse_used(directory)
     with writing(directory):
         directory.mkdir(parents=True, exist_ok=True)
         lock = RunLock(directory)
