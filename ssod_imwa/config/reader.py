@@ -35,6 +35,14 @@ logger = logging.getLogger(__name__)
 BASE_KEY = "_BASE_"
 _SHOWN = 200  # characters of a value
 COMMAND_LINE = "command line"
+_LISTS = {
+    str: "['a', 'b']",
+    int: "[1, 2]",
+    float: "[0.1, 0.2]",
+    bool: "[True, False]",
+    list: "[[1, 2], [3]]",
+    dict: "[{}, {}]",
+}
 
 
 @dataclass(frozen=True)
@@ -330,7 +338,8 @@ def _coerce(setting: Setting, option: Option) -> Any:
     elif isinstance(value, str):  # detectron2's YAML files write (60000, 80000)
         value = _parse(value)
     if not isinstance(value, (list, tuple)):
-        raise _wrong(setting, value, "must be a list, such as [a, b]")
+        # Quoted: a command line has no other texts in lists.
+        raise _wrong(setting, value, f"must be a list, such as {_LISTS[option.element]}")
     if option.element is dict:
         return [_coerce_block(setting, block) for block in value]
     if option.element is list:  # which `violation` looks into

@@ -132,6 +132,7 @@ def test_missing_file_is_named(tmp_path):
         (["SEED", "0x" + "f" * 5000], "SEED = a number of 20000 bits is not allowed"),
         (["SEED", "9" * 5000], r"SEED = '9{99}\.\.\.9{99}' is not allowed \(must be an integer"),
         (["SOLVER.STEPS", "[" * 500], r"SOLVER.STEPS = '\[+\.\.\.\[+' is not allowed"),
+        (["DATASETS.TRAIN", "[mine]"], r"TRAIN = '\[mine\]' is .* such as \['a', 'b'\]"),
     ],
 )
 def test_command_line_mistakes(overrides, message):
