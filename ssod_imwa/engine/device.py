@@ -16,7 +16,7 @@ SLOW = 1.5
 
 
 def pick_device(name: str) -> torch.device:
-    """The device of MODEL.DEVICE; "auto" is the current GPU if there is one.
+    """The device of MODEL.DEVICE; "auto" is the current GPU if there is one, "cuda:N" becomes it.
 
     Raises:
         UserError: it names a device that is not there.
@@ -36,6 +36,7 @@ def pick_device(name: str) -> torch.device:
         found = torch.cuda.device_count()
         if device.index >= found:
             raise UserError(f"MODEL.DEVICE = {name!r}: {found} GPUs are found, counted from 0")
+        torch.cuda.set_device(device)  # or memory would be measured on the first one
     return device
 
 

@@ -60,7 +60,7 @@ def launch(
         main: a function of a module, since processes import it.
         num_gpus: processes on this machine.
         args: arguments of `main`, picklable.
-        device: "auto" (GPUs if there are any), "cuda" or "cpu".
+        device: "auto" (GPUs if there are any), "cuda" or "cpu"; "cuda:N" for one process.
         members: how many members are trained at once, each by its share of the processes.
 
     Returns:
@@ -68,8 +68,9 @@ def launch(
         and None is returned here.
 
     Raises:
-        UserError: there are fewer GPUs than processes, members cannot share the processes evenly, a
-            spawned process raised one or was killed, or this one has lost the others.
+        UserError: there are fewer GPUs than processes, all of them are told to take one, members
+            cannot share the processes evenly, a spawned process raised one or was killed, or this
+            one has lost the others.
         SystemExit: with the exit code of the first spawned process that ended with one.
     """
     use_cuda = device != "cpu" and torch.cuda.is_available()
@@ -78,6 +79,7 @@ def launch(
             int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")
         )
         _check_shares(world_size, members)
+        _check_device(device, world_size)
         if use_cuda or device == "cuda":
             _check_gpus(local_rank + 1)
         _follow_parent(os.getppid())
@@ -89,6 +91,7 @@ def launch(
     _check_shares(num_gpus, members)
     if num_gpus == 1:
         return main(*args, Ranks.alone())
+    _check_device(device, num_gpus)
     if device != "cpu":
         _check_gpus(num_gpus)
     _spawn(main, args, num_gpus, members, use_cuda=use_cuda)
@@ -322,6 +325,14 @@ def _check_shares(processes: int, members: int) -> None:
             f"{members} members at once (IMWA.PARALLEL) on {_counted(processes)} are not allowed "
             f"(their number must be a multiple of {members}: start them with torchrun or "
             "--num-gpus, or train members in turn, IMWA.PARALLEL False)"
+        )
+
+
+def _check_device(device: str, processes: int) -> None:
+    if processes > 1 and device.startswith("cuda:"):
+        raise UserError(
+            f"MODEL.DEVICE = {device!r} is not allowed for {_counted(processes)}, each of which "
+            "takes a GPU of its own (must be auto, cuda or cpu)"
         )
 
 

@@ -19,7 +19,10 @@ def test_a_device_that_is_none_of_ours_is_refused(name):
 def test_a_gpu_that_is_not_there_is_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    current = []
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
     assert [pick_device(name).index for name in ("auto", "cuda", "cuda:1")] == [None, None, 1]
+    assert current == [torch.device("cuda:1")]
     with pytest.raises(UserError, match="'cuda:2': 2 GPUs are found, counted from 0"):
         pick_device("cuda:2")
 

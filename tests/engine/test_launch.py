@@ -225,6 +225,11 @@ def test_too_many_gpus_and_no_process_are_users_errors(monkeypatch):
         launch.launch(print, 0)
 
 
+def test_processes_that_would_all_take_one_gpu_are_a_users_error():
+    with pytest.raises(UserError, match="'cuda:1' is not allowed for 2 processes"):
+        launch.launch(print, 2, device="cuda:1")
+
+
 @pytest.mark.parametrize("processes", [1, 3])
 def test_processes_that_two_members_cannot_share_are_a_users_error(processes):
     with pytest.raises(UserError, match=r"2 members at once .* must be a multiple of 2"):
