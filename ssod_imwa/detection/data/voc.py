@@ -110,6 +110,13 @@ def discover_classes(folder: Path, problems: list[Problem] | None = None) -> tup
     return tuple(sorted(names))
 
 
+def _annotation(path: Path) -> ElementTree.Element:
+    root = read_xml(path)
+    if root.tag != "annotation":  # of another tool, in which no object would be found
+        raise DataError(f"{path} is no VOC file: its root is <{root.tag}> (must be <annotation>)")
+    return root
+
+
 def _class_name(node: ElementTree.Element) -> str:
     return node.findtext("name", "").strip()
 
@@ -153,7 +160,7 @@ def _record(
 ) -> ImageRecord | None:
     place = f"image {image_id}"
     try:
-        tree = read_xml(annotation_file)
+        tree = _annotation(annotation_file)
         width, height = _size(tree, image_path)
     except DataError as error:
         rule = "every labeled image needs an XML file and a size"

@@ -53,6 +53,14 @@ def test_size_comes_from_the_image_when_the_xml_has_none(tiny_voc):
     assert (record.width, record.height) == (40, 30)
 
 
+def test_an_xml_of_another_tool_is_no_image_without_objects(tiny_voc):
+    root = tiny_voc({"a": [("cat", 0, (1, 1, 5, 5))]}, train=["a"])
+    file = root / "Annotations" / "a.xml"
+    file.write_text(file.read_text().replace("annotation>", "annotations>"))
+    with pytest.raises(DataError, match=r"a\.xml is no VOC file: its root is <annotations>"):
+        load_voc(root, "train", name="tiny", classes=["cat"])
+
+
 def test_images_other_than_jpg_are_found(tiny_voc, write_image):
     root = tiny_voc({"a": [("cat", 0, (1, 1, 5, 5))]}, train=["a"])
     (root / "JPEGImages" / "a.jpg").unlink()
