@@ -24,7 +24,7 @@ from ssod_imwa.classification.models.base import ImageClassifier
 from ssod_imwa.classification.models.experts import Experts
 from ssod_imwa.classification.prediction import predict
 from ssod_imwa.classification.task import ClassificationTask
-from ssod_imwa.engine.checkpoint.models import newest_model
+from ssod_imwa.engine.checkpoint.models import check_classes, newest_model
 from ssod_imwa.engine.seeding import counted_generator
 from ssod_imwa.errors import UserError
 from ssod_imwa.runs.config import load_config
@@ -114,7 +114,8 @@ def open_run(
         overrides: KEY VALUE pairs that change the run's configuration, such as DATASETS.TEST.
 
     Raises:
-        UserError: it is not a classification run, or something of it is missing.
+        UserError: it is not a classification run, something of it is missing, or the network was
+            trained on other classes.
     """
     folder = Path(folder)
     # The folder may have been moved since it was written.
@@ -123,6 +124,7 @@ def open_run(
         raise UserError(f"{folder} is a run of {cfg.TASK} (must be one of classification)")
     weights = newest_model(folder) if weights is None else Path(weights)
     task = ClassificationTask(cfg)
+    check_classes(weights, task.classes)
     model = deployed(task.load_model(str(weights))).to(task.device).eval()
     if not isinstance(model, ImageClassifier | Experts):
         raise UserError(

@@ -38,7 +38,7 @@ from ssod_imwa.averaging.weights import average
 from ssod_imwa.classification.networks import deployed_state
 from ssod_imwa.classification.tracking import SNAPSHOT_FOLDER, snapshot_files
 from ssod_imwa.engine.checkpoint.atomic import damage, load_checkpoint
-from ssod_imwa.engine.checkpoint.models import newest_model, read_models
+from ssod_imwa.engine.checkpoint.models import check_classes, newest_model, read_models
 from ssod_imwa.errors import CheckpointError, UserError, WeightsError
 
 LINES = ("loss", "top1", "h_mean", "g_mean")
@@ -114,6 +114,7 @@ def interpolate(
     if points < 2:
         raise UserError(f"--points = {points} is not allowed (must be at least 2)")
     path = newest_model(other) if Path(other).is_dir() else Path(other)
+    check_classes(path, run.classes)
     one, two = (deployed_state(read_models(source).weights) for source in (run.weights, path))
     try:
         average([one, two])

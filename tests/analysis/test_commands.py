@@ -201,6 +201,15 @@ def test_other_networks_have_no_line(plain, experts):
         weight_commands.interpolate(fresh, plain.folder, points=1)
 
 
+def test_a_network_of_classes_in_another_order_is_refused(plain, averaged, tmp_path):
+    content = torch.load(averaged.weights, weights_only=True)
+    torch.save({**content, "classes": list(CLASSES[::-1])}, tmp_path / "other.pth")
+    with pytest.raises(CheckpointError, match="label 0 is 'zebu' there and 'cat' here"):
+        weight_commands.interpolate(plain, tmp_path / "other.pth")
+    with pytest.raises(CheckpointError, match="label 0 is 'zebu' there and 'cat' here"):
+        open_run(plain.folder, weights=tmp_path / "other.pth")
+
+
 def test_the_last_average_of_members_is_the_runs_result(averaged):
     fresh = open_run(averaged.folder)
     found = columns(weight_commands.members(fresh).tables[0])
