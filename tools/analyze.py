@@ -35,9 +35,10 @@ def parse_arguments() -> argparse.Namespace:
         if name == "interpolate":
             subject.add_argument("other", metavar="RUN_B", help="another run, or a file of it")
         subject.add_argument("--output", metavar="DIR", help="folder (default: RUN/pictures)")
-        subject.add_argument(
-            "--weights", metavar="FILE", help="of the network (default: RUN's newest model)"
-        )
+        if name not in ("members", "totals"):  # which load the run's snapshots
+            subject.add_argument(
+                "--weights", metavar="FILE", help="of the network (default: RUN's newest model)"
+            )
         subject.add_argument(
             "--opts", nargs="*", default=[], metavar="KEY VALUE", help="settings to change"
         )
@@ -96,7 +97,7 @@ def main() -> None:
     require_folder(pictures)
     overrides = arguments.pop("opts")
     refuse_settings(overrides, {"OUTPUT_DIR": "another RUN", "MODEL.WEIGHTS": "--weights"})
-    run = open_run(folder, weights=arguments.pop("weights"), overrides=overrides)
+    run = open_run(folder, weights=arguments.pop("weights", None), overrides=overrides)
     modules = (commands, weight_commands, unlabeled_totals)
     analyze = next(getattr(m, subject) for m in modules if hasattr(m, subject))
     finding = analyze(run, **arguments)

@@ -47,6 +47,10 @@ def parse_arguments() -> argparse.Namespace:
         parser.error("give RUN_DIR or --datasets")
     if arguments.run_dir is None and arguments.output is None:
         parser.error("give --output when there is no RUN_DIR")
+    if arguments.run_dir is None and arguments.metrics is not None:
+        parser.error("--metrics is of a RUN_DIR, and none is given")
+    if arguments.datasets is None and arguments.data_root is not None:
+        parser.error("--data-root is of --datasets, and none is given")
     return arguments
 
 

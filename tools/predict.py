@@ -31,7 +31,7 @@ from ssod_imwa.analysis.predicting import (
 )
 from ssod_imwa.analysis.prediction_files import common_folder, write_classes, write_detections
 from ssod_imwa.cli import log_to_stderr, new_folder, require_new, run_main
-from ssod_imwa.errors import DataError
+from ssod_imwa.errors import DataError, UserError
 from ssod_imwa.runs.trained import read_shipped
 
 BATCHES = f"images at a time ({DETECTION_BATCH} of a detector, {CLASSIFICATION_BATCH} otherwise)"
@@ -56,7 +56,7 @@ def parse_arguments() -> argparse.Namespace:
         "--output", type=Path, required=True, metavar="DIR", help="new folder for what is written"
     )
     parser.add_argument(
-        "--threshold", type=float, default=0.5, help="keep boxes with a score above it (0.5)"
+        "--threshold", type=float, metavar="P", help="keep boxes with a score above it (0.5)"
     )
     parser.add_argument("--batch-size", type=int, metavar="N", help=BATCHES)
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda or cuda:N")
@@ -72,7 +72,7 @@ def parse_arguments() -> argparse.Namespace:
     arguments = parser.parse_args()
     if arguments.batch_size is not None and arguments.batch_size < 1:
         parser.error(f"--batch-size = {arguments.batch_size} is not allowed (must be at least 1)")
-    if not 0 <= arguments.threshold <= 1:
+    if arguments.threshold is not None and not 0 <= arguments.threshold <= 1:
         parser.error(f"--threshold = {arguments.threshold:g} is not allowed (must be 0..1)")
     return arguments
 
@@ -85,7 +85,13 @@ def main() -> None:
     trained = read_shipped(arguments.model)
     trained.require_asked(arguments.asked, reads_data=False)
     paths = find_images(arguments.images)
-    predictor = open_predictor(trained, device=arguments.device, threshold=arguments.threshold)
+    threshold = 0.5 if arguments.threshold is None else arguments.threshold
+    predictor = open_predictor(trained, device=arguments.device, threshold=threshold)
+    of_boxes = arguments.threshold is not None or arguments.no_pictures
+    if of_boxes and not isinstance(predictor, DetectionPredictor):
+        raise UserError(
+            f"{trained.path} is a classifier: --threshold and --no-pictures are of boxes"
+        )
     with new_folder(arguments.output):
         said = write(predictor, paths, arguments)
     print(f"{arguments.output}: {said} by the {trained.inference_model} of {trained.path}")
@@ -105,7 +111,7 @@ def write(predictor: Predictor, paths: Sequence[Path], arguments: argparse.Names
         images, boxes = write_detections(
             predictions, output, root=root, classes=classes, pictures=not arguments.no_pictures
         )
-        said = f"{images} images, {boxes} boxes with a score above {arguments.threshold:g}"
+        said = f"{images} images, {boxes} boxes with a score above {predictor.threshold:g}"
     else:
         images = write_classes(predictions, output, root=root, classes=classes)
         said = f"{images} images"

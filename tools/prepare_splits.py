@@ -73,6 +73,8 @@ def parse_arguments() -> argparse.Namespace:
     arguments = parser.parse_args()
     if arguments.check is None and not (arguments.percent and arguments.output):
         parser.error("--percent and --output are needed (or --check)")
+    if arguments.check is not None and (arguments.percent or arguments.output):
+        parser.error("--check draws and writes nothing (leave out --percent and --output)")
     return arguments
 
 

@@ -100,7 +100,7 @@ class DetectionPredictor(Predictor):
         self.classes = classes
         self._detector = detector
         self._view = build_test_view(cfg)
-        self._threshold = threshold
+        self.threshold = threshold
 
     def predict(self, paths: Sequence[Path]) -> list[Prediction]:
         records = [ImageRecord(str(path), str(path), *image_size(path)) for path in paths]
@@ -114,7 +114,7 @@ class DetectionPredictor(Predictor):
             self._detector.detect([view.image.to(device) for view in views]),
             strict=True,
         ):
-            sure = filter_detections(to_stored_image(detections, view, record), self._threshold)
+            sure = filter_detections(to_stored_image(detections, view, record), self.threshold)
             size = (record.width, record.height)
             predictions.append(Prediction(Path(record.file_name), *size, detections=sure))
         return predictions

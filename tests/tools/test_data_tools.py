@@ -157,6 +157,8 @@ def test_users_mistakes_are_status_2(call, root, tmp_path):
     assert status == 2
     assert "--percent and --output are needed" in err
     arguments = ("--percent", 1, "--output", tmp_path / "out.json")
+    _, _, err = call("prepare_splits", NAME, "--root", root, *arguments, "--check", "some.json")
+    assert "--check draws and writes nothing" in err
     status, _, err = call("prepare_splits", NAME, "--root", root, *arguments)
     assert (status, "labels no image; at least 5 is needed" in err) == (2, True)
 

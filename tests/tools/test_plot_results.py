@@ -111,4 +111,8 @@ def test_mistakes_are_one_line_and_status_2(plot, run_dir, tmp_path):
     assert (status, "no figure APx" in error) == (2, True)
     assert plot()[0] == 2
     assert plot("--datasets", "digits_test")[0] == 2
+    _, _, error = plot(run_dir, "--data-root", tmp_path)
+    assert "--data-root is of --datasets" in error
+    _, _, error = plot("--datasets", "digits_test", "--output", tmp_path, "--metrics", "AP")
+    assert "--metrics is of a RUN_DIR" in error
     assert not list(run_dir.glob("*.png"))

@@ -211,6 +211,8 @@ def test_a_classifier_writes_probabilities(predict, tmp_path, photos, experts):
         with Image.open(photos / name) as image:
             image.resize((32, 32)).save(photos / name)
     Image.new("RGB", (40, 32)).save(photos / "wide.png")
+    status, _, error = predict(run, photos, "--output", tmp_path / "out", "--threshold", "0.5")
+    assert (status, "is a classifier: --threshold" in error) == (2, True)
     status, said, error = predict(run, photos, "--output", tmp_path / "out")
     assert status == 0, error
     assert "wide.png is 40 x 32 pixels (must be 32 x 32" in error
