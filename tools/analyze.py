@@ -96,7 +96,8 @@ def main() -> None:
     pictures = Path(output or Path(folder) / "pictures")
     require_folder(pictures)
     overrides = arguments.pop("opts")
-    refuse_settings(overrides, {"OUTPUT_DIR": "another RUN", "MODEL.WEIGHTS": "--weights"})
+    instead = "--weights" if "weights" in arguments else "another RUN"
+    refuse_settings(overrides, {"OUTPUT_DIR": "another RUN", "MODEL.WEIGHTS": instead})
     run = open_run(folder, weights=arguments.pop("weights", None), overrides=overrides)
     modules = (commands, weight_commands, unlabeled_totals)
     analyze = next(getattr(m, subject) for m in modules if hasattr(m, subject))

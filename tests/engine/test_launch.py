@@ -225,7 +225,10 @@ def test_too_many_gpus_and_no_process_are_users_errors(monkeypatch):
         launch.launch(print, 0)
 
 
-def test_processes_that_would_all_take_one_gpu_are_a_users_error():
+@pytest.mark.parametrize("environment", [{}, {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}])
+def test_processes_that_would_all_take_one_gpu_are_a_users_error(monkeypatch, environment):
+    for name, value in environment.items():  # of torchrun
+        monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match="'cuda:1' is not allowed for 2 processes"):
         launch.launch(print, 2, device="cuda:1")
 

@@ -68,7 +68,10 @@ def test_mistakes_are_one_line_and_status_2(analyze, tmp_path):
     assert error.count("\n") == 1
     _, _, error = analyze("tau", tmp_path, "--opts", "MODEL.WEIGHTS", "x.pth")
     assert error == "error: --opts MODEL.WEIGHTS is not read here (give --weights)\n"
-    assert "unrecognized arguments: --weights" in analyze("members", tmp_path, "--weights", "x")[2]
+    for snapshots in (("members", tmp_path), ("totals", tmp_path, "--unlabeled", "x")):
+        assert "unrecognized arguments: --weights" in analyze(*snapshots, "--weights", "x")[2]
+        _, _, error = analyze(*snapshots, "--opts", "MODEL.WEIGHTS", "x.pth")
+        assert error == "error: --opts MODEL.WEIGHTS is not read here (give another RUN)\n"
     assert analyze("unknown", tmp_path)[0] == 2
     assert analyze()[0] == 2
 
