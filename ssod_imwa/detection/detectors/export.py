@@ -148,6 +148,7 @@ def loading_code(
         arguments.append(f"rpn_anchor_generator=AnchorGenerator({sizes!r}, {ratios!r})")
     build = _stock_lines if _is_stock(options) else _general_lines
     lines += build(options, num_classes + 1, arguments)
+    lines += _pool_lines(options.levels.levels)
     lines += final_lines(options, path, background=True)
     return "\n".join(lines) + "\n"
 
@@ -201,6 +202,16 @@ def _general_lines(options: FasterRCNNOptions, labels: int, arguments: list[str]
         "from torchvision.ops import MultiScaleRoIAlign",
         *backbone_lines(options, levels, "LastLevelMaxPool()"),
         f"model = FasterRCNN(backbone, {', '.join(parts + arguments)})",
+    ]
+
+
+def _pool_lines(levels: list[int]) -> list[str]:
+    """What torchvision would guess from the first image, wrongly if it is much padded."""
+    return [
+        "from torchvision.ops.poolers import initLevelMapper",
+        "pool = model.roi_heads.box_roi_pool",
+        f"pool.scales = {[2.0**-level for level in levels]}",
+        f"pool.map_levels = initLevelMapper({min(levels)}, {max(levels)})",
     ]
 
 

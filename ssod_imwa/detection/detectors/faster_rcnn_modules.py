@@ -124,9 +124,8 @@ def make_box_heads(options: FasterRCNNOptions, num_classes: int) -> BoxHeads:
     """The heads that classify and refine proposals, with random weights."""
     roi, head = options.roi_heads, options.roi_box_head
     (iou_threshold,) = roi.iou_thresholds
-    names = [str(number) for number in range(len(options.levels.levels))]
     heads = BoxHeads(
-        RegionPool(names, head.pooler_resolution, sampling_ratio=2),
+        RegionPool(options.levels.levels, head.pooler_resolution, sampling_ratio=2),
         make_box_head(options.fpn.out_channels * head.pooler_resolution**2, head.fc_dim),
         make_box_predictor(head.fc_dim, num_classes),
         fg_iou_thresh=iou_threshold,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torchvision.ops import MultiScaleRoIAlign
+from torchvision.ops.poolers import initLevelMapper
 
 # Pixels of a map up to which the products, which look at all of them, cost less than torchvision's
 # loops over the samples of a region.
@@ -17,7 +19,20 @@ class RegionPool(MultiScaleRoIAlign):
 
     Its features are torchvision's to the bit; their gradient is equal within rounding. On GPUs and
     on large maps the gradient is torchvision's own, too.
+
+    Args:
+        levels: of the maps "0", "1", ...: level l has stride 2**l.
+        output_size: height and width of the features of a region.
+        sampling_ratio: samples on each axis of a bin.
     """
+
+    def __init__(self, levels: Sequence[int], output_size: int, sampling_ratio: int) -> None:
+        names = [str(number) for number in range(len(levels))]
+        super().__init__(names, output_size, sampling_ratio)
+        # torchvision's guesses them from the first batch it sees, for good, and doubles them if
+        # padding makes that one's images higher by more than the root of 2.
+        self.scales = [2.0**-level for level in levels]
+        self.map_levels = initLevelMapper(min(levels), max(levels))
 
     def forward(
         self,

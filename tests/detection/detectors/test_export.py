@@ -114,6 +114,21 @@ def test_an_export_takes_rgb_whatever_the_detector_took(tmp_path, groups):
     torch.testing.assert_close(found.boxes, expected.boxes, rtol=1e-3, atol=2e-2)
 
 
+def test_an_export_s_predictions_do_not_depend_on_its_first_image(tmp_path):
+    detector = trained_detector(SMALL)
+    names = {}
+    file = tmp_path / "exported.pth"
+    exec(detector.export(file, min_size=96, max_size=128, about={"classes": []}), names)
+    generator = torch.Generator().manual_seed(1)
+    image = torch.randint(256, (3, 96, 128), generator=generator, dtype=torch.uint8)
+    (ours,) = detector.detect([image])
+    with torch.no_grad():
+        names["model"]([torch.zeros(3, 20, 128)])  # which is padded to 32
+        (plain,) = names["model"]([image / 255])
+    assert len(ours) > 0
+    torch.testing.assert_close(ours.scores, plain["scores"], rtol=1e-3, atol=1e-4)
+
+
 def test_exported_tensors_are_copies():
     detector = trained_detector(SMALL)
     state = exported_state(detector.state_dict(), swap_input=False)
@@ -130,6 +145,10 @@ def test_a_default_r50_needs_few_lines():
         "import torch\n"
         "from torchvision.models.detection import fasterrcnn_resnet50_fpn\n"
         "model = fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=4)\n"
+        "from torchvision.ops.poolers import initLevelMapper\n"
+        "pool = model.roi_heads.box_roi_pool\n"
+        "pool.scales = [0.25, 0.125, 0.0625, 0.03125]\n"
+        "pool.map_levels = initLevelMapper(2, 5)\n"
         "content = torch.load('model.pth', weights_only=True)\n"
         "model.load_state_dict(content['model'])\n"
         "model.eval()\n"

@@ -171,6 +171,15 @@ def test_detections_do_not_depend_on_the_other_images():
         same(detector.detect([image])[0], found)
 
 
+def test_detections_do_not_depend_on_the_first_image_s_height():
+    wide, image = images((20, 90), (64, 64))
+    first_wide = small_detector()
+    first_wide.detect([wide])  # padding makes it 1.6 times as high
+    (found,) = first_wide.detect([image])
+    (expected,) = small_detector().detect([image])
+    assert torch.equal(found.scores, expected.scores)
+
+
 def test_detections_are_in_the_image_and_labels_count_from_0():
     for image, found in zip(
         images((50, 70)), small_detector().detect(images((50, 70))), strict=True

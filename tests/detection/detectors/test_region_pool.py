@@ -7,7 +7,7 @@ from torchvision.ops import MultiScaleRoIAlign, roi_align
 from ssod_imwa.detection.detectors import region_pool
 from ssod_imwa.detection.detectors.region_pool import RegionPool, spread
 
-NAMES = ["0", "1", "2"]
+NAMES, LEVELS = ["0", "1", "2"], (2, 3, 4)
 SHAPES = [(60, 88), (64, 72)]
 
 
@@ -37,7 +37,7 @@ def test_a_map_s_gradient_is_torchvisions(seed, bins, samples):
 def pyramid(generator):
     return {
         name: torch.randn(2, 4, 64 // 2**k, 96 // 2**k, generator=generator).requires_grad_()
-        for k, name in zip((2, 3, 4), NAMES, strict=True)
+        for k, name in zip(LEVELS, NAMES, strict=True)
     }
 
 
@@ -52,7 +52,7 @@ def test_features_are_torchvisions_to_the_bit_and_gradients_within_rounding(coun
     maps = pyramid(generator)
     boxes = [random_boxes(count, generator) for count in counts]
     boxes = [torch.cat([x, 4 * x[:2].abs()]) for x in boxes]  # large ones, too
-    pooled = RegionPool(NAMES, 7, 2)(maps, boxes, SHAPES)
+    pooled = RegionPool(LEVELS, 7, 2)(maps, boxes, SHAPES)
     expected = MultiScaleRoIAlign(NAMES, 7, 2)(maps, boxes, SHAPES)
     assert torch.equal(pooled, expected)
     for ours, theirs in zip(gradients(pooled, maps), gradients(expected, maps), strict=True):
@@ -64,7 +64,7 @@ def test_a_frozen_map_gets_no_gradient():
     maps = pyramid(generator)
     maps["0"] = maps["0"].detach()
     boxes = [random_boxes(9, generator) for _ in SHAPES]
-    RegionPool(NAMES, 7, 2)(maps, boxes, SHAPES).sum().backward()
+    RegionPool(LEVELS, 7, 2)(maps, boxes, SHAPES).sum().backward()
     assert maps["0"].grad is None
     assert maps["1"].grad is not None
 
@@ -80,7 +80,7 @@ def test_small_maps_have_a_gradient_of_their_own(monkeypatch):
 
     monkeypatch.setattr(region_pool, "spread", recorded)
     maps = pyramid(generator)
-    RegionPool(NAMES, 7, 2)(maps, boxes, SHAPES).sum().backward()
+    RegionPool(LEVELS, 7, 2)(maps, boxes, SHAPES).sum().backward()
     assert shapes == [tuple(x.shape) for x in maps.values()]
 
 
@@ -89,9 +89,9 @@ def test_large_maps_and_passes_without_gradient_do_without(monkeypatch):
     boxes = [random_boxes(5, generator) for _ in SHAPES]
     monkeypatch.setattr(region_pool, "spread", pytest.fail)
     with torch.no_grad():
-        assert not RegionPool(NAMES, 7, 2)(pyramid(generator), boxes, SHAPES).requires_grad
+        assert not RegionPool(LEVELS, 7, 2)(pyramid(generator), boxes, SHAPES).requires_grad
     monkeypatch.setattr(region_pool, "MOST_PIXELS", 16 * 24 - 1)
-    RegionPool(NAMES, 7, 2)(pyramid(generator), boxes, SHAPES).sum().backward()
+    RegionPool(LEVELS, 7, 2)(pyramid(generator), boxes, SHAPES).sum().backward()
 
 
 def test_under_autocast_types_are_torchvisions():
@@ -99,7 +99,7 @@ def test_under_autocast_types_are_torchvisions():
     maps = {name: x.detach().bfloat16().requires_grad_() for name, x in pyramid(generator).items()}
     boxes = [random_boxes(9, generator) for _ in SHAPES]
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        pooled = RegionPool(NAMES, 7, 2)(maps, boxes, SHAPES)
+        pooled = RegionPool(LEVELS, 7, 2)(maps, boxes, SHAPES)
         expected = MultiScaleRoIAlign(NAMES, 7, 2)(maps, boxes, SHAPES)
     assert pooled.dtype == expected.dtype
     assert torch.equal(pooled, expected)
