@@ -22,6 +22,7 @@ from torchvision.models.detection.retinanet import (
 )
 from torchvision.ops import box_iou, sigmoid_focal_loss
 
+from ssod_imwa.detection.data.geometry import has_area
 from ssod_imwa.detection.data.records import Targets
 from ssod_imwa.detection.detectors.anchors import StridedAnchors, anchor_shapes
 from ssod_imwa.detection.detectors.dense import (
@@ -135,6 +136,10 @@ class TorchvisionRetinaNet(TorchvisionDetector):
         Source: RetinaNet (Lin et al., arXiv 1708.02002, section 4), and detectron2 for boxes that
         no anchor fits well.
         """
+        # A label that a teacher found beyond the edge has no area once it is clipped. No anchor
+        # overlaps it, so all would be its best ones and learn an object.
+        usable = has_area(targets.boxes)
+        targets = Targets(targets.boxes[usable], targets.labels[usable])
         if not len(targets):
             background = targets.labels.new_full((len(anchors),), self.num_classes)
             return Assignment(background, torch.zeros_like(anchors))

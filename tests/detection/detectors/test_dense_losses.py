@@ -20,6 +20,7 @@ from torch import nn
 from torchvision.models.detection.fcos import FCOSHead as PlainFCOSHead
 from torchvision.models.detection.retinanet import RetinaNet
 
+from ssod_imwa.detection.data.records import Targets
 from ssod_imwa.detection.objectives import SupervisedLoss
 
 
@@ -129,6 +130,17 @@ def matched_by_hand(anchors, target):
         labels.append(label)
         boxes.append(target.boxes[box].tolist())
     return labels, boxes
+
+
+def test_a_box_without_area_teaches_no_anchor_of_retinanet():
+    detector = retinanet()
+    anchors = detector.parts(IMAGES[:1])._anchors
+    box, flat = torch.tensor([[4.0, 4.0, 30.0, 40.0]]), torch.tensor([[48.0, 10.0, 48.0, 30.0]])
+    both = Targets(torch.cat([flat, box]), torch.tensor([0, 1]))
+    labels = detector.assign(anchors, both).labels
+    assert torch.equal(labels, detector.assign(anchors, Targets(box, torch.tensor([1]))).labels)
+    none = detector.assign(anchors, Targets(flat, torch.tensor([0]))).labels
+    assert (none == CLASSES).all()
 
 
 def test_losses_of_retinanet_are_torchvisions_for_one_image():
