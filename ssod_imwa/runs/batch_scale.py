@@ -86,8 +86,8 @@ def _after(cfg: CfgNode, key: str, before: Any, ratio: float) -> Any:
 
 
 def _iterations(before: Any, ratio: float) -> Any:
-    if isinstance(before, list):
-        return sorted({round(step / ratio) for step in before})
+    if isinstance(before, list):  # two on one iteration are refused: they would be one decay
+        return [round(step / ratio) for step in before]
     # What happens at all, or every so many iterations, still does: 0 would say never.
     return max(1, round(before / ratio)) if before else 0
 

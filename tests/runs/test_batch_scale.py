@@ -76,6 +76,12 @@ def test_what_follows_is_checked_as_what_is_written():
         scale_batch(config("IMWA.MEMBERS", 2, "IMWA.EPISODES", 900), 32)
 
 
+def test_steps_that_would_fall_on_one_iteration_are_refused():
+    message = r"^--scale-batch 160: SOLVER.STEPS = \[60, 60\] is not allowed \(must increase\)"
+    with pytest.raises(ConfigError, match=message):
+        scale_batch(config("SOLVER.STEPS", [600, 602]), 160)
+
+
 def test_no_images_are_refused():
     with pytest.raises(ConfigError, match="--scale-batch = 0 is not allowed"):
         scale_batch(config(), 0)
