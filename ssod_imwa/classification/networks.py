@@ -93,7 +93,14 @@ def build_model(cfg: CfgNode, classes: int, *, weights: str) -> ImageClassifier 
         if is_package(weights):
             _load_package(cfg, model, weights)
         elif weights and not imagenet:
-            load_weights(model, weights, keep_classifier=not stage.reset_classifier)
+            has_classifier = load_weights(
+                model, weights, keep_classifier=not stage.reset_classifier
+            )
+            if tau and not has_classifier:
+                raise ConfigError(
+                    f"MODEL.WEIGHTS = {weights!r} is not allowed with CLS.STAGE.TAU_NORM (must be "
+                    "of a run: this file brings no classifier to normalize)"
+                )
             if tau:
                 normalize_classifier(model, tau)
         if stage.reset_last_block:
@@ -174,13 +181,16 @@ def load_weights(
     source: str,
     *,
     keep_classifier: bool = True,
-) -> None:
+) -> bool:
     """Fill a network with the one that a run trained, given its folder or a file of it.
 
     Args:
         model: the network.
         source: folder or file; or a file of another program with the network's state dict.
         keep_classifier: whether the classifier's weights are taken, too.
+
+    Returns:
+        Whether they were: a library's file and an autoencoder have no classifier of these classes.
 
     Raises:
         CheckpointError: the file is missing or damaged.
@@ -191,19 +201,20 @@ def load_weights(
         state = deployed_state(read_models(source).weights)
     elif isinstance(model, LibraryClassifier) and not any(x.startswith("body.") for x in state):
         model.load_library_weights(state, source)  # by the library's own names
-        return
+        return False
     if not isinstance(model, MaskedAutoencoder):
         if is_autoencoder(state):
             load_encoder(model, encoder_state(state), source=source)
-            return
+            return False
         if not keep_classifier:
             load_encoder(model, state, source=source)
-            return
+            return False
     try:
         model.load_state_dict(_folded(state, like=model))
     except RuntimeError as error:
         first = " ".join(str(error).split())[:300]
         raise WeightsError(f"{source} is of another network than CLS.MODEL: {first}") from error
+    return True
 
 
 def _folded(state: Mapping[str, Any], *, like: nn.Module) -> Mapping[str, Any]:

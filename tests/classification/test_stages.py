@@ -4,6 +4,7 @@ import re
 
 import pytest
 import torch
+import torchvision
 from support import assert_equal, final_weights
 
 from ssod_imwa.errors import ConfigError
@@ -112,3 +113,10 @@ def test_tau_norm_needs_a_trained_linear_classifier(config, changes, message):
         weights = ("MODEL.WEIGHTS", first.OUTPUT_DIR)
     with pytest.raises(ConfigError, match=re.escape(message)):
         run.train(config("CLS.STAGE.TAU_NORM", 1.0, *changes, *weights))
+
+
+def test_tau_norm_refuses_a_library_file_which_brings_no_classifier(config, tmp_path):
+    torch.save(torchvision.models.resnet18().state_dict(), tmp_path / "resnet18.pth")
+    settings = ("CLS.MODEL.NAME", "torchvision:resnet18", "CLS.STAGE.TAU_NORM", 1.0)
+    with pytest.raises(ConfigError, match="this file brings no classifier to normalize"):
+        run.train(config(*settings, "MODEL.WEIGHTS", tmp_path / "resnet18.pth"))
