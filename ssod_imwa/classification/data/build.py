@@ -40,7 +40,7 @@ class InputOptions(Options):
     flip: bool = option(True, "mirror images at random", per_member=True)
     test_resize: Resize = option("bilinear", "how test images in files are resized; LiVT: bicubic")
     in_memory: bool = option(
-        False, 'read the files of "folder:" and "list:" sets into memory; they must be of SIZE'
+        False, "read images that are in files into memory; they must be of SIZE"
     )
 
 

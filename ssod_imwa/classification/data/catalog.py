@@ -136,8 +136,7 @@ def load_images(
         root: folder of all data sets; None or "" takes $DETECTRON2_DATASETS, else "datasets".
         classes: names in label order that a "folder:" or "list:" has to have, those of the
             training set.
-        in_memory: read the images of a "folder:" or "list:" set into memory; they must have one
-            size.
+        in_memory: read images that are in files into memory; they must have one size.
         on_bad_record: see `read_into_memory`; images that stay in files are not read here.
 
     Raises:
@@ -156,7 +155,7 @@ def load_images(
         file, _, part = place.partition(":")
         return read_features(folder / file, name=name, part=part)
     elif name in _LOADERS:
-        return _LOADERS[name](folder)
+        dataset = _LOADERS[name](folder)
     else:
         near = difflib.get_close_matches(name, _LOADERS, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""

@@ -10,7 +10,11 @@ from PIL import Image
 from ssod_imwa.averaging.episodes import EpisodeSchedule
 from ssod_imwa.classification.data import catalog
 from ssod_imwa.classification.data.build import build_data
-from ssod_imwa.classification.data.datasets import ClassificationDataset, load_digit_images
+from ssod_imwa.classification.data.datasets import (
+    ClassificationDataset,
+    load_digit_images,
+    load_image_folder,
+)
 from ssod_imwa.errors import UserError
 from ssod_imwa.runs.config import load_config
 from ssod_imwa.runs.open import open_task
@@ -257,6 +261,20 @@ def test_sizes_that_do_not_go_together_are_refused(config, folders):
     changes = {"DATASETS.TRAIN_UNLABELED": ["folder:large"], "CLS.INPUT.IN_MEMORY": False}
     message = problem_of(config({**DIGITS, "CLS.UNLABELED.MAXIMUM": 0, **changes}))
     assert "are in files and those of digit_images_train in memory" in message
+
+
+@pytest.mark.usefixtures("folders")
+def test_files_of_a_registered_set_are_read_into_memory(config, tmp_path, monkeypatch):
+    for part in ("train", "test"):
+        dataset = load_image_folder(tmp_path / part, name=f"my_{part}")
+        monkeypatch.setitem(catalog._LOADERS, dataset.name, lambda root, dataset=dataset: dataset)
+    mine = {"DATASETS.TRAIN": ["my_train"], "DATASETS.TEST": ["my_test"]}
+    data = build_data(config(own(**mine)))
+    for dataset in (data.train, data.unlabeled, *data.tests):
+        assert dataset.images.shape[1:] == (3, 32, 32)
+    unlabeled = {"DATASETS.TRAIN_UNLABELED": ["my_test"]}
+    assert len(build_data(config(own(**mine, **unlabeled))).unlabeled.images) == 4
+    assert build_data(config(own(**mine, **{"CLS.INPUT.IN_MEMORY": False}))).train.images is None
 
 
 def test_test_sets_need_the_same_classes(config, folders):
