@@ -23,7 +23,7 @@ from ssod_imwa.classification.data.datasets import (
 )
 from ssod_imwa.classification.data.feature_sets import read_features
 from ssod_imwa.classification.data.imagenet127 import load_imagenet127
-from ssod_imwa.classification.data.lists import load_list_file
+from ssod_imwa.classification.data.lists import load_list_file, load_plain_list
 from ssod_imwa.classification.data.stl10 import IMAGES as STL10_IMAGES
 from ssod_imwa.classification.data.stl10 import load_stl10
 from ssod_imwa.classification.data.tiered_imagenet import load_tiered_imagenet
@@ -179,7 +179,7 @@ def load_unlabeled(
 
     What is known of their labels is kept for records: all of them where the set has the classes
     asked for, and of a "folder:FOLDER", whose images may lie in any subfolders or in none, those
-    whose first subfolder is named like a class.
+    whose first subfolder is named like a class. A "list:" need not have images of every class.
 
     Args:
         name: see `load_images`.
@@ -191,9 +191,14 @@ def load_unlabeled(
     Raises:
         DataError: the name is unknown, or files are missing or broken.
     """
+    folder = data_root(root)
     kind, _, place = name.partition(":")
     if kind == "folder" and place:
-        dataset = load_plain_folder(data_root(root) / place, name=name, classes=classes)
+        dataset = load_plain_folder(folder / place, name=name, classes=classes)
+        return read_into_memory(dataset, on_bad_record=on_bad_record) if in_memory else dataset
+    if kind == "list" and ":" in place:
+        file, _, images = place.partition(":")
+        dataset = load_plain_list(folder / file, folder / images, name=name, classes=classes)
         return read_into_memory(dataset, on_bad_record=on_bad_record) if in_memory else dataset
     dataset = load_images(name, root=root, in_memory=in_memory, on_bad_record=on_bad_record)
     if dataset.classes == tuple(classes):

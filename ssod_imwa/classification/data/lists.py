@@ -9,6 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ssod_imwa.classification.data.datasets import ClassificationDataset, dataset_of_files
 from ssod_imwa.data.text_files import is_text, read_json, read_text
 from ssod_imwa.errors import DataError
@@ -56,7 +58,46 @@ def load_list_file(
     Raises:
         DataError: file or folder is missing, an entry has another form, or a class has no images.
     """
-    list_file, image_folder = Path(list_file), Path(image_folder)
+    files, labels = _read(Path(list_file), Path(image_folder), name)
+    if classes is None:
+        if max(labels) >= len(labels):
+            raise DataError(
+                f"{list_file}: label {max(labels)} is not allowed with {len(labels)} images "
+                "(labels are 0..C-1, and each class needs an image)"
+            )
+        classes = [str(label) for label in range(max(labels) + 1)]
+    dataset = dataset_of_files(name, files, labels, classes, complete=complete)
+    return replace(dataset, list_file=str(list_file))
+
+
+def load_plain_list(
+    list_file: str | Path, image_folder: str | Path, *, name: str, classes: Sequence[str]
+) -> ClassificationDataset:
+    """The images of a list, as files, unlabeled; classes may have none.
+
+    The labels are kept for records where classes are named by them, "0".."C-1", and none is beyond
+    C - 1; else they are -1.
+
+    Args:
+        list_file: see `load_list_file`, as is the next.
+        image_folder: what the paths are relative to.
+        name: of the data set.
+        classes: of the labeled images, in label order.
+
+    Raises:
+        DataError: file or folder is missing, or an entry has another form.
+    """
+    files, labels = _read(Path(list_file), Path(image_folder), name)
+    numbered = tuple(classes) == tuple(map(str, range(len(classes))))
+    known = numbered and max(labels) < len(classes)
+    truth = torch.tensor(labels) if known else torch.full((len(labels),), -1)
+    return ClassificationDataset(
+        name, truth, tuple(classes), files=files, list_file=str(list_file), is_labeled=False
+    )
+
+
+def _read(list_file: Path, image_folder: Path, name: str) -> tuple[tuple[str, ...], list[int]]:
+    """Files and labels of a list that is not empty, nor another one than was published."""
     if not os.path.isdir(image_folder):
         raise DataError(f"{name}: image folder {image_folder} does not exist")
     read = _read_json if list_file.suffix == ".json" else _read_text
@@ -68,16 +109,7 @@ def load_list_file(
         raise DataError(f"{name}: list of images {list_file} is empty")
     labels = [label for _, label in entries]
     _check_published(list_file, len(labels), max(labels) + 1)
-    if classes is None:
-        if max(labels) >= len(labels):
-            raise DataError(
-                f"{list_file}: label {max(labels)} is not allowed with {len(labels)} images "
-                "(labels are 0..C-1, and each class needs an image)"
-            )
-        classes = [str(label) for label in range(max(labels) + 1)]
-    files = [str(image_folder / path) for path, _ in entries]
-    dataset = dataset_of_files(name, files, labels, classes, complete=complete)
-    return replace(dataset, list_file=str(list_file))
+    return tuple(str(image_folder / path) for path, _ in entries), labels
 
 
 def _read_text(file: Path) -> list[tuple[str, int]]:

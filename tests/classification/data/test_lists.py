@@ -5,6 +5,7 @@ import torch
 from PIL import Image
 
 from ssod_imwa.classification.data import lists as image_lists
+from ssod_imwa.classification.data.catalog import load_unlabeled
 from ssod_imwa.classification.data.lists import load_list_file
 from ssod_imwa.classification.data.tiny_imagenet import load_tiny_imagenet
 from ssod_imwa.errors import DataError
@@ -160,6 +161,27 @@ def test_a_list_for_testing_may_lack_a_class(write_list, tmp_path, caplog):
     dataset = load_list_file(file, tmp_path, name="x", classes=classes, complete=False)
     assert dataset.counts == [1, 0, 1]
     assert "1 of 3 classes have no images: 1 (dog)" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("text", "classes", "labels"),
+    [
+        ("a.jpg 0\nb.jpg 2\n", "0123", [0, 2]),  # classes without an image
+        ("a.jpg 0\nb.jpg 2\n", "abcd", [-1, -1]),  # numbers say nothing of these classes
+        ("a.jpg 0\nb.jpg 9\n", "0123", [-1, -1]),
+    ],
+)
+def test_an_unlabeled_list_may_lack_classes(write_list, tmp_path, text, classes, labels):
+    write_list(text)
+    settings = {"root": tmp_path, "classes": tuple(classes)}
+    dataset = load_unlabeled("list:list.txt:.", **settings)
+    assert (dataset.labels.tolist(), dataset.classes) == (labels, tuple(classes))
+    assert dataset.files == (str(tmp_path / "a.jpg"), str(tmp_path / "b.jpg"))
+    assert not dataset.is_labeled
+    for name in ("a", "b"):
+        Image.new("RGB", (4, 4)).save(tmp_path / f"{name}.jpg")
+    in_memory = load_unlabeled("list:list.txt:.", **settings, in_memory=True)
+    assert in_memory.images.shape == (2, 3, 4, 4)
 
 
 @pytest.mark.parametrize(
