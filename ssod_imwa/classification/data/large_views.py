@@ -99,7 +99,7 @@ def large_view(
         cutout: edge of the square of "randaugment", in pixels.
 
     Raises:
-        ValueError: the name is not known, or size is out of range.
+        ValueError: the name is not known, or a number is out of range.
 
     Example:
         >>> view = large_view("test", size=32, jitter=False)
@@ -114,6 +114,11 @@ def large_view(
         return _livt(size, statistics, flip)
     finish = [v2.ToDtype(torch.float32, scale=True), v2.Normalize(*statistics)]
     if name in ("weak", "randaugment"):
+        if padding >= size:
+            raise ValueError(
+                f"padding = {padding} with images of {size} x {size} pixels is not allowed (must "
+                "be less to reflect)"
+            )
         crop = v2.RandomCrop(size, padding=padding, padding_mode="reflect")
         mirror = [v2.RandomHorizontalFlip()] if flip else []
         operations = [_RandAugment(cutout)] if name == "randaugment" else []

@@ -209,6 +209,10 @@ def test_views_that_do_not_exist_are_refused():
         large_view("plain", jitter=True)
     with pytest.raises(ValueError, match="size = 0 is not allowed"):
         large_view("test", size=0, jitter=True)
+    for name in ("weak", "randaugment"):
+        with pytest.raises(ValueError, match=r"padding = 16 with images of 16 x 16 .*reflect"):
+            large_view(name, size=16, jitter=True, padding=16)
+        assert large_view(name, size=16, jitter=True, padding=15)(photo()).shape == (3, 16, 16)
 
 
 def test_weak_views_are_windows_of_the_reflected_image():
