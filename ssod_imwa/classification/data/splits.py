@@ -49,6 +49,12 @@ def labeled_counts(
                 f"HOLD_OUT = {hold_out}; each class needs at least 1)"
             )
         return counts
+    if hold_out and min(available) < 1:
+        c = available.index(min(available))
+        raise DataError(
+            f"{dataset.name}: class {c} ({dataset.classes[c]}) has {dataset.counts[c]} images, "
+            f"CLS.IMBALANCE.HOLD_OUT = {hold_out} of each class leaves none to learn"
+        )
     ratio, profile = options.ratio, options.profile
     maximum = options.maximum or largest_maximum(available, ratio=ratio, profile=profile)
     return imbalanced_counts(len(dataset.classes), maximum=maximum, ratio=ratio, profile=profile)

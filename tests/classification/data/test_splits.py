@@ -66,6 +66,14 @@ def test_held_out_images_are_in_neither_part():
     assert (labeled.counts, rest.counts) == ([8, 8, 8], [8, 8, 8])
 
 
+@pytest.mark.parametrize("maximum", [0, 8])
+def test_a_class_that_is_held_out_whole_is_named(maximum):
+    options = ImbalanceOptions(ratio=4, maximum=maximum)
+    message = r"x: class 0 \(a\) has 20 images, CLS.IMBALANCE.HOLD_OUT = 20 of each class"
+    with pytest.raises(DataError, match=message):
+        impose_imbalance(dataset(), options, SelectionOptions(hold_out=20))
+
+
 def test_images_in_both_sets_are_refused_or_count_once():
     labeled, other = dataset(6), dataset(9, name="other", seed=1)
     mixed = join_unlabeled(other, labeled.subset([4, 5]))
