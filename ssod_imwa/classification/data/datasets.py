@@ -151,7 +151,8 @@ def load_image_folder(
         )
     if classes is None:
         numbered = all(entry.isdecimal() for entry in folders)
-        classes = sorted(folders, key=int) if numbered else sorted(folders)
+        # By name first: "1" and "01" are one number, and a folder is listed in any order.
+        classes = sorted(sorted(folders), key=int) if numbered else sorted(folders)
     _check_class_folders(name, folder, folders, classes, complete=complete)
     files: list[str] = []
     labels: list[int] = []

@@ -1,5 +1,6 @@
 import hashlib
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -124,6 +125,14 @@ def test_folder_becomes_files_with_sorted_classes(tree):
 def test_numbers_as_folder_names_keep_their_order(tree):
     root = tree(**{"10": 1, "2": 1, "0": 1})
     assert load_image_folder(root, name="x").classes == ("0", "2", "10")
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+def test_equal_numbers_come_in_the_same_order_on_every_disk(tree, monkeypatch, backwards):
+    root = tree(**{"1": 1, "01": 1, "0": 1})
+    listed = sorted(root.iterdir(), reverse=backwards)
+    monkeypatch.setattr(Path, "iterdir", lambda folder: iter(listed))
+    assert load_image_folder(root, name="x").classes == ("0", "01", "1")
 
 
 def test_class_order_can_be_given(tree):
