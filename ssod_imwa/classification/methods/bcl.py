@@ -112,7 +112,7 @@ class BalancedContrastive(ClassificationMethod):
         training: see `ClassificationMethod`.
 
     Raises:
-        ValueError: a number is out of range, or counts are not one a class.
+        ValueError: a number is out of range, or counts are not one a class, or of one class alone.
     """
 
     reads: Mapping[str, tuple[str, ...]] = {"labeled": ("image", "contrast_1", "contrast_2")}
@@ -132,6 +132,11 @@ class BalancedContrastive(ClassificationMethod):
             raise ValueError(
                 f"{len(counts)} counts are not allowed (must be one for each of the network's "
                 f"{len(weights)} classes)"
+            )
+        if len(counts) == 1:
+            raise ValueError(
+                "1 class is not allowed (must be at least 2: the batch norm of the prototypes' "
+                "head sees the classes)"
             )
         self.options = options
         self.log_prior = log_prior(counts).to(weights.device)

@@ -9,6 +9,7 @@ from support import needs_fork
 from ssod_imwa.averaging.ranks import Ranks
 from ssod_imwa.classification.methods.base import Training
 from ssod_imwa.classification.methods.bcl import BalancedContrastive, BCLNetwork, BCLOptions
+from ssod_imwa.classification.models.cifar_resnet import CifarResNet
 from ssod_imwa.data.batches import Batch
 from ssod_imwa.engine.launch import distribute
 
@@ -238,3 +239,9 @@ def test_settings_out_of_range_are_refused(tiny, settings, message):
 def test_counts_of_other_classes_are_refused(tiny):
     with pytest.raises(ValueError, match=r"2 counts are not allowed .*the network's 3 classes"):
         BalancedContrastive(network(tiny), [5, 3], BCLOptions(), training=Training(1))
+
+
+def test_one_class_alone_is_refused():
+    alone = BCLNetwork(CifarResNet(1, depth=8), BCLOptions())
+    with pytest.raises(ValueError, match=r"1 class is not allowed .*at least 2"):
+        BalancedContrastive(alone, [5], BCLOptions(), training=Training(1))
