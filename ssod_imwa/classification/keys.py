@@ -185,6 +185,9 @@ THINNED: Mapping[str, Values] = {
     "CLS.IMBALANCE.PERCENT": BELOW_100,
 }
 CLASSIFICATION: Conditions = {"TASK": ("classification",)}
+EPOCHS = "CLS.SCHEDULE.EPOCHS"
+# What CLS.SCHEDULE takes the place of while EPOCHS is above 0.
+REPLACED_BY_EPOCHS = ("SOLVER.MAX_ITER", "SOLVER.STEPS", "SOLVER.WARMUP_ITERS")
 PIXELS: Conditions = {**CLASSIFICATION, "CLS.MODEL.NAME": SEES_PIXELS}
 FIXMATCH: Conditions = {**CLASSIFICATION, "CLS.ALGORITHM": ("fixmatch",)}
 
@@ -345,6 +348,6 @@ SECTIONS = (
     Section(
         "CLS.SCHEDULE",
         ScheduleStepOptions,
-        {**CLASSIFICATION, "CLS.SCHEDULE.EPOCHS": ABOVE_0, **IN_STEPS},
+        {**CLASSIFICATION, EPOCHS: ABOVE_0, **IN_STEPS},
     ),
 )

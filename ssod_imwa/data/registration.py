@@ -22,7 +22,7 @@ def import_modules(names: Sequence[str], *, option: str = "DATASETS.IMPORT") -> 
         try:
             importlib.import_module(name)
         except ModuleNotFoundError as error:
-            if error.name is None or not name.startswith(error.name):
+            if error.name is None or not f"{name}.".startswith(f"{error.name}."):
                 raise  # the module is there, but not what it imports
             raise ConfigError(
                 f"{option}: there is no module {name!r} (must be importable: installed, or below a "

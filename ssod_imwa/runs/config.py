@@ -92,7 +92,9 @@ def load_config(
         settings += file_settings(file)
     settings += override_settings(overrides)
     detector = {setting.key: setting.value for setting in settings}.get(TOOLKIT_CONFIG, "")
-    return _build(settings, " + ".join(map(str, files)) or COMMAND_LINE, detector=str(detector))
+    cfg = _build(settings, " + ".join(map(str, files)) or COMMAND_LINE, detector=str(detector))
+    _refuse_replaced(cfg, settings)
+    return cfg
 
 
 def parse_config(text: str, source: str) -> CfgNode:
@@ -122,6 +124,29 @@ def _build(settings: Sequence[Setting], source: str, *, detector: str) -> CfgNod
     ]
     cfg.freeze()
     return cfg
+
+
+def _refuse_replaced(cfg: CfgNode, settings: Sequence[Setting]) -> None:
+    """Refuse iterations that are set after epochs, which go on counting in their place.
+
+    Before them they had a meaning until epochs came; a dump, which is one source, has both.
+
+    Raises:
+        ConfigError: one is there.
+    """
+    epochs = value_of(cfg, classification.EPOCHS) if cfg.TASK == "classification" else 0
+    if not epochs:
+        return
+    last = {setting.key: number for number, setting in enumerate(settings)}
+    place = last[classification.EPOCHS]
+    for number in (last.get(key, -1) for key in classification.REPLACED_BY_EPOCHS):
+        setting = settings[number]
+        is_dump = setting.source == settings[place].source != COMMAND_LINE
+        if number > place and not is_dump:
+            raise ConfigError(
+                f"{setting.source}: {setting.key} has no meaning with {classification.EPOCHS} = "
+                f"{epochs:g} (CLS.SCHEDULE takes its place: set that, or EPOCHS to 0)"
+            )
 
 
 def member_configs(cfg: CfgNode, source: str = COMMAND_LINE) -> list[CfgNode]:

@@ -188,3 +188,27 @@ def test_a_dumped_config_reads_back_as_it_was():
     assert parse_config(cfg.dump(), "dump") == cfg
     with pytest.raises(ConfigError, match="dump: SEEDS is not a configuration key"):
         parse_config("SEEDS: 1", "dump")
+
+
+EPOCHS = "TASK: classification\nCLS: {SCHEDULE: {EPOCHS: 2}}\n"
+
+
+@pytest.mark.parametrize("key", ["SOLVER.MAX_ITER", "SOLVER.WARMUP_ITERS"])
+def test_iterations_after_a_schedule_in_epochs_are_refused(tmp_path, key):
+    recipe = write(tmp_path, "recipe.yaml", EPOCHS)
+    fragment = write(tmp_path, "fragment.yaml", f"{key}: 8\n")
+    rule = rf"{key} has no meaning with CLS\.SCHEDULE\.EPOCHS = 2 \(CLS\.SCHEDULE takes its place"
+    with pytest.raises(ConfigError, match=rf"command line: {rule}"):
+        load_config(recipe, [key, "8"])
+    with pytest.raises(ConfigError, match=rf"fragment\.yaml: {rule}"):
+        load_config([recipe, fragment])
+
+
+def test_iterations_before_epochs_without_them_or_of_a_dump_are_allowed(tmp_path):
+    recipe = write(tmp_path, "recipe.yaml", EPOCHS)
+    fragment = write(tmp_path, "fragment.yaml", "SOLVER.MAX_ITER: 8\n")
+    assert load_config([fragment, recipe]).CLS.SCHEDULE.EPOCHS == 2
+    cfg = load_config(recipe, ["SOLVER.MAX_ITER", "8", "CLS.SCHEDULE.EPOCHS", "0"])
+    assert cfg.SOLVER.MAX_ITER == 8
+    dump = write(tmp_path, "config.yaml", load_config(recipe).dump())
+    assert load_config(dump) == load_config(recipe, ["OUTPUT_DIR", load_config(dump).OUTPUT_DIR])
