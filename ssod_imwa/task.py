@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -165,6 +166,13 @@ class Task(ABC):
     def hooks(self) -> list[HookBase]:
         """Hooks of the task's own, called while a member's last weights are still live."""
         return []
+
+    def leftovers(self) -> Sequence[Path]:
+        """What such hooks wrote to OUTPUT_DIR in an earlier run, where this one has none of them.
+
+        Hooks of this run replace their files themselves.
+        """
+        return ()
 
 
 class NamedSet(Protocol):

@@ -47,6 +47,7 @@ from ssod_imwa.classification.tracking import (
     ClassTrackingHook,
     SnapshotHook,
     TrackingOptions,
+    snapshot_files,
 )
 from ssod_imwa.classification.training_loss import spread_over_classes, training_loss
 from ssod_imwa.config.averaging import StoreOptions
@@ -280,6 +281,13 @@ class ClassificationTask(Task):
         if period:
             hooks.append(SnapshotHook(folder / SNAPSHOT_FOLDER, period=period, first_member=first))
         return hooks
+
+    def leftovers(self) -> Sequence[Path]:
+        cfg, folder = self.cfg, Path(self.cfg.OUTPUT_DIR)
+        is_tracked = read_options(TrackingOptions, cfg.CLS).track_period > 0
+        rows = [] if is_tracked else [folder / CLASSES_FILE]
+        weights = {} if cfg.CLS.SNAPSHOT_PERIOD else snapshot_files(folder / SNAPSHOT_FOLDER)
+        return [*rows, *weights.values()]
 
     def test_batches(
         self, dataset: ClassificationDataset, processes: Group | None = None

@@ -283,6 +283,7 @@ def _build_hooks(
         episodes=solver.CHECKPOINT_EPISODES,
         keep=solver.CHECKPOINT_KEEP,
         overwrite=overwrite,
+        leftovers=task.leftovers(),
         lawa=None if lawa is None else lawa.weights,
     )
     signal_hook = SignalHook(signals, checkpoint.save_now)

@@ -2,12 +2,14 @@
 
 import os
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from fvcore.nn import FlopCountAnalysis
 from support import assert_equal, final_weights, mean_of, train_in_parts
 
+from ssod_imwa.analysis.snapshots import last_students
 from ssod_imwa.averaging.episodes import EpisodeSchedule
 from ssod_imwa.classification import build, task
 from ssod_imwa.classification.data.subsets import balanced_subset
@@ -113,6 +115,17 @@ def test_a_stopped_and_resumed_run_equals_one_that_never_stopped(config):
     assert_equal(final_weights(whole), final_weights(parts))
     first, second = (read_results(cfg.OUTPUT_DIR).evaluations for cfg in (whole, parts))
     assert str(first) == str(second)
+
+
+def test_overwriting_removes_what_the_new_run_does_not_write_anew(config):
+    cfg = config("CLS.SNAPSHOT_PERIOD", 1, "CLS.TRACK_PERIOD", 1)
+    assert run.train(cfg) == 0
+    folder = Path(cfg.OUTPUT_DIR)
+    assert (folder / "classes.json").exists()
+    assert len(last_students(folder, 5)) > 2
+    assert run.train(config("SEED", 2), overwrite=True) == 0
+    assert not (folder / "classes.json").exists()
+    assert not list((folder / "snapshots").iterdir())
 
 
 def test_a_schedule_in_epochs_counts_the_images_that_are_sampled(config):

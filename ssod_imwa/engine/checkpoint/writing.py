@@ -22,7 +22,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -83,6 +83,7 @@ class CheckpointHook(HookBase):
         episodes: episodes from one checkpoint at an episode's end to the next.
         keep: older checkpoints kept beside the newest.
         overwrite: remove an earlier run's checkpoints from the directory after the first step.
+        leftovers: other files of an earlier run, which are then removed, too.
         lawa: makes the live models the mean of the run's last averages, once it has ended; None if
             nobody asked for it.
 
@@ -102,6 +103,7 @@ class CheckpointHook(HookBase):
         episodes: int = 1,
         keep: int = 1,
         overwrite: bool = False,
+        leftovers: Sequence[Path] = (),
         lawa: Callable[[], AbstractContextManager[object]] | None = None,
     ) -> None:
         for argument, value in (("period", period), ("keep", keep)):
@@ -115,6 +117,7 @@ class CheckpointHook(HookBase):
         self.episodes = episodes
         self.keep = keep
         self.overwrite = overwrite
+        self.leftovers = leftovers
         self.lawa = lawa
         self.inexact: list[dict[str, Any]] = []
         self._seconds = 0.0
@@ -385,3 +388,7 @@ class CheckpointHook(HookBase):
             if (self.directory / name).exists():
                 logger.warning("removing %s of the overwritten run", self.directory / name)
                 remove_checkpoint(self.directory / name)
+        if there := [path for path in self.leftovers if path.exists()]:
+            logger.warning("removing %s of the overwritten run (%d files)", there[0], len(there))
+            for path in there:
+                remove_checkpoint(path)
