@@ -88,10 +88,19 @@ def parse_arguments() -> argparse.Namespace:
         "overrides", nargs="*", metavar="KEY VALUE", help="settings that override the files'"
     )
     arguments = parser.parse_intermixed_args()
+    check_arguments(parser, arguments)
     arguments.config_file, arguments.overrides = split_config_file(
         arguments.config_file, arguments.overrides
     )
     return arguments
+
+
+def check_arguments(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
+    """Refuse what argparse does not."""
+    if arguments.resume_from == "":  # an unset shell variable, which would start anew
+        parser.error("--resume-from '' is not allowed (must name a checkpoint)")
+    if arguments.allow_inexact_resume and not (arguments.resume or arguments.resume_from):
+        parser.error("--allow-inexact-resume is of --resume or --resume-from, and none is given")
 
 
 def read_configuration(arguments: argparse.Namespace) -> tuple[Any, list[Change]]:

@@ -50,6 +50,22 @@ def test_a_value_may_end_in_yaml_but_a_file_must(parse):
         parse("--config-file a.yaml b.yml SEED 3")
 
 
+@pytest.mark.parametrize(
+    ("words", "rule"),
+    [
+        (["--resume-from", ""], "--resume-from '' is not allowed (must name a checkpoint)"),
+        (["--allow-inexact-resume"], "is of --resume or --resume-from, and none is given"),
+        (["--overwrite", "--allow-inexact-resume"], "is of --resume or --resume-from"),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(monkeypatch, capsys, words, rule):
+    tool = runpy.run_path(str(TOOL))
+    monkeypatch.setattr(sys, "argv", ["train_net.py", "--config-file", "a.yaml", *words])
+    with pytest.raises(SystemExit, match="2"):
+        tool["parse_arguments"]()
+    assert rule in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("line", ["--overwrite --num-gpus 2", "--resume-from old.pth", "--resume"])
 def test_the_command_that_goes_on_keeps_files_and_settings(monkeypatch, line):
     tool = runpy.run_path(str(TOOL))
