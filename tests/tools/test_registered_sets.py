@@ -125,3 +125,6 @@ def test_a_fault_inside_the_module_is_not_hidden(call, root):
     (root / "my_data.py").write_text("import not_installed\n")
     with pytest.raises(ModuleNotFoundError, match="not_installed"):
         call("check_dataset", "birds_train", "--import", "my_data")
+    (root / "my_data.py").write_text("import my_d\n")  # as cv2_sets that import cv2
+    with pytest.raises(ModuleNotFoundError, match="'my_d'"):
+        call("check_dataset", "birds_train", "--import", "my_data")
