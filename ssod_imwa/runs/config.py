@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -117,6 +118,7 @@ def _build(settings: Sequence[Setting], source: str, *, detector: str) -> CfgNod
     if toolkit is not None:
         _warn_of_unread(cfg, toolkit, settings)
     check_shared(cfg, source)
+    cfg.OUTPUT_DIR = os.path.expanduser(cfg.OUTPUT_DIR)  # no folder with the name "~"
     # In one form, so that what a resume compares does not depend on how blocks were written.
     cfg.IMWA.MEMBER_OVERRIDES = [
         {key: value_of(own, key) for key in block}

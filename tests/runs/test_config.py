@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 
 from ssod_imwa.errors import ConfigError
@@ -212,3 +214,9 @@ def test_iterations_before_epochs_without_them_or_of_a_dump_are_allowed(tmp_path
     assert cfg.SOLVER.MAX_ITER == 8
     dump = write(tmp_path, "config.yaml", load_config(recipe).dump())
     assert load_config(dump) == load_config(recipe, ["OUTPUT_DIR", load_config(dump).OUTPUT_DIR])
+
+
+def test_a_home_folder_is_one(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    recipe = write(tmp_path, "recipe.yaml", "OUTPUT_DIR: ~/runs/a\n")
+    assert Path(load_config(recipe).OUTPUT_DIR) == tmp_path / "runs/a"
