@@ -23,6 +23,10 @@ STALE = 0.1
 CLOSE = 0.05
 # Noise left by a rate is in proportion to it, and so is what averaging can remove.
 ANNEALED = 0.1
+# A member whose loss has more than tripled in an episode has lost what it began with: one step too
+# large took digits' from 0.3 to 2.5 (docs/results.md). Nearly no loss triples by chance.
+BROKEN = 3.0
+NEARLY_NONE = 0.1
 # Averages of which a trend is the mean, and the relative change that is one.
 TREND = 3
 CHANGE = 0.5
@@ -94,7 +98,7 @@ class Advice:
     """What to do, and why.
 
     Attributes:
-        kind: "unmeasured", "barrier", "stale", "annealed", "close", "nothing" or "gains".
+        kind: "unmeasured", "broken", "barrier", "stale", "annealed", "close", "nothing" or "gains".
         text: one line.
     """
 
@@ -105,9 +109,10 @@ class Advice:
 def advise(course: Sequence[AverageNumbers], *, measured: str = "") -> Advice:
     """The advice after the last of some averages.
 
-    In this order: a loss that is no number says nothing; with a barrier nothing else matters; stale
-    batch norms hide what averaging gains; a rate near zero explains a small gain and a small
-    distance; a small distance says that the gain can be had with fewer averages.
+    In this order: a loss that is no number says nothing; a member that broke down takes the average
+    with it; with a barrier nothing else matters; stale batch norms hide what averaging gains; a
+    rate near zero explains a small gain and a small distance; a small distance says that the gain
+    can be had with fewer averages.
 
     Args:
         course: the numbers of the averages up to now, at least one; the last few are enough.
@@ -119,6 +124,14 @@ def advise(course: Sequence[AverageNumbers], *, measured: str = "") -> Advice:
     gains = f"averaging gains {share}{_trend(course)}" if share else UNKNOWN
     if math.isnan(now.best):
         return Advice("unmeasured", f"{gains}: the average's loss is no number")
+    before = course[-2].worst if len(course) > 1 else math.inf
+    if now.worst > max(BROKEN * before, NEARLY_NONE):
+        return Advice(
+            "broken",
+            f"a member's loss went from {before:.3g} to {now.worst:.3g} in this episode, and the "
+            "average goes on with it: lower SOLVER.BASE_LR or set SOLVER.CLIP_GRADIENTS.ENABLED "
+            "True, and resume from an earlier checkpoint",
+        )
     if now.barrier > GAIN:
         return Advice(
             "barrier",

@@ -75,6 +75,21 @@ def test_the_trend_is_that_of_three_averages_against_three(averages, words):
     assert "falling" not in text and "rising" not in text if words is None else words in text
 
 
+@pytest.mark.parametrize(
+    ("before", "worst", "kind"),
+    [(0.3, 2.5, "broken"), (0.3, 0.89, "gains"), (0.01, 0.09, "gains"), (0.04, 0.2, "broken")],
+)
+def test_a_member_whose_loss_tripled_has_broken_down(before, worst, kind):
+    course = [numbers(members=before, worst=before, average=0.9 * before)]
+    members = (before + worst) / 2
+    course.append(numbers(members=members, worst=worst, average=0.8 * members))
+    advice = advise(course)
+    assert advice.kind == kind
+    if kind == "broken":
+        assert f"went from {before:g} to {worst:g} in this episode" in advice.text
+    assert advise(course[1:]).kind == "gains"  # of the first episode nothing is known
+
+
 def test_what_test_images_say_comes_first():
     assert advise([USUAL], measured="0.8 AP").text.startswith("averaging gains 0.8 AP, 10.0 % of")
 
