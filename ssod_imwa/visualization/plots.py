@@ -108,13 +108,15 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     """The rows of a run's `metrics.json`, one JSON object a line; a last, torn line is left out.
 
     Raises:
-        MetricsError: the file is missing, or another line than the last is not an object.
+        MetricsError: the file is missing or no text, or another line than the last is no object.
     """
     path = Path(path)
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except OSError as error:
         raise MetricsError(f"{path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise MetricsError(f"{path} is not UTF-8 text: {error}") from error
     rows = []
     for number, line in enumerate(lines, start=1):
         try:

@@ -70,6 +70,9 @@ def test_a_damaged_metrics_file_is_a_users_error(tmp_path, text, message):
         read_metrics(tmp_path / "metrics.json")
     with pytest.raises(MetricsError, match="cannot be read"):
         read_metrics(tmp_path / "none.json")
+    (tmp_path / "metrics.json").write_bytes(b'{"a": "\xff"}\n')
+    with pytest.raises(MetricsError, match="is not UTF-8 text"):
+        read_metrics(tmp_path / "metrics.json")
 
 
 def test_curves_go_by_global_step_and_by_each_members_own_iteration():
