@@ -73,6 +73,8 @@ def main() -> None:
     results = read_results(arguments.run_dir)
     print(f"{arguments.run_dir}: {results.method} on {results.dataset}, T = {results.iterations}")
     if results.members > 1:
+        if arguments.dataset or arguments.training_set or arguments.metric:
+            print("nothing is measured afterwards of several members: these lines are of training")
         show_averages(arguments.run_dir, results)
     else:
         judge(arguments)

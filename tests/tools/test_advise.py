@@ -142,6 +142,9 @@ def test_of_several_members_the_lines_of_training_are_shown(advise, plain):
     status, out, _ = advise(advised.OUTPUT_DIR)
     begins = [line.partition(": ")[0] for line in out.splitlines()[1:]]
     assert (status, begins) == (0, ["average of episode 1", "average of episode 2"])
+    _, with_dataset, _ = advise(advised.OUTPUT_DIR, "--dataset", "digit_images_test")
+    note = "nothing is measured afterwards of several members: these lines are of training"
+    assert with_dataset.splitlines() == [*out.splitlines()[:1], note, *out.splitlines()[1:]]
     status, _, error = advise(plain(*settings, output="silent").OUTPUT_DIR)
     assert status == 2
     assert "is a run of 2 members without IMWA.ADVISE" in error
