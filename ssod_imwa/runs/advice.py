@@ -23,8 +23,8 @@ STALE = 0.1
 CLOSE = 0.05
 # Noise left by a rate is in proportion to it, and so is what averaging can remove.
 ANNEALED = 0.1
-# A member whose loss has more than tripled in an episode has lost what it began with: one step too
-# large took digits' from 0.3 to 2.5 (docs/results.md). Nearly no loss triples by chance.
+# A member whose loss has more than tripled in an episode has lost what it began with: that of a
+# student of digits went from 0.3 to 2.5 in 20 steps (docs/results.md). Near 0 it may by chance.
 BROKEN = 3.0
 NEARLY_NONE = 0.1
 # Averages of which a trend is the mean, and the relative change that is one.
